@@ -1,0 +1,64 @@
+"""Writes the trained model as a Hugging Face folder."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from dipo_pl.errors import InputError
+from dipo_pl.run_folder import RunFolder
+
+
+class Export(Callback):
+    """At the end of training, writes model and tokenizer to hf/ in the run folder.
+
+    Args:
+        enabled: false writes nothing.
+        best: write the checkpoint that `checkpoint.monitor` found best instead of the last weights.
+    """
+
+    def __init__(self, enabled: bool = True, best: bool = False) -> None:
+        self.enabled = enabled
+        self.best = best
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        checkpoint = trainer.checkpoint_callback
+        if self.best and (not isinstance(checkpoint, ModelCheckpoint) or checkpoint.monitor is None):
+            raise InputError(
+                "export.best is true and nothing says what is best: set checkpoint.monitor (forget_quality_log10_p "
+                "or model_utility, say), checkpoint.mode and checkpoint.save_top_k 1"
+            )
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.enabled or not trainer.is_global_zero:
+            return
+        module: Any = pl_module
+        model = module.language_model
+        weights = model.state_dict()
+        if self.best:
+            checkpoint = trainer.checkpoint_callback
+            assert isinstance(checkpoint, ModelCheckpoint)
+            saved = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)[
+                "state_dict"
+            ]
+            weights = {name.removeprefix("model."): tensor for name, tensor in saved.items()}
+        target = RunFolder(Path(trainer.default_root_dir)).hf
+        export(model, module.policy.tokenizer(), weights, target)
+        rank_zero_info(f"the model is in {target}")
+
+
+def export(model: Any, tokenizer: Any, weights: dict[str, torch.Tensor], target: Path) -> None:
+    """Writes beside `target` first, so that it holds the old model or the new one, never a mixture."""
+    temporary, old = (target.with_name(f".{target.name}.{suffix}") for suffix in ("tmp", "old"))
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    model.save_pretrained(temporary, state_dict=weights)
+    tokenizer.save_pretrained(temporary)
+    if target.exists():
+        target.rename(old)
+    temporary.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

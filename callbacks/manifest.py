@@ -1,0 +1,120 @@
+"""The manifest: what made a result, so that it can be made again and compared fairly."""
+
+import json
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from dipo_pl.fingerprint import rows_fingerprint, weights_fingerprint
+from dipo_pl.run_folder import RunFolder, write_text
+from dipo_pl.version import __version__
+
+PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "jsonargparse", "tokenizers")
+
+
+class Manifest(Callback):
+    """Writes manifest.json when a run starts, and how it ended when it ends."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "validate" and not self._fitted(trainer):
+            self._start(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        finished = trainer.fit_loop.done
+        self._end(trainer, "finished" if finished else "stopped")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "validate" and not self._fitted(trainer):
+            self._end(trainer, "finished")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if _run(trainer).manifest.is_file():
+            self._end(trainer, f"failed: {' '.join(str(exception).split()) or type(exception).__name__}")
+
+    @staticmethod
+    def _fitted(trainer: Trainer) -> bool:
+        """The measurement after a fit belongs to that run."""
+        return _run(trainer).read_manifest().get("command") == "fit"
+
+    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        module: Any = pl_module
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        run = _run(trainer)
+        earlier = run.read_manifest()
+        resumed = trainer.state.fn == "fit" and trainer.global_step > 0
+        language_model = module.language_model
+        record = {
+            "status": "running",
+            "command": str(trainer.state.fn),
+            "started": earlier.get("started", _now()) if resumed else _now(),
+            "resumed_at_steps": [*earlier.get("resumed_at_steps", []), trainer.global_step]
+            if resumed
+            else [],
+            "dipo_pl": __version__,
+            "versions": {"python": platform.python_version()}
+            | {name: metadata.version(name) for name in PACKAGES},
+            "platform": platform.platform(),
+            "arguments": sys.argv[1:],
+            "seed": data.seed,
+            "device": str(pl_module.device),
+            "world_size": trainer.world_size,
+            "global_batch": data.batch_size * trainer.world_size * trainer.accumulate_grad_batches,
+            "precision": str(trainer.precision),
+            "gradient_clip": trainer.gradient_clip_val,
+            "attention": language_model.config._attn_implementation,
+            "max_epochs": trainer.max_epochs,
+            "policy": {
+                "source": module.policy.source,
+                "class": type(language_model).__name__,
+                "dtype": str(language_model.dtype),
+                "parameters": sum(each.numel() for each in language_model.parameters()),
+                "weights_at_start": earlier["policy"]["weights_at_start"]
+                if resumed and "policy" in earlier
+                else weights_fingerprint(language_model),
+            },
+            "data": {
+                "forget": {
+                    "rows": len(data.row_sets.forget),
+                    "fingerprint": rows_fingerprint(data.row_sets.forget),
+                },
+                "retain": {
+                    "rows": len(data.row_sets.retain),
+                    "fingerprint": rows_fingerprint(data.row_sets.retain),
+                },
+                "evaluation": {
+                    each.name: {"rows": len(each.rows), "fingerprint": rows_fingerprint(each.rows)}
+                    for each in data.evaluation_sets
+                },
+            },
+        }
+        write_text(run.manifest, json.dumps(record, indent=2) + "\n")
+
+    def _end(self, trainer: Trainer, status: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        run = _run(trainer)
+        record = run.read_manifest() | {
+            "status": status,
+            "ended": _now(),
+            "epochs": trainer.current_epoch,
+            "steps": trainer.global_step,
+        }
+        write_text(run.manifest, json.dumps(record, indent=2) + "\n")
+
+
+def _run(trainer: Trainer) -> RunFolder:
+    return RunFolder(Path(trainer.default_root_dir))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,75 @@
+"""Watches training: speed, memory, learning rate, gradient norm; stops at numbers that are not finite."""
+
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from dipo_pl.batch import Batch
+from dipo_pl.errors import TrainingError
+
+
+class TrainingMonitor(Callback):
+    """Logs train/tokens_per_second, train/memory_mib, train/learning_rate and train/gradient_norm.
+
+    The norm is the one before clipping. Memory is the allocator's peak on a GPU, else the process's peak
+    resident set. A loss or gradient that is not finite ends the run before the optimizer takes it in.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[str] = []
+        self._started = 0.0
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._rows = []
+        start = 0
+        for name, count in batch.sections.items():
+            self._rows.append(f"{name} rows {list(batch.rows[start : start + count])}")
+            start += count
+        self._started = time.perf_counter()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            self._stop(trainer, f"the loss is {loss.item()}")
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        gradients = [each.grad for each in pl_module.parameters() if each.grad is not None]
+        norm = get_total_norm(gradients)
+        # With fp16 an overflow is the scaler's business: it skips the step and lowers its scale.
+        if getattr(trainer.precision_plugin, "scaler", None) is None and not torch.isfinite(norm):
+            self._stop(trainer, f"the gradient norm is {norm.item()}")
+        pl_module.log("train/gradient_norm", norm)
+        pl_module.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        tokens = float(batch.attention_mask.sum())
+        seconds = time.perf_counter() - self._started
+        pl_module.log("train/tokens_per_second", tokens * trainer.world_size / seconds)
+        pl_module.log("train/memory_mib", _peak_memory_mib(pl_module.device))
+
+    def _stop(self, trainer: Trainer, cause: str) -> None:
+        raise TrainingError(
+            f"{cause} at epoch {trainer.current_epoch}, step {trainer.global_step} ({'; '.join(self._rows)}): the "
+            "optimizer has not taken it in, and the last checkpoint is good. Lower the learning rate, clip "
+            "gradients (trainer.gradient_clip_val 1.0), or look at these rows"
+        )
+
+
+def _peak_memory_mib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -1,0 +1,39 @@
+"""The shipped configs, found by bare name."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from dipo_pl.errors import InputError
+
+
+def shipped() -> dict[str, Path]:
+    """Name to path of every shipped config."""
+    folder = Path(str(files(__name__)))
+    return {path.name: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def resolve(name: str) -> Path:
+    """A path as it is; a bare name from the working directory, else from the shipped configs.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.parent == Path() and (found := shipped().get(path.name)):
+        return found
+    raise InputError(
+        f"no config {name}: neither a file here nor a shipped config ({', '.join(shipped())})"
+        if path.parent == Path()
+        else f"no config file {name}"
+    )
+
+
+def describe() -> str:
+    """One line a config: its name and its first comment."""
+    lines = []
+    for name, path in shipped().items():
+        first = path.read_text(encoding="utf-8").split("\n", 1)[0]
+        lines.append(f"{name:28} {first.removeprefix('#').strip()}\n")
+    return "".join(lines)

@@ -1,0 +1,40 @@
+"""Fictitious authors made on the spot: TOFU's shape without a download."""
+
+from typing import Any
+
+from dipo_pl.data_modules.fictitious_authors import fictitious_rows
+from dipo_pl.data_modules.forget_retain import ForgetRetain, RowSets
+from dipo_pl.data_modules.rows import EvaluationSet, row_from
+from dipo_pl.errors import InputError
+
+
+class FictitiousAuthors(ForgetRetain):
+    """Authors that exist nowhere else, 20 questions each; the last ones are to be forgotten.
+
+    Evaluation sets: `forget` and `retain`.
+
+    Args:
+        authors: in all.
+        forget_authors: how many of them are to be forgotten.
+        author_seed: another seed, other authors.
+        options: of the base class.
+    """
+
+    def __init__(
+        self, authors: int = 20, forget_authors: int = 2, author_seed: int = 0, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        if not 0 < forget_authors < authors:
+            raise InputError(
+                f"data.forget_authors must lie between 1 and data.authors - 1, got {forget_authors} of {authors}"
+            )
+        self.authors = authors
+        self.forget_authors = forget_authors
+        self.author_seed = author_seed
+
+    def read(self) -> RowSets:
+        records = fictitious_rows(self.authors, self.author_seed)
+        rows = [row_from(record, f"fictitious row {index}") for index, record in enumerate(records)]
+        boundary = len(rows) // self.authors * (self.authors - self.forget_authors)
+        retain, forget = rows[:boundary], rows[boundary:]
+        return RowSets(forget, retain, [EvaluationSet("forget", forget), EvaluationSet("retain", retain)])

@@ -1,0 +1,29 @@
+"""Any two files of one's own: what to forget and what to retain."""
+
+from typing import Any
+
+from dipo_pl.data_modules.forget_retain import ForgetRetain, RowSets
+from dipo_pl.data_modules.rows import EvaluationSet, read_json_lines
+
+
+class JSONL(ForgetRetain):
+    """Two files of one JSON object a line: {question, answer}, {text} or {messages: [{role, content}]}.
+
+    Rows may also carry `paraphrased_answer` (a text) and `perturbed_answer` (a list of wrong answers, the
+    same number in every row): the truth ratio, and with it Forget Quality, are measured only where they do.
+    Evaluation sets: `forget` and `retain`.
+
+    Args:
+        forget: file of the rows to forget.
+        retain: file of rows that stand for what must be kept.
+        options: of the base class.
+    """
+
+    def __init__(self, forget: str, retain: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.forget = forget
+        self.retain = retain
+
+    def read(self) -> RowSets:
+        forget, retain = read_json_lines(self.forget), read_json_lines(self.retain)
+        return RowSets(forget, retain, [EvaluationSet("forget", forget), EvaluationSet("retain", retain)])

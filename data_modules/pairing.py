@@ -1,0 +1,72 @@
+"""Which retain row meets which forget row: pure functions of seed, epoch and row."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch.utils.data import Sampler
+
+
+def permutation(seed: int, stream: str, cycle: int, size: int) -> list[int]:
+    """A shuffled range(size) that depends on its arguments alone (not on workers, ranks or earlier draws)."""
+    order = list(range(size))
+    random.Random(f"{seed}/{stream}/{cycle}").shuffle(order)
+    return order
+
+
+def forget_retain_pairs(seed: int, epoch: int, forget_rows: int, retain_rows: int) -> list[tuple[int, int]]:
+    """The epoch's (forget row, retain row) pairs, in training order.
+
+    One epoch passes once over the forget set. Retain rows are dealt from one shuffled pack after another
+    without replacement, so each is seen before any is seen twice; forget row f of epoch e takes card
+    e * forget_rows + f.
+    """
+    cards = range(epoch * forget_rows, (epoch + 1) * forget_rows)
+    packs = {
+        cycle: permutation(seed, "retain", cycle, retain_rows)
+        for cycle in range(cards[0] // retain_rows, cards[-1] // retain_rows + 1)
+    }
+    partner = [packs[card // retain_rows][card % retain_rows] for card in cards]
+    return [(row, partner[row]) for row in permutation(seed, "forget", epoch, forget_rows)]
+
+
+class ResumableSampler(Sampler[Sequence[Any]]):
+    """Yields an epoch's batches of items, from any batch on.
+
+    Args:
+        items: the epoch's items in global order.
+        batch_size: items of one batch on one device.
+        rank, world_size: a global batch is world_size consecutive batches, one a rank. Where the last
+            one cannot be shared out evenly, items from the epoch's start fill it.
+    """
+
+    def __init__(
+        self, items: Callable[[int], Sequence[Any]], batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.items = items
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.first_batch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this at every epoch; also for the epoch that a resumed run is in the middle of."""
+        if epoch != self.epoch:
+            self.epoch, self.first_batch = epoch, 0
+
+    def resume(self, epoch: int, batches_done: int) -> None:
+        finished = batches_done >= len(self)
+        self.epoch, self.first_batch = (epoch + 1, 0) if finished else (epoch, batches_done)
+
+    def __len__(self) -> int:
+        return -(-len(self.items(0)) // (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[Sequence[Any]]:
+        items = list(self.items(self.epoch))
+        items += items[: -len(items) % self.world_size]
+        step = self.batch_size * self.world_size
+        for start in range(self.first_batch * step, len(items), step):
+            batch = items[start : start + step]
+            share = len(batch) // self.world_size
+            yield batch[self.rank * share : (self.rank + 1) * share]

@@ -1,0 +1,121 @@
+"""Rows as users write them, read into one form, with errors that name the file and the line."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dipo_pl.errors import InputError
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A conversation up to the answer, the answer, and what the truth ratio needs where it is known.
+
+    A text without a question has no messages, and all of it is the answer.
+    """
+
+    messages: tuple[tuple[str, str], ...]
+    answer: str
+    paraphrased_answer: str | None = None
+    wrong_answers: tuple[str, ...] = ()
+
+    @property
+    def question(self) -> str:
+        return self.messages[-1][1] if self.messages else ""
+
+    def texts(self) -> list[str]:
+        return [content for _, content in self.messages] + [self.answer]
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """A named set of rows to be measured; with `options` the answer's probability is taken among them."""
+
+    name: str
+    rows: Sequence[Row]
+    options: bool = False
+
+
+def row_from(record: Mapping[str, Any], where: str) -> Row:
+    """Reads {question, answer}, {text} or {messages}, with optional paraphrased and perturbed answers.
+
+    Raises:
+        InputError: a column is missing, empty or of the wrong type; `where` says in which row.
+    """
+
+    def text(key: str) -> str:
+        value = record.get(key)
+        if not isinstance(value, str) or not value.strip():
+            raise InputError(f"{where}: '{key}' must be a non-empty text, got {value!r}")
+        return value
+
+    wrong = record.get("perturbed_answer") or ()
+    if isinstance(wrong, str):
+        wrong = (wrong,)
+    if not all(isinstance(answer, str) and answer for answer in wrong):
+        raise InputError(f"{where}: 'perturbed_answer' must be a list of non-empty texts, got {wrong!r}")
+    paraphrase = text("paraphrased_answer") if record.get("paraphrased_answer") is not None else None
+    if "messages" in record:
+        messages = _messages(record["messages"], where)
+        return Row(messages[:-1], messages[-1][1], paraphrase, tuple(wrong))
+    if "question" in record or "answer" in record:
+        return Row((("user", text("question")),), text("answer"), paraphrase, tuple(wrong))
+    if "text" in record:
+        return Row((), text("text"), paraphrase, tuple(wrong))
+    raise InputError(
+        f"{where}: needs the columns 'question' and 'answer', or 'text', or 'messages'; "
+        f"it has {', '.join(record) or 'none'}"
+    )
+
+
+def _messages(value: Any, where: str) -> tuple[tuple[str, str], ...]:
+    valid = isinstance(value, list) and all(
+        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+        for turn in value
+    )
+    if not valid or len(value) < 2 or value[-1]["role"] != "assistant" or not value[-1]["content"].strip():
+        raise InputError(
+            f"{where}: 'messages' must be a list of {{role, content}} that ends with a non-empty "
+            "answer of the assistant"
+        )
+    return tuple((turn["role"], turn["content"]) for turn in value)
+
+
+def read_json_lines(path: str | Path) -> list[Row]:
+    """Reads a file of one JSON object a line.
+
+    Raises:
+        InputError: the file is missing, empty or not UTF-8, or a line is not a usable object.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise InputError(f"no file {path}: give the path of a JSON-lines file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{where}: not valid JSON ({error.msg} at column {error.colno})") from None
+        if not isinstance(record, dict):
+            raise InputError(f"{where}: must be a JSON object, got {type(record).__name__}")
+        rows.append(row_from(record, where))
+    if not rows:
+        raise InputError(f"{path} is empty: it needs at least one row")
+    return rows
+
+
+def shared_rows(forget: Iterable[Row], retain: Iterable[Row]) -> int:
+    """How many forget rows also stand, to the letter, in the retain set."""
+    kept = {(row.messages, row.answer) for row in retain}
+    return sum((row.messages, row.answer) in kept for row in forget)

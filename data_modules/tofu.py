@@ -1,0 +1,74 @@
+"""TOFU: 200 fictitious authors of 20 questions each; the last ones are to be forgotten."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from dipo_pl.data_modules.forget_retain import ForgetRetain, RowSets
+from dipo_pl.data_modules.rows import EvaluationSet, Row, read_json_lines, row_from
+from dipo_pl.errors import InputError
+
+FORGET_ROWS = {"forget01": 40, "forget05": 200, "forget10": 400}
+
+
+class TOFU(ForgetRetain):
+    """The TOFU benchmark (Maini et al. 2024, arXiv:2401.06121).
+
+    The forget set is the last 40, 200 or 400 rows of the 4,000; all rows before it are retained.
+    Evaluation sets: `forget`, `retain`, `real_authors`, `world_facts`.
+
+    Args:
+        path: `locuslab/TOFU` on the hub, or a folder with its configurations as JSON lines (`full.jsonl`,
+            `forget10_perturbed.jsonl`, `retain_perturbed.jsonl`, `real_authors_perturbed.jsonl`,
+            `world_facts_perturbed.jsonl`).
+        forget: which forget set.
+        forget_rows: only the first rows of the forget set; null takes all.
+        retain_rows: only the first rows of the retain set; null takes all.
+        options: of the base class.
+    """
+
+    def __init__(
+        self,
+        path: str = "locuslab/TOFU",
+        forget: Literal["forget01", "forget05", "forget10"] = "forget10",
+        forget_rows: int | None = None,
+        retain_rows: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        for name, value in {"forget_rows": forget_rows, "retain_rows": retain_rows}.items():
+            if value is not None and value < 1:
+                raise InputError(f"data.{name} must be at least 1, or null for all, got {value}")
+        self.path = path
+        self.forget = forget
+        self.forget_rows = forget_rows
+        self.retain_rows = retain_rows
+
+    def read(self) -> RowSets:
+        size = FORGET_ROWS[self.forget]
+        full = self._split("full")
+        # forget01 and forget05 are the last rows of forget10, so one perturbed file serves all three.
+        forget = self._split("forget10_perturbed")[-size:][: self.forget_rows]
+        wanted = self.evaluate or ["forget", "retain", "real_authors", "world_facts"]
+        evaluation = [EvaluationSet("forget", forget)]
+        evaluation += [
+            EvaluationSet(name, self._split(f"{name}_perturbed"), options=name != "retain")
+            for name in ("retain", "real_authors", "world_facts")
+            if name in wanted
+        ]
+        return RowSets(forget, full[:-size][: self.retain_rows], evaluation)
+
+    def _split(self, name: str) -> Sequence[Row]:
+        folder = Path(self.path)
+        if folder.is_dir():
+            return read_json_lines(folder / f"{name}.jsonl")
+        import datasets
+
+        try:
+            records = datasets.load_dataset(self.path, name, split="train")
+        except Exception as error:
+            raise InputError(
+                f"cannot read TOFU's {name} from data.path {self.path!r}, which is neither a folder here nor "
+                f"a dataset that the hub gave ({str(error).splitlines()[0]})"
+            ) from error
+        return [row_from(record, f"{self.path} {name}, row {i}") for i, record in enumerate(records)]

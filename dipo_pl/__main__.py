@@ -1,0 +1,58 @@
+"""The command `dipo-pl`. Nothing heavy is imported before it is known to be needed."""
+
+import sys
+from collections.abc import Sequence
+
+from dipo_pl.version import __version__
+
+HELP = f"""\
+dipo-pl {__version__}: make a language model forget chosen data, and show that it forgot.
+
+  dipo-pl demo                           the whole story offline on fictitious authors, in minutes on a CPU
+  dipo-pl fit --config tofu.yaml         unlearn (or, with a fine-tuning config, make a model)
+  dipo-pl validate --config tofu.yaml    measure a model without training it
+  dipo-pl configs                        list the shipped configs
+
+  --config NAME may be given several times: later ones overlay earlier ones. A bare name is looked for in
+  the working directory, then among the shipped configs. Every key can be set: --model.forget_loss NPO
+  --model.forget_loss.beta 0.1 --name my-run.
+
+  dipo-pl fit --help                     all that can be set, with what it means
+  dipo-pl fit --model.help Unlearning    what a class takes (--data.help TOFU, --model.forget_loss.help NPO)
+  dipo-pl fit --config ... --print_config    the resulting config, without running it
+
+  --debug      show the traceback of an error instead of one line
+  --version    print the version
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns 0, or 2 where the input is wrong, or 1 where the run failed."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [each for each in given if each != "--debug"]
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if given[0] in ("--version", "version"):
+        print(__version__)
+        return 0
+    if given[0] == "configs":
+        from dipo_pl.configs import describe
+
+        print(describe(), end="")
+        return 0
+    if given[0] == "demo":
+        from dipo_pl.demo import demo
+
+        return demo(given[1:], debug)
+    if given[0] in ("fit", "validate"):
+        from dipo_pl.cli import run
+
+        return run(given, debug)
+    print(f"dipo-pl: no command {given[0]!r}: try demo, fit, validate, configs or --help", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""What travels from the data modules to the policy: padded tokens and the places that are predicted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One tokenised sequence; tokens from `answer_start` on are to be predicted.
+
+    A first token has nothing before it to be predicted from, so `answer_start` is at least 1.
+    """
+
+    ids: tuple[int, ...]
+    answer_start: int
+
+    @property
+    def answer_length(self) -> int:
+        return len(self.ids) - self.answer_start
+
+
+@dataclass
+class Batch:
+    """Right-padded sequences, in sections that follow each other (forget rows, then retain rows).
+
+    Attributes:
+        input_ids: [B, T] token ids; padding is id 0 and never attended to.
+        attention_mask: [B, T] bool, built from lengths (a pad id may equal EOS, so it is never inferred).
+        positions: [N] indices into the flattened [B * T] of the positions that predict an answer token.
+        targets: [N] the answer token that each of these positions predicts.
+        lengths: answer tokens of each sequence; they sum to N.
+        sections: number of sequences in each named section, in order.
+        rows: the row of its set that each sequence came from, for messages.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    positions: Tensor
+    targets: Tensor
+    lengths: tuple[int, ...]
+    sections: dict[str, int]
+    rows: tuple[int, ...]
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Self:
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
+        return replace(
+            self,
+            input_ids=move(self.input_ids),
+            attention_mask=move(self.attention_mask),
+            positions=move(self.positions),
+            targets=move(self.targets),
+        )
+
+    def section_slices(self) -> dict[str, tuple[slice, slice]]:
+        """For each section, its slice of the sequences and its slice of the N answer positions."""
+        slices = {}
+        row = token = 0
+        for name, count in self.sections.items():
+            tokens = sum(self.lengths[row : row + count])
+            slices[name] = (slice(row, row + count), slice(token, token + tokens))
+            row, token = row + count, token + tokens
+        return slices
+
+
+def collate(sections: dict[str, Sequence[Encoded]], rows: Sequence[int]) -> Batch:
+    """Pads the sequences of all sections to the longest one and marks the positions that predict answers."""
+    sequences = [sequence for section in sections.values() for sequence in section]
+    width = max(len(sequence.ids) for sequence in sequences)
+    input_ids = torch.zeros(len(sequences), width, dtype=torch.long)
+    attention_mask = torch.zeros(len(sequences), width, dtype=torch.bool)
+    positions: list[int] = []
+    targets: list[int] = []
+    for index, sequence in enumerate(sequences):
+        length = len(sequence.ids)
+        input_ids[index, :length] = torch.tensor(sequence.ids)
+        attention_mask[index, :length] = True
+        # The position before a token predicts it: this is the only place where the shift is made.
+        positions.extend(range(index * width + sequence.answer_start - 1, index * width + length - 1))
+        targets.extend(sequence.ids[sequence.answer_start :])
+    return Batch(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        positions=torch.tensor(positions, dtype=torch.long),
+        targets=torch.tensor(targets, dtype=torch.long),
+        lengths=tuple(sequence.answer_length for sequence in sequences),
+        sections={name: len(section) for name, section in sections.items()},
+        rows=tuple(rows),
+    )
+
+
+@dataclass
+class EvaluationBatch:
+    """Rows of one evaluation set with all their answers, and the prompts to generate from.
+
+    Attributes:
+        answers: every answer of every row, row by row: the original, the correct one for the truth
+            ratio, then the wrong ones.
+        rows: [R] index of each row in its set.
+        prompts: token ids up to the answer, one list a row.
+        references: the original answers, as text.
+    """
+
+    answers: Batch
+    rows: Tensor
+    prompts: list[list[int]]
+    references: list[str]
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Self:
+        return replace(
+            self,
+            answers=self.answers.to(device, non_blocking),
+            rows=self.rows.to(device, non_blocking=non_blocking),
+        )

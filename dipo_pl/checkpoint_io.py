@@ -1,0 +1,23 @@
+"""Checkpoints that are whole or absent."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from dipo_pl.run_folder import replacing
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, syncs, renames.
+
+    Lightning's own writes its temporary file to $TMPDIR; where that is another filesystem the move is a
+    copy, and a kill in its midst leaves half a checkpoint.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        with replacing(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)

@@ -1,0 +1,302 @@
+"""Lightning's CLI as `dipo-pl` needs it: bare config names, run folders, resuming, one line an error."""
+
+import logging
+import os
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ActionConfigFile, Namespace
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+# Classes can be named in a config without their module only if they are imported before it is parsed.
+from dipo_pl import constructors, filters, finetuning, losses, policy, reference, unlearning  # noqa: F401
+from dipo_pl.callbacks.batch_seed import BatchSeed
+from dipo_pl.callbacks.export import Export
+from dipo_pl.callbacks.forget_quality import ForgetQuality
+from dipo_pl.callbacks.manifest import Manifest
+from dipo_pl.callbacks.samples import Samples
+from dipo_pl.callbacks.training_monitor import TrainingMonitor
+from dipo_pl.checkpoint_io import AtomicCheckpointIO
+from dipo_pl.configs import resolve
+from dipo_pl.data_modules import fictitious, json_lines, tofu  # noqa: F401
+from dipo_pl.data_modules.forget_retain import ForgetRetain
+from dipo_pl.errors import InputError
+from dipo_pl.language_model import LanguageModel
+from dipo_pl.run_folder import RunFolder
+
+
+class _Finished(Exception):
+    """The run asked for has been done already."""
+
+
+class _ConfigFile(ActionConfigFile):
+    """`--config NAME`, with bare names resolved."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        if isinstance(values, str):
+            values = str(resolve(values))
+        super().__call__(parser, cfg, values, option_string)
+
+
+class _Parser(LightningArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise InputError(_one_line(message)) from ex
+
+
+def _one_line(message: str) -> str:
+    """The innermost cause of jsonargparse's message, which nests one paragraph a level."""
+    return " ".join(message.split())
+
+
+class DiPOCLI(LightningCLI):
+    """Commands `fit` and `validate`, each with its run folder."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = self.parser_class(**kwargs)
+        parser.add_argument(
+            "-c",
+            "--config",
+            action=_ConfigFile,
+            help="A config file, or the bare name of a shipped one; repeatable.",
+        )
+        return parser
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
+            "validate": {"model", "dataloaders", "datamodule"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--name",
+            type=str | None,
+            default=None,
+            help="Of the run's folder; by default the configs' names joined.",
+        )
+        parser.add_argument(
+            "--output_dir", type=str, default="runs", help="Folder that run folders are made in."
+        )
+        parser.add_lightning_class_args(ForgetQuality, "forget_quality")
+        parser.add_lightning_class_args(Samples, "samples")
+        parser.add_lightning_class_args(Export, "export")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.save_last": True,
+                "checkpoint.save_top_k": 0,
+                "checkpoint.enable_version_counter": False,
+                "checkpoint.filename": "{epoch}-{step}",
+            }
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Keeps the config as it was given: Lightning would replace it with what the checkpoint holds."""
+
+    @property
+    def settings(self) -> Namespace:
+        settings = self.config[self.subcommand]
+        assert isinstance(settings, Namespace)
+        return settings
+
+    @property
+    def run(self) -> RunFolder:
+        return RunFolder(Path(self.settings.output_dir) / self.settings.name)
+
+    def before_instantiate_classes(self) -> None:
+        settings = self.settings
+        if settings.name is None:
+            settings.name = _default_name(settings.config or [], self.subcommand or "")
+        settings.checkpoint.dirpath = str(self.run.checkpoints)
+        if self.subcommand == "fit":
+            self._refuse_another_configuration()
+            self._refuse_to_repeat()
+
+    def _refuse_another_configuration(self) -> None:
+        if not self.run.last_checkpoint.is_file() or not self.run.config.is_file():
+            return
+        before = yaml.safe_load(self.run.config.read_text(encoding="utf-8"))
+        now = yaml.safe_load(self._parser("fit").dump(self.settings, skip_none=False))
+        fixed = [("model",), ("data",), ("seed_everything",)]
+        fixed += [("trainer", key) for key in ("precision", "accumulate_grad_batches", "gradient_clip_val")]
+        changes = [
+            change for keys in fixed for change in _changes(_at(before, keys), _at(now, keys), ".".join(keys))
+        ]
+        if changes:
+            raise InputError(
+                f"{self.run.path} holds a run with another configuration ({'; '.join(changes[:3])}"
+                f"{f'; and {len(changes) - 3} more' if len(changes) > 3 else ''}): give this one another --name, "
+                "or remove that folder"
+            )
+
+    def _refuse_to_repeat(self) -> None:
+        manifest = self.run.read_manifest()
+        finished = manifest.get("command") == "fit" and manifest.get("status") == "finished"
+        if finished and manifest.get("max_epochs") == self.settings.trainer.max_epochs:
+            raise _Finished(
+                f"{self.run.path} is finished ({manifest['epochs']} epochs, {manifest['steps']} steps): nothing to "
+                "do. Results are in metrics.jsonl, the model in hf/. Raise trainer.max_epochs to go on, or give "
+                "another --name to train again"
+            )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        configured = self.config_init[self.subcommand].trainer
+        if configured.logger in (None, True):
+            # An empty version keeps the folder the same from one start to the next.
+            kwargs["logger"] = TensorBoardLogger(self.settings.output_dir, self.settings.name, version="")
+        kwargs["default_root_dir"] = str(self.run.path)
+        kwargs["plugins"] = [*_as_list(configured.plugins), AtomicCheckpointIO()]
+        return super().instantiate_trainer(**kwargs)
+
+    def fit(self, **kwargs: Any) -> None:
+        asked = kwargs.pop("ckpt_path", None)
+        checkpoint = self.run.last_checkpoint if asked in (None, "last") else Path(asked)
+        if asked in (None, "last") and not checkpoint.is_file():
+            checkpoint = None
+        elif not checkpoint.is_file():
+            raise InputError(
+                f"no checkpoint {checkpoint}: give a file, or leave ckpt_path out to resume the last"
+            )
+        if checkpoint is not None:
+            rank_zero_info(f"resuming from {checkpoint}")
+            _refuse_unreadable(checkpoint)
+        self.trainer.fit(ckpt_path=checkpoint, **kwargs)
+        if not self.trainer.fit_loop.done:
+            return
+        measured = next(each for each in self.trainer.callbacks if isinstance(each, ForgetQuality))  # type: ignore[attr-defined]
+        if (
+            measured.last_step != self.trainer.global_step
+            and self.trainer.fit_loop.epoch_loop.val_loop is not None
+        ):
+            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+
+    def validate(self, **kwargs: Any) -> None:
+        checkpoint = kwargs.get("ckpt_path")
+        if checkpoint is not None:
+            if not Path(checkpoint).is_file():
+                raise InputError(f"no checkpoint {checkpoint}")
+            _refuse_unreadable(Path(checkpoint))
+        self.trainer.validate(**kwargs | {"verbose": False})
+
+
+def _default_name(configs: Sequence[Any], subcommand: str) -> str:
+    """tofu.yaml overlaid by npo.yaml is tofu-npo; measured without training, tofu-npo-validate."""
+    stems = [Path(str(each)).stem for each in configs] or ["run"]
+    return "-".join(stems if subcommand == "fit" else [*stems, subcommand])
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _at(config: Any, keys: tuple[str, ...]) -> Any:
+    for key in keys:
+        config = (config or {}).get(key)
+    return config
+
+
+def _changes(before: Any, now: Any, key: str) -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted({*before, *now})
+        return [
+            change for each in keys for change in _changes(before.get(each), now.get(each), f"{key}.{each}")
+        ]
+    return [] if before == now else [f"{key}: {before!r} there, {now!r} here"]
+
+
+def _refuse_unreadable(checkpoint: Path) -> None:
+    import torch
+
+    try:
+        torch.load(checkpoint, map_location="meta", weights_only=True, mmap=True)
+    except Exception as error:
+        raise InputError(
+            f"cannot read the checkpoint {checkpoint} ({' '.join(str(error).split())[:200]}): remove it to start "
+            "afresh, or give another as ckpt_path"
+        ) from error
+
+
+def run(arguments: Sequence[str], debug: bool = False) -> int:
+    """Runs `fit` or `validate` with these arguments; returns the exit code and prints at most one error line."""
+    _quieten()
+    cli: DiPOCLI | None = None
+
+    class _Reachable(DiPOCLI):
+        """Lets the error handler know the run folder, though the constructor never returned."""
+
+        def after_instantiate_classes(self) -> None:
+            nonlocal cli
+            cli = self
+
+    callbacks: list[Callback] = [Manifest(), BatchSeed(), TrainingMonitor()]
+    try:
+        _Reachable(
+            LanguageModel,
+            ForgetRetain,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            parser_class=_Parser,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=42,
+            trainer_defaults={
+                "callbacks": callbacks,
+                "num_sanity_val_steps": -1,
+                "use_distributed_sampler": False,
+                "log_every_n_steps": 1,
+            },
+            auto_configure_optimizers=False,
+            args=list(arguments),
+        )
+    except _Finished as finished:
+        print(finished)
+        return 0
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 1
+    except Exception as error:
+        return _tell(error, cli, debug)
+    return 0
+
+
+def _tell(error: Exception, cli: DiPOCLI | None, debug: bool) -> int:
+    """One line on standard error; the traceback goes to a file, or with `debug` to the screen."""
+    if debug:
+        traceback.print_exception(error)
+    cause = " ".join(str(error).split()) or type(error).__name__
+    # Until the classes are made nothing runs, so what fails is what was given.
+    if cli is None or isinstance(error, (InputError, MisconfigurationException)):
+        print(f"dipo-pl: error: {cause}", file=sys.stderr)
+        return 2
+    log = cli.run.error_log if cli.run.path.is_dir() else Path(tempfile.gettempdir()) / "dipo-pl-error.log"
+    log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    print(f"dipo-pl: failed: {type(error).__name__}: {cause} (traceback: {log})", file=sys.stderr)
+    return 1
+
+
+def _quieten() -> None:
+    """Leaves out what Lightning says of itself rather than of the run."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    class _NoTips(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            return "💡 Tip" not in record.getMessage() and "litlogger" not in record.getMessage().lower()
+
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(_NoTips())
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*num_workers.*")
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter.*")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")

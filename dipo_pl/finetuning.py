@@ -1,0 +1,16 @@
+"""Fine-tuning: makes the target model that knows all rows, and the retain-only model it is compared with."""
+
+from torch import Tensor
+
+from dipo_pl.batch import Batch
+from dipo_pl.language_model import LanguageModel
+from dipo_pl.losses.cross_entropy import CrossEntropy
+
+
+class FineTuning(LanguageModel):
+    """Cross-entropy on the answers of the rows that the data module's `train_on` names."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        objective = self.objective(CrossEntropy(), batch, "train", self.states(batch))
+        self.log_objective("loss", objective, batch.sections["train"])
+        return objective.loss

@@ -1,0 +1,28 @@
+"""Fingerprints of rows and weights: equal exactly where the content is equal."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import astuple
+
+import torch
+from torch import nn
+
+from dipo_pl.data_modules.rows import Row
+
+
+def rows_fingerprint(rows: Iterable[Row]) -> str:
+    """SHA-256 of all texts of the rows, in order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(astuple(row), ensure_ascii=False).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """SHA-256 of all parameters by name, dtype, shape and bytes."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,148 @@
+"""What both trainings share: the policy, its optimizer, measuring answers and generating them."""
+
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.nn import functional
+from torch.optim import AdamW
+from transformers import PreTrainedModel, get_scheduler
+
+from dipo_pl.batch import Batch, EvaluationBatch
+from dipo_pl.engine import Objective, sequence_objective
+from dipo_pl.errors import InputError
+from dipo_pl.generation import generate
+from dipo_pl.head import OutputHead, decoder_states
+from dipo_pl.losses.base import Loss
+from dipo_pl.policy import Policy
+
+Schedule = Literal["linear", "cosine", "constant_with_warmup"]
+
+
+class LanguageModel(LightningModule):
+    """Holds the policy; a subclass says what a training step is.
+
+    Args:
+        policy: where the model comes from.
+        optimizer: given the trained parameters.
+        schedule: of the learning rate after the warm-up: `linear` or `cosine` to 0, or constant.
+        warmup: share of all steps over which the learning rate rises from 0, in [0, 1).
+        token_budget: answer positions whose logits exist at a time; more is faster up to a point, and
+            takes 4 bytes x vocabulary x budget a few times over.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=1e-5),
+        schedule: Schedule = "linear",
+        warmup: float = 0.1,
+        token_budget: int = 512,
+    ) -> None:
+        super().__init__()
+        if not 0 <= warmup < 1:
+            raise InputError(f"model.warmup must be a share of the steps in [0, 1), got {warmup}")
+        if token_budget < 1:
+            raise InputError(f"model.token_budget must be at least 1, got {token_budget}")
+        self.policy = policy
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.warmup = warmup
+        self.token_budget = token_budget
+        self.model: PreTrainedModel | None = None
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        if self.model is None:
+            raise RuntimeError("the policy is used before configure_model() has loaded it")
+        return self.model
+
+    def configure_model(self) -> None:
+        if self.model is not None:
+            return
+        self.model = self.policy.model()
+        self._refuse_rows_beyond_the_context()
+
+    def _refuse_rows_beyond_the_context(self) -> None:
+        config: Any = self.language_model.config.get_text_config()
+        context = getattr(config, "max_position_embeddings", None)
+        data: Any = getattr(self._trainer, "datamodule", None)
+        longest = getattr(data, "longest", 0)
+        if context is not None and longest > context:
+            raise InputError(
+                f"the longest row has {longest} tokens and the model's context is {context}: set "
+                f"data.max_length to {context} and data.too_long to truncate, or shorten the rows"
+            )
+
+    def on_fit_start(self) -> None:
+        # from_pretrained leaves a model in eval mode, and Lightning trains a module in the mode it is in.
+        self.language_model.train()
+
+    def states(self, batch: Batch) -> Tensor:
+        """[N, d] the policy's last hidden states at the batch's answer positions."""
+        states = decoder_states(self.language_model, batch.input_ids, batch.attention_mask)
+        return states.flatten(0, 1).index_select(0, batch.positions)
+
+    def objective(
+        self,
+        loss: Loss,
+        batch: Batch,
+        section: str,
+        states: Tensor,
+        reference_states: Tensor | None = None,
+        reference_head: OutputHead | None = None,
+    ) -> Objective:
+        """`loss` on one section of the batch."""
+        rows, tokens = batch.section_slices()[section]
+        return sequence_objective(
+            states[tokens],
+            batch.targets[tokens],
+            batch.lengths[rows],
+            OutputHead.of(self.language_model),
+            loss,
+            None if reference_states is None else reference_states[tokens],
+            reference_head,
+            self.token_budget,
+        )
+
+    def log_objective(self, name: str, objective: Objective, sequences: int) -> None:
+        values = {f"train/{name}": objective.loss.detach()}
+        values |= {f"train/{name}_{part}": value for part, value in objective.parts.items()}
+        self.log_dict(values, batch_size=sequences)
+
+    def validation_step(self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """[R, K] nats per token of every row's K answers, EOS included, in float32."""
+        answers = batch.answers
+        states = self.states(answers)
+        head = OutputHead.of(self.language_model)
+        head = head.to(
+            head.weight.to(states.dtype), None if head.bias is None else head.bias.to(states.dtype)
+        )
+        token_nll = torch.cat(
+            [
+                functional.cross_entropy(head.logits(some), targets, reduction="none")
+                for some, targets in zip(
+                    states.split(self.token_budget), answers.targets.split(self.token_budget), strict=True
+                )
+            ]
+        )
+        lengths = torch.tensor(answers.lengths, device=token_nll.device)
+        sequence = torch.repeat_interleave(lengths, output_size=len(token_nll))
+        sums = torch.zeros(len(lengths), device=token_nll.device).index_add_(0, sequence, token_nll)
+        return (sums / lengths).view(len(batch.rows), -1)
+
+    def generate(self, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
+        """Greedy continuations of the prompts, as text."""
+        return generate(self.language_model, self.policy.tokenizer(), prompts, max_new_tokens)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimizer([each for each in self.parameters() if each.requires_grad])
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = get_scheduler(self.schedule, optimizer, round(self.warmup * steps), steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "learning_rate"},
+        }

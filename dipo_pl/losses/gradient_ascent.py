@@ -1,0 +1,14 @@
+"""Gradient ascent (GA): cross-entropy turned round. With cross-entropy on retain it is GradDiff."""
+
+from typing import ClassVar, Literal
+
+from dipo_pl.losses.log_probability import LogProbabilityLoss
+
+
+class GradientAscent(LogProbabilityLoss):
+    r"""L = mean over answer tokens of log p(y_t), in nats; unbounded below.
+
+    Source: TOFU, arXiv:2401.06121, gradient ascent; GradDiff after Liu et al. 2022.
+    """
+
+    mean_over: ClassVar[Literal["sequences", "tokens"]] = "tokens"

@@ -1,0 +1,27 @@
+"""Metrics as pure functions of per-example numbers: float64, in log space, without state or devices."""
+
+from dipo_pl.metrics.functional.forget_quality import ForgetQuality, forget_quality
+from dipo_pl.metrics.functional.model_utility import model_utility
+from dipo_pl.metrics.functional.probability import answer_probability, option_probability
+from dipo_pl.metrics.functional.rouge import rouge_l_recall
+from dipo_pl.metrics.functional.truth_ratio import (
+    arithmetic_truth_ratio,
+    log_truth_ratio,
+    truth_ratio,
+    truth_ratio_closeness,
+    truth_ratio_margin,
+)
+
+__all__ = [
+    "ForgetQuality",
+    "answer_probability",
+    "arithmetic_truth_ratio",
+    "forget_quality",
+    "log_truth_ratio",
+    "model_utility",
+    "option_probability",
+    "rouge_l_recall",
+    "truth_ratio",
+    "truth_ratio_closeness",
+    "truth_ratio_margin",
+]

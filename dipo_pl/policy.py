@@ -1,0 +1,220 @@
+"""Where the policy comes from: a published checkpoint or a folder, or a configuration with random weights."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from dipo_pl.errors import InputError
+from dipo_pl.head import check_head
+from dipo_pl.tokenizer import train_tokenizer
+
+AttentionKernel = Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"]
+
+
+class Policy(ABC):
+    """Gives a tokenizer and a model; loads each once.
+
+    Args:
+        attention: attention kernel; null is transformers' own choice for the architecture.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third
+            more time.
+    """
+
+    def __init__(
+        self, attention: AttentionKernel | None = None, gradient_checkpointing: bool = False
+    ) -> None:
+        self.attention = attention
+        self.gradient_checkpointing = gradient_checkpointing
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    @abstractmethod
+    def _load_tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase: ...
+
+    @abstractmethod
+    def _load_model(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel: ...
+
+    @property
+    @abstractmethod
+    def source(self) -> str:
+        """What the policy was made from, in a word or two, for manifests and messages."""
+
+    def tokenizer(self, texts: Iterable[str] = ()) -> PreTrainedTokenizerBase:
+        """The tokenizer; `texts` are what one that does not exist yet is trained on.
+
+        Raises:
+            InputError: it cannot be had, or gives no character offsets.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = self._load_tokenizer(texts)
+            if not self._tokenizer.is_fast:
+                raise InputError(
+                    f"the tokenizer of {self.source} gives no character offsets, which answers are found by: "
+                    "use its fast version (a tokenizer.json)"
+                )
+        return self._tokenizer
+
+    def model(self) -> PreTrainedModel:
+        """A fresh model in train mode, its head checked.
+
+        Raises:
+            InputError: it cannot be had, or disagrees with the tokenizer.
+        """
+        tokenizer = self.tokenizer()
+        model = self._load_model(tokenizer)
+        rows = model.get_input_embeddings().weight.shape[0]
+        if len(tokenizer) > rows:
+            raise InputError(
+                f"the tokenizer of {self.source} has {len(tokenizer)} tokens and the model embeds {rows}: "
+                "they do not belong together; resize the model's embeddings or give the right tokenizer"
+            )
+        check_head(model)
+        if self.gradient_checkpointing:
+            # The reentrant kind fails under DDP and skips layers whose inputs need no gradient.
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model.train()
+
+
+class Pretrained(Policy):
+    """A causal language model of the Hugging Face hub, or a folder in the same format.
+
+    Args:
+        path: hub id or folder.
+        revision: branch, tag or commit on the hub.
+        dtype: of the weights; `auto` is the checkpoint's own.
+        trust_remote_code: run code that comes with the model; only if you have read it.
+        attention, gradient_checkpointing: see Policy.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        revision: str | None = None,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        attention: AttentionKernel | None = None,
+        gradient_checkpointing: bool = False,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__(attention, gradient_checkpointing)
+        self.path = path
+        self.revision = revision
+        self.dtype = dtype
+        self.trust_remote_code = trust_remote_code
+
+    @property
+    def source(self) -> str:
+        return self.path
+
+    def _load_tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+        self._refuse_missing_folder()
+        try:
+            return AutoTokenizer.from_pretrained(
+                self.path, revision=self.revision or "main", trust_remote_code=self.trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            raise self._not_loaded("tokenizer", error) from error
+
+    def _load_model(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        self._refuse_missing_folder()
+        options: dict[str, Any] = {"attn_implementation": self.attention} if self.attention else {}
+        try:
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                self.path,
+                revision=self.revision or "main",
+                dtype=self.dtype,
+                use_safetensors=True,
+                trust_remote_code=self.trust_remote_code,
+                **options,
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise self._not_loaded("model", error) from error
+        return model
+
+    def _refuse_missing_folder(self) -> None:
+        # Without this a mistyped folder is looked for on the hub, and the error speaks of the hub.
+        looks_like_folder = self.path.startswith((".", "/", "~")) or self.path.count("/") > 1
+        if looks_like_folder and not Path(self.path).is_dir():
+            raise InputError(
+                f"no model folder {self.path}: give a folder with config.json and *.safetensors, or a hub id. "
+                "A folder under runs/ is written by the run that makes that model"
+            )
+
+    def _not_loaded(self, what: str, error: Exception) -> InputError:
+        return InputError(f"cannot load the {what} of {self.path!r}: {' '.join(str(error).split())}")
+
+
+class FromConfig(Policy):
+    """A model with random weights, for training from scratch, and a tokenizer trained on the data's rows.
+
+    Args:
+        config: a transformers configuration as a mapping with `model_type` (llama, gpt2, phi, gemma2,
+            qwen2, ...), or the path of a config.json.
+        vocab_size: tokens of the byte-level BPE tokenizer that is trained; fewer if the texts are short.
+        tokenizer: a folder or hub id whose tokenizer is used instead.
+        seed: of the weights.
+        attention, gradient_checkpointing: see Policy.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any] | str,
+        vocab_size: int = 2048,
+        tokenizer: str | None = None,
+        seed: int = 0,
+        attention: AttentionKernel | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__(attention, gradient_checkpointing)
+        self.config = config
+        self.vocab_size = vocab_size
+        self.tokenizer_source = tokenizer
+        self.seed = seed
+
+    @property
+    def source(self) -> str:
+        kind = self.config if isinstance(self.config, str) else self.config.get("model_type")
+        return f"a random {kind}"
+
+    def _load_tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+        if self.tokenizer_source is not None:
+            return Pretrained(self.tokenizer_source).tokenizer()
+        return train_tokenizer(texts, self.vocab_size)
+
+    def _load_model(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        values = dict(self._values())
+        try:
+            config = AutoConfig.for_model(values.pop("model_type"), **values)
+        except (KeyError, ValueError, TypeError) as error:
+            raise InputError(f"model.policy.config is not a model configuration: {error}") from error
+        text_config = config.get_text_config()
+        text_config.vocab_size = len(tokenizer)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(text_config, name, getattr(tokenizer, name))
+        options: dict[str, Any] = {"attn_implementation": self.attention} if self.attention else {}
+        # Apart from the global generator: the weights depend on this seed alone.
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **options)
+        return model
+
+    def _values(self) -> dict[str, Any]:
+        if isinstance(self.config, dict):
+            values: dict[str, Any] = self.config
+        else:
+            try:
+                values = json.loads(Path(self.config).read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise InputError(f"cannot read the model configuration {self.config}: {error}") from error
+        if "model_type" not in values:
+            raise InputError("model.policy.config needs 'model_type' (llama, gpt2, phi, ...)")
+        return values

@@ -1,0 +1,71 @@
+import math
+import random
+
+import pytest
+import torch
+
+from dipo_pl.metrics import answer_probability, option_probability
+
+
+def loop_answer(nll):
+    return [math.e**-x for x in nll]
+
+
+def loop_option(correct, wrong):
+    result = []
+    for right, others in zip(correct, wrong, strict=True):
+        total = math.e**-right
+        for other in others:
+            total += math.e**-other
+        result.append(math.e**-right / total)
+    return result
+
+
+def draw(n, k, seed=0):
+    rng = random.Random(seed)
+    correct = [rng.uniform(0, 8) for _ in range(n)]
+    return correct, [[rng.uniform(0, 8) for _ in range(k)] for _ in range(n)]
+
+
+@pytest.mark.parametrize("n", [1, 3, 117])
+def test_answer_probability_matches_loop(n):
+    nll, _ = draw(n, 1)
+    assert answer_probability(nll).tolist() == pytest.approx(loop_answer(nll), rel=1e-12)
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (3, 5), (117, 3)])
+def test_option_probability_matches_loop(n, k):
+    correct, wrong = draw(n, k)
+    assert option_probability(correct, wrong).tolist() == pytest.approx(
+        loop_option(correct, wrong), rel=1e-12
+    )
+
+
+def test_worked_by_hand():
+    assert answer_probability([0.0, math.log(2)]).tolist() == pytest.approx([1, 0.5])
+    # 1/2 against 1/4 and 1/4; 1/10 against 1/2 and 1/5.
+    correct = [math.log(2), math.log(10)]
+    wrong = [[math.log(4), math.log(4)], [math.log(2), math.log(5)]]
+    assert option_probability(correct, wrong).tolist() == pytest.approx([1 / 2, 1 / 8])
+
+
+def test_losses_in_the_thousands():
+    correct, wrong = (
+        [5000.0, 5000.0, 0.0],
+        [[5000.0, 5000.0, 5000.0], [4000.0, 1.0, 0.0], [5000.0, 9000.0, 9999.0]],
+    )
+    assert option_probability(correct, wrong).tolist() == [0.25, 0.0, 1.0]
+    assert answer_probability([5000.0]).tolist() == [0.0]
+
+
+def test_order_of_wrong_answers_does_not_matter():
+    correct, wrong = draw(20, 5)
+    flipped = [row[::-1] for row in wrong]
+    torch.testing.assert_close(option_probability(correct, wrong), option_probability(correct, flipped))
+
+
+def test_options_share_one():
+    correct, wrong = draw(20, 2)
+    columns = torch.cat([torch.tensor(correct).double()[:, None], torch.tensor(wrong).double()], dim=1)
+    shares = [option_probability(columns[:, i], columns.roll(-i, dims=1)[:, 1:]) for i in range(3)]
+    torch.testing.assert_close(sum(shares), torch.ones(20, dtype=torch.float64))
