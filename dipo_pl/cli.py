@@ -257,6 +257,7 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
                 "num_sanity_val_steps": -1,
                 "use_distributed_sampler": False,
                 "log_every_n_steps": 1,
+                "enable_model_summary": False,
             },
             auto_configure_optimizers=False,
             args=list(arguments),

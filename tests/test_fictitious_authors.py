@@ -13,13 +13,12 @@ import pytest
 from dipo_pl.data_modules.fictitious_authors import (
     FACTS,
     MAX_AUTHORS,
-    WRONG_ANSWERS,
     author_rows,
     fictitious_authors,
     fictitious_rows,
 )
 
-ROWS_PER_AUTHOR = 20  # as TOFU has
+ROWS_PER_AUTHOR, WRONG_ANSWERS = 20, 5  # as TOFU has
 PRINT_ROWS = """
 import json
 from dipo_pl.data_modules.fictitious_authors import fictitious_rows
@@ -57,7 +56,10 @@ def test_same_seed_gives_same_rows_in_another_process():
 
 
 def test_other_seed_gives_other_authors():
-    assert not set(fictitious_authors(20, seed=0)) & set(fictitious_authors(20, seed=1))
+    # Position by position, since the seeds share their pools; one agreement by chance would be no fault.
+    pairs = list(zip(fictitious_authors(20, seed=0), fictitious_authors(20, seed=1), strict=True))
+    for field in ("name", "birth_date", "books"):
+        assert sum(getattr(one, field) == getattr(other, field) for one, other in pairs) <= 1
 
 
 def test_fewer_authors_are_the_first_of_more(authors):
@@ -151,6 +153,12 @@ def test_wordings_vary(authors, rows):
             for index in range(fact, len(rows), ROWS_PER_AUTHOR)
         }
         assert len(forms) == len(FACTS[fact].sentences) >= 2
+    for fact in range(2, ROWS_PER_AUTHOR):  # the first two do not hold the name
+        forms = {
+            rows[index]["question"].replace(rows[index]["author"], "NAME")
+            for index in range(fact, len(rows), ROWS_PER_AUTHOR)
+        }
+        assert len(forms) == len(FACTS[fact].questions)
 
 
 def test_golden():

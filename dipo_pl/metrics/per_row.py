@@ -62,7 +62,7 @@ class PerRow(Metric):
             )
         # Not in place: Lightning resets metrics in inference mode, where tensors become read-only outside it.
         self.columns = torch.full_like(self.columns, values.shape[1])
-        self.rows.append(rows.detach().to(self.device, torch.int64, copy=True))
+        self.rows.append(rows.to(self.device, torch.int64, copy=True))
         self.values.append(values.detach().to(self.device, self._value_dtype, copy=True).flatten())
 
     def compute(self) -> tuple[Tensor, Tensor]:

@@ -116,7 +116,8 @@ def test_keeps_copies():
 def test_keeps_no_graph():
     metric = PerRow()
     values = torch.ones(2, 1, dtype=torch.float64, requires_grad=True)
-    metric.update(torch.tensor([0, 1]), values)
+    # `forward` updates with gradients on, `update` alone without.
+    metric(torch.tensor([0, 1]), values)
     assert not metric.values[0].requires_grad
 
 

@@ -28,7 +28,7 @@ def as_float64(name: str, values: Numbers, axes: str) -> Tensor:
         numbers = values.detach().to(device="cpu", dtype=torch.float64, copy=True)
     else:
         try:
-            numbers = torch.from_numpy(np.array(values, dtype=np.float64, order="C"))
+            numbers = torch.from_numpy(np.array(values, dtype=np.float64))
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"{name} must be numbers of shape [{axes}], got values that make no such array ({error}); "
