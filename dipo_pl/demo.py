@@ -1,0 +1,91 @@
+"""`dipo-pl demo`: the whole story on fictitious authors, through the same commands that a user gives."""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dipo_pl.plots import plot_trajectory
+from dipo_pl.run_folder import RunFolder
+
+TARGET, RETAIN_ONLY, UNLEARNED = "demo_target", "demo_target-retain_only", "demo"
+
+
+def demo(arguments: Sequence[str], debug: bool = False) -> int:
+    """Makes a target and a retain-only model, unlearns with DiPO, shows what came of it.
+
+    Returns the exit code of the first step that fails, else 0. Steps that are finished are not repeated.
+    """
+    parser = argparse.ArgumentParser(prog="dipo-pl demo", description=demo.__doc__.split("\n")[0] if demo.__doc__ else "")
+    parser.add_argument("--output_dir", default="runs", help="folder that the three run folders are made in")
+    folder = Path(parser.parse_args(arguments).output_dir)
+    from dipo_pl.cli import run
+
+    fit = ["fit", "--output_dir", str(folder)]
+    steps = [
+        ("a target model learns 20 fictitious authors", [*fit, "--config", "demo_target.yaml"]),
+        (
+            "a retain-only model learns 18 of them, to know what not knowing the other 2 looks like",
+            [*fit, "--config", "demo_target.yaml", "--config", "retain_only.yaml"],
+        ),
+        (
+            "DiPO makes the target forget the 2",
+            [
+                *fit,
+                *("--config", "demo.yaml"),
+                *("--model.policy.path", str(folder / TARGET / "hf")),
+                *("--forget_quality.retain_result", str(folder / RETAIN_ONLY)),
+            ],
+        ),
+    ]
+    started = time.monotonic()
+    for number, (what, command) in enumerate(steps, start=1):
+        print(f"\n[{number}/{len(steps)}] {what}\n      dipo-pl {' '.join(command)}", flush=True)
+        if code := run(command, debug):
+            return code
+    _show(folder, time.monotonic() - started)
+    return 0
+
+
+def _show(folder: Path, seconds: float) -> None:
+    runs = {name: RunFolder(folder / name) for name in (TARGET, RETAIN_ONLY, UNLEARNED)}
+    trajectory = runs[UNLEARNED].read_metrics()
+    before, after = trajectory[0], trajectory[-1]
+    retain_only = runs[RETAIN_ONLY].read_metrics()[-1]
+    columns = {
+        "Forget Quality": "forget_quality",
+        "Model Utility": "model_utility",
+        "P(forget)": "forget_probability",
+        "ROUGE(forget)": "forget_rouge_l_recall",
+        "P(retain)": "retain_probability",
+        "ROUGE(retain)": "retain_rouge_l_recall",
+    }
+    # Forget Quality asks whether a model can be told from the retain-only one: of that model itself, it is 1.
+    models = {"target": before, "retain-only": retain_only | {"forget_quality": 1.0}, "unlearned": after}
+    print(f"\n{'':12}" + "".join(f"{title:>16}" for title in columns))
+    for model, values in models.items():
+        print(f"{model:12}" + "".join(f"{_number(values[key]):>16}" for key in columns.values()))
+    sample = _generations(runs[UNLEARNED], before["step"]), _generations(runs[UNLEARNED], after["step"])
+    row = sample[0][0]
+    print(f"\nquestion   {row['question']}\ntruth      {row['answers'][0]}")
+    print(f"before     {row['generation']}\nafter      {sample[1][0]['generation']}")
+    picture = runs[UNLEARNED].path / "trajectory.png"
+    try:
+        plot_trajectory(trajectory, retain_only["model_utility"], picture)
+        print(f"\nForget Quality against Model Utility by epoch: {picture}")
+    except ImportError:
+        print("\nFor a picture of the trajectory: pip install 'dipo-pl[plots]', and run the demo again")
+    print(f"All that the run left: {runs[UNLEARNED].path}    Curves: tensorboard --logdir {folder}")
+    print(f"Took {seconds:.0f} s")
+
+
+def _generations(run: RunFolder, step: int) -> list[dict[str, Any]]:
+    result = json.loads((run.evaluation / f"step-{step:06d}.json").read_text(encoding="utf-8"))
+    rows: list[dict[str, Any]] = result["sets"]["forget"]["rows"]
+    return rows
+
+
+def _number(value: float) -> str:
+    return f"{value:.1e}" if 0 < value < 0.001 else f"{value:.3f}"
