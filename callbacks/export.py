@@ -26,8 +26,7 @@ class Export(Callback):
         self.best = best
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        checkpoint = trainer.checkpoint_callback
-        if self.best and (not isinstance(checkpoint, ModelCheckpoint) or checkpoint.monitor is None):
+        if self.best and _best(trainer) is None:
             raise InputError(
                 "export.best is true and nothing says what is best: set checkpoint.monitor (forget_quality_log10_p "
                 "or model_utility, say), checkpoint.mode and checkpoint.save_top_k 1"
@@ -40,8 +39,8 @@ class Export(Callback):
         model = module.language_model
         weights = model.state_dict()
         if self.best:
-            checkpoint = trainer.checkpoint_callback
-            assert isinstance(checkpoint, ModelCheckpoint)
+            checkpoint = _best(trainer)
+            assert checkpoint is not None
             saved = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)[
                 "state_dict"
             ]
@@ -49,6 +48,12 @@ class Export(Callback):
         target = RunFolder(Path(trainer.default_root_dir)).hf
         export(model, module.policy.tokenizer(), weights, target)
         rank_zero_info(f"the model is in {target}")
+
+
+def _best(trainer: Trainer) -> ModelCheckpoint | None:
+    """The callback that keeps the best checkpoint, if any is asked to."""
+    keepers = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+    return next((each for each in keepers if each.monitor is not None and each.save_top_k != 0), None)
 
 
 def export(model: Any, tokenizer: Any, weights: dict[str, torch.Tensor], target: Path) -> None:

@@ -20,6 +20,9 @@ PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "j
 class Manifest(Callback):
     """Writes manifest.json when a run starts, and how it ended when it ends."""
 
+    def __init__(self) -> None:
+        self.written = False
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(trainer, pl_module)
 
@@ -28,15 +31,14 @@ class Manifest(Callback):
             self._start(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        finished = trainer.fit_loop.done
-        self._end(trainer, "finished" if finished else "stopped")
+        self._end(trainer, "finished")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate" and not self._fitted(trainer):
             self._end(trainer, "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if _run(trainer).manifest.is_file():
+        if self.written:
             self._end(trainer, f"failed: {' '.join(str(exception).split()) or type(exception).__name__}")
 
     @staticmethod
@@ -55,7 +57,7 @@ class Manifest(Callback):
         language_model = module.language_model
         record = {
             "status": "running",
-            "command": str(trainer.state.fn),
+            "command": trainer.state.fn.value if trainer.state.fn else None,
             "started": earlier.get("started", _now()) if resumed else _now(),
             "resumed_at_steps": [*earlier.get("resumed_at_steps", []), trainer.global_step]
             if resumed
@@ -73,6 +75,7 @@ class Manifest(Callback):
             "gradient_clip": trainer.gradient_clip_val,
             "attention": language_model.config._attn_implementation,
             "max_epochs": trainer.max_epochs,
+            "max_steps": trainer.max_steps,
             "policy": {
                 "source": module.policy.source,
                 "class": type(language_model).__name__,
@@ -98,6 +101,7 @@ class Manifest(Callback):
             },
         }
         write_text(run.manifest, json.dumps(record, indent=2) + "\n")
+        self.written = True
 
     def _end(self, trainer: Trainer, status: str) -> None:
         if not trainer.is_global_zero:

@@ -27,8 +27,10 @@ def encode(
         truncate: cut a longer sequence at `max_length` instead of refusing it.
 
     Raises:
-        InputError: too long, or nothing of the answer is left to be predicted.
+        InputError: too long, nothing of the answer is left to be predicted, or the tokenizer has no EOS.
     """
+    if tokenizer.eos_token_id is None:
+        raise InputError("the tokenizer has no EOS token: without one an answer has no end")
     rendered = prompt_format.render(row, tokenizer)
     coded = tokenizer(
         rendered.prompt + answer + rendered.closing,
@@ -40,12 +42,11 @@ def encode(
     answer_start = next(
         (index for index, (_, end) in enumerate(coded["offset_mapping"]) if end > boundary), len(ids)
     )
-    if tokenizer.eos_token_id is None:
-        raise InputError("the tokenizer has no EOS token: without one an answer has no end")
     # Some tokenizers end a turn with a token of their own (<|eot_id|>) that generation also stops at.
     if not rendered.closing and ids[-1] != tokenizer.eos_token_id:
         ids.append(tokenizer.eos_token_id)
-    if len(ids) > max_length and not truncate:
+    cut = len(ids) > max_length
+    if cut and not truncate:
         raise InputError(
             f"{len(ids)} tokens, more than data.max_length {max_length}, in the row that begins "
             f"{(row.question or answer)[:60]!r}: raise data.max_length (up to the model's context) or set "
@@ -58,4 +59,4 @@ def encode(
             f"no answer token is left in the row that begins {(row.question or answer)[:60]!r}: its answer "
             f"is {answer[:60]!r}, its prompt {answer_start} tokens, data.max_length {max_length}"
         )
-    return Encoded(tuple(ids), answer_start)
+    return Encoded(tuple(ids), answer_start, cut)

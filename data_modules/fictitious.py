@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dipo_pl.data_modules.fictitious_authors import fictitious_rows
+from dipo_pl.data_modules.fictitious_authors import MAX_AUTHORS, fictitious_rows
 from dipo_pl.data_modules.forget_retain import ForgetRetain, RowSets
 from dipo_pl.data_modules.rows import EvaluationSet, row_from
 from dipo_pl.errors import InputError
@@ -24,6 +24,8 @@ class FictitiousAuthors(ForgetRetain):
         self, authors: int = 20, forget_authors: int = 2, author_seed: int = 0, **options: Any
     ) -> None:
         super().__init__(**options)
+        if not 2 <= authors <= MAX_AUTHORS:
+            raise InputError(f"data.authors must lie between 2 and {MAX_AUTHORS}, got {authors}")
         if not 0 < forget_authors < authors:
             raise InputError(
                 f"data.forget_authors must lie between 1 and data.authors - 1, got {forget_authors} of {authors}"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -65,7 +65,12 @@ class ForgetRetain(LightningDataModule):
         workers: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in {"batch_size": batch_size, "evaluation_batch_size": evaluation_batch_size}.items():
+        counts = {
+            "batch_size": batch_size,
+            "evaluation_batch_size": evaluation_batch_size,
+            "max_length": max_length,
+        }
+        for name, value in counts.items():
             if value < 1:
                 raise InputError(f"data.{name} must be at least 1, got {value}")
         if evaluation_rows is not None and evaluation_rows < 1:
@@ -83,7 +88,6 @@ class ForgetRetain(LightningDataModule):
         self.seed = seed
         self.workers = workers
         self.row_sets: RowSets | None = None
-        self._sampler: ResumableSampler | None = None
         self._resume_at: tuple[int, int] | None = None
 
     @abstractmethod
@@ -142,12 +146,7 @@ class ForgetRetain(LightningDataModule):
             "forget": [self._encoded(row, row.answer) for row in self.row_sets.forget],
             "retain": [self._encoded(row, row.answer) for row in self.row_sets.retain],
         }
-        if self.too_long == "truncate":
-            cut = sum(len(each.ids) == self.max_length for rows in self._training.values() for each in rows)
-            if cut:
-                rank_zero_warn(
-                    f"{cut} training rows reach data.max_length {self.max_length} and may be cut there"
-                )
+        self._warn_of_cuts("training rows", self._training.values())
 
     def _encode_evaluation_sets(self) -> None:
         self._evaluation = []
@@ -163,6 +162,17 @@ class ForgetRetain(LightningDataModule):
                     [self._encoded(row, answer) for answer in answers_to_measure(row)]
                     for row in evaluation_set.rows
                 ]
+            )
+        self._warn_of_cuts(
+            "answers to be measured", (answers for rows in self._evaluation for answers in rows)
+        )
+
+    def _warn_of_cuts(self, what: str, groups: Iterable[Iterable[Encoded]]) -> None:
+        cut = [each.cut for group in groups for each in group]
+        if any(cut):
+            rank_zero_warn(
+                f"{sum(cut)} of {len(cut)} {what} are longer than data.max_length {self.max_length} "
+                "with their prompt, and are cut there"
             )
 
     def _encoded(self, row: Row, answer: str) -> Encoded:
@@ -191,13 +201,13 @@ class ForgetRetain(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         assert self.trainer is not None
-        self._sampler = ResumableSampler(
+        sampler = ResumableSampler(
             self._items(), self.batch_size, self.trainer.global_rank, self.trainer.world_size
         )
         if self._resume_at is not None:
-            self._sampler.resume(*self._resume_at)
+            sampler.resume(*self._resume_at)
         dataset = _TrainingBatches(self._training, pairs=self.train_on == "pairs")
-        return self._loader(dataset, self._sampler)
+        return self._loader(dataset, sampler)
 
     def val_dataloader(self) -> list[DataLoader[EvaluationBatch]]:
         assert self.trainer is not None
@@ -222,7 +232,6 @@ class ForgetRetain(LightningDataModule):
             batch_size=None,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
         )
 
     def state_dict(self) -> dict[str, int]:
@@ -231,9 +240,8 @@ class ForgetRetain(LightningDataModule):
         return {"epoch": self.trainer.current_epoch, "batches_done": done}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Lightning calls this before it asks for the training loader."""
         self._resume_at = (state_dict["epoch"], state_dict["batches_done"])
-        if self._sampler is not None:
-            self._sampler.resume(*self._resume_at)
         rank_zero_info(f"resuming in epoch {self._resume_at[0]} after {self._resume_at[1]} batches")
 
 

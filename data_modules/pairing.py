@@ -64,7 +64,8 @@ class ResumableSampler(Sampler[Sequence[Any]]):
 
     def __iter__(self) -> Iterator[Sequence[Any]]:
         items = list(self.items(self.epoch))
-        items += items[: -len(items) % self.world_size]
+        missing = -len(items) % self.world_size
+        items += (items * missing)[:missing]
         step = self.batch_size * self.world_size
         for start in range(self.first_batch * step, len(items), step):
             batch = items[start : start + step]

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from dipo_pl.data_modules.rows import Row
@@ -90,7 +91,7 @@ class ChatTemplate(PromptFormat):
         self.date_string = date_string
 
     def render(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> Rendered:
-        """Raises InputError where the tokenizer has no template, or one that cannot be split at the answer."""
+        """Raises InputError where there is no template, or it refuses the row or cannot be split at the answer."""
         if not tokenizer.chat_template:
             raise InputError(
                 "the tokenizer has no chat template: use the prompt format QuestionAnswer or Llama2Chat"
@@ -100,19 +101,29 @@ class ChatTemplate(PromptFormat):
         turns = [{"role": role, "content": content} for role, content in row.messages]
         if self.system is not None and turns[0]["role"] != "system":
             turns.insert(0, {"role": "system", "content": self.system})
+        # Some templates strip what they are given; space around the answer is no part of prompt or closing.
+        answer = row.answer.strip()
         prompt = self._apply(tokenizer, turns, add_generation_prompt=True)
-        whole = self._apply(tokenizer, [*turns, {"role": "assistant", "content": row.answer}])
-        answer_at = whole.find(row.answer.strip(), len(prompt))
+        whole = self._apply(tokenizer, [*turns, {"role": "assistant", "content": answer}])
+        answer_at = whole.find(answer, len(prompt))
         if not whole.startswith(prompt) or answer_at < 0:
             raise InputError(
                 "the tokenizer's chat template does not write the answer after its generation prompt: "
                 "use the prompt format QuestionAnswer or Llama2Chat"
             )
         # What some templates write after the end of the turn (a line break) belongs to the next turn.
-        closing = whole[answer_at + len(row.answer.strip()) :].rstrip()
+        closing = whole[answer_at + len(answer) :].rstrip()
         return Rendered(whole[:answer_at], closing, special_tokens=False)
 
     def _apply(self, tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], **options: Any) -> str:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, date_string=self.date_string, **options)
+        try:
+            text = tokenizer.apply_chat_template(
+                turns, tokenize=False, date_string=self.date_string, **options
+            )
+        except TemplateError as error:
+            raise InputError(
+                f"the tokenizer's chat template refuses the row that begins {turns[-1]['content'][:60]!r} with "
+                f"the roles {', '.join(turn['role'] for turn in turns)}: {error}"
+            ) from error
         assert isinstance(text, str)
         return text

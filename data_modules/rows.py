@@ -53,10 +53,10 @@ def row_from(record: Mapping[str, Any], where: str) -> Row:
             raise InputError(f"{where}: '{key}' must be a non-empty text, got {value!r}")
         return value
 
-    wrong = record.get("perturbed_answer") or ()
+    wrong = record.get("perturbed_answer") or []
     if isinstance(wrong, str):
-        wrong = (wrong,)
-    if not all(isinstance(answer, str) and answer for answer in wrong):
+        wrong = [wrong]
+    if not isinstance(wrong, list) or not all(isinstance(each, str) and each.strip() for each in wrong):
         raise InputError(f"{where}: 'perturbed_answer' must be a list of non-empty texts, got {wrong!r}")
     paraphrase = text("paraphrased_answer") if record.get("paraphrased_answer") is not None else None
     if "messages" in record:
@@ -93,7 +93,7 @@ def read_json_lines(path: str | Path) -> list[Row]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise InputError(f"no file {path}: give the path of a JSON-lines file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -105,8 +105,12 @@ def read_json_lines(path: str | Path) -> list[Row]:
         where = f"{path}, line {number}"
         try:
             record = json.loads(line)
+            json.dumps(record, ensure_ascii=False).encode()
         except json.JSONDecodeError as error:
             raise InputError(f"{where}: not valid JSON ({error.msg} at column {error.colno})") from None
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise InputError(f"{where}: holds {half!r}, half a surrogate pair, which is no text") from None
         if not isinstance(record, dict):
             raise InputError(f"{where}: must be a JSON object, got {type(record).__name__}")
         rows.append(row_from(record, where))

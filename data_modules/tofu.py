@@ -9,6 +9,7 @@ from dipo_pl.data_modules.rows import EvaluationSet, Row, read_json_lines, row_f
 from dipo_pl.errors import InputError
 
 FORGET_ROWS = {"forget01": 40, "forget05": 200, "forget10": 400}
+EVALUATION_SETS = ("forget", "retain", "real_authors", "world_facts")
 
 
 class TOFU(ForgetRetain):
@@ -20,7 +21,7 @@ class TOFU(ForgetRetain):
     Args:
         path: `locuslab/TOFU` on the hub, or a folder with its configurations as JSON lines (`full.jsonl`,
             `forget10_perturbed.jsonl`, `retain_perturbed.jsonl`, `real_authors_perturbed.jsonl`,
-            `world_facts_perturbed.jsonl`).
+            `world_facts_perturbed.jsonl`; a copy of the hub's own repository, with `.json`, is one too).
         forget: which forget set.
         forget_rows: only the first rows of the forget set; null takes all.
         retain_rows: only the first rows of the retain set; null takes all.
@@ -49,26 +50,32 @@ class TOFU(ForgetRetain):
         full = self._split("full")
         # forget01 and forget05 are the last rows of forget10, so one perturbed file serves all three.
         forget = self._split("forget10_perturbed")[-size:][: self.forget_rows]
-        wanted = self.evaluate or ["forget", "retain", "real_authors", "world_facts"]
-        evaluation = [EvaluationSet("forget", forget)]
-        evaluation += [
-            EvaluationSet(name, self._split(f"{name}_perturbed"), options=name != "retain")
-            for name in ("retain", "real_authors", "world_facts")
-            if name in wanted
+        # Only what is measured is read; a name that is none of ours is refused by the base class.
+        unknown = set(self.evaluate or ()) - set(EVALUATION_SETS)
+        names = EVALUATION_SETS if self.evaluate is None or unknown else self.evaluate
+        evaluation = [
+            EvaluationSet(
+                name,
+                forget if name == "forget" else self._split(f"{name}_perturbed"),
+                options=name in ("real_authors", "world_facts"),
+            )
+            for name in names
         ]
         return RowSets(forget, full[:-size][: self.retain_rows], evaluation)
 
     def _split(self, name: str) -> Sequence[Row]:
         folder = Path(self.path)
         if folder.is_dir():
-            return read_json_lines(folder / f"{name}.jsonl")
+            on_hub = folder / f"{name}.json"
+            return read_json_lines(on_hub if on_hub.is_file() else folder / f"{name}.jsonl")
         import datasets
 
         try:
             records = datasets.load_dataset(self.path, name, split="train")
         except Exception as error:
+            cause = " ".join(str(error).split()) or type(error).__name__
             raise InputError(
                 f"cannot read TOFU's {name} from data.path {self.path!r}, which is neither a folder here nor "
-                f"a dataset that the hub gave ({str(error).splitlines()[0]})"
+                f"a dataset that the hub gave ({cause[:200]})"
             ) from error
         return [row_from(record, f"{self.path} {name}, row {i}") for i, record in enumerate(records)]

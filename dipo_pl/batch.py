@@ -13,10 +13,12 @@ class Encoded:
     """One tokenised sequence; tokens from `answer_start` on are to be predicted.
 
     A first token has nothing before it to be predicted from, so `answer_start` is at least 1.
+    `cut` tells that the sequence went on, beyond the greatest length allowed.
     """
 
     ids: tuple[int, ...]
     answer_start: int
+    cut: bool = False
 
     @property
     def answer_length(self) -> int:
@@ -45,16 +47,13 @@ class Batch:
     sections: dict[str, int]
     rows: tuple[int, ...]
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> Self:
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=non_blocking)
-
+    def to(self, device: torch.device) -> Self:
         return replace(
             self,
-            input_ids=move(self.input_ids),
-            attention_mask=move(self.attention_mask),
-            positions=move(self.positions),
-            targets=move(self.targets),
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            positions=self.positions.to(device),
+            targets=self.targets.to(device),
         )
 
     def section_slices(self) -> dict[str, tuple[slice, slice]]:
@@ -111,9 +110,5 @@ class EvaluationBatch:
     prompts: list[list[int]]
     references: list[str]
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> Self:
-        return replace(
-            self,
-            answers=self.answers.to(device, non_blocking),
-            rows=self.rows.to(device, non_blocking=non_blocking),
-        )
+    def to(self, device: torch.device) -> Self:
+        return replace(self, answers=self.answers.to(device), rows=self.rows.to(device))

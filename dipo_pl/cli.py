@@ -6,10 +6,11 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from jsonargparse import ActionConfigFile, Namespace
 from lightning import Trainer
@@ -24,10 +25,12 @@ from dipo_pl import constructors, filters, finetuning, losses, policy, reference
 from dipo_pl.callbacks.batch_seed import BatchSeed
 from dipo_pl.callbacks.export import Export
 from dipo_pl.callbacks.forget_quality import ForgetQuality
+from dipo_pl.callbacks.last_checkpoint import LastCheckpoint
 from dipo_pl.callbacks.manifest import Manifest
 from dipo_pl.callbacks.samples import Samples
 from dipo_pl.callbacks.training_monitor import TrainingMonitor
 from dipo_pl.checkpoint_io import AtomicCheckpointIO
+from dipo_pl.config_errors import one_line
 from dipo_pl.configs import resolve
 from dipo_pl.data_modules import fictitious, json_lines, tofu  # noqa: F401
 from dipo_pl.data_modules.forget_retain import ForgetRetain
@@ -44,19 +47,18 @@ class _ConfigFile(ActionConfigFile):
     """`--config NAME`, with bare names resolved."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        given = values
         if isinstance(values, str):
             values = str(resolve(values))
-        super().__call__(parser, cfg, values, option_string)
+        try:
+            super().__call__(parser, cfg, values, option_string)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"in the config {given}: {one_line(str(error))}") from error
 
 
 class _Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise InputError(_one_line(message)) from ex
-
-
-def _one_line(message: str) -> str:
-    """The innermost cause of jsonargparse's message, which nests one paragraph a level."""
-    return " ".join(message.split())
+        raise InputError(one_line(message)) from ex
 
 
 class DiPOCLI(LightningCLI):
@@ -92,15 +94,9 @@ class DiPOCLI(LightningCLI):
         parser.add_lightning_class_args(ForgetQuality, "forget_quality")
         parser.add_lightning_class_args(Samples, "samples")
         parser.add_lightning_class_args(Export, "export")
+        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {
-                "checkpoint.save_last": True,
-                "checkpoint.save_top_k": 0,
-                "checkpoint.enable_version_counter": False,
-                "checkpoint.filename": "{epoch}-{step}",
-            }
-        )
+        parser.set_defaults({"checkpoint.save_top_k": 0, "checkpoint.filename": "{epoch}-{step}"})
 
     def _parse_ckpt_path(self) -> None:
         """Keeps the config as it was given: Lightning would replace it with what the checkpoint holds."""
@@ -129,11 +125,9 @@ class DiPOCLI(LightningCLI):
             return
         before = yaml.safe_load(self.run.config.read_text(encoding="utf-8"))
         now = yaml.safe_load(self._parser("fit").dump(self.settings, skip_none=False))
-        fixed = [("model",), ("data",), ("seed_everything",)]
-        fixed += [("trainer", key) for key in ("precision", "accumulate_grad_batches", "gradient_clip_val")]
-        changes = [
-            change for keys in fixed for change in _changes(_at(before, keys), _at(now, keys), ".".join(keys))
-        ]
+        fixed = ["model", "data", "seed_everything"]
+        fixed += [f"trainer.{key}" for key in ("precision", "accumulate_grad_batches", "gradient_clip_val")]
+        changes = [change for key in fixed for change in _changes(_at(before, key), _at(now, key), key)]
         if changes:
             raise InputError(
                 f"{self.run.path} holds a run with another configuration ({'; '.join(changes[:3])}"
@@ -144,7 +138,11 @@ class DiPOCLI(LightningCLI):
     def _refuse_to_repeat(self) -> None:
         manifest = self.run.read_manifest()
         finished = manifest.get("command") == "fit" and manifest.get("status") == "finished"
-        if finished and manifest.get("max_epochs") == self.settings.trainer.max_epochs:
+        trainer = self.settings.trainer
+        if finished and (manifest["max_epochs"], manifest["max_steps"]) == (
+            trainer.max_epochs,
+            trainer.max_steps,
+        ):
             raise _Finished(
                 f"{self.run.path} is finished ({manifest['epochs']} epochs, {manifest['steps']} steps): nothing to "
                 "do. Results are in metrics.jsonl, the model in hf/. Raise trainer.max_epochs to go on, or give "
@@ -160,21 +158,35 @@ class DiPOCLI(LightningCLI):
         kwargs["plugins"] = [*_as_list(configured.plugins), AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
+    def after_instantiate_classes(self) -> None:
+        self._there_before = {*self.run.path.rglob("*"), *(each for each in self._folders if each.is_dir())}
+
+    def discard_what_was_begun(self) -> None:
+        """Removes what this start has written, if it ended before anything ran (the logger opens files early)."""
+        if any(isinstance(each, Manifest) and each.written for each in self.trainer.callbacks):  # type: ignore[attr-defined]
+            return
+        begun = sorted({*self.run.path.rglob("*"), *self._folders} - self._there_before, reverse=True)
+        for path in begun:
+            if path.is_file():
+                path.unlink()
+            elif path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+    @property
+    def _folders(self) -> list[Path]:
+        """The run folder and those above it that a run may have to make."""
+        return [self.run.path, *list(self.run.path.parents)[: len(Path(self.settings.output_dir).parts)]]
+
     def fit(self, **kwargs: Any) -> None:
         asked = kwargs.pop("ckpt_path", None)
-        checkpoint = self.run.last_checkpoint if asked in (None, "last") else Path(asked)
-        if asked in (None, "last") and not checkpoint.is_file():
+        resumes = asked in (None, "last")
+        checkpoint: Path | None = self.run.last_checkpoint if resumes else Path(asked)
+        if resumes and not self.run.last_checkpoint.is_file():
             checkpoint = None
-        elif not checkpoint.is_file():
-            raise InputError(
-                f"no checkpoint {checkpoint}: give a file, or leave ckpt_path out to resume the last"
-            )
         if checkpoint is not None:
-            rank_zero_info(f"resuming from {checkpoint}")
             _refuse_unreadable(checkpoint)
+            rank_zero_info(f"resuming from {checkpoint}")
         self.trainer.fit(ckpt_path=checkpoint, **kwargs)
-        if not self.trainer.fit_loop.done:
-            return
         measured = next(each for each in self.trainer.callbacks if isinstance(each, ForgetQuality))  # type: ignore[attr-defined]
         if (
             measured.last_step != self.trainer.global_step
@@ -183,11 +195,8 @@ class DiPOCLI(LightningCLI):
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
 
     def validate(self, **kwargs: Any) -> None:
-        checkpoint = kwargs.get("ckpt_path")
-        if checkpoint is not None:
-            if not Path(checkpoint).is_file():
-                raise InputError(f"no checkpoint {checkpoint}")
-            _refuse_unreadable(Path(checkpoint))
+        if kwargs.get("ckpt_path") is not None:
+            _refuse_unreadable(Path(kwargs["ckpt_path"]))
         self.trainer.validate(**kwargs | {"verbose": False})
 
 
@@ -203,9 +212,9 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _at(config: Any, keys: tuple[str, ...]) -> Any:
-    for key in keys:
-        config = (config or {}).get(key)
+def _at(config: Any, key: str) -> Any:
+    for each in key.split("."):
+        config = (config or {}).get(each)
     return config
 
 
@@ -219,8 +228,8 @@ def _changes(before: Any, now: Any, key: str) -> list[str]:
 
 
 def _refuse_unreadable(checkpoint: Path) -> None:
-    import torch
-
+    if not checkpoint.is_file():
+        raise InputError(f"no checkpoint {checkpoint}: give a file, or leave ckpt_path out")
     try:
         torch.load(checkpoint, map_location="meta", weights_only=True, mmap=True)
     except Exception as error:
@@ -241,6 +250,7 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
         def after_instantiate_classes(self) -> None:
             nonlocal cli
             cli = self
+            super().after_instantiate_classes()
 
     callbacks: list[Callback] = [Manifest(), BatchSeed(), TrainingMonitor()]
     try:
@@ -276,10 +286,14 @@ def _tell(error: Exception, cli: DiPOCLI | None, debug: bool) -> int:
     """One line on standard error; the traceback goes to a file, or with `debug` to the screen."""
     if debug:
         traceback.print_exception(error)
-    cause = " ".join(str(error).split()) or type(error).__name__
+    # jsonargparse wraps what a constructor raises into its own account of it.
+    stated = next((each for each in _causes(error) if isinstance(each, InputError)), None)
+    cause = " ".join(str(stated or error).split()) or type(error).__name__
     # Until the classes are made nothing runs, so what fails is what was given.
-    if cli is None or isinstance(error, (InputError, MisconfigurationException)):
+    if cli is None or stated is not None or isinstance(error, MisconfigurationException):
         print(f"dipo-pl: error: {cause}", file=sys.stderr)
+        if cli is not None:
+            cli.discard_what_was_begun()
         return 2
     log = cli.run.error_log if cli.run.path.is_dir() else Path(tempfile.gettempdir()) / "dipo-pl-error.log"
     log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
@@ -287,8 +301,20 @@ def _tell(error: Exception, cli: DiPOCLI | None, debug: bool) -> int:
     return 1
 
 
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def _quieten() -> None:
-    """Leaves out what Lightning says of itself rather than of the run."""
+    """Leaves out what the libraries say of themselves rather than of the run; warnings take one line."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"dipo-pl: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    warnings.showwarning = show
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     class _NoTips(logging.Filter):
@@ -301,3 +327,6 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*num_workers.*")
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter.*")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|torch")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

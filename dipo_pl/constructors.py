@@ -1,5 +1,6 @@
 """Constructors: from a position's logits to the pair of distributions that a preference is stated on."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
@@ -14,7 +15,8 @@ class Difference(NamedTuple):
     """What the DiPO loss needs of a pair.
 
     Attributes:
-        values: [N, V] forgetting minus remembering distribution; each row sums to 0.
+        values: [N, V] forgetting minus remembering distribution; each row sums to 0. The engine may
+            write into it.
         kept: [N] tokens that were modulated.
     """
 
@@ -73,8 +75,8 @@ class LogitModulation(PreferenceConstructor):
     """
 
     def __init__(self, filter: Filter | None = None, alpha: float = 1.0, center: bool = True) -> None:
-        if not alpha > 0:
-            raise InputError(f"LogitModulation.alpha must be > 0, got {alpha}")
+        if not 0 < alpha < math.inf:
+            raise InputError(f"LogitModulation.alpha must be a finite number > 0, got {alpha}")
         self.filter = filter or TopFraction()
         self.alpha = alpha
         self.center = center

@@ -18,7 +18,9 @@ def demo(arguments: Sequence[str], debug: bool = False) -> int:
 
     Returns the exit code of the first step that fails, else 0. Steps that are finished are not repeated.
     """
-    parser = argparse.ArgumentParser(prog="dipo-pl demo", description=demo.__doc__.split("\n")[0] if demo.__doc__ else "")
+    parser = argparse.ArgumentParser(
+        prog="dipo-pl demo", description=demo.__doc__.split("\n")[0] if demo.__doc__ else ""
+    )
     parser.add_argument("--output_dir", default="runs", help="folder that the three run folders are made in")
     folder = Path(parser.parse_args(arguments).output_dir)
     from dipo_pl.cli import run
@@ -67,10 +69,10 @@ def _show(folder: Path, seconds: float) -> None:
     print(f"\n{'':12}" + "".join(f"{title:>16}" for title in columns))
     for model, values in models.items():
         print(f"{model:12}" + "".join(f"{_number(values[key]):>16}" for key in columns.values()))
-    sample = _generations(runs[UNLEARNED], before["step"]), _generations(runs[UNLEARNED], after["step"])
-    row = sample[0][0]
-    print(f"\nquestion   {row['question']}\ntruth      {row['answers'][0]}")
-    print(f"before     {row['generation']}\nafter      {sample[1][0]['generation']}")
+    was, became = (_generations(runs[UNLEARNED], each["step"]) for each in (before, after))
+    for row, new in list(zip(was, became, strict=True))[:3]:
+        print(f"\nquestion   {row['question']}\ntruth      {row['answers'][0]}")
+        print(f"before     {row['generation']}\nafter      {new['generation']}")
     picture = runs[UNLEARNED].path / "trajectory.png"
     try:
         plot_trajectory(trajectory, retain_only["model_utility"], picture)

@@ -69,7 +69,7 @@ class Nucleus(Filter):
     """The fewest most probable tokens that together hold `mass` of the probability (Holtzman et al. 2020).
 
     Args:
-        mass: cumulative probability, in (0, 1].
+        mass: cumulative probability, in (0, 1]; 1 keeps every token.
     """
 
     def __init__(self, mass: float = 0.9) -> None:
@@ -78,7 +78,8 @@ class Nucleus(Filter):
     def keep(self, logits: Tensor) -> Tensor:
         probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
         before = probabilities.cumsum(dim=-1) - probabilities
-        keep_sorted = before < self.mass
+        # Sums in float32 reach 1 before the last tokens are added.
+        keep_sorted = before < (self.mass if self.mass < 1 else torch.inf)
         return torch.zeros_like(keep_sorted).scatter(-1, order, keep_sorted)
 
 

@@ -14,7 +14,8 @@ def generate(
     """Continues each prompt greedily with a KV cache until its end of turn, and decodes what is new.
 
     Prompts are padded on the left. The model stops at the tokenizer's EOS and at any other end that its
-    own generation config names (Llama-3 ends a turn with <|eot_id|>).
+    own generation config names (Llama-3 ends a turn with <|eot_id|>). It also stops where the longest
+    prompt of the batch reaches the model's context.
     """
     width = max(len(prompt) for prompt in prompts)
     device = model.get_input_embeddings().weight.device
@@ -23,6 +24,9 @@ def generate(
     for row, prompt in enumerate(prompts):
         input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
         attention_mask[row, width - len(prompt) :] = 1
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None:
+        max_new_tokens = max(1, min(max_new_tokens, context - width))
     ends = model.generation_config.eos_token_id
     stops = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     training = model.training

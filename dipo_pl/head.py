@@ -53,6 +53,10 @@ class OutputHead:
         """The same head with other tensors (detached, cast)."""
         return OutputHead(weight, bias, self.scale, self.softcap)
 
+    def cast(self, dtype: torch.dtype) -> "OutputHead":
+        """The same head with its tensors in another dtype."""
+        return self.to(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
+
     def logits(self, states: Tensor) -> Tensor:
         """[N, d] hidden states in the head's dtype -> [N, V] logits in float32."""
         logits = nn.functional.linear(states, self.weight, self.bias).float()

@@ -23,14 +23,19 @@ def plot_trajectory(trajectory: Sequence[dict[str, Any]], retain_only_utility: f
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes = figure.subplots()
     axes.axhspan(0.05, 1.0, color="tab:green", alpha=0.08)
-    axes.annotate("not told from retain-only (p > 0.05)", (0.01, 0.055), xycoords=("axes fraction", "data"), fontsize=8)
+    axes.annotate(
+        "not told from retain-only (p > 0.05)", (0.01, 0.06), xycoords=("axes fraction", "data"), fontsize=8
+    )
+    axes.margins(x=0.25)
     axes.plot(utility, quality, color="tab:gray", linewidth=1, zorder=1)
-    points = axes.scatter(utility, quality, c=[each["epoch"] for each in trajectory], cmap="viridis", zorder=2)
+    points = axes.scatter(
+        utility, quality, c=[each["epoch"] for each in trajectory], cmap="viridis", zorder=2
+    )
     figure.colorbar(points, label="epoch")
     for name, index in {"target": 0, "unlearned": -1}.items():
         axes.annotate(name, (utility[index], quality[index]), xytext=(6, -12), textcoords="offset points")
     axes.scatter([retain_only_utility], [1.0], marker="*", s=140, color="tab:orange", zorder=3)
-    axes.annotate("retain-only", (retain_only_utility, 1.0), xytext=(6, -12), textcoords="offset points")
+    axes.annotate("retain-only", (retain_only_utility, 1.0), xytext=(6, -14), textcoords="offset points")
     axes.set_yscale("log")
     axes.set_xlabel("Model Utility (higher: keeps more)")
     axes.set_ylabel("Forget Quality, KS p-value (higher: forgot better)")

@@ -1,6 +1,7 @@
 """Where the policy comes from: a published checkpoint or a folder, or a configuration with random weights."""
 
 import json
+import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
@@ -121,23 +122,32 @@ class Pretrained(Policy):
             return AutoTokenizer.from_pretrained(
                 self.path, revision=self.revision or "main", trust_remote_code=self.trust_remote_code
             )
-        except (OSError, ValueError) as error:
+        except Exception as error:
             raise self._not_loaded("tokenizer", error) from error
 
     def _load_model(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         self._refuse_missing_folder()
         options: dict[str, Any] = {"attn_implementation": self.attention} if self.attention else {}
         try:
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            model: PreTrainedModel
+            model, info = AutoModelForCausalLM.from_pretrained(
                 self.path,
                 revision=self.revision or "main",
                 dtype=self.dtype,
                 use_safetensors=True,
                 trust_remote_code=self.trust_remote_code,
+                output_loading_info=True,
                 **options,
             )
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:
             raise self._not_loaded("model", error) from error
+        if missing := sorted(info["missing_keys"]):
+            # transformers would only warn, and begin with random weights in these places.
+            raise InputError(
+                f"the checkpoint of {self.path!r} lacks {len(missing)} weights of {type(model).__name__} "
+                f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): give a whole causal "
+                "language model"
+            )
         return model
 
     def _refuse_missing_folder(self) -> None:
@@ -150,7 +160,12 @@ class Pretrained(Policy):
             )
 
     def _not_loaded(self, what: str, error: Exception) -> InputError:
-        return InputError(f"cannot load the {what} of {self.path!r}: {' '.join(str(error).split())}")
+        if "trust_remote_code" in str(error):
+            return InputError(
+                f"the {what} of {self.path!r} comes with code of its own, which is not run unless "
+                "model.policy.trust_remote_code is set: read it first"
+            )
+        return InputError(f"cannot load the {what} of {self.path!r}: {_short(error)}")
 
 
 class FromConfig(Policy):
@@ -192,10 +207,15 @@ class FromConfig(Policy):
 
     def _load_model(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         values = dict(self._values())
+        model_type = values.pop("model_type")
         try:
-            config = AutoConfig.for_model(values.pop("model_type"), **values)
-        except (KeyError, ValueError, TypeError) as error:
-            raise InputError(f"model.policy.config is not a model configuration: {error}") from error
+            config, known = AutoConfig.for_model(model_type, **values), AutoConfig.for_model(model_type)
+        except Exception as error:
+            raise InputError(f"model.policy.config is not a model configuration: {_short(error)}") from error
+        # A mistyped name would be kept as an attribute that nothing reads. (Published files hold such, too.)
+        for name in values if isinstance(self.config, dict) else ():
+            if hasattr(config, name) and not hasattr(known, name):
+                raise InputError(f"model.policy.config: a {model_type} configuration has no {name!r}")
         text_config = config.get_text_config()
         text_config.vocab_size = len(tokenizer)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -204,7 +224,10 @@ class FromConfig(Policy):
         # Apart from the global generator: the weights depend on this seed alone.
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **options)
+            try:
+                model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **options)
+            except Exception as error:
+                raise InputError(f"cannot make {self.source}: {_short(error)}") from error
         return model
 
     def _values(self) -> dict[str, Any]:
@@ -218,3 +241,8 @@ class FromConfig(Policy):
         if "model_type" not in values:
             raise InputError("model.policy.config needs 'model_type' (llama, gpt2, phi, ...)")
         return values
+
+
+def _short(error: Exception) -> str:
+    """A library's message on one line, without its longest lists."""
+    return textwrap.shorten(f"{error}", 400, placeholder=" ...") or type(error).__name__

@@ -50,8 +50,6 @@ class FrozenCopy(Reference):
 
     def attach(self, policy: PreTrainedModel) -> None:
         self._model = copy.deepcopy(policy).eval().requires_grad_(False)
-        if self._model.is_gradient_checkpointing:
-            self._model.gradient_checkpointing_disable()
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
         if self._model is not None:

@@ -81,7 +81,8 @@ class Unlearning(LanguageModel):
 
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Self:
         self.reference.apply(fn)
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        return self
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         states = self.states(batch)

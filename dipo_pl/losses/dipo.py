@@ -1,12 +1,13 @@
 """Distribution preference optimization, on forget and on retain rows."""
 
+import math
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dipo_pl.constructors import LogitModulation, PreferenceConstructor
+from dipo_pl.constructors import Difference, LogitModulation, PreferenceConstructor
 from dipo_pl.errors import InputError
 from dipo_pl.losses.base import Loss, Terms
 
@@ -22,6 +23,7 @@ class DiPO(Loss):
     full vocabulary in nats, z and z_ref the raw logits of policy and reference. The second line follows
     because the entropies of w and l and the normalisers of both models cancel. w and l are constants in
     the gradient, so dM_s/dz_t = (w - l)_t. At policy = reference L is ln 2, and its gradient is not 0.
+    The term of a position is that of forget rows whatever the row: on retain rows M_s = -Q_s.
 
     Source: Qin et al., arXiv:2510.04773, Eq. 14.
 
@@ -34,36 +36,31 @@ class DiPO(Loss):
     _sign: ClassVar[float] = 1.0
 
     def __init__(self, beta: float = 0.05, constructor: PreferenceConstructor | None = None) -> None:
-        if not beta > 0:
-            raise InputError(f"{type(self).__name__}.beta must be > 0, got {beta}")
+        if not 0 < beta < math.inf:
+            raise InputError(f"{type(self).__name__}.beta must be a finite number > 0, got {beta}")
         self.beta = beta
         self.constructor = constructor
 
     def terms(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None) -> Tensor:
         assert reference_logits is not None
-        preferred_minus_dispreferred = self._difference(logits.detach())[0]
-        return (preferred_minus_dispreferred * (logits - reference_logits)).sum(-1)
+        difference = self._difference(logits.detach()).values
+        return torch.linalg.vecdot(difference, logits - reference_logits)
 
     def terms_and_gradient(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None) -> Terms:
         assert reference_logits is not None
         difference, kept = self._difference(logits)
-        return Terms(
-            torch.linalg.vecdot(difference, logits - reference_logits),
-            difference,
-            {"kept": kept.float()},
-        )
+        values = torch.linalg.vecdot(difference, logits - reference_logits)
+        return Terms(values, difference, {"kept": kept.float()})
 
-    def _difference(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        if self.constructor is None:
-            self.constructor = LogitModulation()
-        values, kept = self.constructor.difference(logits)
-        return values.mul_(self._sign), kept
+    def _difference(self, logits: Tensor) -> Difference:
+        return (self.constructor or LogitModulation()).difference(logits)
 
     def sequence_loss(self, sums: Tensor, lengths: Tensor) -> Tensor:
-        return -functional.logsigmoid(self.beta * sums)
+        return -functional.logsigmoid(self.beta * self._sign * sums)
 
     def sequence_parts(self, sums: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        return {"margin": sums, "margin_positive": (sums > 0).float()}
+        margins = self._sign * sums
+        return {"margin": margins, "margin_positive": (margins > 0).float()}
 
 
 class DiPORetain(DiPO):

@@ -1,5 +1,6 @@
 """Negative preference optimization."""
 
+import math
 from typing import ClassVar
 
 from torch import Tensor
@@ -24,8 +25,8 @@ class NPO(LogProbabilityLoss):
     uses_reference: ClassVar[bool] = True
 
     def __init__(self, beta: float = 0.1) -> None:
-        if not beta > 0:
-            raise InputError(f"NPO.beta must be > 0, got {beta}")
+        if not 0 < beta < math.inf:
+            raise InputError(f"NPO.beta must be a finite number > 0, got {beta}")
         self.beta = beta
 
     def sequence_loss(self, sums: Tensor, lengths: Tensor) -> Tensor:

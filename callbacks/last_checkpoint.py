@@ -1,0 +1,50 @@
+"""The checkpoint that a run resumes from."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from dipo_pl.errors import InputError
+from dipo_pl.run_folder import RunFolder
+
+
+class LastCheckpoint(Checkpoint):
+    """Writes checkpoints/last.ckpt, over the one before; the same command again resumes from it.
+
+    Lightning's ModelCheckpoint writes its `last` only together with a best one (from 2.6 on), so with
+    nothing to monitor it would leave nothing to resume from.
+
+    Args:
+        every_n_epochs: write at the end of each n-th epoch, after it has been measured.
+        every_n_steps: write after each n-th optimizer step as well; null writes at epochs alone.
+    """
+
+    def __init__(self, every_n_epochs: int = 1, every_n_steps: int | None = None) -> None:
+        for name, value in {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps}.items():
+            if value is not None and value < 1:
+                raise InputError(f"last_checkpoint.{name} must be at least 1, got {value}")
+        self.every_n_epochs = every_n_epochs
+        self.every_n_steps = every_n_steps
+        self._saved_step = -1
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # The last batch of an epoch is left to the epoch's end, which comes after the measurement.
+        due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+        if due and not trainer.is_last_batch and trainer.global_step != self._saved_step:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._saved_step != trainer.global_step:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        self._saved_step = trainer.global_step
+        trainer.save_checkpoint(RunFolder(Path(trainer.default_root_dir)).last_checkpoint)

@@ -1,0 +1,215 @@
+"""Bad input: one line that names the thing and says what to do, exit code 2, nothing half-written."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+SMOKE = ("fit", "--config", "smoke.yaml")
+
+# What is given, and what the one line must say.
+CONFIGURATION = [
+    (
+        ("fit", "--config", "nope.yaml"),
+        "no config nope.yaml: neither a file here nor a shipped config (demo.yaml, ",
+    ),
+    (("fit", "--config", "no/such.yaml"), "no config file no/such.yaml"),
+    (("fit", "--config", "broken.yaml"), "in the config broken.yaml"),
+    (("fit", "--config", "empty.yaml"), "in the config empty.yaml"),
+    (("fit",), "required: fit.data, fit.model"),
+    (("fly",), "no command 'fly'"),
+    ((*SMOKE, "--foo", "1"), "--foo"),
+    ((*SMOKE, "--model.betta", "1"), "model: there is no option 'betta'"),
+    ((*SMOKE, "--model.forget_loss.betta", "1"), "model.forget_loss: there is no option 'betta'"),
+    (
+        (*SMOKE, "--model.forget_loss.beta", "x"),
+        "model.forget_loss.beta: must be a value of type float, got x",
+    ),
+    (
+        (*SMOKE, "--model.forget_loss", "NPOO"),
+        "model.forget_loss: no class NPOO: use CrossEntropy, DiPO, DiPORetain",
+    ),
+    ((*SMOKE, "--model", "Unlearn"), "model: no class Unlearn: use FineTuning, Unlearning"),
+    ((*SMOKE, "--data.prompt.system", "x"), "data.prompt: name a class first: use ChatTemplate, Llama2Chat"),
+    (
+        (*SMOKE, "--data.train_on", "x"),
+        "data.train_on: must be one of 'pairs', 'all', 'forget', 'retain', got x",
+    ),
+    ((*SMOKE, "--trainer.max_epochs", "x"), "trainer.max_epochs: must be a value of type int, got x"),
+    ((*SMOKE, "--trainer.strategy", "zz"), "strategy='zz'"),
+    ((*SMOKE, "--model.forget_loss.beta", "-1"), "DiPO.beta must be a finite number > 0, got -1"),
+    ((*SMOKE, "--model.retain_loss.beta", "0"), "DiPORetain.beta must be a finite number > 0, got 0"),
+    ((*SMOKE, "--model.constructor.alpha", "0"), "LogitModulation.alpha must be a finite number > 0, got 0"),
+    ((*SMOKE, "--model.constructor.filter.rate", "1.5"), "TopFraction.rate must lie in (0, 1], got 1.5"),
+    (
+        (*SMOKE, "--model.retain_loss", "DiPO"),
+        "set model.forget_loss to DiPO and model.retain_loss to DiPORetain",
+    ),
+    ((*SMOKE, "--model.retain_weight", "-1"), "model.retain_weight must be >= 0, got -1"),
+    ((*SMOKE, "--model.warmup", "1"), "model.warmup must be a share of the steps in [0, 1), got 1"),
+    ((*SMOKE, "--model.token_budget", "0"), "model.token_budget must be at least 1, got 0"),
+    ((*SMOKE, "--data.batch_size", "0"), "data.batch_size must be at least 1, got 0"),
+    (
+        (*SMOKE, "--data.forget_authors", "4"),
+        "data.forget_authors must lie between 1 and data.authors - 1, got 4 of 4",
+    ),
+    ((*SMOKE, "--data.evaluate", "[forget, nought]"), "data.evaluate names 'nought'"),
+    ((*SMOKE, "--forget_quality.utility_sets", "[nought]"), "forget_quality.utility_sets names 'nought'"),
+    (
+        (*SMOKE, "--forget_quality.max_new_tokens", "0"),
+        "forget_quality.max_new_tokens must be at least 1, got 0",
+    ),
+    ((*SMOKE, "--samples.rows", "-1"), "samples.rows must be at least 0"),
+    ((*SMOKE, "--export.best", "true"), "set checkpoint.monitor"),
+    ((*SMOKE, "--ckpt_path", "no.ckpt"), "no checkpoint no.ckpt"),
+    ((*SMOKE, "--forget_quality.retain_result", "nowhere"), "nowhere does not exist: give the run folder"),
+    ((*SMOKE, "--data.max_length", "8"), "more than data.max_length 8"),
+    ((*SMOKE, "--model.policy.vocab_size", "10"), "vocab_size must be at least 259"),
+    (
+        (*SMOKE, "--model.policy.config", "{model_type: lama}"),
+        "model.policy.config is not a model configuration",
+    ),
+    (
+        (*SMOKE, "--model.policy", "Pretrained", "--model.policy.path", "./nowhere"),
+        "no model folder ./nowhere",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    CONFIGURATION,
+    ids=lambda each: " ".join(each[-2:]) if isinstance(each, tuple) else "",
+)
+def test_configuration_error_is_one_line(cli, arguments, line):
+    Path("broken.yaml").write_text("model: [1\n")
+    Path("empty.yaml").write_text("")
+    before = set(Path().rglob("*"))
+    ended = cli(*arguments)
+    said = [each for each in ended.err.splitlines() if each.startswith("dipo-pl: ") and "warning" not in each]
+    assert ended.code == 2
+    assert len(said) == 1
+    assert line in said[0]
+    assert "Traceback" not in ended.err + ended.out
+    assert set(Path().rglob("*")) == before
+
+
+def write(name: str, *lines: str) -> str:
+    Path(name).write_text("".join(line + "\n" for line in lines))
+    return name
+
+
+def question(number: int, **more: object) -> str:
+    return json.dumps({"question": f"Who wrote book {number}?", "answer": f"Author {number}."} | more)
+
+
+def jsonl(forget: str, retain: str, *more: str | Path) -> tuple[str | Path, ...]:
+    """A run on two files with smoke.yaml's model."""
+    data = ("--data", "JSONL", "--data.forget", forget, "--data.retain", retain)
+    return "fit", "--config", "smoke.yaml", *data, *more
+
+
+def test_malformed_line_is_named(cli):
+    ended = cli(*jsonl(write("f.jsonl", question(1), '{"question": '), write("r.jsonl", question(2))))
+    assert ended.code == 2
+    assert "f.jsonl, line 2: not valid JSON" in ended.errors[0]
+
+
+def test_rows_in_both_files_are_told(cli):
+    rows = [question(each) for each in range(8)]
+    ended = cli(*jsonl(write("f.jsonl", *rows[:4]), write("r.jsonl", *rows[2:]), "--trainer.max_epochs", "1"))
+    assert ended.code == 0, ended.err
+    assert "dipo-pl: warning: 2 of 4 forget rows also stand in the retain set" in ended.err
+
+
+def test_answer_longer_than_the_context_is_refused(cli):
+    config = "{model_type: gpt2, n_embd: 32, n_layer: 1, n_head: 2, n_positions: 16}"
+    ended = cli(*SMOKE, "--model.policy.config", config)
+    assert ended.code == 2
+    assert (
+        "the model's context is 16: set data.max_length to 16 and data.too_long to truncate"
+        in ended.errors[0]
+    )
+    assert not Path("runs").exists()
+
+
+def test_truth_ratios_of_other_rows_are_refused(cli, smoke):
+    other = (*SMOKE, "--forget_quality.retain_result", smoke, "--name", "other")
+    fewer = cli(*other, "--data.evaluation_rows", "5")
+    assert fewer.code == 2
+    assert "has 10 forget rows and this run measures 5" in fewer.errors[0]
+    elsewhere = cli(*other, "--data.author_seed", "1")
+    assert elsewhere.code == 2
+    assert "was measured on other forget rows" in elsewhere.errors[0]
+    unfinished = cli(*SMOKE, "--forget_quality.retain_result", ".", "--name", "other")
+    assert unfinished.code == 2
+    assert "holds no evaluation/step-*.json" in unfinished.errors[0]
+    not_one = cli(*SMOKE, "--forget_quality.retain_result", smoke / "manifest.json", "--name", "other")
+    assert not_one.code == 2
+    assert "is not an evaluation" in not_one.errors[0]
+
+
+def test_unreadable_checkpoint_is_named_and_kept(cli, smoke):
+    shutil.copytree(smoke, "runs/smoke")
+    checkpoint = Path("runs/smoke/checkpoints/last.ckpt")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    ended = cli(*SMOKE, "--trainer.max_epochs", "3")
+    assert ended.code == 2
+    assert "cannot read the checkpoint runs/smoke/checkpoints/last.ckpt" in ended.errors[0]
+    assert checkpoint.stat().st_size == 1000
+    assert (Path("runs/smoke/metrics.jsonl")).read_text() == (smoke / "metrics.jsonl").read_text()
+
+
+def test_checkpoint_with_code_in_it_is_refused(cli):
+    class Payload:
+        def __reduce__(self):
+            return (Path("ran").touch, ())
+
+    torch.save({"state_dict": Payload()}, "evil.ckpt")
+    ended = cli(*SMOKE, "--ckpt_path", "evil.ckpt")
+    assert ended.code == 2
+    assert "cannot read the checkpoint evil.ckpt" in ended.errors[0]
+    assert not Path("ran").exists()
+
+
+def test_raw_memory_of_negative_logits_refuses_and_names_the_cure(cli):
+    ended = cli(*SMOKE, "--model.constructor.center", "false", "--model.constructor.filter.rate", "0.9")
+    assert ended.code == 2
+    assert "Set center to true, or keep fewer tokens" in ended.errors[0]
+
+
+DIVERGING = """
+from dipo_pl.losses import CrossEntropy
+
+
+class Diverging(CrossEntropy):
+    steps = 0
+
+    def terms(self, logits, targets, reference_logits):
+        Diverging.steps += 1
+        return super().terms(logits, targets, reference_logits) * (float("nan") if Diverging.steps > 4 else 1)
+"""
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(process, tmp_path):
+    (tmp_path / "diverging.py").write_text(DIVERGING)
+    ended = process(*SMOKE, "--model.forget_loss", "diverging.Diverging", PYTHONPATH=str(tmp_path))
+    assert ended.code == 1
+    (line,) = ended.errors
+    assert "the loss is nan at epoch 1, step 4 (forget rows [" in line
+    assert "retain rows [" in line
+    run = tmp_path / "runs" / "smoke"
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 3
+    assert all(each.isfinite().all() for each in checkpoint["state_dict"].values())
+    assert "TrainingError" in (run / "error.log").read_text()
+    assert json.loads((run / "manifest.json").read_text())["status"].startswith("failed: the loss is nan")
+    assert not (run / "hf").exists()
+
+
+def test_debug_shows_the_traceback(cli):
+    ended = cli(*SMOKE, "--model.forget_loss.beta", "-1", "--debug")
+    assert ended.code == 2
+    assert "Traceback" in ended.err

@@ -1,0 +1,210 @@
+"""`dipo-pl fit` leaves a complete run folder; run again it says that it is done; `validate` measures."""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dipo_pl.version import __version__
+
+
+def metrics_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_run_folder_is_complete(smoke):
+    assert {path.name for path in smoke.iterdir()} >= {
+        "config.yaml", "manifest.json", "metrics.jsonl", "evaluation", "checkpoints", "hf",
+    }  # fmt: skip
+    assert [each["step"] for each in metrics_of(smoke)] == [0, 3, 6]
+    assert [each["epoch"] for each in metrics_of(smoke)] == [0, 1, 2]
+    assert sorted(path.name for path in (smoke / "evaluation").iterdir()) == [
+        "step-000000.json", "step-000003.json", "step-000006.json",
+    ]  # fmt: skip
+    assert [path.name for path in (smoke / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_manifest_tells_what_made_the_result(smoke):
+    manifest = json.loads((smoke / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert (manifest["command"], manifest["epochs"], manifest["steps"]) == ("fit", 2, 6)
+    assert manifest["dipo_pl"] == __version__
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert (manifest["world_size"], manifest["global_batch"], manifest["gradient_clip"]) == (1, 8, 1.0)
+    assert (manifest["precision"], manifest["attention"], manifest["seed"]) == ("32-true", "sdpa", 0)
+    assert manifest["data"]["forget"]["rows"] == 20
+    assert manifest["data"]["retain"]["rows"] == 60
+    assert re.fullmatch("[0-9a-f]{64}", manifest["policy"]["weights_at_start"])
+
+
+def test_tensorboard_shows_losses_parts_speed_metrics_and_samples(smoke):
+    events = EventAccumulator(str(smoke)).Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert scalars >= {
+        "train/loss", "train/forget", "train/retain",
+        "train/forget_margin", "train/forget_margin_positive", "train/forget_kept",
+        "train/retain_margin", "train/retain_margin_positive", "train/retain_kept",
+        "train/gradient_norm", "train/learning_rate", "train/tokens_per_second", "train/memory_mib",
+        "evaluation/model_utility", "evaluation/forget_probability", "evaluation/forget_truth_ratio",
+        "evaluation/retain_rouge_l_recall",
+    }  # fmt: skip
+    assert {f"samples/{name}/text_summary" for name in ("forget", "retain")} <= set(events.Tags()["tensors"])
+    assert [each.step for each in events.Scalars("evaluation/model_utility")] == [0, 3, 6]
+    # The vocabulary has 512 tokens, of which TopFraction(0.05) keeps 26.
+    assert [each.value for each in events.Scalars("train/forget_kept")] == pytest.approx([26] * 6)
+    # Policy and reference start equal, so every margin does at 0 and the loss at 2 ln 2.
+    assert events.Scalars("train/loss")[0].value == pytest.approx(2 * 0.6931472, abs=1e-5)
+
+
+def test_exported_model_loads_and_is_the_last_checkpoint(smoke):
+    model = AutoModelForCausalLM.from_pretrained(smoke / "hf")
+    checkpoint = torch.load(smoke / "checkpoints" / "last.ckpt", weights_only=True)
+    weights = {name.removeprefix("model."): each for name, each in checkpoint["state_dict"].items()}
+    assert weights.keys() == model.state_dict().keys()
+    assert all(torch.equal(each, weights[name]) for name, each in model.state_dict().items())
+    tokenizer = AutoTokenizer.from_pretrained(smoke / "hf")
+    assert (
+        tokenizer.decode(tokenizer("Who wrote it?")["input_ids"], skip_special_tokens=True) == "Who wrote it?"
+    )
+
+
+def test_the_same_command_again_says_that_it_is_finished(cli, smoke):
+    before = {path: path.read_bytes() for path in smoke.rglob("*") if path.is_file()}
+    ended = cli("fit", "--config", "smoke.yaml", "--output_dir", smoke.parent)
+    assert ended.code == 0
+    assert "is finished (2 epochs, 6 steps)" in ended.out
+    assert {path: path.read_bytes() for path in smoke.rglob("*") if path.is_file()} == before
+
+
+def test_another_configuration_is_refused_with_the_difference(cli, smoke):
+    ended = cli(
+        "fit", "--config", "smoke.yaml", "--output_dir", smoke.parent, "--model.forget_loss.beta", "0.1"
+    )
+    assert ended.code == 2
+    assert "model.init_args.forget_loss.init_args.beta: 0.05 there, 0.1 here" in ended.errors[0]
+
+
+def test_saved_config_makes_the_same_run(cli, smoke):
+    ended = cli("fit", "--config", smoke / "config.yaml", "--output_dir", ".", "--name", "again")
+    assert ended.code == 0, ended.err
+    assert metrics_of(Path("again")) == metrics_of(smoke)
+
+
+def test_validate_measures_an_exported_model_without_training(cli, smoke):
+    ended = cli(
+        "validate",
+        "--config",
+        "smoke.yaml",
+        "--model.policy",
+        "Pretrained",
+        "--model.policy.path",
+        smoke / "hf",
+    )
+    assert ended.code == 0, ended.err
+    run = Path("runs/smoke-validate")
+    assert not (run / "checkpoints").exists()
+    assert not (run / "hf").exists()
+    ignored = ("epoch", "step", "utility_sets")
+    measured, trained = metrics_of(run)[-1], metrics_of(smoke)[-1]
+    assert {key: value for key, value in measured.items() if key not in ignored} == pytest.approx(
+        {key: value for key, value in trained.items() if key not in ignored}
+    )
+
+
+def test_fine_tuning_exports_what_unlearning_takes(cli):
+    small = "{model_type: gpt2, n_embd: 32, n_layer: 1, n_head: 2, n_positions: 128}"
+    policy = (
+        "--model.policy",
+        "FromConfig",
+        "--model.policy.config",
+        small,
+        "--model.policy.vocab_size",
+        "300",
+    )
+    target = cli("fit", "--config", write_tuning(Path("tune.yaml")), *policy, "--name", "target")
+    assert target.code == 0, target.err
+    retain_only = cli(
+        "fit", "--config", "tune.yaml", "--config", "retain_only.yaml", *policy, "--name", "retain-only"
+    )
+    assert retain_only.code == 0, retain_only.err
+    steps = {name: metrics_of(Path("runs") / name)[-1]["step"] for name in ("target", "retain-only")}
+    assert steps == {"target": 10, "retain-only": 8}  # 80 and 60 rows, 8 a step
+    ended = cli(
+        "fit", "--config", "smoke.yaml", "--model.policy", "Pretrained", "--model.policy.path", "runs/target/hf",
+        "--forget_quality.retain_result", "runs/retain-only", "--name", "unlearned",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    last = metrics_of(Path("runs/unlearned"))[-1]
+    assert 0 < last["forget_quality"] <= 1
+    assert 10 ** last["forget_quality_log10_p"] == pytest.approx(last["forget_quality"])
+
+
+def write_tuning(path: Path) -> Path:
+    path.write_text(
+        """
+model: {class_path: FineTuning, init_args: {policy: {class_path: FromConfig, init_args: {config: {model_type: gpt2}}}}}
+data: {class_path: FictitiousAuthors, init_args: {train_on: all, authors: 4, forget_authors: 1, evaluation_rows: 10}}
+forget_quality: {utility_sets: [retain], rouge: false}
+samples: {rows: 0}
+trainer: {accelerator: cpu, max_epochs: 1, num_sanity_val_steps: 0}
+"""
+    )
+    return path
+
+
+def test_a_measurement_is_made_at_the_end_though_no_epoch_asks_for_it(cli):
+    ended = cli(
+        "fit", "--config", "smoke.yaml", "--trainer.check_val_every_n_epoch", "5", "--export.enabled", "false"
+    )
+    assert ended.code == 0, ended.err
+    assert [(each["epoch"], each["step"]) for each in metrics_of(Path("runs/smoke"))] == [(0, 0), (2, 6)]
+    assert not Path("runs/smoke/hf").exists()
+
+
+def test_the_best_checkpoint_can_be_exported(cli):
+    ended = cli(
+        "fit", "--config", "smoke.yaml", "--checkpoint.monitor", "forget_probability", "--checkpoint.mode", "max",
+        "--checkpoint.save_top_k", "1", "--export.best", "true", "--model.optimizer.lr", "0.05",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    run = Path("runs/smoke")
+    best = max(metrics_of(run)[1:], key=lambda each: each["forget_probability"])
+    (checkpoint,) = (path for path in (run / "checkpoints").iterdir() if path.name != "last.ckpt")
+    assert f"step={best['step']}" in checkpoint.name
+    saved = torch.load(checkpoint, weights_only=True)["state_dict"]["model.lm_head.weight"]
+    exported = AutoModelForCausalLM.from_pretrained(run / "hf").lm_head.weight
+    assert torch.equal(saved, exported)
+
+
+def test_works_as_a_process_from_another_working_directory(process, tmp_path):
+    ended = process("fit", "--config", "smoke.yaml", "--config", "npo.yaml")
+    assert ended.code == 0, ended.err
+    assert metrics_of(tmp_path / "runs" / "smoke-npo")[-1]["step"] == 6
+    assert "Traceback" not in ended.err
+
+
+def test_a_config_in_the_working_directory_comes_before_a_shipped_one(cli):
+    Path("smoke.yaml").write_text("name: mine\n")
+    ended = cli("fit", "--config", "smoke.yaml")
+    assert ended.code == 2
+    assert "required" in ended.errors[0] or "model" in ended.errors[0]
+
+
+def test_version_answers_at_once_and_help_imports_nothing_heavy(process):
+    started = time.perf_counter()
+    assert process("--version").out == f"{__version__}\n"
+    assert time.perf_counter() - started < 1
+    ended = process("--help", PYTHONPROFILEIMPORTTIME="1")
+    assert "dipo-pl demo" in ended.out
+    imported = {line.rpartition("|")[2].strip() for line in ended.err.splitlines()}
+    assert not imported & {"torch", "lightning", "transformers", "jsonargparse", "datasets", "yaml"}
+
+
+def test_configs_lists_what_is_shipped(cli):
+    listed = cli("configs").out
+    assert re.search(r"^tofu\.yaml +DiPO on TOFU", listed, flags=re.MULTILINE)

@@ -1,0 +1,82 @@
+"""What all tests share: bounded threads, the command line in this process or in a real one, one finished run."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@dataclass
+class Ended:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def errors(self) -> list[str]:
+        """The error lines: there must be one at most."""
+        return [
+            line for line in self.err.splitlines() if line.startswith(("dipo-pl: error", "dipo-pl: failed"))
+        ]
+
+
+@pytest.fixture
+def cli(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ended]:
+    """Runs `dipo-pl ...` in this process, in an empty folder."""
+    from dipo_pl.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["dipo-pl"])
+
+    def run(*arguments: str | Path) -> Ended:
+        capsys.readouterr()
+        for logger in list(logging.root.manager.loggerDict.values()):
+            # Handlers hold on to the standard error there was when they were made, another test's.
+            for handler in getattr(logger, "handlers", []):
+                if type(handler) is logging.StreamHandler:
+                    handler.stream = sys.stderr
+        code = main([str(each) for each in arguments])
+        captured = capsys.readouterr()
+        return Ended(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Callable[..., Ended]:
+    """Runs `dipo-pl ...` as a process of its own, in an empty folder."""
+
+    def run(*arguments: str | Path, python: str | Path = sys.executable, **environment: str) -> Ended:
+        done = subprocess.run(
+            [str(python), "-m", "dipo_pl", *map(str, arguments)],
+            cwd=tmp_path,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of smoke.yaml; not to be written to."""
+    from dipo_pl.cli import run
+
+    folder = tmp_path_factory.mktemp("smoke")
+    assert run(["fit", "--config", "smoke.yaml", "--output_dir", str(folder)]) == 0
+    return folder / "smoke"

@@ -1,0 +1,56 @@
+"""The data module of fictitious authors: who is forgotten, who is retained."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from dipo_pl.data_modules.fictitious import FictitiousAuthors
+from dipo_pl.data_modules.fictitious_authors import MAX_AUTHORS, fictitious_rows
+from dipo_pl.data_modules.rows import row_from
+from dipo_pl.errors import InputError
+from dipo_pl.policy import FromConfig
+
+
+def test_the_last_authors_are_forgotten():
+    sets = FictitiousAuthors(authors=4, forget_authors=1, author_seed=5).read()
+    expected = [row_from(record, "") for record in fictitious_rows(4, 5)]
+    assert (sets.retain, sets.forget) == (expected[:60], expected[60:])
+    assert [(each.name, each.rows, each.options) for each in sets.evaluation] == [
+        ("forget", sets.forget, False),
+        ("retain", sets.retain, False),
+    ]
+
+
+def test_as_many_authors_as_there_can_be():
+    sets = FictitiousAuthors(authors=MAX_AUTHORS, forget_authors=MAX_AUTHORS - 1).read()
+    assert (len(sets.retain), len(sets.forget)) == (20, 20 * (MAX_AUTHORS - 1))
+
+
+@pytest.mark.parametrize("authors", [MAX_AUTHORS + 1, 1, 0, -1])
+def test_too_many_or_too_few_authors(authors):
+    message = rf"^data.authors must lie between 2 and {MAX_AUTHORS}, got {authors}$"
+    with pytest.raises(InputError, match=message):
+        FictitiousAuthors(authors=authors, forget_authors=1)
+
+
+@pytest.mark.parametrize("forget_authors", [0, -1, 4, 5])
+def test_some_are_forgotten_and_some_retained(forget_authors):
+    message = rf"^data.forget_authors must lie between 1 and data.authors - 1, got {forget_authors} of 4$"
+    with pytest.raises(InputError, match=message):
+        FictitiousAuthors(authors=4, forget_authors=forget_authors)
+
+
+def test_batches_with_a_tokenizer_trained_on_the_authors():
+    data = FictitiousAuthors(authors=3, forget_authors=1, batch_size=8, evaluation_rows=2)
+    module = SimpleNamespace(policy=FromConfig({"model_type": "llama"}, vocab_size=400))
+    data.trainer = SimpleNamespace(lightning_module=module, global_rank=0, world_size=1)
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    assert sorted(row for batch in batches for row in batch.rows[: batch.sections["forget"]]) == list(
+        range(20)
+    )
+    assert [batch.sections for batch in batches] == [{"forget": n, "retain": n} for n in (8, 8, 4)]
+    forget = next(iter(data.val_dataloader()[0]))
+    assert forget.rows.tolist() == [0, 1]
+    assert len(forget.answers.lengths) == 2 * 7  # the answer, its paraphrase and five wrong ones
+    assert len(data.tokenizer) == 400

@@ -1,0 +1,76 @@
+"""Two files of one's own, from the lines to the batches."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from dipo_pl.data_modules.json_lines import JSONL
+from dipo_pl.data_modules.prompts import Llama2Chat
+from dipo_pl.data_modules.rows import Row
+from dipo_pl.errors import InputError
+from dipo_pl.policy import FromConfig
+
+FORGET = [
+    {"question": "Who?", "answer": "Me.", "paraphrased_answer": "It was me.", "perturbed_answer": ["You."]},
+    {
+        "question": "Where?",
+        "answer": "Here.",
+        "paraphrased_answer": "At this place.",
+        "perturbed_answer": ["No."],
+    },
+]
+RETAIN = [{"text": "Once upon a time."}, {"question": "When?", "answer": "Now."}]
+
+
+@pytest.fixture
+def files(tmp_path):
+    for name, records in {"forget": FORGET, "retain": RETAIN}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(tmp_path / "forget.jsonl"), str(tmp_path / "retain.jsonl")
+
+
+def ready(data):
+    policy = FromConfig({"model_type": "llama"}, vocab_size=300)
+    module = SimpleNamespace(policy=policy)
+    data.trainer = SimpleNamespace(lightning_module=module, global_rank=0, world_size=1)
+    data.setup("fit")
+    return data
+
+
+def test_rows_and_evaluation_sets(files):
+    sets = JSONL(*files).read()
+    assert sets.forget == [
+        Row((("user", "Who?"),), "Me.", "It was me.", ("You.",)),
+        Row((("user", "Where?"),), "Here.", "At this place.", ("No.",)),
+    ]
+    assert sets.retain == [Row((), "Once upon a time."), Row((("user", "When?"),), "Now.")]
+    assert [(each.name, each.rows, each.options) for each in sets.evaluation] == [
+        ("forget", sets.forget, False),
+        ("retain", sets.retain, False),
+    ]
+
+
+def test_batches(files):
+    data = ready(JSONL(*files, prompt=Llama2Chat(), batch_size=2))
+    (batch,) = data.train_dataloader()
+    texts = [
+        data.tokenizer.decode(ids[mask])
+        for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)
+    ]
+    assert sorted(texts[:2]) == ["<s>[INST] Where? [/INST]Here.</s>", "<s>[INST] Who? [/INST]Me.</s>"]
+    assert sorted(texts[2:]) == ["<s>Once upon a time.</s>", "<s>[INST] When? [/INST]Now.</s>"]
+    forget, retain = (next(iter(loader)) for loader in data.val_dataloader())
+    assert forget.references == ["Me.", "Here."]
+    assert retain.references == ["Once upon a time.", "Now."]
+    assert (len(forget.answers.lengths), len(retain.answers.lengths)) == (6, 2)
+    # A plain text is predicted from BOS alone.
+    assert retain.prompts[0] == [data.tokenizer.bos_token_id]
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_bad_line_names_its_file(files, broken):
+    with open(files[broken], "a") as file:
+        file.write("{}\n")
+    with pytest.raises(InputError, match=rf"^{files[broken]}, line 3: needs the columns .*; it has none$"):
+        ready(JSONL(*files))
