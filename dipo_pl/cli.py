@@ -186,6 +186,8 @@ class DiPOCLI(LightningCLI):
         if checkpoint is not None:
             _refuse_unreadable(checkpoint)
             rank_zero_info(f"resuming from {checkpoint}")
+            # What is measured before training has been measured.
+            self.trainer.num_sanity_val_steps = 0
         self.trainer.fit(ckpt_path=checkpoint, **kwargs)
         measured = next(each for each in self.trainer.callbacks if isinstance(each, ForgetQuality))  # type: ignore[attr-defined]
         if (

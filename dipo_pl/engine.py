@@ -229,15 +229,11 @@ class _Evaluate(torch.autograd.Function):
                 total += walk.walk_group(span, group, gradients)
         ctx.count = walk.count
         ctx.save_for_backward(gradients.states, gradients.weight, gradients.bias)
-        ctx.dtypes = (states.dtype, weight.dtype, None if bias is None else bias.dtype)
         return total / walk.count
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_of_loss: Tensor) -> tuple[Tensor | None, ...]:
         factor = gradient_of_loss / ctx.count
-        scaled = [
-            None if gradient is None else (gradient * factor).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        ]
-        return (*scaled, None)
+        # Autograd casts what is returned to the dtypes of what came in.
+        return (*(None if each is None else each * factor for each in ctx.saved_tensors), None)

@@ -21,6 +21,7 @@ from dipo_pl.head import check_head
 from dipo_pl.tokenizer import train_tokenizer
 
 AttentionKernel = Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"]
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "tekken.json")
 
 
 class Policy(ABC):
@@ -118,6 +119,10 @@ class Pretrained(Policy):
 
     def _load_tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
         self._refuse_missing_folder()
+        folder = Path(self.path)
+        if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+            # Some versions of transformers would make an empty one, of special tokens alone.
+            raise InputError(f"no tokenizer in the folder {self.path}: put its tokenizer.json there")
         try:
             return AutoTokenizer.from_pretrained(
                 self.path, revision=self.revision or "main", trust_remote_code=self.trust_remote_code

@@ -97,7 +97,7 @@ class TermsOnly(Loss):
 
     def terms(self, logits, targets, reference_logits):
         assert reference_logits is None
-        return logits.mean(-1)
+        return logits.sum(-1)
 
 
 def plainly(loss, inputs):
@@ -365,6 +365,34 @@ def test_gradients_that_are_not_wanted_change_no_other(wanted, budget):
             assert torch.equal(leaf.grad, every[index])
         else:
             assert leaf.grad is None
+
+
+def test_a_frozen_head_costs_no_memory():
+    """Nothing of its size is kept for the backward pass."""
+    inputs = Inputs([6, 2, 5])
+    saved = inputs.evaluate(DiPO(0.2, CONSTRUCTOR)).loss.grad_fn.saved_tensors
+    assert [each.shape for each in saved] == [leaf.shape for leaf in inputs.leaves]
+    inputs.weight.requires_grad_(False)
+    inputs.bias.requires_grad_(False)
+    saved = inputs.evaluate(DiPO(0.2, CONSTRUCTOR)).loss.grad_fn.saved_tensors
+    assert saved[1:] == (None, None)
+
+
+def test_many_groups_add_up_in_float32():
+    """600 equal contributions of bfloat16, one by one: a bfloat16 sum would stop growing at 256 of them."""
+    one = Inputs([1])
+    weight, bias = (leaf.detach().bfloat16().requires_grad_() for leaf in (one.weight, one.bias))
+    states = one.states.detach().bfloat16().repeat(600, 1)
+    head = OutputHead(weight, bias)
+
+    def gradients(budget):
+        objective = sequence_objective(
+            states, one.targets.repeat(600), [1] * 600, head, CrossEntropy(), token_budget=budget
+        )
+        return torch.autograd.grad(objective.loss, [weight, bias])
+
+    for single, whole in zip(gradients(1), gradients(600), strict=True):
+        close(single, whole, 1e-2)
 
 
 @pytest.mark.parametrize("loss", [*SHIPPED, Curved()], ids=name)

@@ -153,7 +153,10 @@ def test_check_leaves_the_model_as_it_was(training):
     """In its mode, without gradients; it looks with dropout off (GPT-2 has 0.1)."""
     model = build("gpt2").train(training)
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    recording = []
+    model.get_decoder().register_forward_pre_hook(lambda *_: recording.append(torch.is_grad_enabled()))
     check_head(model)
+    assert recording == [False, False]
     assert all(module.training is training for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -47,6 +47,8 @@ def test_special_tokens(tokenizer):
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "</s>", "<pad>")
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (0, 1, 2)
     assert tokenizer.is_fast
+    # Said to whoever loads it: transformers 4 would otherwise take spaces out of what is decoded.
+    assert tokenizer.clean_up_tokenization_spaces is False
 
 
 def test_a_text_without_merges_is_its_bytes():

@@ -57,7 +57,7 @@ class Loss(ABC):
             leaf = logits.detach().requires_grad_()
             values = self.terms(leaf, targets, reference_logits)
             (gradient,) = torch.autograd.grad(values.sum(), leaf)
-        # A term like logits.mean(-1) has a gradient whose entries share memory.
+        # A term like logits.sum(-1) has a gradient whose entries share memory.
         return Terms(values.detach(), gradient.contiguous(), {})
 
     def sequence_loss(self, sums: Tensor, lengths: Tensor) -> Tensor:

@@ -44,7 +44,8 @@ class DiPO(Loss):
     def terms(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None) -> Tensor:
         assert reference_logits is not None
         difference = self._difference(logits.detach()).values
-        return torch.linalg.vecdot(difference, logits - reference_logits)
+        values: Tensor = torch.linalg.vecdot(difference, logits - reference_logits)
+        return values
 
     def terms_and_gradient(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None) -> Terms:
         assert reference_logits is not None

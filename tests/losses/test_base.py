@@ -85,9 +85,9 @@ class LogSpread(Loss):
         return logits.logsumexp(-1) - logits.mean(-1)
 
 
-class MeanLogit(Loss):
+class SumOfLogits(Loss):
     def terms(self, logits, targets, reference_logits):
-        return logits.mean(-1)
+        return logits.sum(-1)
 
 
 def test_defaults_of_the_base_class():
@@ -107,11 +107,11 @@ def test_defaults_of_the_base_class():
 
 
 def test_gradient_can_be_written_into():
-    """Autograd's gradient of a mean is one number seen V times."""
+    """Autograd's gradient of a sum is one number seen V times."""
     logits, targets, _ = draw(2, 4)
-    gradient = MeanLogit().terms_and_gradient(logits, targets, None).gradient
+    gradient = SumOfLogits().terms_and_gradient(logits, targets, None).gradient
     gradient.mul_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
-    assert torch.equal(gradient[0], torch.tensor([0.25, 0.5, 0.75, 1.0]))
+    assert torch.equal(gradient[0], torch.tensor([1.0, 2.0, 3.0, 4.0]))
 
 
 def test_terms_is_required():

@@ -229,6 +229,10 @@ def test_npo_without_inverse_temperature_is_gradient_ascent():
     assert distances[2] < 1e-3
 
 
+def test_npo_default_is_the_papers():
+    assert NPO().beta == 0.1
+
+
 def test_npo_watches_the_mean_log_ratio():
     problem = draw([5, 0, 3], 29)
     theirs = problem.to(torch.float64)

@@ -1,0 +1,62 @@
+"""Every shipped config parses and names only what exists; every overlay runs."""
+
+import pytest
+import yaml
+
+from dipo_pl.configs import resolve, shipped
+from dipo_pl.errors import InputError
+
+
+def is_overlay(name: str) -> bool:
+    content = yaml.safe_load(shipped()[name].read_text())
+    return "class_path" not in content.get("model", {}) or "class_path" not in content.get("data", {})
+
+
+NAMES = sorted(shipped())
+OVERLAYS = [name for name in NAMES if is_overlay(name)]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not is_overlay(name)])
+def test_config_parses(cli, name):
+    ended = cli("fit", "--config", name, "--print_config")
+    assert ended.code == 0, ended.err
+    printed = yaml.safe_load(ended.out)
+    given = yaml.safe_load(shipped()[name].read_text())
+    assert printed["model"]["class_path"].endswith(given["model"]["class_path"])
+    assert printed["data"]["class_path"].endswith(given["data"]["class_path"])
+    assert shipped()[name].read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_overlay_runs(cli, name):
+    fine_tuning = ("--model", "FineTuning") if name == "retain_only.yaml" else ()
+    ended = cli(
+        "fit", "--config", "smoke.yaml", *fine_tuning, "--config", name, "--trainer.max_steps", "2",
+        "--forget_quality.rouge", "false", "--samples.rows", "0",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+
+
+@pytest.mark.parametrize(
+    ("overlay", "forget", "retain"),
+    [
+        ("npo.yaml", "NPO", "CrossEntropy"),
+        ("graddiff.yaml", "GradientAscent", "CrossEntropy"),
+        ("dipo_gd.yaml", "DiPO", "CrossEntropy"),
+        ("dipo_forget.yaml", "DiPO", None),
+    ],
+)
+def test_overlay_swaps_the_losses(cli, overlay, forget, retain):
+    model = yaml.safe_load(cli("fit", "--config", "tofu.yaml", "--config", overlay, "--print_config").out)[
+        "model"
+    ]
+    assert model["init_args"]["forget_loss"]["class_path"].endswith(f".{forget}")
+    chosen = model["init_args"]["retain_loss"]
+    assert chosen is None if retain is None else chosen["class_path"].endswith(f".{retain}")
+    if forget == "NPO":
+        assert model["init_args"]["forget_loss"]["init_args"] == {"beta": 0.1}
+
+
+def test_missing_config_names_those_there_are():
+    with pytest.raises(InputError, match=r"no config nothing.yaml: .*tofu\.yaml"):
+        resolve("nothing.yaml")

@@ -1,0 +1,69 @@
+"""Classes of one's own, in one's own module, are named in the config by their path."""
+
+import re
+from pathlib import Path
+
+README = Path(__file__).parents[2] / "README.md"
+
+OWN = """
+import torch
+
+from dipo_pl.constructors import Pair, PreferenceConstructor
+from dipo_pl.filters import Filter
+
+
+class AboveMean(Filter):
+    def __init__(self, by: float = 0.0) -> None:
+        self.by = by
+
+    def keep(self, logits):
+        return logits >= logits.mean(-1, keepdim=True) + self.by
+
+
+class Uniform(PreferenceConstructor):
+    def __init__(self, mix: float) -> None:
+        self.mix = mix
+
+    def pair(self, logits):
+        remembering = logits.softmax(-1)
+        uniform = torch.full_like(logits, 1 / logits.shape[-1])
+        return Pair((1 - self.mix) * remembering + self.mix * uniform, remembering)
+"""
+
+
+def test_constructor_and_filter_by_class_path(cli, monkeypatch):
+    Path("own_pairs.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(Path().resolve()))
+    quick = ("fit", "--config", "smoke.yaml", "--trainer.max_epochs", "1", "--forget_quality.rouge", "false")
+    own = cli(
+        *quick, "--model.constructor", "own_pairs.Uniform", "--model.constructor.mix", "0.5", "--name", "a"
+    )
+    assert own.code == 0, own.err
+    filtered = cli(*quick, "--model.constructor.filter", "own_pairs.AboveMean", "--name", "b")
+    assert filtered.code == 0, filtered.err
+    refused = cli(*quick, "--model.constructor", "own_pairs.AboveMean", "--name", "c")
+    assert refused.code == 2
+    assert "model.constructor" in refused.errors[0]
+
+
+def test_readme_example_of_a_new_loss(cli, monkeypatch):
+    """The README's three files: the loss, its config, its test; run as they stand there."""
+    text = README.read_text()
+    files = {
+        name: body
+        for name, body in re.findall(r"^`(\S+)`:?\n+```\w*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    }
+    loss, config, test = (
+        next(name for name in files if name.endswith(end)) for end in ("ce.py", ".yaml", "_test.py")
+    )
+    for name in (loss, config, test):
+        Path(name).write_text(files[name])
+    monkeypatch.syspath_prepend(str(Path().resolve()))
+    scope: dict = {}
+    exec(compile(files[test], test, "exec"), scope)
+    tests = [each for name, each in scope.items() if name.startswith("test_")]
+    assert tests
+    for each in tests:
+        each()
+    ended = cli("fit", "--config", "smoke.yaml", "--config", config, "--forget_quality.rouge", "false")
+    assert ended.code == 0, ended.err

@@ -1,0 +1,114 @@
+"""A run that is killed and started again with the same command ends bitwise as if nothing had happened."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+# GPT-2 has dropout, so a resumed run must also repeat the draws of the steps that it does over.
+RUN = (
+    "fit", "--config", "smoke.yaml", "--trainer.max_epochs", "3", "--forget_quality.rouge", "false", "--samples.rows", "0",
+    "--model.policy.config", "{model_type: gpt2, n_embd: 32, n_layer: 2, n_head: 2, n_positions: 128}",
+    "--model.policy.vocab_size", "300",
+)  # fmt: skip
+
+KILLER = """
+import os
+import signal
+
+from lightning import Callback
+
+
+class Kill(Callback):
+    def __init__(self, hook: str, step: int) -> None:
+        def kill(trainer, *_, **__):
+            if trainer.global_step == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(self, hook, kill)
+"""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from dipo_pl.cli import run
+
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    assert run([*RUN, "--output_dir", str(folder)]) == 0
+    return folder / "smoke"
+
+
+@pytest.mark.parametrize(
+    ("hook", "step", "every_n_steps"),
+    [
+        ("on_train_batch_start", 2, None),  # before there is a checkpoint
+        ("on_train_batch_end", 5, None),  # within the second epoch
+        ("on_train_batch_end", 5, 1),  # with a checkpoint within the epoch
+        ("on_validation_epoch_end", 6, 4),  # trained, not yet measured, checkpoint of two steps before
+        ("on_train_epoch_start", 6, None),  # between two epochs
+        ("on_fit_end", 9, None),  # trained, not yet exported
+    ],
+)
+def test_killed_run_ends_as_if_nothing_had_happened(
+    cli, process, tmp_path, uninterrupted, hook, step, every_n_steps
+):
+    (tmp_path / "killer.py").write_text(KILLER)
+    often = ("--last_checkpoint.every_n_steps", every_n_steps) if every_n_steps else ()
+    killer = (
+        "--trainer.callbacks+",
+        "killer.Kill",
+        "--trainer.callbacks.hook",
+        hook,
+        "--trainer.callbacks.step",
+        step,
+    )
+    killed = process(*RUN, *often, *killer, PYTHONPATH=str(tmp_path))
+    assert killed.code == -signal.SIGKILL, killed.err
+    manifest = json.loads((tmp_path / "runs/smoke/manifest.json").read_text())
+    assert manifest["status"] == "running"
+    ended = cli(*RUN, *often)
+    assert ended.code == 0, ended.err
+    ours, theirs = (
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+        for run in (Path("runs/smoke"), uninterrupted)
+    )
+    assert ours["global_step"] == theirs["global_step"] == 9
+    assert all(torch.equal(each, theirs["state_dict"][name]) for name, each in ours["state_dict"].items())
+    moments = [each["optimizer_states"][0]["state"] for each in (ours, theirs)]
+    assert all(torch.equal(moments[0][key]["exp_avg"], moments[1][key]["exp_avg"]) for key in moments[1])
+    assert Path("runs/smoke/metrics.jsonl").read_text() == (uninterrupted / "metrics.jsonl").read_text()
+    assert json.loads(Path("runs/smoke/manifest.json").read_text())["status"] == "finished"
+    assert (
+        Path("runs/smoke/hf/model.safetensors").read_bytes()
+        == (uninterrupted / "hf/model.safetensors").read_bytes()
+    )
+
+
+def test_more_epochs_go_on_from_the_last(cli):
+    assert cli(*RUN, "--trainer.max_epochs", "1").code == 0
+    ended = cli(*RUN, "--trainer.max_epochs", "2")
+    assert ended.code == 0, ended.err
+    assert "resuming from runs/smoke/checkpoints/last.ckpt" in ended.err
+    steps = [json.loads(line)["step"] for line in Path("runs/smoke/metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 3, 6]
+
+
+def test_reference_is_the_policy_as_it_started_also_after_a_resume(cli, uninterrupted):
+    """A reference taken from the resumed weights would put every margin at 0 and the loss at 2 ln 2 again."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert cli(*RUN, "--trainer.max_epochs", "1", "--model.schedule", "constant_with_warmup").code == 0
+    assert cli(*RUN, "--trainer.max_epochs", "2", "--model.schedule", "constant_with_warmup").code == 0
+    losses = EventAccumulator("runs/smoke").Reload().Scalars("train/loss")
+    resumed = next(each for each in losses if each.step == 3)
+    assert abs(resumed.value - 2 * 0.6931472) > 1e-4
+
+
+def test_checkpoint_holds_no_reference(uninterrupted):
+    checkpoint = torch.load(uninterrupted / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(name.startswith("model.") for name in checkpoint["state_dict"])
+    parameters = {name for name in checkpoint["state_dict"] if name != "model.lm_head.weight"}
+    (optimizer,) = checkpoint["optimizer_states"]
+    assert len(optimizer["state"]) == len(parameters)
