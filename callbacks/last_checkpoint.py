@@ -47,4 +47,4 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         self._saved_step = trainer.global_step
-        trainer.save_checkpoint(RunFolder(Path(trainer.default_root_dir)).last_checkpoint)
+        trainer.save_checkpoint(RunFolder(Path(trainer.default_root_dir)).last_checkpoint, weights_only=False)

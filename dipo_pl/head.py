@@ -45,10 +45,6 @@ class OutputHead:
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)
         return cls(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
 
-    @property
-    def trained(self) -> bool:
-        return self.weight.requires_grad
-
     def to(self, weight: Tensor, bias: Tensor | None) -> "OutputHead":
         """The same head with other tensors (detached, cast)."""
         return OutputHead(weight, bias, self.scale, self.softcap)

@@ -49,13 +49,9 @@ def test_constructor_and_filter_by_class_path(cli, monkeypatch):
 def test_readme_example_of_a_new_loss(cli, monkeypatch):
     """The README's three files: the loss, its config, its test; run as they stand there."""
     text = README.read_text()
-    files = {
-        name: body
-        for name, body in re.findall(r"^`(\S+)`:?\n+```\w*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    }
-    loss, config, test = (
-        next(name for name in files if name.endswith(end)) for end in ("ce.py", ".yaml", "_test.py")
-    )
+    files = dict(re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL))
+    loss, config, test = "capped_ascent.py", "capped_ascent.yaml", "test_capped_ascent.py"
+    assert list(files) == [loss, config, test]
     for name in (loss, config, test):
         Path(name).write_text(files[name])
     monkeypatch.syspath_prepend(str(Path().resolve()))
