@@ -45,13 +45,10 @@ class OutputHead:
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)
         return cls(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
 
-    def to(self, weight: Tensor, bias: Tensor | None) -> "OutputHead":
-        """The same head with other tensors (detached, cast)."""
-        return OutputHead(weight, bias, self.scale, self.softcap)
-
     def cast(self, dtype: torch.dtype) -> "OutputHead":
         """The same head with its tensors in another dtype."""
-        return self.to(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return OutputHead(self.weight.to(dtype), bias, self.scale, self.softcap)
 
     def logits(self, states: Tensor) -> Tensor:
         """[N, d] hidden states in the head's dtype -> [N, V] logits in float32."""

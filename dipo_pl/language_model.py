@@ -2,15 +2,14 @@
 
 from typing import Any, Literal
 
-import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.nn import functional
 from torch.optim import AdamW
 from transformers import PreTrainedModel, get_scheduler
 
+from dipo_pl.answer_loss import answer_nll
 from dipo_pl.batch import Batch, EvaluationBatch
 from dipo_pl.engine import Objective, sequence_objective
 from dipo_pl.errors import InputError
@@ -116,23 +115,14 @@ class LanguageModel(LightningModule):
     def validation_step(self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """[R, K] nats per token of every row's K answers, EOS included, in float32."""
         answers = batch.answers
-        states = self.states(answers)
-        head = OutputHead.of(self.language_model)
-        head = head.to(
-            head.weight.to(states.dtype), None if head.bias is None else head.bias.to(states.dtype)
+        nll = answer_nll(
+            self.states(answers),
+            answers.targets,
+            answers.lengths,
+            OutputHead.of(self.language_model),
+            self.token_budget,
         )
-        token_nll = torch.cat(
-            [
-                functional.cross_entropy(head.logits(some), targets, reduction="none")
-                for some, targets in zip(
-                    states.split(self.token_budget), answers.targets.split(self.token_budget), strict=True
-                )
-            ]
-        )
-        lengths = torch.tensor(answers.lengths, device=token_nll.device)
-        sequence = torch.repeat_interleave(lengths, output_size=len(token_nll))
-        sums = torch.zeros(len(lengths), device=token_nll.device).index_add_(0, sequence, token_nll)
-        return (sums / lengths).view(len(batch.rows), -1)
+        return nll.view(len(batch.rows), -1)
 
     def generate(self, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
         """Greedy continuations of the prompts, as text."""

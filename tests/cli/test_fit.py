@@ -208,3 +208,23 @@ def test_version_answers_at_once_and_help_imports_nothing_heavy(process):
 def test_configs_lists_what_is_shipped(cli):
     listed = cli("configs").out
     assert re.search(r"^tofu\.yaml +DiPO on TOFU", listed, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "64-true"])
+def test_precision(cli, precision):
+    ended = cli(
+        "fit", "--config", "smoke.yaml", "--trainer.precision", precision, "--trainer.max_epochs", "1"
+    )
+    assert ended.code == 0, ended.err
+    manifest = json.loads(Path("runs/smoke/manifest.json").read_text())
+    assert manifest["precision"] == precision
+
+
+def test_accumulation_clipping_and_gradient_checkpointing(cli):
+    ended = cli(
+        "fit", "--config", "smoke.yaml", "--trainer.accumulate_grad_batches", "2", "--data.batch_size", "4",
+        "--model.policy.gradient_checkpointing", "true", "--data.workers", "1", "--trainer.max_epochs", "1",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    manifest = json.loads(Path("runs/smoke/manifest.json").read_text())
+    assert (manifest["global_batch"], manifest["steps"]) == (8, 3)
