@@ -18,7 +18,9 @@ from dipo_pl.reference import FrozenCopy, Reference
 
 
 class Unlearning(LanguageModel):
-    r"""L = forget_loss + retain_weight * retain_loss, on one forward pass of forget and retain rows.
+    r"""Makes the policy forget the forget rows and keep the retain rows, in one forward pass of both a step.
+
+        L = forget_loss + retain_weight * retain_loss
 
     Args:
         policy: the model that is to forget.

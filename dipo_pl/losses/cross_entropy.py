@@ -8,7 +8,9 @@ from dipo_pl.losses.log_probability import LogProbabilityLoss
 
 
 class CrossEntropy(LogProbabilityLoss):
-    r"""L = - mean over answer tokens of log p(y_t), in nats.
+    r"""Keeps answers likely; what fine-tuning minimises, for retain rows.
+
+        L = - mean over answer tokens of log p(y_t), in nats.
 
     A token mean: long answers weigh more, and micro-batches of unequal token counts average to another
     value than the whole batch.

@@ -2,13 +2,20 @@
 
 from typing import ClassVar, Literal
 
+from torch import Tensor
+
 from dipo_pl.losses.log_probability import LogProbabilityLoss
 
 
 class GradientAscent(LogProbabilityLoss):
-    r"""L = mean over answer tokens of log p(y_t), in nats; unbounded below.
+    r"""Makes answers unlikely, without bound; for forget rows.
+
+        L = mean over answer tokens of log p(y_t), in nats
 
     Source: TOFU, arXiv:2401.06121, gradient ascent; GradDiff after Liu et al. 2022.
     """
 
     mean_over: ClassVar[Literal["sequences", "tokens"]] = "tokens"
+
+    def sequence_loss(self, sums: Tensor, lengths: Tensor) -> Tensor:
+        return sums

@@ -1,5 +1,7 @@
 """The base of all losses whose term is the target's log-probability, with its closed-form gradient."""
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -28,3 +30,6 @@ class LogProbabilityLoss(Loss):
         gradient = torch.softmax(logits, dim=-1).neg_()
         gradient.scatter_add_(-1, targets[:, None], torch.ones_like(gradient[:, :1]))
         return Terms(values, gradient, {})
+
+    @abstractmethod
+    def sequence_loss(self, sums: Tensor, lengths: Tensor) -> Tensor: ...

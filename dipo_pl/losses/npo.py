@@ -11,7 +11,9 @@ from dipo_pl.losses.log_probability import LogProbabilityLoss
 
 
 class NPO(LogProbabilityLoss):
-    r"""L = (2 / beta) mean_s log(1 + (p(y) / p_ref(y))^beta) = -(2 / beta) mean_s log sigma(-beta Q_s)
+    r"""Negative preference optimization: an answer less likely than the reference has it; for forget rows.
+
+        L = (2 / beta) mean_s log(1 + (p(y) / p_ref(y))^beta) = -(2 / beta) mean_s log sigma(-beta Q_s)
 
     with Q_s = log p(y) - log p_ref(y), sums over the answer's tokens, in nats. At p = p_ref it is
     2 ln 2 / beta; for beta -> 0 its gradient is gradient ascent's (of the sequence sum).
