@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from dipo_pl.errors import InputError
+from dipo_pl.errors import InputError, TrainingError
 from dipo_pl.run_folder import RunFolder
 
 
@@ -40,7 +40,10 @@ class Export(Callback):
         weights = model.state_dict()
         if self.best:
             checkpoint = _best(trainer)
-            assert checkpoint is not None
+            if checkpoint is None or not Path(checkpoint.best_model_path).is_file():
+                raise TrainingError(
+                    "export.best is true and no best checkpoint was written: see checkpoint.monitor"
+                )
             saved = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)[
                 "state_dict"
             ]

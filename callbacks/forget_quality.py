@@ -18,7 +18,7 @@ from dipo_pl.errors import InputError, TrainingError
 from dipo_pl.fingerprint import rows_fingerprint
 from dipo_pl.metrics import PerRow
 from dipo_pl.metrics import functional as metrics
-from dipo_pl.run_folder import RunFolder, write_text
+from dipo_pl.run_folder import RunFolder
 
 FORGET = "forget"
 
@@ -92,6 +92,9 @@ class ForgetQuality(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._collected = [_Collected() for _ in _evaluation_sets(trainer)]
+        for collected in self._collected:
+            collected.nll.to(pl_module.device)
+            collected.rouge.to(pl_module.device)
 
     def on_validation_batch_end(
         self,
@@ -103,20 +106,30 @@ class ForgetQuality(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         collected = self._collected[dataloader_idx]
-        rows = batch.rows.cpu()
-        nll: Tensor = outputs.detach().double().cpu()
-        collected.nll.update(rows, nll)
+        nll: Tensor = outputs.detach()
+        if not nll.isfinite().all():
+            raise TrainingError(
+                f"an answer's loss is not finite at step {trainer.global_step}: the model's weights are broken"
+            )
+        collected.nll.update(batch.rows, nll)
         if self.rouge:
             module: Any = pl_module
             texts = module.generate(batch.prompts, self.max_new_tokens)
             recall = metrics.rouge_l_recall(texts, batch.references)
-            collected.rouge.update(rows, torch.as_tensor(recall, dtype=torch.float64)[:, None])
-            collected.texts.update(zip(rows.tolist(), texts, strict=True))
+            collected.rouge.update(batch.rows, recall[:, None].to(nll))
+            collected.texts.update(zip(batch.rows.tolist(), texts, strict=True))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        evaluation_sets = _evaluation_sets(trainer)
+        nll = [collected.nll.compute()[1].double().cpu() for collected in self._collected]
+        if any(len(each) < len(known.rows) for each, known in zip(nll, evaluation_sets, strict=True)):
+            rank_zero_info(
+                "only some rows were measured (a limit on batches is set): nothing is reported of them"
+            )
+            return
         sets = {
-            evaluation_set.name: self._measured(evaluation_set, collected)
-            for evaluation_set, collected in zip(_evaluation_sets(trainer), self._collected, strict=True)
+            known.name: self._measured(known, answers, collected)
+            for known, answers, collected in zip(evaluation_sets, nll, self._collected, strict=True)
         }
         values = {
             f"{name}_{metric}": value
@@ -124,25 +137,18 @@ class ForgetQuality(Callback):
             for metric, value in measured["metrics"].items()
         }
         values |= self._forget_quality(sets) | self._model_utility(sets)
-        for name, value in values.items():
-            if math.isnan(value):
-                raise TrainingError(
-                    f"{name} is not a number at step {trainer.global_step}: the model gives NaN"
-                )
         if not trainer.sanity_checking:
-            pl_module.log_dict(values, logger=False, sync_dist=False)
+            pl_module.log_dict(values, logger=False, sync_dist=True)
         self.last_step = trainer.global_step
         if trainer.is_global_zero:
             for logger in trainer.loggers:
-                logger.log_metrics(
-                    {f"evaluation/{name}": value for name, value in values.items()}, trainer.global_step
-                )
+                named = {f"evaluation/{name}": value for name, value in values.items()}
+                logger.log_metrics(named, trainer.global_step)
             self._write(trainer, sets, values)
             rank_zero_info(_summary(trainer.global_step, values))
 
-    def _measured(self, evaluation_set: EvaluationSet, collected: _Collected) -> dict[str, Any]:
-        _, nll = collected.nll.compute()
-        values: dict[str, Any] = {}
+    def _measured(self, evaluation_set: EvaluationSet, nll: Tensor, collected: _Collected) -> dict[str, Any]:
+        values: dict[str, Tensor] = {}
         original = nll[:, 0]
         wrong = nll[:, 2:] if nll.shape[1] > 1 else None
         if evaluation_set.options:
@@ -154,21 +160,22 @@ class ForgetQuality(Callback):
         else:
             values["probability"] = metrics.answer_probability(original)
         if wrong is not None:
-            values["truth_ratio"] = metrics.truth_ratio(nll[:, 1], wrong)
+            values["log_truth_ratio"] = metrics.log_truth_ratio(nll[:, 1], wrong)
         if self.rouge:
-            values["rouge_l_recall"] = collected.rouge.compute()[1][:, 0]
-        means = {name: float(each.mean()) for name, each in values.items() if name != "truth_ratio"}
+            values["rouge_l_recall"] = collected.rouge.compute()[1][:, 0].cpu()
+        means = {name: float(each.mean()) for name, each in values.items() if name != "log_truth_ratio"}
         if wrong is not None:
             closeness = evaluation_set.name == FORGET
             aggregate = metrics.truth_ratio_closeness if closeness else metrics.truth_ratio_margin
-            means["truth_ratio"] = float(aggregate(values["truth_ratio"]).mean())
+            means["truth_ratio"] = float(aggregate(values["log_truth_ratio"].exp()).mean())
+        texts = _of_all_ranks(collected.texts)
         rows = [
             {
                 "row": index,
                 "question": row.question,
                 "answers": answers_to_measure(row),
                 "nll": nll[index].tolist(),
-                **({"generation": collected.texts[index]} if index in collected.texts else {}),
+                **({"generation": texts[index]} if self.rouge else {}),
                 **{name: float(each[index]) for name, each in values.items()},
             }
             for index, row in enumerate(evaluation_set.rows)
@@ -179,7 +186,7 @@ class ForgetQuality(Callback):
         if self._retain_truth_ratios is None:
             return {}
         quality = metrics.forget_quality(
-            [row["truth_ratio"] for row in sets[FORGET]["rows"]], self._retain_truth_ratios
+            [row["log_truth_ratio"] for row in sets[FORGET]["rows"]], self._retain_truth_ratios
         )
         return {
             "forget_quality": quality.p_value,
@@ -199,8 +206,16 @@ class ForgetQuality(Callback):
         run = RunFolder(Path(trainer.default_root_dir))
         where = {"epoch": _epochs_done(trainer), "step": trainer.global_step}
         result = where | {"utility_sets": self.utility_sets, "metrics": values, "sets": sets}
-        write_text(run.evaluation / f"step-{trainer.global_step:06d}.json", json.dumps(result, indent=1))
+        run.add_evaluation(trainer.global_step, result)
         run.add_metrics(where | values | {"utility_sets": self.utility_sets})
+
+
+def _of_all_ranks(texts: dict[int, str]) -> dict[int, str]:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return texts
+    gathered: list[dict[int, str]] = [{} for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(gathered, texts)
+    return {row: text for each in gathered for row, text in each.items()}
 
 
 def _evaluation_sets(trainer: Trainer) -> list[EvaluationSet]:
@@ -211,10 +226,10 @@ def _evaluation_sets(trainer: Trainer) -> list[EvaluationSet]:
 
 def _epochs_done(trainer: Trainer) -> float:
     """Epochs of training behind the weights that are measured; a fraction within an epoch."""
-    if trainer.sanity_checking or trainer.state.fn != "fit":
-        return float(trainer.current_epoch)
-    done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-    return round(trainer.current_epoch + done / trainer.num_training_batches, 3)
+    if not trainer.global_step:
+        return 0.0
+    steps_an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    return round(trainer.global_step / steps_an_epoch, 3)
 
 
 def _summary(step: int, values: dict[str, float]) -> str:
@@ -232,22 +247,24 @@ def _summary(step: int, values: dict[str, float]) -> str:
 
 
 def read_retain_result(path: str, forget: EvaluationSet) -> list[float]:
-    """The truth ratios of a retain-only model on the same forget rows.
+    """The logarithms of the truth ratios of a retain-only model on the same forget rows.
 
     Raises:
         InputError: no such result, or it is of other rows.
     """
     file = Path(path)
     if file.is_dir():
-        results = sorted((file / "evaluation").glob("step-*.json"))
-        if not results:
+        run = RunFolder(file)
+        status = run.read_manifest().get("status")
+        if status != "finished":
             raise InputError(
-                f"forget_quality.retain_result {path} holds no evaluation/step-*.json: has that run finished?"
+                f"forget_quality.retain_result {path} is not the folder of a finished run (status: {status}): let "
+                "that run finish first"
             )
-        file = results[-1]
+        file = run.evaluation_file(run.read_metrics()[-1]["step"])
     try:
         measured = json.loads(file.read_text(encoding="utf-8"))["sets"][FORGET]
-        ratios = [float(row["truth_ratio"]) for row in measured["rows"]]
+        ratios = [float(row["log_truth_ratio"]) for row in measured["rows"]]
         fingerprint = measured["fingerprint"]
     except FileNotFoundError:
         raise InputError(

@@ -27,24 +27,32 @@ class LastCheckpoint(Checkpoint):
                 raise InputError(f"last_checkpoint.{name} must be at least 1, got {value}")
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
-        self._saved_step = -1
+        self._step_before = 0
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._step_before = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        # Between two optimizer steps gradients have been summed up that no checkpoint holds.
+        stepped = trainer.global_step > self._step_before
         # The last batch of an epoch is left to the epoch's end, which comes after the measurement.
+        if not stepped or trainer.is_last_batch:
+            return
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
-        if due and not trainer.is_last_batch and trainer.global_step != self._saved_step:
+        ends_here = trainer.should_stop or trainer.global_step == trainer.max_steps
+        if due or ends_here:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._save(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._saved_step != trainer.global_step:
+        # Lightning ends an epoch that was cut short as well; resumed from here, its rest would be skipped.
+        complete = trainer.is_last_batch
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        if complete and (last or (trainer.current_epoch + 1) % self.every_n_epochs == 0):
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
-        self._saved_step = trainer.global_step
         trainer.save_checkpoint(RunFolder(Path(trainer.default_root_dir)).last_checkpoint, weights_only=False)

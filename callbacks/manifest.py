@@ -2,7 +2,7 @@
 
 import json
 import platform
-import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -18,9 +18,14 @@ PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "j
 
 
 class Manifest(Callback):
-    """Writes manifest.json when a run starts, and how it ended when it ends."""
+    """Writes manifest.json when a run starts, and how it ended when it ends.
 
-    def __init__(self) -> None:
+    Args:
+        arguments: of the command line.
+    """
+
+    def __init__(self, arguments: Sequence[str] = ()) -> None:
+        self.arguments = list(arguments)
         self.written = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -30,12 +35,25 @@ class Manifest(Callback):
         if trainer.state.fn == "validate" and not self._fitted(trainer):
             self._start(trainer, pl_module)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Only now has a resumed run its step again.
+        if trainer.ckpt_path is not None and trainer.is_global_zero:
+            record = _run(trainer).read_manifest()
+            record["resumed_at_steps"].append(trainer.global_step)
+            write_text(_run(trainer).manifest, json.dumps(record, indent=2) + "\n")
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end(trainer, "trained")
+
+    def finish(self, trainer: Trainer) -> None:
+        """Says that training, measurement and export are done: there is nothing left to resume."""
         self._end(trainer, "finished")
+        if trainer.is_global_zero:
+            _run(trainer).error_log.unlink(missing_ok=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate" and not self._fitted(trainer):
-            self._end(trainer, "finished")
+            self.finish(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self.written:
@@ -53,20 +71,18 @@ class Manifest(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         run = _run(trainer)
         earlier = run.read_manifest()
-        resumed = trainer.state.fn == "fit" and trainer.global_step > 0
+        resumed = trainer.state.fn == "fit" and trainer.ckpt_path is not None and bool(earlier)
         language_model = module.language_model
         record = {
             "status": "running",
             "command": trainer.state.fn.value if trainer.state.fn else None,
             "started": earlier.get("started", _now()) if resumed else _now(),
-            "resumed_at_steps": [*earlier.get("resumed_at_steps", []), trainer.global_step]
-            if resumed
-            else [],
+            "resumed_at_steps": earlier["resumed_at_steps"] if resumed else [],
             "dipo_pl": __version__,
             "versions": {"python": platform.python_version()}
             | {name: metadata.version(name) for name in PACKAGES},
             "platform": platform.platform(),
-            "arguments": sys.argv[1:],
+            "arguments": self.arguments,
             "seed": data.seed,
             "device": str(pl_module.device),
             "world_size": trainer.world_size,
@@ -82,7 +98,7 @@ class Manifest(Callback):
                 "dtype": str(language_model.dtype),
                 "parameters": sum(each.numel() for each in language_model.parameters()),
                 "weights_at_start": earlier["policy"]["weights_at_start"]
-                if resumed and "policy" in earlier
+                if resumed
                 else weights_fingerprint(language_model),
             },
             "data": {

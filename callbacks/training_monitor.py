@@ -63,7 +63,7 @@ class TrainingMonitor(Callback):
     def _stop(self, trainer: Trainer, cause: str) -> None:
         raise TrainingError(
             f"{cause} at epoch {trainer.current_epoch}, step {trainer.global_step} ({'; '.join(self._rows)}): the "
-            "optimizer has not taken it in, and the last checkpoint is good. Lower the learning rate, clip "
+            "optimizer has not taken it in, and a checkpoint there may be is from before. Lower the learning rate, clip "
             "gradients (trainer.gradient_clip_val 1.0), or look at these rows"
         )
 

@@ -47,7 +47,7 @@ class ForgetRetain(LightningDataModule):
         evaluate: names of the evaluation sets to measure; null measures all that the data has.
         max_length: tokens of a sequence, EOS included.
         too_long: what is done with a longer row: `error` refuses it, `truncate` cuts it and tells the count.
-        seed: of pairing and order.
+        seed: of pairing and order; null takes seed_everything on the command line, else 0.
         workers: processes that make batches beside the training process.
     """
 
@@ -61,7 +61,7 @@ class ForgetRetain(LightningDataModule):
         evaluate: list[str] | None = None,
         max_length: int = 512,
         too_long: Literal["error", "truncate"] = "error",
-        seed: int = 0,
+        seed: int | None = None,
         workers: int = 0,
     ) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class ForgetRetain(LightningDataModule):
         self.evaluate = evaluate
         self.max_length = max_length
         self.too_long = too_long
-        self.seed = seed
+        self.seed = seed or 0
         self.workers = workers
         self.row_sets: RowSets | None = None
         self._resume_at: tuple[int, int] | None = None

@@ -8,14 +8,14 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import yaml
 from jsonargparse import ActionConfigFile, Namespace
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -36,7 +36,9 @@ from dipo_pl.data_modules import fictitious, json_lines, tofu  # noqa: F401
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError
 from dipo_pl.language_model import LanguageModel
-from dipo_pl.run_folder import RunFolder
+from dipo_pl.run_folder import RunFolder, write_text
+
+C = TypeVar("C", bound=Callback)
 
 
 class _Finished(Exception):
@@ -59,6 +61,14 @@ class _ConfigFile(ActionConfigFile):
 class _Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise InputError(one_line(message)) from ex
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Writes config.yaml whole; Lightning's own may leave half of it, and refuses to write it twice."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        text = self.parser.dump(self.config, skip_none=False)
+        write_text(RunFolder(Path(trainer.default_root_dir)).config, text)
 
 
 class DiPOCLI(LightningCLI):
@@ -94,8 +104,9 @@ class DiPOCLI(LightningCLI):
         parser.add_lightning_class_args(ForgetQuality, "forget_quality")
         parser.add_lightning_class_args(Samples, "samples")
         parser.add_lightning_class_args(Export, "export")
-        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
+        # In this order, so that the last checkpoint knows the best one of its epoch.
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.set_defaults({"checkpoint.save_top_k": 0, "checkpoint.filename": "{epoch}-{step}"})
 
     def _parse_ckpt_path(self) -> None:
@@ -115,16 +126,40 @@ class DiPOCLI(LightningCLI):
         settings = self.settings
         if settings.name is None:
             settings.name = _default_name(settings.config or [], self.subcommand or "")
+        if settings.trainer.fast_dev_run:
+            settings.name += "-fast-dev-run"
         settings.checkpoint.dirpath = str(self.run.checkpoints)
-        if self.subcommand == "fit":
+        if settings.checkpoint.monitor is not None and settings.checkpoint.save_top_k == 0:
+            settings.checkpoint.save_top_k = 1
+        for key in ("data.init_args.seed", "model.init_args.policy.init_args.seed"):
+            if key in settings and settings[key] is None and settings.seed_everything is not False:
+                settings[key] = settings.seed_everything
+        manifest = self.run.read_manifest()
+        if self.subcommand == "validate" and manifest.get("command") == "fit":
+            raise InputError(f"{self.run.path} holds a training run: give this measurement another --name")
+        if self.run.last_checkpoint.is_file() or (self.subcommand == "validate" and manifest):
             self._refuse_another_configuration()
-            self._refuse_to_repeat()
+        if manifest.get("status") == "finished":
+            self._refuse_to_repeat(manifest)
+
+    @property
+    def _configured_before(self) -> dict[str, Any]:
+        """The config of the run that the folder holds."""
+        if not self.run.config.is_file():
+            return {}
+        try:
+            return dict(yaml.safe_load(self.run.config.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            raise InputError(
+                f"cannot read {self.run.config} ({' '.join(str(error).split())}): give another --name, or remove "
+                f"{self.run.path}"
+            ) from error
 
     def _refuse_another_configuration(self) -> None:
-        if not self.run.last_checkpoint.is_file() or not self.run.config.is_file():
+        before = self._configured_before
+        if not before:
             return
-        before = yaml.safe_load(self.run.config.read_text(encoding="utf-8"))
-        now = yaml.safe_load(self._parser("fit").dump(self.settings, skip_none=False))
+        now = yaml.safe_load(self._parser(self.subcommand).dump(self.settings, skip_none=False))
         fixed = ["model", "data", "seed_everything"]
         fixed += [f"trainer.{key}" for key in ("precision", "accumulate_grad_batches", "gradient_clip_val")]
         changes = [change for key in fixed for change in _changes(_at(before, key), _at(now, key), key)]
@@ -135,19 +170,19 @@ class DiPOCLI(LightningCLI):
                 "or remove that folder"
             )
 
-    def _refuse_to_repeat(self) -> None:
-        manifest = self.run.read_manifest()
-        finished = manifest.get("command") == "fit" and manifest.get("status") == "finished"
-        trainer = self.settings.trainer
-        if finished and (manifest["max_epochs"], manifest["max_steps"]) == (
-            trainer.max_epochs,
-            trainer.max_steps,
+    def _refuse_to_repeat(self, manifest: dict[str, Any]) -> None:
+        limits = ("max_epochs", "max_steps", "max_time")
+        before = _at(self._configured_before, "trainer") or {}
+        if self.subcommand != "fit" or any(
+            before.get(each) != self.settings.trainer[each] for each in limits
         ):
-            raise _Finished(
-                f"{self.run.path} is finished ({manifest['epochs']} epochs, {manifest['steps']} steps): nothing to "
-                "do. Results are in metrics.jsonl, the model in hf/. Raise trainer.max_epochs to go on, or give "
-                "another --name to train again"
-            )
+            return
+        raise _Finished(
+            f"{self.run.path} is finished ({manifest['epochs']} epochs, {manifest['steps']} steps): nothing to do. "
+            "Results are in metrics.jsonl, the model in hf/. Give another --name to train again, or raise "
+            "trainer.max_epochs to go on (a decaying learning rate then starts again from where the longer "
+            "schedule has it)"
+        )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         configured = self.config_init[self.subcommand].trainer
@@ -163,7 +198,7 @@ class DiPOCLI(LightningCLI):
 
     def discard_what_was_begun(self) -> None:
         """Removes what this start has written, if it ended before anything ran (the logger opens files early)."""
-        if any(isinstance(each, Manifest) and each.written for each in self.trainer.callbacks):  # type: ignore[attr-defined]
+        if self._callback(Manifest).written:
             return
         begun = sorted({*self.run.path.rglob("*"), *self._folders} - self._there_before, reverse=True)
         for path in begun:
@@ -181,7 +216,7 @@ class DiPOCLI(LightningCLI):
         asked = kwargs.pop("ckpt_path", None)
         resumes = asked in (None, "last")
         checkpoint: Path | None = self.run.last_checkpoint if resumes else Path(asked)
-        if resumes and not self.run.last_checkpoint.is_file():
+        if resumes and (self.settings.trainer.fast_dev_run or not self.run.last_checkpoint.is_file()):
             checkpoint = None
         if checkpoint is not None:
             _refuse_unreadable(checkpoint)
@@ -189,12 +224,12 @@ class DiPOCLI(LightningCLI):
             # What is measured before training has been measured.
             self.trainer.num_sanity_val_steps = 0
         self.trainer.fit(ckpt_path=checkpoint, **kwargs)
-        measured = next(each for each in self.trainer.callbacks if isinstance(each, ForgetQuality))  # type: ignore[attr-defined]
-        if (
-            measured.last_step != self.trainer.global_step
-            and self.trainer.fit_loop.epoch_loop.val_loop is not None
-        ):
+        if self._callback(ForgetQuality).last_step != self.trainer.global_step:
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+        self._callback(Manifest).finish(self.trainer)
+
+    def _callback(self, kind: type[C]) -> C:
+        return next(each for each in self.trainer.callbacks if isinstance(each, kind))  # type: ignore[attr-defined]
 
     def validate(self, **kwargs: Any) -> None:
         if kwargs.get("ckpt_path") is not None:
@@ -254,7 +289,7 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
             cli = self
             super().after_instantiate_classes()
 
-    callbacks: list[Callback] = [Manifest(), BatchSeed(), TrainingMonitor()]
+    callbacks: list[Callback] = [Manifest(arguments), BatchSeed(), TrainingMonitor()]
     try:
         _Reachable(
             LanguageModel,
@@ -262,8 +297,9 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
             subclass_mode_model=True,
             subclass_mode_data=True,
             parser_class=_Parser,
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=42,
+            save_config_callback=_SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            seed_everything_default=0,
             trainer_defaults={
                 "callbacks": callbacks,
                 "num_sanity_val_steps": -1,

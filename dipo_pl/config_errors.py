@@ -60,7 +60,7 @@ def _plain(cause: str, base: str | None) -> str:
 def _known(base: str | None) -> str:
     """The classes that could have been meant, for those of this package."""
     if base is None or not base.startswith("dipo_pl."):
-        return ""
+        return " (`--model.help Unlearning`, `--data.help TOFU` and the like list those there are)"
     module, _, name = base.rpartition(".")
     names = sorted({each.__name__ for each in _concrete(getattr(import_module(module), name))})
     return f": use {', '.join(names)}, or the path of a class of your own (package.module.Class)"

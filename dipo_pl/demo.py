@@ -84,7 +84,7 @@ def _show(folder: Path, seconds: float) -> None:
 
 
 def _generations(run: RunFolder, step: int) -> list[dict[str, Any]]:
-    result = json.loads((run.evaluation / f"step-{step:06d}.json").read_text(encoding="utf-8"))
+    result = json.loads(run.evaluation_file(step).read_text(encoding="utf-8"))
     rows: list[dict[str, Any]] = result["sets"]["forget"]["rows"]
     return rows
 

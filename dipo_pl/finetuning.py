@@ -10,6 +10,8 @@ from dipo_pl.losses.cross_entropy import CrossEntropy
 class FineTuning(LanguageModel):
     """Cross-entropy on the answers of the rows that the data module's `train_on` names."""
 
+    trains_on = ("all", "retain", "forget")
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         objective = self.objective(CrossEntropy(), batch, "train", self.states(batch))
         self.log_objective("loss", objective, batch.sections["train"])

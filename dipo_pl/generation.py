@@ -29,19 +29,21 @@ def generate(
         max_new_tokens = max(1, min(max_new_tokens, context - width))
     ends = model.generation_config.eos_token_id
     stops = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    training = model.training
+    greedy = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=sorted(stops),
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    training, own = model.training, model.generation_config
     model.eval()
+    # generate() fills what is not set from the model's own (a repetition penalty, say), which must not count.
+    model.generation_config = greedy
     try:
         output = model.generate(
-            input_ids=input_ids.to(device),
-            attention_mask=attention_mask.to(device),
-            generation_config=GenerationConfig(
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=sorted(stops),
-                pad_token_id=tokenizer.eos_token_id,
-            ),
+            input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), generation_config=greedy
         )
     finally:
         model.train(training)
+        model.generation_config = own
     return [text.strip() for text in tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)]

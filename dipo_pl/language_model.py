@@ -1,6 +1,7 @@
 """What both trainings share: the policy, its optimizer, measuring answers and generating them."""
 
-from typing import Any, Literal
+import math
+from typing import Any, ClassVar, Literal
 
 from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
@@ -33,6 +34,8 @@ class LanguageModel(LightningModule):
             takes 4 bytes x vocabulary x budget a few times over.
     """
 
+    trains_on: ClassVar[tuple[str, ...]] = ()
+
     def __init__(
         self,
         policy: Policy,
@@ -52,6 +55,13 @@ class LanguageModel(LightningModule):
         self.warmup = warmup
         self.token_budget = token_budget
         self.model: PreTrainedModel | None = None
+
+    def setup(self, stage: str) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if stage == "fit" and data.train_on not in self.trains_on:
+            raise InputError(
+                f"{type(self).__name__} trains on {' or '.join(self.trains_on)}, and data.train_on is {data.train_on}"
+            )
 
     @property
     def language_model(self) -> PreTrainedModel:
@@ -130,7 +140,10 @@ class LanguageModel(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer([each for each in self.parameters() if each.requires_grad])
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise InputError("training has no end: set trainer.max_epochs or trainer.max_steps")
+        steps = int(steps)
         scheduler = get_scheduler(self.schedule, optimizer, round(self.warmup * steps), steps)
         return {
             "optimizer": optimizer,

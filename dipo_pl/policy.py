@@ -181,7 +181,7 @@ class FromConfig(Policy):
             qwen2, ...), or the path of a config.json.
         vocab_size: tokens of the byte-level BPE tokenizer that is trained; fewer if the texts are short.
         tokenizer: a folder or hub id whose tokenizer is used instead.
-        seed: of the weights.
+        seed: of the weights; null takes seed_everything on the command line, else 0.
         attention, gradient_checkpointing: see Policy.
     """
 
@@ -190,7 +190,7 @@ class FromConfig(Policy):
         config: dict[str, Any] | str,
         vocab_size: int = 2048,
         tokenizer: str | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         attention: AttentionKernel | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -198,7 +198,7 @@ class FromConfig(Policy):
         self.config = config
         self.vocab_size = vocab_size
         self.tokenizer_source = tokenizer
-        self.seed = seed
+        self.seed = seed or 0
 
     @property
     def source(self) -> str:

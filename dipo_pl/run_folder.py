@@ -61,6 +61,16 @@ class RunFolder:
         lines = self.metrics.read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines if line.strip()]
 
+    def evaluation_file(self, step: int) -> Path:
+        return self.evaluation / f"step-{step:06d}.json"
+
+    def add_evaluation(self, step: int, result: dict[str, Any]) -> None:
+        """Every row of an evaluation; files of later steps, left by a run cut short, are removed."""
+        for path in self.evaluation.glob("step-*.json"):
+            if int(path.stem.removeprefix("step-")) > step:
+                path.unlink()
+        write_text(self.evaluation_file(step), json.dumps(result, indent=1))
+
     def add_metrics(self, record: dict[str, Any]) -> None:
         """Adds an evaluation; one of the same or a later step, left by a run cut short, gives way to it."""
         earlier = [each for each in self.read_metrics() if each["step"] < record["step"]]

@@ -24,8 +24,8 @@ class Unlearning(LanguageModel):
 
     Args:
         policy: the model that is to forget.
-        forget_loss: on forget rows; null is DiPO.
-        retain_loss: on retain rows; null is none.
+        forget_loss: on forget rows.
+        retain_loss: on retain rows; null is none, which few methods survive.
         retain_weight: lambda, >= 0 (1 in the paper).
         constructor: builds DiPO's preference pair, for both losses; null is LogitModulation.
         reference: the frozen model that losses compare with; null is FrozenCopy. Where neither loss uses
@@ -33,11 +33,13 @@ class Unlearning(LanguageModel):
         optimizer, schedule, warmup, token_budget: see LanguageModel.
     """
 
+    trains_on = ("pairs",)
+
     def __init__(
         self,
         policy: Policy,
-        forget_loss: Loss | None = None,
-        retain_loss: Loss | None = None,
+        forget_loss: Loss,
+        retain_loss: Loss | None,
         retain_weight: float = 1.0,
         constructor: PreferenceConstructor | None = None,
         reference: Reference | None = None,
@@ -49,7 +51,7 @@ class Unlearning(LanguageModel):
         super().__init__(policy, optimizer, schedule, warmup, token_budget)
         if not retain_weight >= 0:
             raise InputError(f"model.retain_weight must be >= 0, got {retain_weight}")
-        self.forget_loss = forget_loss or DiPO()
+        self.forget_loss = forget_loss
         self.retain_loss = retain_loss
         if type(self.forget_loss) is DiPORetain or type(retain_loss) is DiPO:
             raise InputError(
@@ -71,6 +73,7 @@ class Unlearning(LanguageModel):
         )
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         self._only_measures = stage != "fit"
 
     def configure_model(self) -> None:

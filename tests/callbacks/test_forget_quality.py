@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from scipy.stats import ks_2samp
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dipo_pl.data_modules.fictitious_authors import fictitious_rows
+from dipo_pl.generation import generate
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +48,9 @@ def test_reported_figures_follow_from_the_rows(result):
         rows = sets[name]["rows"]
         assert metrics[f"{name}_probability"] == pytest.approx(mean(math.exp(-row["nll"][0]) for row in rows))
         assert metrics[f"{name}_rouge_l_recall"] == pytest.approx(mean(row["rouge_l_recall"] for row in rows))
-        ratios = [math.exp(row["nll"][1] - mean(row["nll"][2:])) for row in rows]
-        assert [row["truth_ratio"] for row in rows] == pytest.approx(ratios)
+        logarithms = [row["nll"][1] - mean(row["nll"][2:]) for row in rows]
+        assert [row["log_truth_ratio"] for row in rows] == pytest.approx(logarithms, abs=1e-12)
+        ratios = [math.exp(each) for each in logarithms]
         aggregate = (lambda r: min(r, 1 / r)) if name == "forget" else (lambda r: max(0, 1 - r))
         assert metrics[f"{name}_truth_ratio"] == pytest.approx(mean(map(aggregate, ratios)))
     parts = [metrics[f"retain_{part}"] for part in ("probability", "rouge_l_recall", "truth_ratio")]
@@ -69,9 +72,9 @@ def test_forget_quality_against_a_retain_result(cli, smoke):
     with open("runs/measured/metrics.jsonl") as file:
         metrics = json.loads(file.read())
     with open("runs/measured/evaluation/step-000000.json") as file:
-        ours = [row["truth_ratio"] for row in json.load(file)["sets"]["forget"]["rows"]]
+        ours = [row["log_truth_ratio"] for row in json.load(file)["sets"]["forget"]["rows"]]
     theirs = [
-        row["truth_ratio"]
+        row["log_truth_ratio"]
         for row in json.loads((smoke / "evaluation" / "step-000006.json").read_text())["sets"]["forget"][
             "rows"
         ]
@@ -109,3 +112,47 @@ def test_rows_without_wrong_answers_give_probability_and_rouge_alone(cli):
     assert {name for name in last if name.startswith(("forget", "retain"))} == {
         "forget_probability", "forget_rouge_l_recall", "retain_probability", "retain_rouge_l_recall",
     }  # fmt: skip
+
+
+def test_an_unfinished_run_is_no_retain_result(cli, smoke):
+    shutil.copytree(smoke, "half")
+    manifest = json.loads(Path("half/manifest.json").read_text())
+    Path("half/manifest.json").write_text(json.dumps(manifest | {"status": "running"}))
+    ended = cli(
+        "validate", "--config", "smoke.yaml", "--forget_quality.retain_result", "half", "--name", "measured"
+    )
+    assert ended.code == 2
+    assert "half is not the folder of a finished run (status: running)" in ended.errors[0]
+
+
+def test_a_measurement_of_some_rows_is_not_reported(cli):
+    ended = cli(
+        "fit", "--config", "smoke.yaml", "--data.evaluation_batch_size", "4", "--trainer.limit_val_batches", "1",
+        "--trainer.max_epochs", "1",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert "only some rows were measured" in ended.err
+    assert not Path("runs/smoke/metrics.jsonl").exists()
+
+
+def test_generation_is_greedy_whatever_the_checkpoint_asks_for(smoke):
+    """A checkpoint's own generation config (a repetition penalty, beams) would change ROUGE and Model Utility."""
+    model = AutoModelForCausalLM.from_pretrained(smoke / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(smoke / "hf")
+    prompts = [
+        tokenizer("Question: Who wrote it?\nAnswer:")["input_ids"],
+        tokenizer("Question:")["input_ids"],
+    ]
+    plain = generate(model, tokenizer, prompts, 12)
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.num_beams = 3
+    own = model.generation_config
+    assert generate(model, tokenizer, prompts, 12) == plain
+    assert model.generation_config is own
+    for prompt, text in zip(prompts, plain, strict=True):
+        ids = list(prompt)
+        for _ in range(12):
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+            if ids[-1] == tokenizer.eos_token_id:
+                break
+        assert tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True).strip() == text

@@ -29,7 +29,7 @@ CONFIGURATION = [
     ),
     (
         (*SMOKE, "--model.forget_loss", "NPOO"),
-        "model.forget_loss: no class NPOO: use CrossEntropy, DiPO, DiPORetain",
+        "model.forget_loss: no class NPOO (`--model.help Unlearning`",
     ),
     ((*SMOKE, "--model", "Unlearn"), "model: no class Unlearn: use FineTuning, Unlearning"),
     ((*SMOKE, "--data.prompt.system", "x"), "data.prompt: name a class first: use ChatTemplate, Llama2Chat"),
@@ -60,6 +60,19 @@ CONFIGURATION = [
     (
         (*SMOKE, "--forget_quality.max_new_tokens", "0"),
         "forget_quality.max_new_tokens must be at least 1, got 0",
+    ),
+    (
+        (*SMOKE, "--model.retain_loss", "NPOO"),
+        "model.retain_loss: no class NPOO: use CrossEntropy, DiPO, DiPORetain",
+    ),
+    ((*SMOKE, "--data.train_on", "all"), "Unlearning trains on pairs, and data.train_on is all"),
+    (
+        (*SMOKE, "--model", "FineTuning"),
+        "FineTuning trains on all or retain or forget, and data.train_on is pairs",
+    ),
+    (
+        (*SMOKE, "--trainer.max_epochs", "-1"),
+        "training has no end: set trainer.max_epochs or trainer.max_steps",
     ),
     ((*SMOKE, "--samples.rows", "-1"), "samples.rows must be at least 0"),
     ((*SMOKE, "--export.best", "true"), "set checkpoint.monitor"),
@@ -145,7 +158,7 @@ def test_truth_ratios_of_other_rows_are_refused(cli, smoke):
     assert "was measured on other forget rows" in elsewhere.errors[0]
     unfinished = cli(*SMOKE, "--forget_quality.retain_result", ".", "--name", "other")
     assert unfinished.code == 2
-    assert "holds no evaluation/step-*.json" in unfinished.errors[0]
+    assert "is not the folder of a finished run" in unfinished.errors[0]
     not_one = cli(*SMOKE, "--forget_quality.retain_result", smoke / "manifest.json", "--name", "other")
     assert not_one.code == 2
     assert "is not an evaluation" in not_one.errors[0]

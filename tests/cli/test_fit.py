@@ -228,3 +228,54 @@ def test_accumulation_clipping_and_gradient_checkpointing(cli):
     assert ended.code == 0, ended.err
     manifest = json.loads(Path("runs/smoke/manifest.json").read_text())
     assert (manifest["global_batch"], manifest["steps"]) == (8, 3)
+
+
+def test_validate_keeps_its_hands_off_a_training_run(cli, smoke):
+    before = {path: path.read_bytes() for path in smoke.rglob("*") if path.is_file()}
+    ended = cli("validate", "--config", smoke / "config.yaml", "--output_dir", smoke.parent)
+    assert ended.code == 2
+    assert "holds a training run: give this measurement another --name" in ended.errors[0]
+    assert {path: path.read_bytes() for path in smoke.rglob("*") if path.is_file()} == before
+
+
+def test_measurements_of_two_models_do_not_share_a_folder(cli, smoke):
+    quick = ("validate", "--config", "smoke.yaml", "--forget_quality.rouge", "false")
+    assert cli(*quick).code == 0
+    ended = cli(*quick, "--model.policy", "Pretrained", "--model.policy.path", smoke / "hf")
+    assert ended.code == 2
+    assert "runs/smoke-validate holds a run with another configuration" in ended.errors[0]
+
+
+def test_a_monitored_metric_keeps_the_best_checkpoint(cli):
+    quick = ("fit", "--config", "smoke.yaml", "--trainer.max_epochs", "1", "--forget_quality.rouge", "false")
+    assert cli(*quick, "--checkpoint.monitor", "model_utility", "--checkpoint.mode", "max").code == 0
+    assert {path.name for path in Path("runs/smoke/checkpoints").iterdir()} == {
+        "last.ckpt",
+        "epoch=0-step=3.ckpt",
+    }
+    state = torch.load("runs/smoke/checkpoints/last.ckpt", weights_only=True)["callbacks"]
+    (best,) = (each["best_model_path"] for name, each in state.items() if name.startswith("ModelCheckpoint"))
+    assert best.endswith("epoch=0-step=3.ckpt")
+
+
+def test_finished_is_finished_also_by_steps(cli):
+    quick = ("fit", "--config", "smoke.yaml", "--trainer.max_epochs", "null", "--trainer.max_steps", "2")
+    assert cli(*quick).code == 0
+    assert [(each["epoch"], each["step"]) for each in metrics_of(Path("runs/smoke"))] == [(0, 0), (0.667, 2)]
+    assert "is finished" in cli(*quick).out
+
+
+def test_seed_everything_seeds_weights_and_pairing(cli):
+    quick = ("fit", "--config", "smoke.yaml", "--trainer.max_steps", "1", "--forget_quality.rouge", "false")
+    weights = {}
+    for name, seed in {"a": "0", "b": "1", "c": "1"}.items():
+        assert cli(*quick, "--seed_everything", seed, "--name", name).code == 0
+        manifest = json.loads(Path("runs", name, "manifest.json").read_text())
+        assert manifest["seed"] == int(seed)
+        weights[name] = manifest["policy"]["weights_at_start"]
+    assert weights["a"] != weights["b"] == weights["c"]
+
+
+def test_a_fast_dev_run_leaves_the_run_alone(cli):
+    assert cli("fit", "--config", "smoke.yaml", "--trainer.fast_dev_run", "true").code == 0
+    assert not Path("runs/smoke").exists()

@@ -79,7 +79,11 @@ def test_killed_run_ends_as_if_nothing_had_happened(
     moments = [each["optimizer_states"][0]["state"] for each in (ours, theirs)]
     assert all(torch.equal(moments[0][key]["exp_avg"], moments[1][key]["exp_avg"]) for key in moments[1])
     assert Path("runs/smoke/metrics.jsonl").read_text() == (uninterrupted / "metrics.jsonl").read_text()
-    assert json.loads(Path("runs/smoke/manifest.json").read_text())["status"] == "finished"
+    manifest = json.loads(Path("runs/smoke/manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    start = json.loads((uninterrupted / "manifest.json").read_text())["policy"]["weights_at_start"]
+    assert manifest["policy"]["weights_at_start"] == start
+    assert len(manifest["resumed_at_steps"]) == (0 if step == 2 else 1)
     assert (
         Path("runs/smoke/hf/model.safetensors").read_bytes()
         == (uninterrupted / "hf/model.safetensors").read_bytes()
@@ -112,3 +116,55 @@ def test_checkpoint_holds_no_reference(uninterrupted):
     parameters = {name for name in checkpoint["state_dict"] if name != "model.lm_head.weight"}
     (optimizer,) = checkpoint["optimizer_states"]
     assert len(optimizer["state"]) == len(parameters)
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    ours, theirs = (
+        torch.load(each / "checkpoints" / "last.ckpt", weights_only=True) for each in (one, other)
+    )
+    assert ours["global_step"] == theirs["global_step"]
+    return all(torch.equal(each, theirs["state_dict"][name]) for name, each in ours["state_dict"].items())
+
+
+def test_a_run_ended_within_an_epoch_goes_on_with_the_rest_of_it(cli):
+    """The step limit ends it; with a constant rate, the way there does not depend on the limit."""
+    constant = (*RUN, "--model.schedule", "constant_with_warmup", "--model.warmup", "0")
+    assert cli(*constant, "--trainer.max_steps", "5").code == 0
+    ended = cli(*constant)
+    assert ended.code == 0, ended.err
+    assert "resuming in epoch 1 after 2 batches" in ended.err
+    assert cli(*constant, "--name", "straight").code == 0
+    assert same_weights(Path("runs/smoke"), Path("runs/straight"))
+
+
+def test_killed_between_accumulated_batches(cli, process, tmp_path):
+    (tmp_path / "killer.py").write_text(KILLER)
+    often = (
+        *RUN,
+        "--trainer.accumulate_grad_batches",
+        "2",
+        "--data.batch_size",
+        "4",
+        "--last_checkpoint.every_n_steps",
+        "2",
+    )
+    kill = ("--trainer.callbacks+", "killer.Kill", "--trainer.callbacks.hook", "on_before_optimizer_step")
+    killed = process(*often, *kill, "--trainer.callbacks.step", "4", PYTHONPATH=str(tmp_path))
+    assert killed.code == -signal.SIGKILL, killed.err
+    ended = cli(*often)
+    assert ended.code == 0, ended.err
+    assert cli(*often, "--name", "straight").code == 0
+    assert same_weights(Path("runs/smoke"), Path("runs/straight"))
+
+
+def test_killed_in_the_closing_measurement_is_not_finished(cli, process, tmp_path):
+    (tmp_path / "killer.py").write_text(KILLER)
+    seldom = (*RUN, "--trainer.check_val_every_n_epoch", "5")
+    kill = ("--trainer.callbacks+", "killer.Kill", "--trainer.callbacks.hook", "on_validation_start")
+    killed = process(*seldom, *kill, "--trainer.callbacks.step", "9", PYTHONPATH=str(tmp_path))
+    assert killed.code == -signal.SIGKILL, killed.err
+    ended = cli(*seldom)
+    assert ended.code == 0, ended.err
+    steps = [json.loads(line)["step"] for line in Path("runs/smoke/metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 9]
+    assert json.loads(Path("runs/smoke/manifest.json").read_text())["status"] == "finished"
