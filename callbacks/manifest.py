@@ -10,6 +10,8 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from dipo_pl.data_modules.rows import Row
+from dipo_pl.errors import InputError
 from dipo_pl.fingerprint import rows_fingerprint, weights_fingerprint
 from dipo_pl.run_folder import RunFolder, write_text
 from dipo_pl.version import __version__
@@ -27,6 +29,17 @@ class Manifest(Callback):
     def __init__(self, arguments: Sequence[str] = ()) -> None:
         self.arguments = list(arguments)
         self.written = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        run = _run(trainer)
+        before = run.read_manifest().get("data")
+        if stage == "fit" and before is not None and run.last_checkpoint.is_file():
+            for name, now in _data(trainer).items():
+                if name != "evaluation" and before.get(name) != now:
+                    raise InputError(
+                        f"the {name} rows are not those that {run.path} was trained on ({now['rows']} rows, there "
+                        f"{before.get(name, {}).get('rows')}): give another --name, or remove that folder"
+                    )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(trainer, pl_module)
@@ -101,20 +114,7 @@ class Manifest(Callback):
                 if resumed
                 else weights_fingerprint(language_model),
             },
-            "data": {
-                "forget": {
-                    "rows": len(data.row_sets.forget),
-                    "fingerprint": rows_fingerprint(data.row_sets.forget),
-                },
-                "retain": {
-                    "rows": len(data.row_sets.retain),
-                    "fingerprint": rows_fingerprint(data.row_sets.retain),
-                },
-                "evaluation": {
-                    each.name: {"rows": len(each.rows), "fingerprint": rows_fingerprint(each.rows)}
-                    for each in data.evaluation_sets
-                },
-            },
+            "data": _data(trainer),
         }
         write_text(run.manifest, json.dumps(record, indent=2) + "\n")
         self.written = True
@@ -130,6 +130,19 @@ class Manifest(Callback):
             "steps": trainer.global_step,
         }
         write_text(run.manifest, json.dumps(record, indent=2) + "\n")
+
+
+def _data(trainer: Trainer) -> dict[str, Any]:
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return {
+        "forget": _rows(data.row_sets.forget),
+        "retain": _rows(data.row_sets.retain),
+        "evaluation": {each.name: _rows(each.rows) for each in data.evaluation_sets},
+    }
+
+
+def _rows(rows: Sequence[Row]) -> dict[str, Any]:
+    return {"rows": len(rows), "fingerprint": rows_fingerprint(rows)}
 
 
 def _run(trainer: Trainer) -> RunFolder:

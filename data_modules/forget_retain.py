@@ -70,6 +70,8 @@ class ForgetRetain(LightningDataModule):
             "evaluation_batch_size": evaluation_batch_size,
             "max_length": max_length,
         }
+        if workers < 0:
+            raise InputError(f"data.workers must be at least 0, got {workers}")
         for name, value in counts.items():
             if value < 1:
                 raise InputError(f"data.{name} must be at least 1, got {value}")

@@ -108,9 +108,13 @@ def read_json_lines(path: str | Path) -> list[Row]:
             json.dumps(record, ensure_ascii=False).encode()
         except json.JSONDecodeError as error:
             raise InputError(f"{where}: not valid JSON ({error.msg} at column {error.colno})") from None
+        except RecursionError:
+            raise InputError(f"{where}: nested too deep") from None
         except UnicodeEncodeError as error:
             half = error.object[error.start]
             raise InputError(f"{where}: holds {half!r}, half a surrogate pair, which is no text") from None
+        except ValueError as error:
+            raise InputError(f"{where}: not usable JSON ({error})") from None
         if not isinstance(record, dict):
             raise InputError(f"{where}: must be a JSON object, got {type(record).__name__}")
         rows.append(row_from(record, where))

@@ -27,7 +27,15 @@ dipo-pl {__version__}: make a language model forget chosen data, and show that i
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0, or 2 where the input is wrong, or 1 where the run failed."""
+    """Runs one command; returns 0, or 2 where the input is wrong, 1 where the run failed, 130 on Ctrl-C."""
+    try:
+        return _dispatch(arguments)
+    except KeyboardInterrupt:
+        print("dipo-pl: interrupted", file=sys.stderr)
+        return 130
+
+
+def _dispatch(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [each for each in given if each != "--debug"]

@@ -1,12 +1,8 @@
 """Lightning's CLI as `dipo-pl` needs it: bare config names, run folders, resuming, one line an error."""
 
-import logging
-import os
 import sys
-import tempfile
 import traceback
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -17,7 +13,6 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 # Classes can be named in a config without their module only if they are imported before it is parsed.
@@ -32,6 +27,7 @@ from dipo_pl.callbacks.training_monitor import TrainingMonitor
 from dipo_pl.checkpoint_io import AtomicCheckpointIO
 from dipo_pl.config_errors import one_line
 from dipo_pl.configs import resolve
+from dipo_pl.console import cause_of, quieten, write_traceback
 from dipo_pl.data_modules import fictitious, json_lines, tofu  # noqa: F401
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError
@@ -124,8 +120,14 @@ class DiPOCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         settings = self.settings
+        if settings.trainer is None:
+            raise InputError("trainer: must be a mapping of keys, got null")
         if settings.name is None:
             settings.name = _default_name(settings.config or [], self.subcommand or "")
+        if settings.name in ("", ".", "..") or Path(settings.name).name != settings.name:
+            raise InputError(
+                f"--name must be the name of one folder, got {settings.name!r}; --output_dir says where"
+            )
         if settings.trainer.fast_dev_run:
             settings.name += "-fast-dev-run"
         settings.checkpoint.dirpath = str(self.run.checkpoints)
@@ -135,6 +137,7 @@ class DiPOCLI(LightningCLI):
             if key in settings and settings[key] is None and settings.seed_everything is not False:
                 settings[key] = settings.seed_everything
         manifest = self.run.read_manifest()
+        self.run.read_metrics()
         if self.subcommand == "validate" and manifest.get("command") == "fit":
             raise InputError(f"{self.run.path} holds a training run: give this measurement another --name")
         if self.run.last_checkpoint.is_file() or (self.subcommand == "validate" and manifest):
@@ -178,7 +181,7 @@ class DiPOCLI(LightningCLI):
         ):
             return
         raise _Finished(
-            f"{self.run.path} is finished ({manifest['epochs']} epochs, {manifest['steps']} steps): nothing to do. "
+            f"{self.run.path} is finished ({manifest.get('epochs')} epochs, {manifest.get('steps')} steps): nothing to do. "
             "Results are in metrics.jsonl, the model in hf/. Give another --name to train again, or raise "
             "trainer.max_epochs to go on (a decaying learning rate then starts again from where the longer "
             "schedule has it)"
@@ -194,12 +197,26 @@ class DiPOCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
-        self._there_before = {*self.run.path.rglob("*"), *(each for each in self._folders if each.is_dir())}
+        self._there_before = {*self.run.path.rglob("*"), *(each for each in self._folders if each.exists())}
+        self._config_before = self.run.config.read_bytes() if self.run.config.is_file() else None
+        try:
+            self.run.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"cannot make the run folder {self.run.path} ({error.strerror}): see --output_dir"
+            ) from error
+
+    @property
+    def started(self) -> bool:
+        """Whether the run has left its own record, after which nothing of it is taken back."""
+        return self._callback(Manifest).written
 
     def discard_what_was_begun(self) -> None:
-        """Removes what this start has written, if it ended before anything ran (the logger opens files early)."""
-        if self._callback(Manifest).written:
+        """Takes back what this start has written, if it ended before the run began (loggers open files early)."""
+        if self.started:
             return
+        if self._config_before is not None:
+            self.run.config.write_bytes(self._config_before)
         begun = sorted({*self.run.path.rglob("*"), *self._folders} - self._there_before, reverse=True)
         for path in begun:
             if path.is_file():
@@ -219,7 +236,7 @@ class DiPOCLI(LightningCLI):
         if resumes and (self.settings.trainer.fast_dev_run or not self.run.last_checkpoint.is_file()):
             checkpoint = None
         if checkpoint is not None:
-            _refuse_unreadable(checkpoint)
+            _refuse_unusable(checkpoint, self.settings.trainer.max_epochs)
             rank_zero_info(f"resuming from {checkpoint}")
             # What is measured before training has been measured.
             self.trainer.num_sanity_val_steps = 0
@@ -233,7 +250,7 @@ class DiPOCLI(LightningCLI):
 
     def validate(self, **kwargs: Any) -> None:
         if kwargs.get("ckpt_path") is not None:
-            _refuse_unreadable(Path(kwargs["ckpt_path"]))
+            _refuse_unusable(Path(kwargs["ckpt_path"]))
         self.trainer.validate(**kwargs | {"verbose": False})
 
 
@@ -264,21 +281,27 @@ def _changes(before: Any, now: Any, key: str) -> list[str]:
     return [] if before == now else [f"{key}: {before!r} there, {now!r} here"]
 
 
-def _refuse_unreadable(checkpoint: Path) -> None:
+def _refuse_unusable(checkpoint: Path, max_epochs: int | None = None) -> None:
     if not checkpoint.is_file():
         raise InputError(f"no checkpoint {checkpoint}: give a file, or leave ckpt_path out")
     try:
-        torch.load(checkpoint, map_location="meta", weights_only=True, mmap=True)
+        content = torch.load(checkpoint, map_location="meta", weights_only=True, mmap=True)
+        epochs_done = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        content["state_dict"], content["global_step"]
     except Exception as error:
         raise InputError(
             f"cannot read the checkpoint {checkpoint} ({' '.join(str(error).split())[:200]}): remove it to start "
             "afresh, or give another as ckpt_path"
         ) from error
+    if max_epochs is not None and 0 <= max_epochs < epochs_done:
+        raise InputError(
+            f"trainer.max_epochs is {max_epochs}, and {checkpoint} has {epochs_done} epochs behind it"
+        )
 
 
 def run(arguments: Sequence[str], debug: bool = False) -> int:
     """Runs `fit` or `validate` with these arguments; returns the exit code and prints at most one error line."""
-    _quieten()
+    quieten()
     cli: DiPOCLI | None = None
 
     class _Reachable(DiPOCLI):
@@ -313,8 +336,11 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
     except _Finished as finished:
         print(finished)
         return 0
+    except KeyboardInterrupt:
+        return _interrupted(cli)
     except SystemExit as ended:
-        return ended.code if isinstance(ended.code, int) else 1
+        # Lightning leaves in this way after a Ctrl-C that it has caught.
+        return _interrupted(cli) if ended.code == 1 else int(ended.code or 0)
     except Exception as error:
         return _tell(error, cli, debug)
     return 0
@@ -324,47 +350,27 @@ def _tell(error: Exception, cli: DiPOCLI | None, debug: bool) -> int:
     """One line on standard error; the traceback goes to a file, or with `debug` to the screen."""
     if debug:
         traceback.print_exception(error)
-    # jsonargparse wraps what a constructor raises into its own account of it.
-    stated = next((each for each in _causes(error) if isinstance(each, InputError)), None)
-    cause = " ".join(str(stated or error).split()) or type(error).__name__
-    # Until the classes are made nothing runs, so what fails is what was given.
-    if cli is None or stated is not None or isinstance(error, MisconfigurationException):
-        print(f"dipo-pl: error: {cause}", file=sys.stderr)
+    cause, given = cause_of(error)
+    # Before anything runs, what fails is what was given, though a library may have said so.
+    if given or cli is None or not cli.started:
+        print(
+            f"dipo-pl: error: {cause}{'' if given or cli is None else ' (--debug shows where)'}",
+            file=sys.stderr,
+        )
         if cli is not None:
             cli.discard_what_was_begun()
         return 2
-    log = cli.run.error_log if cli.run.path.is_dir() else Path(tempfile.gettempdir()) / "dipo-pl-error.log"
-    log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    print(f"dipo-pl: failed: {type(error).__name__}: {cause} (traceback: {log})", file=sys.stderr)
+    log = write_traceback(error, cli.run.error_log)
+    print(
+        f"dipo-pl: failed: {type(error).__name__}: {cause} (traceback: {log or '--debug'})", file=sys.stderr
+    )
     return 1
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _quieten() -> None:
-    """Leaves out what the libraries say of themselves rather than of the run; warnings take one line."""
-
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"dipo-pl: warning: {' '.join(str(message).split())}", file=sys.stderr)
-
-    warnings.showwarning = show
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-    class _NoTips(logging.Filter):
-        def filter(self, record: logging.LogRecord) -> bool:
-            return "💡 Tip" not in record.getMessage() and "litlogger" not in record.getMessage().lower()
-
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(_NoTips())
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*num_workers.*")
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter.*")
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|torch")
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+def _interrupted(cli: DiPOCLI | None) -> int:
+    resumes = cli is not None and cli.run.last_checkpoint.is_file()
+    print(
+        f"dipo-pl: interrupted{': the same command goes on from the last checkpoint' if resumes else ''}",
+        file=sys.stderr,
+    )
+    return 130

@@ -39,7 +39,7 @@ def one_line(message: str) -> str:
         and not given.startswith("NestedArg")
         and "no class" not in text
     ):
-        text += f", got {given}"
+        text += f", got {given if len(given) <= 80 else given[:80] + '...'}"
     # The account of a nested value has been through here already, and begins with its own key.
     nested = re.match(r"[a-z_][\w.]*: ", text) is not None
     return f"{key}{'.' if nested else ': '}{text}"

@@ -99,6 +99,8 @@ def check_head(model: PreTrainedModel) -> None:
     ours = head.logits(states[0])
     theirs = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
     model.train(training)
+    if not theirs.isfinite().all():
+        raise InputError(f"{type(model).__name__} gives logits that are not finite: its weights are broken")
     tolerance = 1e-3 if states.dtype == torch.float32 else 0.05
     if not torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max())):
         raise InputError(

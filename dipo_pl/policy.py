@@ -157,8 +157,13 @@ class Pretrained(Policy):
 
     def _refuse_missing_folder(self) -> None:
         # Without this a mistyped folder is looked for on the hub, and the error speaks of the hub.
-        looks_like_folder = self.path.startswith((".", "/", "~")) or self.path.count("/") > 1
-        if looks_like_folder and not Path(self.path).is_dir():
+        path = Path(self.path)
+        looks_like_folder = (
+            self.path.startswith((".", "/", "~"))
+            or self.path.count("/") > 1
+            or (len(path.parts) > 1 and path.parent.is_dir())
+        )
+        if looks_like_folder and not path.is_dir():
             raise InputError(
                 f"no model folder {self.path}: give a folder with config.json and *.safetensors, or a hub id. "
                 "A folder under runs/ is written by the run that makes that model"

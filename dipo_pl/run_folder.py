@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dipo_pl.errors import InputError
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -50,16 +52,30 @@ class RunFolder:
     def read_manifest(self) -> dict[str, Any]:
         """The manifest, or nothing where there is none."""
         try:
-            return dict(json.loads(self.manifest.read_text(encoding="utf-8")))
-        except (FileNotFoundError, ValueError):
+            manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             return {}
+        return manifest if isinstance(manifest, dict) else {}
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """One object an evaluation, in order of steps."""
+        """One object an evaluation, in order of steps.
+
+        Raises:
+            InputError: a line is not such an object.
+        """
         if not self.metrics.is_file():
             return []
-        lines = self.metrics.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.strip()]
+        records = []
+        for number, line in enumerate(self.metrics.read_bytes().splitlines(), start=1):
+            try:
+                record = json.loads(line)
+                record["step"]
+            except (ValueError, KeyError, TypeError):
+                raise InputError(
+                    f"{self.metrics}, line {number} is not an evaluation: remove that line, or the folder"
+                ) from None
+            records.append(record)
+        return records
 
     def evaluation_file(self, step: int) -> Path:
         return self.evaluation / f"step-{step:06d}.json"

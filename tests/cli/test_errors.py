@@ -2,10 +2,15 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SMOKE = ("fit", "--config", "smoke.yaml")
 
@@ -74,6 +79,17 @@ CONFIGURATION = [
         (*SMOKE, "--trainer.max_epochs", "-1"),
         "training has no end: set trainer.max_epochs or trainer.max_steps",
     ),
+    (
+        (*SMOKE, "--model.policy", "Pretrained", "--model.policy.path", "there/nope"),
+        "no model folder there/nope",
+    ),
+    ((*SMOKE, "--output_dir", "empty.yaml"), "cannot make the run folder empty.yaml/smoke"),
+    ((*SMOKE, "--name", ""), "--name must be the name of one folder, got ''"),
+    ((*SMOKE, "--name", "../out"), "--name must be the name of one folder, got '../out'"),
+    ((*SMOKE, "--config", "no_trainer.yaml"), "trainer: must be a mapping of keys, got null"),
+    ((*SMOKE, "--model.optimizer.lr", "-1"), "Invalid learning rate: -1"),
+    ((*SMOKE, "--data.workers", "-1"), "data.workers must be at least 0, got -1"),
+    ((*SMOKE, "--ckpt_path", "list.ckpt"), "cannot read the checkpoint list.ckpt"),
     ((*SMOKE, "--samples.rows", "-1"), "samples.rows must be at least 0"),
     ((*SMOKE, "--export.best", "true"), "set checkpoint.monitor"),
     ((*SMOKE, "--ckpt_path", "no.ckpt"), "no checkpoint no.ckpt"),
@@ -99,6 +115,9 @@ CONFIGURATION = [
 def test_configuration_error_is_one_line(cli, arguments, line):
     Path("broken.yaml").write_text("model: [1\n")
     Path("empty.yaml").write_text("")
+    Path("no_trainer.yaml").write_text("trainer: null\n")
+    Path("there").mkdir()
+    torch.save([1], "list.ckpt")
     before = set(Path().rglob("*"))
     ended = cli(*arguments)
     said = [each for each in ended.err.splitlines() if each.startswith("dipo-pl: ") and "warning" not in each]
@@ -226,3 +245,79 @@ def test_debug_shows_the_traceback(cli):
     ended = cli(*SMOKE, "--model.forget_loss.beta", "-1", "--debug")
     assert ended.code == 2
     assert "Traceback" in ended.err
+
+
+def test_rows_that_changed_under_the_same_name_are_refused(cli):
+    rows = [question(each) for each in range(8)]
+    run = jsonl(write("f.jsonl", *rows[:4]), write("r.jsonl", *rows[4:]), "--forget_quality.rouge", "false")
+    assert cli(*run, "--trainer.max_epochs", "1").code == 0
+    before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+    write("f.jsonl", *(question(each) for each in range(10, 14)))
+    ended = cli(*run, "--trainer.max_epochs", "2")
+    assert ended.code == 2
+    assert "the forget rows are not those that runs/smoke was trained on (4 rows, there 4)" in ended.errors[0]
+    assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before
+
+
+def test_fewer_epochs_than_are_done_are_refused(cli, smoke):
+    shutil.copytree(smoke, "runs/smoke")
+    ended = cli(*SMOKE, "--trainer.max_epochs", "1")
+    assert ended.code == 2
+    assert (
+        "trainer.max_epochs is 1, and runs/smoke/checkpoints/last.ckpt has 2 epochs behind it"
+        in ended.errors[0]
+    )
+    assert Path("runs/smoke/config.yaml").read_text() == (smoke / "config.yaml").read_text()
+
+
+def test_broken_records_of_a_run_are_named(cli, smoke):
+    shutil.copytree(smoke, "runs/smoke")
+    whole = Path("runs/smoke/metrics.jsonl").read_text()
+    Path("runs/smoke/metrics.jsonl").write_text(whole + '{"step": 7, "ep')
+    ended = cli(*SMOKE, "--trainer.max_epochs", "3")
+    assert ended.code == 2
+    assert "runs/smoke/metrics.jsonl, line 4 is not an evaluation" in ended.errors[0]
+    Path("runs/smoke/metrics.jsonl").write_text(whole)
+    Path("runs/smoke/config.yaml").write_text("- a\n- b\n")
+    ended = cli(*SMOKE, "--trainer.max_epochs", "3")
+    assert ended.code == 2
+    assert "cannot read runs/smoke/config.yaml" in ended.errors[0]
+
+
+def test_model_with_broken_weights_is_refused(cli, smoke):
+    model = AutoModelForCausalLM.from_pretrained(smoke / "hf")
+    with torch.no_grad():
+        model.lm_head.weight[3, 3] = float("nan")
+    model.save_pretrained("broken")
+    AutoTokenizer.from_pretrained(smoke / "hf").save_pretrained("broken")
+    ended = cli(*SMOKE, "--model.policy", "Pretrained", "--model.policy.path", "./broken")
+    assert ended.code == 2
+    assert "its weights are broken" in ended.errors[0]
+    assert not Path("runs").exists()
+
+
+def test_ctrl_c_leaves_one_line_and_the_run_goes_on_from_there(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "dipo_pl",
+        *SMOKE,
+        "--trainer.max_epochs",
+        "500",
+        "--data.evaluation_rows",
+        "2",
+    ]
+    started = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    checkpoint = tmp_path / "runs" / "smoke" / "checkpoints" / "last.ckpt"
+    for _ in range(600):
+        if checkpoint.is_file():
+            break
+        time.sleep(0.1)
+    started.send_signal(signal.SIGINT)
+    _, err = started.communicate(timeout=60)
+    assert started.returncode == 130, err
+    assert "dipo-pl: interrupted: the same command goes on from the last checkpoint" in err
+    assert "Traceback" not in err
+    torch.load(checkpoint, weights_only=True)

@@ -83,7 +83,7 @@ def test_killed_run_ends_as_if_nothing_had_happened(
     assert manifest["status"] == "finished"
     start = json.loads((uninterrupted / "manifest.json").read_text())["policy"]["weights_at_start"]
     assert manifest["policy"]["weights_at_start"] == start
-    assert len(manifest["resumed_at_steps"]) == (0 if step == 2 else 1)
+    assert len(manifest["resumed_at_steps"]) == (0 if step in (2, 9) else 1)
     assert (
         Path("runs/smoke/hf/model.safetensors").read_bytes()
         == (uninterrupted / "hf/model.safetensors").read_bytes()

@@ -1,0 +1,66 @@
+"""What a person at the terminal sees of libraries' chatter and of errors."""
+
+import logging
+import os
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dipo_pl.errors import InputError
+
+LONGEST_LINE = 600
+
+
+def cause_of(error: Exception) -> tuple[str, bool]:
+    """One line that says what happened, and whether it is what the user gave."""
+    # jsonargparse wraps what a constructor raises into its own account of it.
+    stated = next((each for each in _chain(error) if isinstance(each, InputError)), None)
+    line = " ".join(str(stated or error).split()) or type(error).__name__
+    return (line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + "..."), stated is not None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def write_traceback(error: Exception, log: Path) -> Path | None:
+    """Writes to `log`, or where that cannot be, to the temporary folder; returns where."""
+    text = "".join(traceback.format_exception(error))
+    for path in (log, Path(tempfile.gettempdir()) / "dipo-pl-error.log"):
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError:
+            continue
+        return path
+    return None
+
+
+def quieten() -> None:
+    """Leaves out what the libraries say of themselves rather than of the run; warnings take one line."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"dipo-pl: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    warnings.showwarning = show
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    class _NoTips(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            return "💡 Tip" not in record.getMessage() and "litlogger" not in record.getMessage().lower()
+
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(_NoTips())
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*num_workers.*")
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter.*")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|torch")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
