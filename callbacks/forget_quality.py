@@ -22,6 +22,16 @@ from dipo_pl.run_folder import RunFolder
 
 FORGET = "forget"
 
+# What a person looks at first, by the name it is shown under.
+HEADLINES = {
+    "Forget Quality": "forget_quality",
+    "Model Utility": "model_utility",
+    "P(forget)": "forget_probability",
+    "ROUGE(forget)": "forget_rouge_l_recall",
+    "P(retain)": "retain_probability",
+    "ROUGE(retain)": "retain_rouge_l_recall",
+}
+
 
 @dataclass
 class _Collected:
@@ -233,16 +243,8 @@ def _epochs_done(trainer: Trainer) -> float:
 
 
 def _summary(step: int, values: dict[str, float]) -> str:
-    shown = {
-        "Forget Quality": "forget_quality",
-        "Model Utility": "model_utility",
-        "P(forget)": "forget_probability",
-        "ROUGE(forget)": "forget_rouge_l_recall",
-        "P(retain)": "retain_probability",
-        "ROUGE(retain)": "retain_rouge_l_recall",
-    }
     return f"step {step}: " + ", ".join(
-        f"{name} {values[key]:.3g}" for name, key in shown.items() if key in values
+        f"{title} {values[key]:.3g}" for title, key in HEADLINES.items() if key in values
     )
 
 

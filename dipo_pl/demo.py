@@ -52,23 +52,17 @@ def demo(arguments: Sequence[str], debug: bool = False) -> int:
 
 
 def _show(folder: Path, seconds: float) -> None:
+    from dipo_pl.callbacks.forget_quality import HEADLINES
+
     runs = {name: RunFolder(folder / name) for name in (TARGET, RETAIN_ONLY, UNLEARNED)}
     trajectory = runs[UNLEARNED].read_metrics()
     before, after = trajectory[0], trajectory[-1]
     retain_only = runs[RETAIN_ONLY].read_metrics()[-1]
-    columns = {
-        "Forget Quality": "forget_quality",
-        "Model Utility": "model_utility",
-        "P(forget)": "forget_probability",
-        "ROUGE(forget)": "forget_rouge_l_recall",
-        "P(retain)": "retain_probability",
-        "ROUGE(retain)": "retain_rouge_l_recall",
-    }
     # Forget Quality asks whether a model can be told from the retain-only one: of that model itself, it is 1.
     models = {"target": before, "retain-only": retain_only | {"forget_quality": 1.0}, "unlearned": after}
-    print(f"\n{'':12}" + "".join(f"{title:>16}" for title in columns))
+    print(f"\n{'':12}" + "".join(f"{title:>16}" for title in HEADLINES))
     for model, values in models.items():
-        print(f"{model:12}" + "".join(f"{_number(values[key]):>16}" for key in columns.values()))
+        print(f"{model:12}" + "".join(f"{_number(values[key]):>16}" for key in HEADLINES.values()))
     was, became = (_generations(runs[UNLEARNED], each["step"]) for each in (before, after))
     for row, new in list(zip(was, became, strict=True))[:3]:
         print(f"\nquestion   {row['question']}\ntruth      {row['answers'][0]}")
