@@ -71,7 +71,7 @@ class DiPOCLI(LightningCLI):
     """Commands `fit` and `validate`, each with its run folder."""
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        parser = self.parser_class(**kwargs)
+        parser = _Parser(**kwargs)
         parser.add_argument(
             "-c",
             "--config",
@@ -319,7 +319,6 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
             ForgetRetain,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            parser_class=_Parser,
             save_config_callback=_SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,

@@ -58,11 +58,13 @@ def cli(
 def process(tmp_path: Path) -> Callable[..., Ended]:
     """Runs `dipo-pl ...` as a process of its own, in an empty folder."""
 
-    def run(*arguments: str | Path, python: str | Path = sys.executable, **environment: str) -> Ended:
+    def run(*arguments: str | Path, modules: Path | None = None, **environment: str) -> Ended:
+        """`modules`: a folder to import from as well."""
+        path = os.pathsep.join(filter(None, [str(modules or ""), os.environ.get("PYTHONPATH", "")]))
         done = subprocess.run(
-            [str(python), "-m", "dipo_pl", *map(str, arguments)],
+            [sys.executable, "-m", "dipo_pl", *map(str, arguments)],
             cwd=tmp_path,
-            env=os.environ | environment,
+            env=os.environ | {"PYTHONPATH": path} | environment,
             capture_output=True,
             text=True,
             timeout=300,

@@ -20,6 +20,15 @@ def test_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path):
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+    with path.open() as reader:
+        write_text(path, "new")
+        assert reader.read() == "old"
+    assert path.read_text() == "new"
+
+
 def test_a_step_measured_again_replaces_itself_and_what_came_after(tmp_path):
     run = RunFolder(tmp_path)
     for step, value in ((0, 1.0), (5, 2.0), (10, 3.0), (5, 4.0)):

@@ -227,7 +227,7 @@ class Diverging(CrossEntropy):
 
 def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(process, tmp_path):
     (tmp_path / "diverging.py").write_text(DIVERGING)
-    ended = process(*SMOKE, "--model.forget_loss", "diverging.Diverging", PYTHONPATH=str(tmp_path))
+    ended = process(*SMOKE, "--model.forget_loss", "diverging.Diverging", modules=tmp_path)
     assert ended.code == 1
     (line,) = ended.errors
     assert "the loss is nan at epoch 1, step 4 (forget rows [" in line
@@ -267,6 +267,9 @@ def test_fewer_epochs_than_are_done_are_refused(cli, smoke):
         "trainer.max_epochs is 1, and runs/smoke/checkpoints/last.ckpt has 2 epochs behind it"
         in ended.errors[0]
     )
+    endless = cli(*SMOKE, "--trainer.max_epochs", "-1")
+    assert endless.code == 2
+    assert "training has no end" in endless.errors[0]
     assert Path("runs/smoke/config.yaml").read_text() == (smoke / "config.yaml").read_text()
 
 

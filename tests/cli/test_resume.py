@@ -64,7 +64,7 @@ def test_killed_run_ends_as_if_nothing_had_happened(
         "--trainer.callbacks.step",
         step,
     )
-    killed = process(*RUN, *often, *killer, PYTHONPATH=str(tmp_path))
+    killed = process(*RUN, *often, *killer, modules=tmp_path)
     assert killed.code == -signal.SIGKILL, killed.err
     manifest = json.loads((tmp_path / "runs/smoke/manifest.json").read_text())
     assert manifest["status"] == "running"
@@ -149,7 +149,7 @@ def test_killed_between_accumulated_batches(cli, process, tmp_path):
         "2",
     )
     kill = ("--trainer.callbacks+", "killer.Kill", "--trainer.callbacks.hook", "on_before_optimizer_step")
-    killed = process(*often, *kill, "--trainer.callbacks.step", "4", PYTHONPATH=str(tmp_path))
+    killed = process(*often, *kill, "--trainer.callbacks.step", "4", modules=tmp_path)
     assert killed.code == -signal.SIGKILL, killed.err
     ended = cli(*often)
     assert ended.code == 0, ended.err
@@ -161,7 +161,7 @@ def test_killed_in_the_closing_measurement_is_not_finished(cli, process, tmp_pat
     (tmp_path / "killer.py").write_text(KILLER)
     seldom = (*RUN, "--trainer.check_val_every_n_epoch", "5")
     kill = ("--trainer.callbacks+", "killer.Kill", "--trainer.callbacks.hook", "on_validation_start")
-    killed = process(*seldom, *kill, "--trainer.callbacks.step", "9", PYTHONPATH=str(tmp_path))
+    killed = process(*seldom, *kill, "--trainer.callbacks.step", "9", modules=tmp_path)
     assert killed.code == -signal.SIGKILL, killed.err
     ended = cli(*seldom)
     assert ended.code == 0, ended.err
