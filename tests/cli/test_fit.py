@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def test_manifest_tells_what_made_the_result(smoke):
     assert manifest["status"] == "finished"
     assert (manifest["command"], manifest["epochs"], manifest["steps"]) == ("fit", 2, 6)
     assert manifest["dipo_pl"] == __version__
-    assert manifest["versions"]["torch"] == torch.__version__
+    assert manifest["versions"]["torch"] == metadata.version("torch")
     assert (manifest["world_size"], manifest["global_batch"], manifest["gradient_clip"]) == (1, 8, 1.0)
     assert (manifest["precision"], manifest["attention"], manifest["seed"]) == ("32-true", "sdpa", 0)
     assert manifest["data"]["forget"]["rows"] == 20
