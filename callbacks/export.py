@@ -48,7 +48,7 @@ class Export(Callback):
                 "state_dict"
             ]
             weights = {name.removeprefix("model."): tensor for name, tensor in saved.items()}
-        target = RunFolder(Path(trainer.default_root_dir)).hf
+        target = RunFolder.of(trainer).hf
         export(model, module.policy.tokenizer(), weights, target)
         rank_zero_info(f"the model is in {target}")
 

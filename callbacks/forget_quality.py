@@ -213,7 +213,7 @@ class ForgetQuality(Callback):
         return {"model_utility": metrics.model_utility(parts)} if parts else {}
 
     def _write(self, trainer: Trainer, sets: dict[str, Any], values: dict[str, float]) -> None:
-        run = RunFolder(Path(trainer.default_root_dir))
+        run = RunFolder.of(trainer)
         where = {"epoch": _epochs_done(trainer), "step": trainer.global_step}
         result = where | {"utility_sets": self.utility_sets, "metrics": values, "sets": sets}
         run.add_evaluation(trainer.global_step, result)

@@ -1,6 +1,5 @@
 """The checkpoint that a run resumes from."""
 
-from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -55,4 +54,4 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(RunFolder(Path(trainer.default_root_dir)).last_checkpoint, weights_only=False)
+        trainer.save_checkpoint(RunFolder.of(trainer).last_checkpoint, weights_only=False)

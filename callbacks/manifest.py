@@ -5,7 +5,6 @@ import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -31,7 +30,7 @@ class Manifest(Callback):
         self.written = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        run = _run(trainer)
+        run = RunFolder.of(trainer)
         before = run.read_manifest().get("data")
         if stage == "fit" and before is not None and run.last_checkpoint.is_file():
             for name, now in _data(trainer).items():
@@ -51,9 +50,9 @@ class Manifest(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Only now has a resumed run its step again.
         if trainer.ckpt_path is not None and trainer.is_global_zero:
-            record = _run(trainer).read_manifest()
+            record = RunFolder.of(trainer).read_manifest()
             record["resumed_at_steps"].append(trainer.global_step)
-            write_text(_run(trainer).manifest, json.dumps(record, indent=2) + "\n")
+            write_text(RunFolder.of(trainer).manifest, json.dumps(record, indent=2) + "\n")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end(trainer, "trained")
@@ -62,7 +61,7 @@ class Manifest(Callback):
         """Says that training, measurement and export are done: there is nothing left to resume."""
         self._end(trainer, "finished")
         if trainer.is_global_zero:
-            _run(trainer).error_log.unlink(missing_ok=True)
+            RunFolder.of(trainer).error_log.unlink(missing_ok=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate" and not self._fitted(trainer):
@@ -75,14 +74,14 @@ class Manifest(Callback):
     @staticmethod
     def _fitted(trainer: Trainer) -> bool:
         """The measurement after a fit belongs to that run."""
-        return _run(trainer).read_manifest().get("command") == "fit"
+        return RunFolder.of(trainer).read_manifest().get("command") == "fit"
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         module: Any = pl_module
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        run = _run(trainer)
+        run = RunFolder.of(trainer)
         earlier = run.read_manifest()
         resumed = trainer.state.fn == "fit" and trainer.ckpt_path is not None and bool(earlier)
         language_model = module.language_model
@@ -122,7 +121,7 @@ class Manifest(Callback):
     def _end(self, trainer: Trainer, status: str) -> None:
         if not trainer.is_global_zero:
             return
-        run = _run(trainer)
+        run = RunFolder.of(trainer)
         record = run.read_manifest() | {
             "status": status,
             "ended": _now(),
@@ -143,10 +142,6 @@ def _data(trainer: Trainer) -> dict[str, Any]:
 
 def _rows(rows: Sequence[Row]) -> dict[str, Any]:
     return {"rows": len(rows), "fingerprint": rows_fingerprint(rows)}
-
-
-def _run(trainer: Trainer) -> RunFolder:
-    return RunFolder(Path(trainer.default_root_dir))
 
 
 def _now() -> str:

@@ -64,7 +64,7 @@ class _SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         text = self.parser.dump(self.config, skip_none=False)
-        write_text(RunFolder(Path(trainer.default_root_dir)).config, text)
+        write_text(RunFolder.of(trainer).config, text)
 
 
 class DiPOCLI(LightningCLI):

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from dipo_pl.errors import InputError
+
+if TYPE_CHECKING:
+    from lightning import Trainer
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,11 @@ class RunFolder:
     """Names of all that a run writes; TensorBoard events lie in the folder itself."""
 
     path: Path
+
+    @classmethod
+    def of(cls, trainer: "Trainer") -> Self:
+        """The folder of the run that a trainer is in: its default_root_dir."""
+        return cls(Path(trainer.default_root_dir))
 
     @property
     def config(self) -> Path:
