@@ -18,6 +18,7 @@ from dipo_pl.data_modules.pairing import ResumableSampler, forget_retain_pairs, 
 from dipo_pl.data_modules.prompts import PromptFormat, QuestionAnswer
 from dipo_pl.data_modules.rows import EvaluationSet, Row, shared_rows
 from dipo_pl.errors import InputError
+from dipo_pl.fingerprint import rows_fingerprint, tokenizer_fingerprint
 
 TrainOn = Literal["pairs", "all", "forget", "retain"]
 
@@ -142,6 +143,22 @@ class ForgetRetain(LightningDataModule):
         lengths += [len(each.ids) for rows in self._evaluation for answers in rows for each in answers]
         return max(lengths)
 
+    @property
+    def training_sequences(self) -> dict[str, list[Encoded]]:
+        """All sequences that training batches are made of, by section; `Batch.rows` counts in these."""
+        return self._training
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Fingerprints of what the training sequences were made from, by name."""
+        assert self.row_sets is not None
+        return {
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "prompt format": type(self.prompt).__name__,
+            "forget rows": rows_fingerprint(self.row_sets.forget),
+            "retain rows": rows_fingerprint(self.row_sets.retain),
+        }
+
     def _encode_training_rows(self) -> None:
         assert self.row_sets is not None
         self._training = {
@@ -208,7 +225,8 @@ class ForgetRetain(LightningDataModule):
         )
         if self._resume_at is not None:
             sampler.resume(*self._resume_at)
-        dataset = _TrainingBatches(self._training, pairs=self.train_on == "pairs")
+        module: Any = self.trainer.lightning_module
+        dataset = _TrainingBatches(self._training, module.sections if self.train_on == "pairs" else None)
         return self._loader(dataset, sampler)
 
     def val_dataloader(self) -> list[DataLoader[EvaluationBatch]]:
@@ -259,20 +277,18 @@ def _in_order(size: int, epoch: int) -> Sequence[int]:
 
 
 class _TrainingBatches(Dataset[Batch]):
-    def __init__(self, rows: dict[str, list[Encoded]], pairs: bool) -> None:
+    """Without `sections` items are not pairs, but (set, row number)."""
+
+    def __init__(self, rows: dict[str, list[Encoded]], sections: Sequence[str] | None) -> None:
         self.rows = rows
-        self.pairs = pairs
+        self.sections = sections
 
     def __getitem__(self, items: Sequence[Any]) -> Batch:
-        if self.pairs:
-            forget = [row for row, _ in items]
-            retain = [row for _, row in items]
+        if self.sections is not None:
+            numbers = {"forget": [row for row, _ in items], "retain": [row for _, row in items]}
             return collate(
-                {
-                    "forget": [self.rows["forget"][row] for row in forget],
-                    "retain": [self.rows["retain"][row] for row in retain],
-                },
-                forget + retain,
+                {name: [self.rows[name][row] for row in numbers[name]] for name in self.sections},
+                [row for name in self.sections for row in numbers[name]],
             )
         return collate({"train": [self.rows[name][row] for name, row in items]}, [row for _, row in items])
 

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dipo_pl.engine import default_token_budget
 from dipo_pl.head import OutputHead
 
 
 @torch.no_grad()
 def answer_nll(
-    states: Tensor, targets: Tensor, lengths: Sequence[int], head: OutputHead, token_budget: int
+    states: Tensor, targets: Tensor, lengths: Sequence[int], head: OutputHead, token_budget: int | None = None
 ) -> Tensor:
     """Mean of -log p(y_t) over each answer's tokens, EOS included, in nats per token.
 
@@ -19,11 +20,12 @@ def answer_nll(
         states: [N, d] last hidden states at the positions that predict answer tokens.
         targets: [N] the answer tokens.
         lengths: tokens of each of the S answers, at least 1; they sum to N.
-        head: applied to `token_budget` positions at a time.
+        head: applied to `token_budget` positions at a time; None is `default_token_budget`.
     Returns:
         [S] float32.
     """
     head = head.cast(states.dtype)
+    token_budget = token_budget or default_token_budget(len(head.weight), states.device)
     pieces = zip(states.split(token_budget), targets.split(token_budget), strict=True)
     token_nll = torch.cat(
         [functional.cross_entropy(head.logits(some), wanted, reduction="none") for some, wanted in pieces]

@@ -40,19 +40,20 @@ class PreferenceConstructor(ABC):
     """Builds the preference pair. What it returns is a constant in the gradient."""
 
     @abstractmethod
-    def pair(self, logits: Tensor) -> Pair:
+    def pair(self, logits: Tensor, targets: Tensor) -> Pair:
         """The pair of distributions.
 
         Args:
-            logits: [N, V] float32 of the policy, detached.
+            logits: [N, V] float32, detached; not to be written into.
+            targets: [N] the tokens to be predicted.
         """
 
-    def difference(self, logits: Tensor) -> Difference:
+    def difference(self, logits: Tensor, targets: Tensor) -> Difference:
         """Forgetting minus remembering; override it where it can be had more cheaply than the pair.
 
         `kept` counts the tokens that the pair disagrees about in favour of remembering.
         """
-        pair = self.pair(logits)
+        pair = self.pair(logits, targets)
         values = pair.forgetting - pair.remembering
         return Difference(values, (values < 0).sum(dim=-1))
 
@@ -81,13 +82,13 @@ class LogitModulation(PreferenceConstructor):
         self.alpha = alpha
         self.center = center
 
-    def memory(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def memory(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The memory vector m and the mask of kept tokens, [N, V] each.
 
         Raises:
             InputError: not centred, and a kept logit is not positive.
         """
-        kept = self.filter.keep(logits)
+        kept = self.filter.keep(logits, targets)
         memory = logits - logits.mean(dim=-1, keepdim=True) if self.center else logits
         memory = memory.masked_fill(~kept, 0.0)
         if not self.center and bool((kept & (logits <= 0)).any()):
@@ -98,12 +99,12 @@ class LogitModulation(PreferenceConstructor):
             )
         return memory, kept
 
-    def pair(self, logits: Tensor) -> Pair:
-        memory, _ = self.memory(logits)
+    def pair(self, logits: Tensor, targets: Tensor) -> Pair:
+        memory, _ = self.memory(logits, targets)
         return Pair((logits - self.alpha * memory).softmax(-1), (logits + self.alpha * memory).softmax(-1))
 
-    def difference(self, logits: Tensor) -> Difference:
-        memory, kept = self.memory(logits)
+    def difference(self, logits: Tensor, targets: Tensor) -> Difference:
+        memory, kept = self.memory(logits, targets)
         memory.mul_(self.alpha)
         forgetting = torch.softmax(logits - memory, dim=-1)
         return Difference(forgetting.sub_(torch.softmax(logits.add(memory), dim=-1)), kept.sum(dim=-1))

@@ -1,9 +1,10 @@
 """The engine: from hidden states to a loss and its gradients, the logits of one group at a time.
 
-Usable on its own, with another trainer: call `sequence_objective`, then `loss.backward()`.
+Usable on its own, with another trainer: call `sequence_objective`, or `joint_objective` for several losses
+at once, then `loss.backward()`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,30 @@ from torch.autograd.function import once_differentiable
 
 from dipo_pl.head import OutputHead
 from dipo_pl.losses.base import Loss, Terms
+
+
+@dataclass
+class Section:
+    """The sequences that one loss is taken over.
+
+    Attributes:
+        loss: see `Loss`.
+        states: [N, d] hidden states at the positions that predict answer tokens: the last ones, or those
+            of `loss.layer`.
+        targets: [N] the tokens to be predicted.
+        lengths: positions of each sequence, in order; they sum to N. An empty sequence counts for nothing.
+            Where the loss has companions, the rows' own sequences come first, then those of each
+            companion in the rows' order.
+        reference_states: [N, d'] the reference's, where the loss uses one.
+        weight: factor on the loss.
+    """
+
+    loss: Loss
+    states: Tensor
+    targets: Tensor
+    lengths: Sequence[int]
+    reference_states: Tensor | None = None
+    weight: float = 1.0
 
 
 @dataclass
@@ -28,6 +53,19 @@ class Objective:
     parts: dict[str, Tensor]
 
 
+@dataclass
+class JointObjective:
+    """Several losses, weighted and added.
+
+    Attributes:
+        loss: scalar float32, differentiable in the hidden states and the head.
+        sections: by name, each section's own loss without its weight, detached, and its parts.
+    """
+
+    loss: Tensor
+    sections: dict[str, Objective]
+
+
 def sequence_objective(
     states: Tensor,
     targets: Tensor,
@@ -36,163 +74,287 @@ def sequence_objective(
     loss: Loss,
     reference_states: Tensor | None = None,
     reference_head: OutputHead | None = None,
-    token_budget: int = 512,
+    token_budget: int | None = None,
 ) -> Objective:
-    """Evaluates `loss` on sequences without ever holding the logits of more than `token_budget` positions.
+    """`loss` on sequences, without ever holding the logits of more than `token_budget` positions.
+
+    Arguments and errors are those of `joint_objective`, of which this is the case of one section.
+    """
+    section = Section(loss, states, targets, lengths, reference_states)
+    joint = joint_objective({"": section}, head, reference_head, token_budget)
+    return Objective(joint.loss, joint.sections[""].parts)
+
+
+def joint_objective(
+    sections: Mapping[str, Section],
+    head: OutputHead,
+    reference_head: OutputHead | None = None,
+    token_budget: int | None = None,
+) -> JointObjective:
+    """The weighted sum of several losses, without ever holding the logits of more than `token_budget` positions.
 
     Groups of whole sequences are walked one after another; each group's gradients on the hidden states
     and on the head are taken at once, and only they are kept. A sequence longer than the budget is
-    walked twice in pieces: first its sum, then its gradients.
+    walked twice in pieces: first its sum, then its gradients. A token mean needs no sums, and is
+    walked in pieces of the budget.
 
     Args:
-        states: [N, d] last hidden states at the positions that predict answer tokens.
-        targets: [N] the tokens to be predicted.
-        lengths: positions of each sequence, in order; they sum to N. An empty sequence counts for nothing.
+        sections: by name.
         head: the policy's.
-        loss: see `Loss`.
-        reference_states, reference_head: the reference's, where the loss uses one; [N, d'].
-        token_budget: positions whose logits exist at a time.
+        reference_head: the reference's, where a loss of logits uses it.
+        token_budget: positions whose logits exist at a time; None is `default_token_budget`.
 
     Raises:
         ValueError: shapes disagree, the budget is below 1, or a reference is missing.
+        RuntimeError: from backward(), if it is called twice: gradients are scaled in place.
     """
-    if sum(lengths) != len(states) or len(targets) != len(states):
-        raise ValueError(
-            f"{len(states)} states, {len(targets)} targets and {sum(lengths)} positions in `lengths`"
-        )
-    if reference_states is not None and len(reference_states) != len(states):
-        raise ValueError(f"{len(states)} states and {len(reference_states)} reference states")
-    if token_budget < 1:
+    if token_budget is not None and token_budget < 1:
         raise ValueError(f"token_budget must be at least 1, got {token_budget}")
-    if loss.uses_reference and (reference_states is None or reference_head is None):
+    for section in sections.values():
+        _check(section, reference_head)
+    budget = token_budget or default_token_budget(head.weight.shape[0], head.weight.device)
+    heads = _Heads(head.gathered(), reference_head and reference_head.gathered())
+    walks = [_Walk(section, heads, budget) for section in sections.values()]
+    weight, bias = heads.policy.weight, heads.policy.bias
+    # The walks hold the states too, but autograd follows only what is an argument.
+    states = [walk.states for walk in walks]
+    loss = _Evaluate.apply(weight, bias, heads, walks, *states)  # type: ignore[no-untyped-call]
+    assert isinstance(loss, Tensor)
+    return JointObjective(
+        loss, {name: Objective(walk.loss, walk.parts) for name, walk in zip(sections, walks, strict=True)}
+    )
+
+
+def default_token_budget(vocabulary: int, device: torch.device) -> int:
+    """Positions whose float32 logits take 32 MiB on a CPU, where larger ones leave the cache, else 256 MiB."""
+    return max(1, (2**25 if device.type == "cpu" else 2**28) // (4 * vocabulary))
+
+
+def _check(section: Section, reference_head: OutputHead | None) -> None:
+    loss, count = section.loss, len(section.states)
+    if sum(section.lengths) != count or len(section.targets) != count:
+        raise ValueError(
+            f"{count} states, {len(section.targets)} targets and {sum(section.lengths)} positions in `lengths`"
+        )
+    if section.reference_states is not None and len(section.reference_states) != count:
+        raise ValueError(f"{count} states and {len(section.reference_states)} reference states")
+    if len(section.lengths) % (1 + len(loss.companions)):
+        raise ValueError(
+            f"{len(section.lengths)} sequences: {type(loss).__name__} wants {1 + len(loss.companions)} a row"
+        )
+    if loss.uses_reference and (
+        section.reference_states is None or (loss.layer is None and reference_head is None)
+    ):
         raise ValueError(f"{type(loss).__name__} needs reference_states and reference_head")
-    walk = _Walk(states, targets, lengths, head, loss, reference_states, reference_head, token_budget)
-    value = _Evaluate.apply(states, head.weight, head.bias, walk)  # type: ignore[no-untyped-call]
-    assert isinstance(value, Tensor)
-    return Objective(value, walk.parts)
+
+
+@dataclass
+class _Heads:
+    policy: OutputHead
+    reference: OutputHead | None
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Rounds both heads alike, so that equal models have equal logits."""
+        self.policy = self.policy.cast(dtype)
+        self.reference = self.reference and self.reference.cast(dtype)
 
 
 class _Walk:
-    """One evaluation of a loss over a batch, group by group."""
+    """One evaluation of a loss over a section, group by group.
 
-    def __init__(
-        self,
-        states: Tensor,
-        targets: Tensor,
-        lengths: Sequence[int],
-        head: OutputHead,
-        loss: Loss,
-        reference_states: Tensor | None,
-        reference_head: OutputHead | None,
-        token_budget: int,
-    ) -> None:
-        self.states = states
-        self.targets = targets
-        self.lengths = [length for length in lengths if length > 0]
-        self.head = head
-        self.loss = loss
-        self.reference_states = reference_states if loss.uses_reference else None
-        self.reference_head = reference_head
+    A unit is what f is of: a sequence, or one with its companions. Its sequences lie side by side here.
+    """
+
+    def __init__(self, section: Section, heads: "_Heads", token_budget: int) -> None:
+        self.loss_function = loss = section.loss
+        self.heads = heads
         self.token_budget = token_budget
+        self.weight = section.weight
+        self.members = 1 + len(loss.companions)
+        lengths, order = _units(section.lengths, self.members, loss.skip)
+        self.lengths = lengths
+        self.states, self.targets = section.states, section.targets
+        self.reference_states = section.reference_states if loss.uses_reference else None
+        if order is not None:
+            index = torch.tensor(order, dtype=torch.long, device=self.states.device)
+            self.states, self.targets = self.states[index], self.targets[index]
+            if self.reference_states is not None:
+                self.reference_states = self.reference_states[index]
+        self.over_tokens = loss.mean_over == "tokens"
+        self.count = max(1, sum(lengths) if self.over_tokens else len(lengths) // self.members)
+        self.loss = torch.zeros(())
         self.parts: dict[str, Tensor] = {}
-        self.count = max(1, sum(lengths) if loss.mean_over == "tokens" else len(self.lengths))
+
+    @property
+    def head(self) -> OutputHead | None:
+        """None where the loss acts on the states themselves."""
+        return self.heads.policy if self.loss_function.layer is None else None
 
     def groups(self) -> Iterator[tuple[slice, list[int]]]:
-        """Consecutive sequences that fit the budget together, at least one: their positions and lengths."""
+        """Consecutive units that fit the budget together, at least one: their positions and lengths."""
         start = stop = 0
         group: list[int] = []
-        for length in self.lengths:
-            if group and stop - start + length > self.token_budget:
+        for first in range(0, len(self.lengths), self.members):
+            unit = self.lengths[first : first + self.members]
+            if group and stop - start + sum(unit) > self.token_budget:
                 yield slice(start, stop), group
                 start, group = stop, []
-            group.append(length)
-            stop += length
+            group += unit
+            stop += sum(unit)
         if group:
             yield slice(start, stop), group
 
     def pieces(self, span: slice) -> list[slice]:
-        """A group's positions, cut by the budget: one piece unless it is a single long sequence."""
+        """Positions cut by the budget."""
         starts = range(span.start, span.stop, self.token_budget)
         return [slice(start, min(start + self.token_budget, span.stop)) for start in starts]
 
-    def cast(self, dtype: torch.dtype | None) -> None:
-        """Rounds both heads alike, so that equal models have equal logits; None leaves them as they are."""
-        if dtype is not None:
-            self.head = self.head.cast(dtype)
-            if self.reference_head is not None and self.reference_states is not None:
-                self.reference_head = self.reference_head.cast(dtype)
-
     def inputs(self, span: slice) -> tuple[Tensor, Tensor, Tensor | None]:
         """What a loss is given at `span`: logits, targets, the reference's logits."""
-        logits = self.head.logits(self.states[span].to(self.head.weight.dtype))
         reference_logits = None
-        if self.reference_states is not None and self.reference_head is not None:
-            reference = self.reference_states[span].to(self.reference_head.weight.dtype)
-            reference_logits = self.reference_head.logits(reference)
-        return logits, self.targets[span], reference_logits
+        if self.reference_states is not None:
+            reference_logits = _apply(self.head and self.heads.reference, self.reference_states[span])
+        return _apply(self.head, self.states[span]), self.targets[span], reference_logits
 
     def evaluate(self, span: slice) -> tuple[Tensor, Terms]:
         """The logits at `span`, the terms there and their gradients."""
         logits, targets, reference_logits = self.inputs(span)
-        return logits, self.loss.terms_and_gradient(logits, targets, reference_logits)
+        return logits, self.loss_function.terms_and_gradient(logits, targets, reference_logits)
 
-    def outer(self, sums: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """A group's share of the loss times `count`, and its derivative by each sequence's sum."""
+    def run(self, gradients: "_Gradients") -> Tensor:
+        """The weighted loss; its gradients, times `gradients.unit`, are added to `gradients`."""
+        scale = self.weight * gradients.unit / self.count
+        if self.over_tokens:
+            total = self._walk_tokens(gradients, scale)
+        elif self.loss_function.couples_sequences:
+            total = self._walk_coupled(gradients, scale)
+        else:
+            total = torch.zeros((), dtype=torch.float32, device=self.states.device)
+            for span, group in self.groups():
+                total += self._walk_group(span, group, gradients, scale)
+        self.loss = total / self.count
+        return self.weight * self.loss
+
+    def _walk_tokens(self, gradients: "_Gradients", scale: float) -> Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=self.states.device)
+        for piece in self.pieces(slice(0, len(self.targets))):
+            logits, terms = self.evaluate(piece)
+            total += terms.values.sum()
+            gradients.add(self, piece, logits, terms.gradient, torch.full_like(terms.values, scale))
+            self._watch(terms.parts, len(self.targets))
+            # Before the next piece's are made.
+            del logits, terms
+        return total
+
+    def _walk_group(self, span: slice, group: list[int], gradients: "_Gradients", scale: float) -> Tensor:
+        """The derivative by a term is known only after the sum over its sequence: where one piece holds
+
+        the whole group the terms' gradients wait for it, else they are made in a second pass.
+        """
+        pieces = self.pieces(span)
+        if len(pieces) > 1:
+            sums = self._sums(span, group)
+            value, by_term = self._outer(sums, group)
+            self._add_pieces(span, by_term * scale, gradients)
+            return value
+        logits, terms = self.evaluate(span)
+        value, by_term = self._outer(self._sum(terms.values, group), group)
+        gradients.add(self, span, logits, terms.gradient, by_term * scale)
+        self._watch(terms.parts, len(self.targets))
+        return value
+
+    def _walk_coupled(self, gradients: "_Gradients", scale: float) -> Tensor:
+        if not self.lengths:
+            return torch.zeros((), dtype=torch.float32, device=self.states.device)
+        everything = slice(0, len(self.targets))
+        value, by_term = self._outer(self._sums(everything, self.lengths), self.lengths)
+        self._add_pieces(everything, by_term * scale, gradients)
+        return value
+
+    def _add_pieces(self, span: slice, by_term: Tensor, gradients: "_Gradients") -> None:
+        for piece, by in zip(self.pieces(span), torch.split(by_term, self.token_budget), strict=True):
+            logits, terms = self.evaluate(piece)
+            gradients.add(self, piece, logits, terms.gradient, by)
+            self._watch(terms.parts, len(self.targets))
+            del logits, terms
+
+    def _sums(self, span: slice, lengths: list[int]) -> Tensor:
+        """[S] the sequences' sums, in pieces and without gradients."""
+        values = [self.loss_function.terms(*self.inputs(piece)) for piece in self.pieces(span)]
+        return self._sum(torch.cat(values), lengths)
+
+    def _sum(self, values: Tensor, lengths: list[int]) -> Tensor:
+        sums = torch.zeros(len(lengths), dtype=torch.float32, device=values.device)
+        return sums.index_add_(0, self._sequence(lengths), values)
+
+    def _sequence(self, lengths: list[int]) -> Tensor:
+        """[N] which sequence each position belongs to."""
+        counts = torch.tensor(lengths, device=self.states.device)
+        return torch.repeat_interleave(counts, output_size=sum(lengths))
+
+    def _outer(self, sums: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
+        """The sum of f over units, and [N] its derivative by each position's term."""
+        loss = self.loss_function
+        counts = torch.tensor(lengths, device=sums.device)
+        if self.members > 1:
+            sums, counts = sums.view(-1, self.members), counts.view(-1, self.members)
         with torch.enable_grad():
             leaf = sums.detach().requires_grad_()
-            value = self.loss.sequence_loss(leaf, lengths).sum()
+            value = loss.sequence_loss(leaf, counts).sum()
             (by_sum,) = torch.autograd.grad(value, leaf)
-        return value.detach(), by_sum
+        self._watch(loss.sequence_parts(sums, counts), len(self.lengths) // self.members)
+        return value.detach(), by_sum.flatten()[self._sequence(lengths)]
 
-    def watch(self, parts: dict[str, Tensor], count: int) -> None:
+    def _watch(self, parts: dict[str, Tensor], count: int) -> None:
         for name, values in parts.items():
             share = values.sum() / count
             self.parts[name] = self.parts[name] + share if name in self.parts else share
 
-    def walk_group(self, span: slice, group: list[int], gradients: "_Gradients") -> Tensor:
-        """A group's share of the loss; adds its share of the gradients. Both are still times `count`.
 
-        The derivative by a term is known only after the sum over its sequence: where one piece holds
-        the whole group the terms' gradients wait for it, else they are made in a second pass.
-        """
-        lengths = torch.tensor(group, device=self.states.device)
-        sequence = torch.repeat_interleave(lengths, output_size=span.stop - span.start)
-        pieces = self.pieces(span)
-        evaluated = self.evaluate(span) if len(pieces) == 1 else None
-        if evaluated is not None:
-            values = evaluated[1].values
-        else:
-            values = torch.cat([self.loss.terms(*self.inputs(piece)) for piece in pieces])
-        sums = torch.zeros(len(group), dtype=torch.float32, device=self.states.device)
-        sums.index_add_(0, sequence, values)
-        value, by_sum = self.outer(sums, lengths)
-        for piece, by_term in zip(pieces, torch.split(by_sum[sequence], self.token_budget), strict=True):
-            logits, terms = evaluated or self.evaluate(piece)
-            gradients.add(self.head, piece, logits, terms.gradient, by_term)
-            self.watch(terms.parts, len(self.targets))
-            # Before the next piece's are made.
-            del logits, terms
-        self.watch(self.loss.sequence_parts(sums, lengths), len(self.lengths))
-        return value
+def _apply(head: OutputHead | None, states: Tensor) -> Tensor:
+    """Logits; without a head the states themselves."""
+    return states.float() if head is None else head.logits(states.to(head.weight.dtype))
+
+
+def _units(lengths: Sequence[int], members: int, skip: int) -> tuple[list[int], list[int] | None]:
+    """Lengths of the sequences that count, unit by unit, and the positions they take, in that order.
+
+    None in place of the positions where they are all there, in order. A unit counts if none of its
+    sequences is empty.
+    """
+    rows = len(lengths) // members
+    starts = [0]
+    for length in lengths:
+        starts.append(starts[-1] + length)
+    left = [max(0, length - skip) for length in lengths]
+    units = [[row + member * rows for member in range(members)] for row in range(rows)]
+    sequences = [each for unit in units if all(left[each] for each in unit) for each in unit]
+    counted = [left[each] for each in sequences]
+    if skip == 0 and members == 1 and sum(counted) == starts[-1]:
+        return counted, None
+    return counted, [at for each in sequences for at in range(starts[each] + skip, starts[each + 1])]
 
 
 class _Gradients:
     """The gradients on hidden states and head, summed up piece by piece.
 
-    In float32 whatever the dtypes, and not yet divided by `count`: many small numbers are added here, and
-    float16 would lose them before a loss scaler gets to multiply them.
+    In float32 whatever the dtypes, and times `unit`: many small numbers are added here, and float16 would
+    lose them before a loss scaler gets to multiply them.
     """
 
-    def __init__(self, states: Tensor, weight: Tensor, bias: Tensor | None, wanted: Sequence[bool]) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, walks: Sequence[_Walk], wanted: Sequence[bool]
+    ) -> None:
         def zeros(like: Tensor | None, want: bool) -> Tensor | None:
             return torch.zeros_like(like, dtype=torch.float32) if like is not None and want else None
 
-        self.source = states
-        self.states = zeros(states, wanted[0])
-        self.weight = zeros(weight, wanted[1])
-        self.bias = zeros(bias, wanted[2])
+        self.unit = max(walk.count for walk in walks)
+        self.weight = zeros(weight, wanted[0])
+        self.bias = zeros(bias, wanted[1])
+        self.states = [zeros(walk.states, want) for walk, want in zip(walks, wanted[4:], strict=True)]
+        self._of = dict(zip(map(id, walks), self.states, strict=True))
 
-    def add(self, head: OutputHead, span: slice, logits: Tensor, terms: Tensor, by_term: Tensor) -> None:
+    def add(self, walk: _Walk, span: slice, logits: Tensor, terms: Tensor, by_term: Tensor) -> None:
         """Adds the contribution of some positions.
 
         Args:
@@ -200,12 +362,17 @@ class _Gradients:
             by_term: [n] derivative of the loss by each position's term. It multiplies [n, d] tensors
                 here, not the much larger [n, V].
         """
+        head, states = walk.head, self._of[id(walk)]
+        if head is None:
+            if states is not None:
+                torch.mul(terms, by_term[:, None], out=states[span])
+            return
         dtype = head.weight.dtype
         by_linear = head.linear_gradient_(terms, logits).to(dtype)  # by h W^T + b
-        if self.states is not None:
-            torch.mul(by_linear @ head.weight, by_term[:, None], out=self.states[span])
+        if states is not None:
+            torch.mul(by_linear @ head.weight, by_term[:, None], out=states[span])
         if self.weight is not None:
-            weighted = (self.source[span] * by_term[:, None]).to(dtype)
+            weighted = (walk.states[span] * by_term[:, None]).to(dtype)
             if dtype == torch.float32:
                 self.weight.addmm_(by_linear.T, weighted)
             else:
@@ -218,22 +385,34 @@ class _Evaluate(torch.autograd.Function):
     """Takes the gradients while the logits are there; backward only scales them."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, walk: _Walk) -> Tensor:
-        device = states.device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        gradients = _Gradients(states, weight, bias, ctx.needs_input_grad)
-        total = torch.zeros((), dtype=torch.float32, device=states.device)
+    def forward(
+        ctx: Any, weight: Tensor, bias: Tensor | None, heads: _Heads, walks: Sequence[_Walk], *states: Tensor
+    ) -> Tensor:
+        device = weight.device.type
+        if torch.is_autocast_enabled(device):
+            heads.cast(torch.get_autocast_dtype(device))
+        gradients = _Gradients(weight, bias, walks, ctx.needs_input_grad)
+        total = torch.zeros((), dtype=torch.float32, device=weight.device)
         with torch.autocast(device, enabled=False):
-            walk.cast(autocast)
-            for span, group in walk.groups():
-                total += walk.walk_group(span, group, gradients)
-        ctx.count = walk.count
-        ctx.save_for_backward(gradients.states, gradients.weight, gradients.bias)
-        return total / walk.count
+            for walk in walks:
+                total = total + walk.run(gradients)
+        ctx.unit = gradients.unit
+        ctx.gradients = [gradients.weight, gradients.bias, *gradients.states]
+        ctx.dtypes = [None if each is None else each.dtype for each in (weight, bias, *states)]
+        return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_of_loss: Tensor) -> tuple[Tensor | None, ...]:
-        factor = gradient_of_loss / ctx.count
-        # Autograd casts what is returned to the dtypes of what came in.
-        return (*(None if each is None else each * factor for each in ctx.saved_tensors), None)
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "backward() a second time: the gradients have been handed over; evaluate again"
+            )
+        factor = gradient_of_loss / ctx.unit
+        # In place: a second [V, d] would be the largest tensor of a small model's step.
+        weight, bias, *states = (
+            None if each is None else each.mul_(factor).to(dtype)
+            for each, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
+        )
+        ctx.gradients = None
+        return (weight, bias, None, None, *states)

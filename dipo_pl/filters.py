@@ -14,11 +14,12 @@ class Filter(ABC):
     """Chooses tokens by a position's own logits."""
 
     @abstractmethod
-    def keep(self, logits: Tensor) -> Tensor:
+    def keep(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The kept tokens.
 
         Args:
             logits: [N, V] float.
+            targets: [N] the tokens to be predicted.
         Returns:
             [N, V] bool, at least one True a row. The same for logits + constant.
         """
@@ -43,7 +44,7 @@ class TopFraction(Filter):
     def __init__(self, rate: float = 0.05) -> None:
         self.rate = _share("TopFraction.rate", rate)
 
-    def keep(self, logits: Tensor) -> Tensor:
+    def keep(self, logits: Tensor, targets: Tensor) -> Tensor:
         kept = max(1, round(self.rate * logits.shape[-1]))
         threshold = logits.topk(kept, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
         return logits >= threshold
@@ -61,7 +62,7 @@ class RelativeProbability(Filter):
     def __init__(self, rate: float = 0.05) -> None:
         self.rate = _share("RelativeProbability.rate", rate)
 
-    def keep(self, logits: Tensor) -> Tensor:
+    def keep(self, logits: Tensor, targets: Tensor) -> Tensor:
         return logits >= logits.amax(dim=-1, keepdim=True) + math.log(self.rate)
 
 
@@ -75,7 +76,7 @@ class Nucleus(Filter):
     def __init__(self, mass: float = 0.9) -> None:
         self.mass = _share("Nucleus.mass", mass)
 
-    def keep(self, logits: Tensor) -> Tensor:
+    def keep(self, logits: Tensor, targets: Tensor) -> Tensor:
         probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
         before = probabilities.cumsum(dim=-1) - probabilities
         # Sums in float32 reach 1 before the last tokens are added.
@@ -95,8 +96,8 @@ class AllOf(Filter):
             raise InputError("AllOf.filters must name at least one filter, got none")
         self.filters = list(filters)
 
-    def keep(self, logits: Tensor) -> Tensor:
-        kept = self.filters[0].keep(logits)
+    def keep(self, logits: Tensor, targets: Tensor) -> Tensor:
+        kept = self.filters[0].keep(logits, targets)
         for each in self.filters[1:]:
-            kept = kept & each.keep(logits)
+            kept = kept & each.keep(logits, targets)
         return kept

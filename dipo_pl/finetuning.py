@@ -3,6 +3,9 @@
 from torch import Tensor
 
 from dipo_pl.batch import Batch
+from dipo_pl.engine import sequence_objective
+from dipo_pl.head import OutputHead
+from dipo_pl.hidden_states import answer_states
 from dipo_pl.language_model import LanguageModel
 from dipo_pl.losses.cross_entropy import CrossEntropy
 
@@ -13,6 +16,13 @@ class FineTuning(LanguageModel):
     trains_on = ("all", "retain", "forget")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        objective = self.objective(CrossEntropy(), batch, "train", self.states(batch))
+        objective = sequence_objective(
+            answer_states(self.language_model, batch)[None],
+            batch.targets,
+            batch.lengths,
+            OutputHead.of(self.language_model),
+            CrossEntropy(),
+            token_budget=self.token_budget,
+        )
         self.log_objective("loss", objective, batch.sections["train"])
         return objective.loss

@@ -7,6 +7,7 @@ from dataclasses import astuple
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from dipo_pl.data_modules.rows import Row
 
@@ -26,3 +27,8 @@ def weights_fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
         digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of all that a fast tokenizer does to a text."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()

@@ -1,14 +1,15 @@
 """A language model's output head, from the last hidden states to logits, with all that models put into it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Partial
 from transformers import PreTrainedModel
 
 from dipo_pl.errors import InputError
+from dipo_pl.hidden_states import decoder_states
 
 
 @dataclass
@@ -50,6 +51,11 @@ class OutputHead:
         bias = None if self.bias is None else self.bias.to(dtype)
         return OutputHead(self.weight.to(dtype), bias, self.scale, self.softcap)
 
+    def gathered(self) -> "OutputHead":
+        """The whole head where FSDP2 has left each rank a shard of it; its gradient is averaged over the ranks."""
+        bias = None if self.bias is None else _whole(self.bias)
+        return OutputHead(_whole(self.weight), bias, self.scale, self.softcap)
+
     def logits(self, states: Tensor) -> Tensor:
         """[N, d] hidden states in the head's dtype -> [N, V] logits in float32."""
         logits = nn.functional.linear(states, self.weight, self.bias).float()
@@ -68,16 +74,10 @@ class OutputHead:
         return gradient
 
 
-def decoder_states(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, **options: Any
-) -> Tensor:
-    """[B, T, d] last hidden states: all of the model but its head."""
-    decoder: Callable[..., Any] = model.get_decoder()
-    states = decoder(
-        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **options
-    ).last_hidden_state
-    assert isinstance(states, Tensor)
-    return states
+def _whole(tensor: Tensor) -> Tensor:
+    if not isinstance(tensor, DTensor):
+        return tensor
+    return tensor.full_tensor(grad_placements=[Partial("avg")] * tensor.device_mesh.ndim)
 
 
 @torch.no_grad()

@@ -11,12 +11,12 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel, get_scheduler
 
 from dipo_pl.answer_loss import answer_nll
-from dipo_pl.batch import Batch, EvaluationBatch
-from dipo_pl.engine import Objective, sequence_objective
+from dipo_pl.batch import EvaluationBatch
+from dipo_pl.engine import Objective
 from dipo_pl.errors import InputError
 from dipo_pl.generation import generate
-from dipo_pl.head import OutputHead, decoder_states
-from dipo_pl.losses.base import Loss
+from dipo_pl.head import OutputHead
+from dipo_pl.hidden_states import answer_states
 from dipo_pl.policy import Policy
 
 Schedule = Literal["linear", "cosine", "constant_with_warmup"]
@@ -30,11 +30,13 @@ class LanguageModel(LightningModule):
         optimizer: given the trained parameters.
         schedule: of the learning rate after the warm-up: `linear` or `cosine` to 0, or constant.
         warmup: share of all steps over which the learning rate rises from 0, in [0, 1).
-        token_budget: answer positions whose logits exist at a time; more is faster up to a point, and
-            takes 4 bytes x vocabulary x budget a few times over.
+        token_budget: answer positions whose logits exist at a time, each 4 bytes x vocabulary a few times
+            over; null is what suits the device (logits of 32 MiB on a CPU, of 256 MiB on a GPU).
     """
 
     trains_on: ClassVar[tuple[str, ...]] = ()
+    # Of a training batch with `train_on` pairs; the data module makes no others.
+    sections: tuple[str, ...] = ("forget", "retain")
 
     def __init__(
         self,
@@ -42,12 +44,12 @@ class LanguageModel(LightningModule):
         optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=1e-5),
         schedule: Schedule = "linear",
         warmup: float = 0.1,
-        token_budget: int = 512,
+        token_budget: int | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= warmup < 1:
             raise InputError(f"model.warmup must be a share of the steps in [0, 1), got {warmup}")
-        if token_budget < 1:
+        if token_budget is not None and token_budget < 1:
             raise InputError(f"model.token_budget must be at least 1, got {token_budget}")
         self.policy = policy
         self.optimizer = optimizer
@@ -90,33 +92,6 @@ class LanguageModel(LightningModule):
         # from_pretrained leaves a model in eval mode, and Lightning trains a module in the mode it is in.
         self.language_model.train()
 
-    def states(self, batch: Batch) -> Tensor:
-        """[N, d] the policy's last hidden states at the batch's answer positions."""
-        states = decoder_states(self.language_model, batch.input_ids, batch.attention_mask)
-        return states.flatten(0, 1).index_select(0, batch.positions)
-
-    def objective(
-        self,
-        loss: Loss,
-        batch: Batch,
-        section: str,
-        states: Tensor,
-        reference_states: Tensor | None = None,
-        reference_head: OutputHead | None = None,
-    ) -> Objective:
-        """`loss` on one section of the batch."""
-        rows, tokens = batch.section_slices()[section]
-        return sequence_objective(
-            states[tokens],
-            batch.targets[tokens],
-            batch.lengths[rows],
-            OutputHead.of(self.language_model),
-            loss,
-            None if reference_states is None else reference_states[tokens],
-            reference_head,
-            self.token_budget,
-        )
-
     def log_objective(self, name: str, objective: Objective, sequences: int) -> None:
         values = {f"train/{name}": objective.loss.detach()}
         values |= {f"train/{name}_{part}": value for part, value in objective.parts.items()}
@@ -126,7 +101,7 @@ class LanguageModel(LightningModule):
         """[R, K] nats per token of every row's K answers, EOS included, in float32."""
         answers = batch.answers
         nll = answer_nll(
-            self.states(answers),
+            answer_states(self.language_model, answers)[None],
             answers.targets,
             answers.lengths,
             OutputHead.of(self.language_model),

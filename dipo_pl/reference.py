@@ -2,25 +2,55 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dipo_pl.batch import Batch
-from dipo_pl.head import OutputHead, decoder_states
+from dipo_pl.batch import Batch, Encoded
+from dipo_pl.head import OutputHead
+from dipo_pl.hidden_states import Layer, answer_states
+
+
+@dataclass
+class Surroundings:
+    """What a reference may need of the run that it serves.
+
+    Attributes:
+        layers: those whose states losses will ask for.
+        sequences: all training sequences by section; `Batch.rows` counts in these.
+        identity: fingerprints of what the sequences were made from, by name (tokenizer, prompt format, rows).
+        folder: the run's.
+        device: where the run computes.
+        precision: context of the run's forward passes.
+        rank, world_size: of this process.
+        barrier: waits for all processes.
+    """
+
+    layers: Collection[Layer]
+    sequences: Mapping[str, Sequence[Encoded]]
+    identity: Mapping[str, str]
+    folder: Path
+    device: torch.device
+    precision: Callable[[], AbstractContextManager[None]]
+    rank: int
+    world_size: int
+    barrier: Callable[[], None]
 
 
 class Reference(ABC):
-    """Gives last hidden states and a head; no loss can tell where they come from.
+    """Gives hidden states and a head; no loss can tell where they come from.
 
     It is no nn.Module, so a LightningModule that holds it does not register it: it is in no checkpoint,
     no optimizer, no gradient bucket, and no call of train() reaches it.
     """
 
     @abstractmethod
-    def attach(self, policy: PreTrainedModel) -> None:
+    def attach(self, policy: PreTrainedModel, surroundings: Surroundings) -> None:
         """Called once, with the policy's starting weights, before a checkpoint is loaded."""
 
     @abstractmethod
@@ -32,8 +62,8 @@ class Reference(ABC):
     def head(self) -> OutputHead: ...
 
     @abstractmethod
-    def states(self, batch: Batch) -> Tensor:
-        """[N, d] last hidden states at the batch's answer positions, detached."""
+    def states(self, batch: Batch, layers: Collection[Layer] = (None,)) -> dict[Layer, Tensor]:
+        """[N, d] hidden states of each layer at the batch's answer positions, detached."""
 
 
 class FrozenCopy(Reference):
@@ -48,7 +78,7 @@ class FrozenCopy(Reference):
             raise RuntimeError("the reference is used before attach() has given it a model")
         return self._model
 
-    def attach(self, policy: PreTrainedModel) -> None:
+    def attach(self, policy: PreTrainedModel, surroundings: Surroundings) -> None:
         self._model = copy.deepcopy(policy).eval().requires_grad_(False)
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
@@ -60,6 +90,5 @@ class FrozenCopy(Reference):
         return OutputHead.of(self.model)
 
     @torch.no_grad()
-    def states(self, batch: Batch) -> Tensor:
-        states = decoder_states(self.model, batch.input_ids, batch.attention_mask)
-        return states.flatten(0, 1).index_select(0, batch.positions)
+    def states(self, batch: Batch, layers: Collection[Layer] = (None,)) -> dict[Layer, Tensor]:
+        return answer_states(self.model, batch, layers)

@@ -1,20 +1,25 @@
 """Unlearning: a policy and its frozen reference, a forget loss and a retain loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
+import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.optim import AdamW
 
 from dipo_pl.batch import Batch
 from dipo_pl.constructors import LogitModulation, PreferenceConstructor
+from dipo_pl.engine import Section, joint_objective
 from dipo_pl.errors import InputError
+from dipo_pl.head import OutputHead
+from dipo_pl.hidden_states import Layer, answer_states
 from dipo_pl.language_model import LanguageModel, Schedule
 from dipo_pl.losses.base import Loss
 from dipo_pl.losses.dipo import DiPO, DiPORetain
 from dipo_pl.policy import Policy
-from dipo_pl.reference import FrozenCopy, Reference
+from dipo_pl.reference import FrozenCopy, Reference, Surroundings
+from dipo_pl.run_folder import RunFolder
 
 
 class Unlearning(LanguageModel):
@@ -46,7 +51,7 @@ class Unlearning(LanguageModel):
         optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=1e-5),
         schedule: Schedule = "linear",
         warmup: float = 0.1,
-        token_budget: int = 512,
+        token_budget: int | None = None,
     ) -> None:
         super().__init__(policy, optimizer, schedule, warmup, token_budget)
         if not retain_weight >= 0:
@@ -58,19 +63,38 @@ class Unlearning(LanguageModel):
                 "DiPO prefers the forgetting distribution and DiPORetain the remembering one: "
                 "set model.forget_loss to DiPO and model.retain_loss to DiPORetain"
             )
+        if retain_loss is not None and retain_loss.companions:
+            raise InputError(
+                f"model.retain_loss: {type(retain_loss).__name__} compares a row with its {retain_loss.companions[0]}, "
+                "which only forget rows have"
+            )
         self.retain_weight = retain_weight
         self.constructor = constructor or LogitModulation()
         for loss in (self.forget_loss, self.retain_loss):
-            if isinstance(loss, DiPO) and loss.constructor is None:
+            if isinstance(loss, DiPO) and loss.shares_constructor:
                 loss.constructor = self.constructor
         self.reference = reference or FrozenCopy()
         self._only_measures = False
 
     @property
-    def uses_reference(self) -> bool:
-        return self.forget_loss.uses_reference or (
-            self.retain_loss is not None and self.retain_loss.uses_reference
-        )
+    def sections(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Of a training batch: only what a loss looks at."""
+        retain = () if self.retain_loss is None else ("retain",)
+        return ("forget", *self.forget_loss.companions, *retain)
+
+    @property
+    def losses(self) -> dict[str, Loss]:
+        """By the rows they act on."""
+        retain = {} if self.retain_loss is None else {"retain": self.retain_loss}
+        return {"forget": self.forget_loss, **retain}
+
+    @property
+    def layers(self) -> set[Layer]:
+        return {loss.layer for loss in self.losses.values()}
+
+    @property
+    def reference_layers(self) -> set[Layer]:
+        return {loss.layer for loss in self.losses.values() if loss.uses_reference}
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -80,9 +104,23 @@ class Unlearning(LanguageModel):
         if self.model is not None:
             return
         super().configure_model()
-        if self.uses_reference and not self._only_measures:
+        if self.reference_layers and not self._only_measures:
             # Before a checkpoint is loaded: the reference is the policy as it started.
-            self.reference.attach(self.language_model)
+            self.reference.attach(self.language_model, self._surroundings())
+
+    def _surroundings(self) -> Surroundings:
+        trainer: Any = self.trainer
+        return Surroundings(
+            layers=self.reference_layers,
+            sequences=trainer.datamodule.training_sequences,
+            identity=trainer.datamodule.identity,
+            folder=RunFolder.of(trainer).path,
+            device=trainer.strategy.root_device,
+            precision=trainer.precision_plugin.forward_context,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            barrier=trainer.strategy.barrier,
+        )
 
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Self:
         self.reference.apply(fn)
@@ -90,18 +128,37 @@ class Unlearning(LanguageModel):
         return self
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        states = self.states(batch)
-        reference_states = reference_head = None
-        if self.uses_reference:
-            reference_states, reference_head = self.reference.states(batch), self.reference.head
-        forget = self.objective(self.forget_loss, batch, "forget", states, reference_states, reference_head)
-        self.log_objective("forget", forget, batch.sections["forget"])
-        total = forget.loss
-        if self.retain_loss is not None and self.retain_weight > 0:
-            retain = self.objective(
-                self.retain_loss, batch, "retain", states, reference_states, reference_head
+        states = answer_states(self.language_model, batch, self.layers)
+        references = self.reference.states(batch, self.reference_layers) if self.reference_layers else {}
+        slices = batch.section_slices()
+        sections = {}
+        for name, loss in self.losses.items():
+            parts = [slices[each] for each in (name, *loss.companions)]
+            reference = references[loss.layer] if loss.uses_reference else None
+            sections[name] = Section(
+                loss,
+                _joined(states[loss.layer], parts),
+                _joined(batch.targets, parts),
+                [length for rows, _ in parts for length in batch.lengths[rows]],
+                None if reference is None else _joined(reference, parts),
+                self._weight(name),
             )
-            self.log_objective("retain", retain, batch.sections["retain"])
-            total = total + self.retain_weight * retain.loss
-        self.log("train/loss", total.detach(), prog_bar=True, batch_size=batch.sections["forget"])
-        return total
+        objective = joint_objective(
+            sections,
+            OutputHead.of(self.language_model),
+            self.reference.head if references else None,
+            self.token_budget,
+        )
+        for name, part in objective.sections.items():
+            self.log_objective(name, part, batch.sections[name])
+        self.log("train/loss", objective.loss.detach(), prog_bar=True, batch_size=batch.sections["forget"])
+        return objective.loss
+
+    def _weight(self, name: str) -> float:
+        return self.retain_weight if name == "retain" else 1.0
+
+
+def _joined(tensor: Tensor, parts: Sequence[tuple[slice, slice]]) -> Tensor:
+    """The positions of a section and of its companions."""
+    pieces = [tensor[tokens] for _, tokens in parts]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)

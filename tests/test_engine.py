@@ -12,7 +12,8 @@ from dipo_pl.batch import Encoded, collate
 from dipo_pl.constructors import LogitModulation
 from dipo_pl.engine import sequence_objective
 from dipo_pl.filters import TopFraction
-from dipo_pl.head import OutputHead, decoder_states
+from dipo_pl.head import OutputHead
+from dipo_pl.hidden_states import decoder_states
 from dipo_pl.losses import NPO, CrossEntropy, DiPO, DiPORetain, GradientAscent, Loss
 from dipo_pl.losses.base import Terms
 
@@ -88,9 +89,6 @@ class Curved(Loss):
 class CurvedOverTokens(Curved):
     mean_over = "tokens"
 
-    def sequence_loss(self, sums, lengths):
-        return 2 * sums
-
 
 class TermsOnly(Loss):
     """As little as a loss can be; its gradient by the logits is one number seen V times."""
@@ -113,7 +111,8 @@ def plainly(loss, inputs):
     reference = inputs.reference_states.double() @ inputs.reference_weight.double().T
     terms = loss.terms(logits, inputs.targets, reference if loss.uses_reference else None)
     sums = torch.stack([part.sum() for part in torch.split(terms, inputs.lengths)])
-    values = loss.sequence_loss(sums, torch.tensor(inputs.lengths))
+    over_tokens = loss.mean_over == "tokens"
+    values = sums if over_tokens else loss.sequence_loss(sums, torch.tensor(inputs.lengths))
     count = sum(inputs.lengths) if loss.mean_over == "tokens" else len(inputs.lengths)
     value = values.sum() / count
     return value.detach(), torch.autograd.grad(value, leaves)

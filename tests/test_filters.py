@@ -9,9 +9,17 @@ from dipo_pl.errors import InputError
 from dipo_pl.filters import AllOf, Filter, Nucleus, RelativeProbability, TopFraction
 
 
+def first(logits):
+    """Targets that no filter here looks at."""
+    return torch.zeros(len(logits), dtype=torch.long)
+
+
 def kept(filter, *rows):
     """The kept token ids of each row."""
-    return [row.nonzero().flatten().tolist() for row in filter.keep(torch.tensor(rows))]
+    return [
+        row.nonzero().flatten().tolist()
+        for row in filter.keep(torch.tensor(rows), torch.zeros(len(rows), dtype=torch.long))
+    ]
 
 
 def log(*probabilities):
@@ -54,7 +62,7 @@ def test_top_fraction_keeps_ties():
 def test_top_fraction_counts(rate, vocabulary, count):
     """max(1, round(rate * V))."""
     logits = torch.arange(vocabulary, dtype=torch.float32)[None]
-    mask = TopFraction(rate).keep(logits)
+    mask = TopFraction(rate).keep(logits, first(logits))
     assert mask.sum() == count
     assert mask[0, vocabulary - count :].all()
 
@@ -116,7 +124,7 @@ def test_nucleus_of_all_mass_keeps_all_tokens():
     assert kept(Nucleus(1.0), [0.0, -40.0, 1.0], [0.0, 0.0, 0.0]) == [[0, 1, 2], [0, 1, 2]]
     assert kept(Nucleus(1), [0.0, -500.0]) == [[0, 1]]
     logits = 10 * torch.randn(3, 32_000, generator=torch.Generator().manual_seed(0))
-    assert Nucleus(1.0).keep(logits).all()
+    assert Nucleus(1.0).keep(logits, first(logits)).all()
 
 
 def test_nucleus_of_a_certain_position():
@@ -126,7 +134,7 @@ def test_nucleus_of_a_certain_position():
 
 def test_nucleus_of_tied_tokens_keeps_the_fewest():
     """Four tokens of 1/4: two of them reach 0.5."""
-    mask = Nucleus(0.5).keep(torch.zeros(1, 4))
+    mask = Nucleus(0.5).keep(torch.zeros(1, 4), torch.tensor([0]))
     assert mask.sum() == 2
 
 
@@ -145,7 +153,7 @@ def test_all_of_intersects():
 
 
 class Even(Filter):
-    def keep(self, logits):
+    def keep(self, logits, targets):
         return (torch.arange(logits.shape[-1]) % 2 == 0).expand_as(logits)
 
 
@@ -172,7 +180,7 @@ FILTERS = {
 def test_at_least_the_most_probable_token_is_kept(name, vocabulary, spread):
     """Of tied maxima at least one; the mask has the logits' shape and is bool."""
     logits = spread * torch.randn(20, vocabulary, generator=torch.Generator().manual_seed(vocabulary))
-    mask = FILTERS[name].keep(logits)
+    mask = FILTERS[name].keep(logits, first(logits))
     assert mask.shape == logits.shape
     assert mask.dtype == torch.bool
     assert (mask & (logits == logits.amax(-1, keepdim=True))).any(-1).all()
@@ -181,7 +189,7 @@ def test_at_least_the_most_probable_token_is_kept(name, vocabulary, spread):
 @pytest.mark.parametrize("name", FILTERS)
 def test_no_less_probable_token_is_kept_without_the_more_probable_ones(name):
     logits = 3 * torch.randn(20, 200, generator=torch.Generator().manual_seed(0))
-    mask = FILTERS[name].keep(logits)
+    mask = FILTERS[name].keep(logits, first(logits))
     lowest_kept = logits.masked_fill(~mask, torch.inf).amin(-1)
     highest_dropped = logits.masked_fill(mask, -torch.inf).amax(-1)
     assert (lowest_kept > highest_dropped).all()
@@ -194,7 +202,9 @@ def test_a_constant_added_to_all_logits_changes_nothing(name, shift):
     generator = torch.Generator().manual_seed(5)
     logits = torch.randint(-40, 40, (10, 60), generator=generator) / 4
     constants = shift + torch.randint(0, 50, (10, 1), generator=generator)
-    assert torch.equal(FILTERS[name].keep(logits), FILTERS[name].keep(logits + constants))
+    assert torch.equal(
+        FILTERS[name].keep(logits, first(logits)), FILTERS[name].keep(logits + constants, first(logits))
+    )
 
 
 @pytest.mark.parametrize("value", [0, 0.0, -1, -0.05, 1.0001, 1.5, math.nan, math.inf])

@@ -6,7 +6,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from dipo_pl.errors import InputError
-from dipo_pl.head import OutputHead, check_head, decoder_states
+from dipo_pl.head import OutputHead, check_head
+from dipo_pl.hidden_states import decoder_states
 
 SIZES = {
     "vocab_size": 61,

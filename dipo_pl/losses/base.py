@@ -33,11 +33,24 @@ class Loss(ABC):
     Attributes:
         uses_reference: whether `terms` needs the reference's logits.
         mean_over: what the mean is taken over: `sequences`, each counted once whatever its length, or
-            `tokens`; the latter makes a loss depend on how a batch is divided into micro-batches.
+            `tokens`; the latter has no f, and makes a loss depend on how a batch is divided into
+            micro-batches.
+        skip: answer tokens at the start of each sequence that the loss leaves out.
+        companions: sections of the batch that go with each row (`alternate`: another answer to its
+            question; `mismatched`: its question with another row's answer). f is then of the sums of
+            a row and its companions together.
+        couples_sequences: whether f of one sequence depends on the sums of others. They must then all
+            be known before any gradient, and the logits are computed twice.
+        layer: null acts on logits. A number acts on the output of that decoder layer instead, counted
+            from 0; hidden states [N, d] then stand where logits [N, V] do.
     """
 
     uses_reference: ClassVar[bool] = False
     mean_over: ClassVar[Literal["sequences", "tokens"]] = "sequences"
+    skip: int = 0
+    companions: ClassVar[tuple[str, ...]] = ()
+    couples_sequences: ClassVar[bool] = False
+    layer: int | None = None
 
     @abstractmethod
     def terms(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None) -> Tensor:
@@ -61,9 +74,16 @@ class Loss(ABC):
         return Terms(values.detach(), gradient.contiguous(), {})
 
     def sequence_loss(self, sums: Tensor, lengths: Tensor) -> Tensor:
-        """f(Q_s, n_s): [S], [S] -> [S], differentiable in `sums`. The identity by default."""
+        """f(Q_s, n_s), differentiable in `sums`; the identity by default. Not used with `mean_over` tokens.
+
+        Args:
+            sums: [S], or [S, 1 + companions]: the row's own, then each companion's in their order.
+            lengths: positions summed, in the same shape.
+        Returns:
+            [S].
+        """
         return sums
 
     def sequence_parts(self, sums: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        """[S] tensors by name, to be watched; averaged over sequences."""
+        """[S] tensors by name, to be watched; averaged over sequences. Shapes as in `sequence_loss`."""
         return {}

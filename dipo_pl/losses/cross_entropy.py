@@ -2,8 +2,6 @@
 
 from typing import ClassVar, Literal
 
-from torch import Tensor
-
 from dipo_pl.losses.log_probability import LogProbabilityLoss
 
 
@@ -17,6 +15,4 @@ class CrossEntropy(LogProbabilityLoss):
     """
 
     mean_over: ClassVar[Literal["sequences", "tokens"]] = "tokens"
-
-    def sequence_loss(self, sums: Tensor, lengths: Tensor) -> Tensor:
-        return -sums
+    sign: ClassVar[float] = -1.0

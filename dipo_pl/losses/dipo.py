@@ -1,7 +1,7 @@
 """Distribution preference optimization, on forget and on retain rows."""
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -30,31 +30,41 @@ class DiPO(Loss):
     Args:
         beta: inverse temperature, > 0 (0.05 in the paper).
         constructor: builds the pair; null takes the module's, so that forget and retain share one.
+        pairs_from: whose logits the pair is built from; `policy` in the paper. From the `reference` the pair
+            never changes, and the loss pulls towards what is one step away from the start.
     """
 
     uses_reference: ClassVar[bool] = True
     _sign: ClassVar[float] = 1.0
 
-    def __init__(self, beta: float = 0.05, constructor: PreferenceConstructor | None = None) -> None:
+    def __init__(
+        self,
+        beta: float = 0.05,
+        constructor: PreferenceConstructor | None = None,
+        pairs_from: Literal["policy", "reference"] = "policy",
+    ) -> None:
         if not 0 < beta < math.inf:
             raise InputError(f"{type(self).__name__}.beta must be a finite number > 0, got {beta}")
         self.beta = beta
-        self.constructor = constructor
+        self.shares_constructor = constructor is None
+        self.constructor = constructor or LogitModulation()
+        self.pairs_from = pairs_from
 
     def terms(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None) -> Tensor:
         assert reference_logits is not None
-        difference = self._difference(logits.detach()).values
+        difference = self._difference(logits.detach(), targets, reference_logits).values
         values: Tensor = torch.linalg.vecdot(difference, logits - reference_logits)
         return values
 
     def terms_and_gradient(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None) -> Terms:
         assert reference_logits is not None
-        difference, kept = self._difference(logits)
+        difference, kept = self._difference(logits, targets, reference_logits)
         values = torch.linalg.vecdot(difference, logits - reference_logits)
         return Terms(values, difference, {"kept": kept.float()})
 
-    def _difference(self, logits: Tensor) -> Difference:
-        return (self.constructor or LogitModulation()).difference(logits)
+    def _difference(self, logits: Tensor, targets: Tensor, reference_logits: Tensor) -> Difference:
+        source = reference_logits if self.pairs_from == "reference" else logits
+        return self.constructor.difference(source, targets)
 
     def sequence_loss(self, sums: Tensor, lengths: Tensor) -> Tensor:
         return -functional.logsigmoid(self.beta * self._sign * sums)

@@ -2,8 +2,6 @@
 
 from typing import ClassVar, Literal
 
-from torch import Tensor
-
 from dipo_pl.losses.log_probability import LogProbabilityLoss
 
 
@@ -16,6 +14,3 @@ class GradientAscent(LogProbabilityLoss):
     """
 
     mean_over: ClassVar[Literal["sequences", "tokens"]] = "tokens"
-
-    def sequence_loss(self, sums: Tensor, lengths: Tensor) -> Tensor:
-        return sums

@@ -1,6 +1,6 @@
 """The base of all losses whose term is the target's log-probability, with its closed-form gradient."""
 
-from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,22 +14,21 @@ def target_log_probability(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class LogProbabilityLoss(Loss):
-    r"""q_t = log p(y_t), or log p(y_t) - log p_ref(y_t) where the loss uses the reference.
+    r"""q_t = sign * log p(y_t), or sign * (log p(y_t) - log p_ref(y_t)) where the loss uses the reference.
 
-    dq_t / dz_t = onehot(y_t) - softmax(z_t).
+    dq_t / dz_t = sign * (onehot(y_t) - softmax(z_t)).
     """
+
+    sign: ClassVar[float] = 1.0
 
     def terms(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None) -> Tensor:
         values = target_log_probability(logits, targets)
         if reference_logits is not None:
             values = values - target_log_probability(reference_logits, targets)
-        return values
+        return self.sign * values
 
     def terms_and_gradient(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None) -> Terms:
         values = self.terms(logits, targets, reference_logits)
-        gradient = torch.softmax(logits, dim=-1).neg_()
-        gradient.scatter_add_(-1, targets[:, None], torch.ones_like(gradient[:, :1]))
+        gradient = torch.softmax(logits, dim=-1).mul_(-self.sign)
+        gradient.scatter_add_(-1, targets[:, None], torch.full_like(gradient[:, :1], self.sign))
         return Terms(values, gradient, {})
-
-    @abstractmethod
-    def sequence_loss(self, sums: Tensor, lengths: Tensor) -> Tensor: ...

@@ -16,7 +16,7 @@ class AboveMean(Filter):
     def __init__(self, by: float = 0.0) -> None:
         self.by = by
 
-    def keep(self, logits):
+    def keep(self, logits, targets):
         return logits >= logits.mean(-1, keepdim=True) + self.by
 
 
@@ -24,7 +24,7 @@ class Uniform(PreferenceConstructor):
     def __init__(self, mix: float) -> None:
         self.mix = mix
 
-    def pair(self, logits):
+    def pair(self, logits, targets):
         remembering = logits.softmax(-1)
         uniform = torch.full_like(logits, 1 / logits.shape[-1])
         return Pair((1 - self.mix) * remembering + self.mix * uniform, remembering)

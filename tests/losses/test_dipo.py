@@ -199,7 +199,7 @@ class FirstTokens(Filter):
     def __init__(self, count):
         self.count = count
 
-    def keep(self, logits):
+    def keep(self, logits, targets):
         return (torch.arange(logits.shape[-1]) < self.count).expand_as(logits)
 
 
@@ -457,7 +457,7 @@ def test_one_step_moves_towards_the_preferred_distribution(side):
     with torch.no_grad():
         before = problem.states @ problem.weight.T
         after = (problem.states - 0.1 * problem.states.grad) @ problem.weight.T
-        kept = constructor.filter.keep(before)
+        kept = constructor.filter.keep(before, problem.targets)
         change = (after.softmax(-1) - before.softmax(-1)).masked_fill(~kept, 0).sum(-1)
     assert ((change < 0) if side == "forget" else (change > 0)).all()
 
@@ -517,7 +517,7 @@ def test_margins_of_thousands_of_nats(direction):
 class Temperatures(PreferenceConstructor):
     """A constructor of one's own that gives only the pair: flatter and sharper."""
 
-    def pair(self, logits):
+    def pair(self, logits, targets):
         return Pair((logits / 2).softmax(-1), (logits * 2).softmax(-1))
 
 

@@ -1,0 +1,71 @@
+"""Hidden states of a language model: the last ones, and those of any layer, where answers are predicted."""
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dipo_pl.batch import Batch
+from dipo_pl.errors import InputError
+
+# The number of a decoder layer, counted from 0; None stands for what the output head is given.
+Layer = int | None
+
+
+def decoder_states(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, **options: Any
+) -> Tensor:
+    """[B, T, d] last hidden states: all of the model but its head."""
+    decoder: Callable[..., Any] = model.get_decoder()
+    states = decoder(
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **options
+    ).last_hidden_state
+    assert isinstance(states, Tensor)
+    return states
+
+
+def answer_states(
+    model: PreTrainedModel, batch: Batch, layers: Collection[Layer] = (None,)
+) -> dict[Layer, Tensor]:
+    """[N, d] hidden states of each layer at the batch's answer positions, from one forward pass.
+
+    Raises:
+        InputError: the model has no such layer.
+    """
+    with _recorded(model, [layer for layer in layers if layer is not None]) as states:
+        states[None] = decoder_states(model, batch.input_ids, batch.attention_mask)
+    return {layer: states[layer].flatten(0, 1).index_select(0, batch.positions) for layer in layers}
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder's layers, whatever the architecture calls them."""
+    decoder: Any = model.get_decoder()
+    config: Any = model.config.get_text_config()
+    lists = [each for each in decoder.children() if isinstance(each, nn.ModuleList)]
+    return next(each for each in lists if len(each) == config.num_hidden_layers)
+
+
+@contextmanager
+def _recorded(model: PreTrainedModel, layers: Collection[int]) -> Iterator[dict[Layer, Tensor]]:
+    states: dict[Layer, Tensor] = {}
+    hooks = []
+    for layer in layers:
+        modules = decoder_layers(model)
+        if not 0 <= layer < len(modules):
+            raise InputError(
+                f"a loss acts on layer {layer}, and {type(model).__name__} has layers 0 to {len(modules) - 1}: "
+                "set its `layer`"
+            )
+
+        # Only a reference is kept: under gradient checkpointing this runs inside what is recomputed.
+        def record(module: nn.Module, inputs: Any, output: Any, layer: int = layer) -> None:
+            states[layer] = output[0] if isinstance(output, tuple) else output
+
+        hooks.append(modules[layer].register_forward_hook(record))
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()
