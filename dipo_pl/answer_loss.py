@@ -25,7 +25,7 @@ def answer_nll(
         [S] float32.
     """
     head = head.cast(states.dtype)
-    token_budget = token_budget or default_token_budget(len(head.weight), states.device)
+    token_budget = token_budget or default_token_budget(states.device)
     pieces = zip(states.split(token_budget), targets.split(token_budget), strict=True)
     token_nll = torch.cat(
         [functional.cross_entropy(head.logits(some), wanted, reduction="none") for some, wanted in pieces]

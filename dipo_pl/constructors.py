@@ -51,7 +51,8 @@ class PreferenceConstructor(ABC):
     def difference(self, logits: Tensor, targets: Tensor) -> Difference:
         """Forgetting minus remembering; override it where it can be had more cheaply than the pair.
 
-        `kept` counts the tokens that the pair disagrees about in favour of remembering.
+        May write into `logits`. `kept` counts the tokens that the pair disagrees about in favour of
+        remembering.
         """
         pair = self.pair(logits, targets)
         values = pair.forgetting - pair.remembering
@@ -61,13 +62,14 @@ class PreferenceConstructor(ABC):
 class LogitModulation(PreferenceConstructor):
     r"""DiPO's constructor: amplify or suppress the policy's own confident logits.
 
-        m_v = z_v - c if v is kept by the filter, else 0
+        m_v = max(0, z_v - c) if v is kept by the filter, else 0
         remembering = softmax(z + alpha m),   forgetting = softmax(z - alpha m)
 
     with c the position's mean logit if centred, else 0. Source: arXiv:2510.04773, memory vector and
     preference distributions. Differs: the paper has c = 0. Logits are defined only up to a constant a
     position, and a model whose logits are all negative (GPT-2) would have its confident tokens amplified
     where they should be suppressed; centring removes the ambiguity and changes nothing where the mean is 0.
+    A token below the mean, which only a very loose filter or TargetToken keeps, is nothing to be suppressed.
 
     Args:
         filter: which tokens are confident; null is TopFraction(0.05).
@@ -89,14 +91,9 @@ class LogitModulation(PreferenceConstructor):
             InputError: not centred, and a kept logit is not positive.
         """
         kept = self.filter.keep(logits, targets)
-        memory = logits - logits.mean(dim=-1, keepdim=True) if self.center else logits
+        memory = (logits - logits.mean(dim=-1, keepdim=True)).clamp(min=0) if self.center else logits
         memory = memory.masked_fill(~kept, 0.0)
-        if not self.center and bool((kept & (logits <= 0)).any()):
-            lowest = logits.masked_fill(~kept, torch.inf).min().item()
-            raise InputError(
-                f"LogitModulation.center is false and a kept logit is {lowest:.3g}, not positive: suppressing "
-                "it would amplify what is to be forgotten. Set center to true, or keep fewer tokens"
-            )
+        self._refuse_negative(logits[kept])
         return memory, kept
 
     def pair(self, logits: Tensor, targets: Tensor) -> Pair:
@@ -104,7 +101,42 @@ class LogitModulation(PreferenceConstructor):
         return Pair((logits - self.alpha * memory).softmax(-1), (logits + self.alpha * memory).softmax(-1))
 
     def difference(self, logits: Tensor, targets: Tensor) -> Difference:
-        memory, kept = self.memory(logits, targets)
-        memory.mul_(self.alpha)
-        forgetting = torch.softmax(logits - memory, dim=-1)
-        return Difference(forgetting.sub_(torch.softmax(logits.add(memory), dim=-1)), kept.sum(dim=-1))
+        """The few kept tokens apart, all others by one exponential: no second softmax of the vocabulary.
+
+        With S the sum of e^z over tokens that are not kept, and Z the normaliser of either distribution,
+        the others differ by e^z (1 / Z_forgetting - 1 / Z_remembering).
+        """
+        count, vocabulary = logits.shape
+        places = self.filter.keep(logits, targets).flatten().nonzero().squeeze(1)
+        rows = places.div(vocabulary, rounding_mode="floor")
+        center = logits.mean(dim=-1) if self.center else None
+        rest, flat = logits, logits.view(-1)
+        kept = flat[places]
+        self._refuse_negative(kept)
+        memory = kept if center is None else (kept - center[rows]).clamp_(min=0)
+        flat[places] = -torch.inf
+        # Finite where no token is left.
+        top = rest.amax(dim=-1).clamp_(min=torch.finfo(rest.dtype).min)
+        rest.sub_(top[:, None]).exp_()
+        total = rest.sum(dim=-1)
+
+        def distribution(modulated: Tensor) -> tuple[Tensor, Tensor]:
+            """Probabilities of the kept tokens, and the factor on e^(z - top) of the others."""
+            highest = top.scatter_reduce(0, rows, modulated, "amax")
+            powers = (modulated - highest[rows]).exp_()
+            scale = (top - highest).exp_()
+            normaliser = (total * scale).index_add_(0, rows, powers)
+            return powers / normaliser[rows], scale / normaliser
+
+        forgetting, forgetting_factor = distribution(kept - self.alpha * memory)
+        remembering, remembering_factor = distribution(kept + self.alpha * memory)
+        rest.mul_((forgetting_factor - remembering_factor)[:, None])
+        flat[places] = forgetting - remembering
+        return Difference(rest, torch.bincount(rows, minlength=count))
+
+    def _refuse_negative(self, kept: Tensor) -> None:
+        if not self.center and bool((kept <= 0).any()):
+            raise InputError(
+                f"LogitModulation.center is false and a kept logit is {kept.min().item():.3g}, not positive: "
+                "suppressing it would amplify what is to be forgotten. Set center to true, or keep fewer tokens"
+            )

@@ -112,7 +112,7 @@ def joint_objective(
         raise ValueError(f"token_budget must be at least 1, got {token_budget}")
     for section in sections.values():
         _check(section, reference_head)
-    budget = token_budget or default_token_budget(head.weight.shape[0], head.weight.device)
+    budget = token_budget or default_token_budget(head.weight.device)
     heads = _Heads(head.gathered(), reference_head and reference_head.gathered())
     walks = [_Walk(section, heads, budget) for section in sections.values()]
     weight, bias = heads.policy.weight, heads.policy.bias
@@ -125,9 +125,9 @@ def joint_objective(
     )
 
 
-def default_token_budget(vocabulary: int, device: torch.device) -> int:
-    """Positions whose float32 logits take 32 MiB on a CPU, where larger ones leave the cache, else 256 MiB."""
-    return max(1, (2**25 if device.type == "cpu" else 2**28) // (4 * vocabulary))
+def default_token_budget(device: torch.device) -> int:
+    """256 positions on a CPU, where larger products gain nothing more; 1,024 elsewhere."""
+    return 256 if device.type == "cpu" else 1024
 
 
 def _check(section: Section, reference_head: OutputHead | None) -> None:
@@ -216,10 +216,15 @@ class _Walk:
             reference_logits = _apply(self.head and self.heads.reference, self.reference_states[span])
         return _apply(self.head, self.states[span]), self.targets[span], reference_logits
 
-    def evaluate(self, span: slice) -> tuple[Tensor, Terms]:
-        """The logits at `span`, the terms there and their gradients."""
+    def evaluate(self, span: slice) -> Terms:
+        """The terms at `span` and their gradients by the linear head's output, h W^T + b."""
         logits, targets, reference_logits = self.inputs(span)
-        return logits, self.loss_function.terms_and_gradient(logits, targets, reference_logits)
+        # A loss may write into its logits, and a soft cap's derivative is made of them.
+        before = logits.clone() if self.head is not None and self.head.softcap is not None else logits
+        terms = self.loss_function.terms_and_gradient(logits, targets, reference_logits)
+        if self.head is not None:
+            self.head.linear_gradient_(terms.gradient, before)
+        return terms
 
     def run(self, gradients: "_Gradients") -> Tensor:
         """The weighted loss; its gradients, times `gradients.unit`, are added to `gradients`."""
@@ -238,12 +243,12 @@ class _Walk:
     def _walk_tokens(self, gradients: "_Gradients", scale: float) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=self.states.device)
         for piece in self.pieces(slice(0, len(self.targets))):
-            logits, terms = self.evaluate(piece)
+            terms = self.evaluate(piece)
             total += terms.values.sum()
-            gradients.add(self, piece, logits, terms.gradient, torch.full_like(terms.values, scale))
+            gradients.add(self, piece, terms.gradient, torch.full_like(terms.values, scale))
             self._watch(terms.parts, len(self.targets))
             # Before the next piece's are made.
-            del logits, terms
+            del terms
         return total
 
     def _walk_group(self, span: slice, group: list[int], gradients: "_Gradients", scale: float) -> Tensor:
@@ -257,9 +262,9 @@ class _Walk:
             value, by_term = self._outer(sums, group)
             self._add_pieces(span, by_term * scale, gradients)
             return value
-        logits, terms = self.evaluate(span)
+        terms = self.evaluate(span)
         value, by_term = self._outer(self._sum(terms.values, group), group)
-        gradients.add(self, span, logits, terms.gradient, by_term * scale)
+        gradients.add(self, span, terms.gradient, by_term * scale)
         self._watch(terms.parts, len(self.targets))
         return value
 
@@ -273,10 +278,10 @@ class _Walk:
 
     def _add_pieces(self, span: slice, by_term: Tensor, gradients: "_Gradients") -> None:
         for piece, by in zip(self.pieces(span), torch.split(by_term, self.token_budget), strict=True):
-            logits, terms = self.evaluate(piece)
-            gradients.add(self, piece, logits, terms.gradient, by)
+            terms = self.evaluate(piece)
+            gradients.add(self, piece, terms.gradient, by)
             self._watch(terms.parts, len(self.targets))
-            del logits, terms
+            del terms
 
     def _sums(self, span: slice, lengths: list[int]) -> Tensor:
         """[S] the sequences' sums, in pieces and without gradients."""
@@ -354,21 +359,21 @@ class _Gradients:
         self.states = [zeros(walk.states, want) for walk, want in zip(walks, wanted[4:], strict=True)]
         self._of = dict(zip(map(id, walks), self.states, strict=True))
 
-    def add(self, walk: _Walk, span: slice, logits: Tensor, terms: Tensor, by_term: Tensor) -> None:
+    def add(self, walk: _Walk, span: slice, by_linear: Tensor, by_term: Tensor) -> None:
         """Adds the contribution of some positions.
 
         Args:
-            terms: [n, V] derivative of each position's term by its logits; overwritten.
+            by_linear: [n, V] derivative of each position's term by h W^T + b.
             by_term: [n] derivative of the loss by each position's term. It multiplies [n, d] tensors
                 here, not the much larger [n, V].
         """
         head, states = walk.head, self._of[id(walk)]
         if head is None:
             if states is not None:
-                torch.mul(terms, by_term[:, None], out=states[span])
+                torch.mul(by_linear, by_term[:, None], out=states[span])
             return
         dtype = head.weight.dtype
-        by_linear = head.linear_gradient_(terms, logits).to(dtype)  # by h W^T + b
+        by_linear = by_linear.to(dtype)
         if states is not None:
             torch.mul(by_linear @ head.weight, by_term[:, None], out=states[span])
         if self.weight is not None:

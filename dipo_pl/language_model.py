@@ -31,7 +31,7 @@ class LanguageModel(LightningModule):
         schedule: of the learning rate after the warm-up: `linear` or `cosine` to 0, or constant.
         warmup: share of all steps over which the learning rate rises from 0, in [0, 1).
         token_budget: answer positions whose logits exist at a time, each 4 bytes x vocabulary a few times
-            over; null is what suits the device (logits of 32 MiB on a CPU, of 256 MiB on a GPU).
+            over; null is 256 on a CPU and 1,024 on a GPU.
     """
 
     trains_on: ClassVar[tuple[str, ...]] = ()

@@ -7,13 +7,27 @@ import torch
 
 from dipo_pl.constructors import LogitModulation, Pair, PreferenceConstructor
 from dipo_pl.errors import InputError
-from dipo_pl.filters import AllOf, Nucleus, RelativeProbability, TopFraction
+from dipo_pl.filters import (
+    AllOf,
+    EffectiveTokens,
+    Nucleus,
+    RelativeProbability,
+    TargetToken,
+    TopFraction,
+)
 
 FILTERS = {
     "top": TopFraction(0.05),
     "relative": RelativeProbability(0.3),
     "nucleus": Nucleus(0.5),
     "both": AllOf([TopFraction(0.1), RelativeProbability(0.1)]),
+}
+# These keep tokens below the mean, or none at all.
+LOOSE = {
+    "effective": EffectiveTokens(0.5),
+    "target": TargetToken(),
+    "all": Nucleus(1.0),
+    "target_if_confident": AllOf([TopFraction(0.05), TargetToken()]),
 }
 
 
@@ -55,10 +69,11 @@ def test_alpha_by_hand():
 
 
 def test_memory_is_the_kept_logits_over_their_mean():
-    memory, kept = LogitModulation(TopFraction(0.5)).memory(torch.tensor([[1.0, 5.0, 3.0, -1.0]]))
+    logits = torch.tensor([[1.0, 5.0, 3.0, -1.0]])
+    memory, kept = LogitModulation(TopFraction(0.5)).memory(logits, first(logits))
     assert memory.tolist() == [[0.0, 3.0, 1.0, 0.0]]  # mean 2
     assert kept.tolist() == [[False, True, True, False]]
-    memory, _ = LogitModulation(TopFraction(0.5), center=False).memory(torch.tensor([[1.0, 5.0, 3.0, -1.0]]))
+    memory, _ = LogitModulation(TopFraction(0.5), center=False).memory(logits, first(logits))
     assert memory.tolist() == [[0.0, 5.0, 3.0, 0.0]]
 
 
@@ -71,16 +86,16 @@ def test_defaults_are_the_papers_but_centred():
 
 
 @pytest.mark.parametrize("alpha", [0.1, 1.0, 5.0])
-@pytest.mark.parametrize("name", FILTERS)
+@pytest.mark.parametrize("name", FILTERS | LOOSE)
 def test_a_pair_is_two_distributions(name, alpha):
     logits = draw()
-    constructor = LogitModulation(FILTERS[name], alpha)
+    constructor = LogitModulation((FILTERS | LOOSE)[name], alpha)
     for probabilities in constructor.pair(logits, first(logits)):
         assert probabilities.shape == logits.shape
         assert (probabilities >= 0).all()
         torch.testing.assert_close(probabilities.sum(-1), torch.ones(len(logits)))
     torch.testing.assert_close(
-        constructor.difference(logits, first(logits)).values.sum(-1),
+        constructor.difference(logits.clone(), first(logits)).values.sum(-1),
         torch.zeros(len(logits)),
         rtol=0,
         atol=1e-6,
@@ -105,11 +120,14 @@ def test_kept_tokens_lose_by_forgetting_and_gain_by_remembering(name, alpha):
 
 
 @pytest.mark.parametrize("center", [True, False])
-@pytest.mark.parametrize("name", FILTERS)
+@pytest.mark.parametrize("name", FILTERS | LOOSE)
 def test_difference_is_the_pairs(name, center):
     logits = draw(offset=0.0 if center else 30.0)
-    constructor = LogitModulation(FILTERS[name], 0.7, center)
-    pair, difference = constructor.pair(logits, first(logits)), constructor.difference(logits, first(logits))
+    constructor = LogitModulation((FILTERS | LOOSE)[name], 0.7, center)
+    pair, difference = (
+        constructor.pair(logits, first(logits)),
+        constructor.difference(logits.clone(), first(logits)),
+    )
     torch.testing.assert_close(difference.values, pair.forgetting - pair.remembering, rtol=1e-5, atol=1e-7)
     assert torch.equal(difference.kept, constructor.filter.keep(logits, first(logits)).sum(-1))
     base = PreferenceConstructor.difference(constructor, logits, first(logits))
@@ -122,7 +140,7 @@ def test_logits_are_left_alone():
     for center in (True, False):
         constructor = LogitModulation(center=center)
         constructor.pair(logits, first(logits))
-        constructor.difference(logits, first(logits))
+        constructor.difference(logits.clone(), first(logits))
     assert torch.equal(logits, before)
 
 
@@ -134,12 +152,14 @@ def test_centred_does_not_see_a_constant(name):
     constants = torch.randint(-90, 90, (10, 1), generator=generator)
     constructor = LogitModulation(FILTERS[name])
     plain, moved = (
-        constructor.difference(logits, first(logits)),
+        constructor.difference(logits.clone(), first(logits)),
         constructor.difference(logits + constants, first(logits)),
     )
     torch.testing.assert_close(moved.values, plain.values, rtol=0, atol=1e-5)
     assert torch.equal(moved.kept, plain.kept)
-    assert torch.equal(constructor.memory(logits)[1], constructor.memory(logits + constants)[1])
+    assert torch.equal(
+        constructor.memory(logits, first(logits))[1], constructor.memory(logits + constants, first(logits))[1]
+    )
 
 
 def test_raw_does_see_a_constant():
@@ -147,7 +167,7 @@ def test_raw_does_see_a_constant():
     logits = draw(offset=20.0)
     constructor = LogitModulation(alpha=0.1, center=False)
     one, other = (
-        constructor.difference(logits, first(logits)).values,
+        constructor.difference(logits.clone(), first(logits)).values,
         constructor.difference(logits + 10, first(logits)).values,
     )
     assert (one - other).abs().max() > 0.1
@@ -158,7 +178,7 @@ def test_centred_is_raw_where_the_mean_is_0(name):
     """Rows v and -v side by side have the mean 0 exactly."""
     half = draw(vocabulary=50)
     logits = torch.cat([half, -half], -1)
-    centred = LogitModulation(FILTERS[name]).difference(logits, first(logits))
+    centred = LogitModulation(FILTERS[name]).difference(logits.clone(), first(logits))
     raw = LogitModulation(FILTERS[name], center=False).difference(logits, first(logits))
     torch.testing.assert_close(centred.values, raw.values, rtol=1e-5, atol=1e-6)
     assert torch.equal(centred.kept, raw.kept)
@@ -211,3 +231,38 @@ def test_alpha_is_refused(alpha):
 def test_pair_is_required():
     with pytest.raises(TypeError, match="pair"):
         PreferenceConstructor()
+
+
+@pytest.mark.parametrize("gap", [50.0, 200.0, 1000.0])
+def test_one_token_far_above_all_others(gap):
+    """Their exponentials underflow beside it, and yet they are all there is once it is suppressed.
+
+    Logits gap, 0, 0, 0 have the mean gap / 4: suppressed, the first stands at gap / 4, and has e^(gap / 4) of
+    e^(gap / 4) + 3. With alpha 2 it stands at -gap / 2, and the other three share everything.
+    """
+    logits = torch.tensor([[gap, 0.0, 0.0, 0.0]])
+    difference = LogitModulation(TopFraction(0.25)).difference(logits.clone(), first(logits)).values
+    share = 1 / (1 + 3 * math.exp(-gap / 4))
+    expected = torch.tensor([[share - 1, *[(1 - share) / 3] * 3]])
+    torch.testing.assert_close(difference, expected, rtol=1e-5, atol=1e-7)
+    difference = LogitModulation(TopFraction(0.25), alpha=2).difference(logits.clone(), first(logits)).values
+    torch.testing.assert_close(difference, torch.tensor([[-1.0, 1 / 3, 1 / 3, 1 / 3]]), rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_that_keeps_nothing_has_no_preference():
+    """The target is not confident in the first row, and is in the second."""
+    logits = torch.tensor([[3.0, 1.0, 0.0, 0.0], [3.0, 1.0, 0.0, 0.0]])
+    difference = LogitModulation(AllOf([TopFraction(0.25), TargetToken()])).difference(
+        logits, torch.tensor([1, 0])
+    )
+    assert difference.kept.tolist() == [0, 1]
+    assert torch.equal(difference.values[0], torch.zeros(4))
+    assert difference.values[1, 0] < -0.1
+
+
+def test_a_kept_token_below_the_mean_is_left_as_it_is():
+    """Suppressing it towards the mean would amplify it: the pair is one distribution, and nothing is pulled."""
+    logits = torch.tensor([[5.0, 1.0, 0.0]])
+    pair = LogitModulation(TargetToken()).pair(logits, torch.tensor([1]))
+    assert torch.equal(pair.forgetting, pair.remembering)
+    assert torch.equal(pair.forgetting, logits.softmax(-1))

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from dipo_pl.errors import InputError
-from dipo_pl.filters import AllOf, Filter, Nucleus, RelativeProbability, TopFraction
+from dipo_pl.filters import (
+    AllOf,
+    EffectiveTokens,
+    Filter,
+    Nucleus,
+    RelativeProbability,
+    TargetToken,
+    TopFraction,
+)
 
 
 def first(logits):
@@ -16,10 +24,8 @@ def first(logits):
 
 def kept(filter, *rows):
     """The kept token ids of each row."""
-    return [
-        row.nonzero().flatten().tolist()
-        for row in filter.keep(torch.tensor(rows), torch.zeros(len(rows), dtype=torch.long))
-    ]
+    logits = torch.tensor(rows)
+    return [row.nonzero().flatten().tolist() for row in filter.keep(logits, first(logits))]
 
 
 def log(*probabilities):
@@ -171,6 +177,8 @@ FILTERS = {
     "nucleus_little": Nucleus(1e-6),
     "nucleus_all": Nucleus(1.0),
     "all_of": AllOf([TopFraction(0.05), RelativeProbability(0.05), Nucleus(0.5)]),
+    "effective": EffectiveTokens(),
+    "effective_many": EffectiveTokens(8.0),
 }
 
 
@@ -205,6 +213,31 @@ def test_a_constant_added_to_all_logits_changes_nothing(name, shift):
     assert torch.equal(
         FILTERS[name].keep(logits, first(logits)), FILTERS[name].keep(logits + constants, first(logits))
     )
+
+
+def test_effective_tokens_follow_the_uncertainty():
+    """Two tokens of 1/2 are 2 effective ones, four of 1/4 are 4, and a certain one is 1.
+
+    Probabilities 1/2, 1/4, 1/8, 1/8 have the entropy 1.75 ln 2, so 2^1.75 = 3.36 effective tokens: 3 are kept,
+    and the fourth because it ties with the third; half as many, 1.68, are 2.
+    """
+    rows = [log(0.5, 0.5, 1e-9, 1e-9), log(0.25, 0.25, 0.25, 0.25), log(1e-9, 1, 1e-9, 1e-9)]
+    assert kept(EffectiveTokens(), *rows) == [[0, 1], [0, 1, 2, 3], [1]]
+    assert kept(EffectiveTokens(), log(0.125, 0.5, 0.125, 0.25)) == [[0, 1, 2, 3]]
+    assert kept(EffectiveTokens(0.5), log(0.125, 0.5, 0.125, 0.25)) == [[1, 3]]
+    assert kept(EffectiveTokens(100.0), log(0.1, 0.9)) == [[0, 1]]
+
+
+def test_target_token_is_kept_whatever_its_probability():
+    logits = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
+    mask = TargetToken().keep(logits, torch.tensor([2, 0]))
+    assert mask.tolist() == [[False, False, True], [True, False, False]]
+
+
+@pytest.mark.parametrize("scale", [0, -1.0, math.nan, math.inf])
+def test_effective_tokens_scale_is_refused(scale):
+    with pytest.raises(InputError, match=f"EffectiveTokens.scale must be a finite number > 0, got {scale}"):
+        EffectiveTokens(scale)
 
 
 @pytest.mark.parametrize("value", [0, 0.0, -1, -0.05, 1.0001, 1.5, math.nan, math.inf])

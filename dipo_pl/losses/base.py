@@ -65,7 +65,11 @@ class Loss(ABC):
         """
 
     def terms_and_gradient(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None) -> Terms:
-        """q_t and dq_t / dz_t. Override it where the gradient has a closed form."""
+        """q_t and dq_t / dz_t. Override it where the gradient has a closed form.
+
+        May write into `logits` and `reference_logits`, which are as large as all else together and have
+        no further use; the gradient may be one of them.
+        """
         with torch.enable_grad():
             leaf = logits.detach().requires_grad_()
             values = self.terms(leaf, targets, reference_logits)

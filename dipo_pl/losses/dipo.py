@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dipo_pl.constructors import Difference, LogitModulation, PreferenceConstructor
+from dipo_pl.constructors import LogitModulation, PreferenceConstructor
 from dipo_pl.errors import InputError
 from dipo_pl.losses.base import Loss, Terms
 
@@ -52,19 +52,20 @@ class DiPO(Loss):
 
     def terms(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None) -> Tensor:
         assert reference_logits is not None
-        difference = self._difference(logits.detach(), targets, reference_logits).values
+        source = reference_logits if self.pairs_from == "reference" else logits
+        difference = self.constructor.difference(source.detach().clone(), targets).values
         values: Tensor = torch.linalg.vecdot(difference, logits - reference_logits)
         return values
 
     def terms_and_gradient(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None) -> Terms:
         assert reference_logits is not None
-        difference, kept = self._difference(logits, targets, reference_logits)
-        values = torch.linalg.vecdot(difference, logits - reference_logits)
-        return Terms(values, difference, {"kept": kept.float()})
-
-    def _difference(self, logits: Tensor, targets: Tensor, reference_logits: Tensor) -> Difference:
-        source = reference_logits if self.pairs_from == "reference" else logits
-        return self.constructor.difference(source, targets)
+        # The gap takes the place of the logits that the pair is not built from.
+        source, gap = logits, reference_logits
+        if self.pairs_from == "reference":
+            source, gap = gap, source
+        torch.sub(logits, reference_logits, out=gap)
+        difference, kept = self.constructor.difference(source, targets)
+        return Terms(torch.linalg.vecdot(difference, gap), difference, {"kept": kept.float()})
 
     def sequence_loss(self, sums: Tensor, lengths: Tensor) -> Tensor:
         return -functional.logsigmoid(self.beta * self._sign * sums)

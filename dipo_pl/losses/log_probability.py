@@ -13,6 +13,15 @@ def target_log_probability(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(dim=-1)
 
 
+def log_probability_and_softmax_(logits: Tensor, targets: Tensor) -> Tensor:
+    """log softmax(z)_y in nats, [N]; `logits` become softmax(z) in place."""
+    chosen = logits.gather(-1, targets[:, None])
+    top = logits.amax(dim=-1, keepdim=True)
+    total = logits.sub_(top).exp_().sum(dim=-1, keepdim=True)
+    logits.div_(total)
+    return (chosen - top - total.log()).squeeze(-1)
+
+
 class LogProbabilityLoss(Loss):
     r"""q_t = sign * log p(y_t), or sign * (log p(y_t) - log p_ref(y_t)) where the loss uses the reference.
 
@@ -28,7 +37,9 @@ class LogProbabilityLoss(Loss):
         return self.sign * values
 
     def terms_and_gradient(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None) -> Terms:
-        values = self.terms(logits, targets, reference_logits)
-        gradient = torch.softmax(logits, dim=-1).mul_(-self.sign)
+        values = log_probability_and_softmax_(logits, targets)
+        if reference_logits is not None:
+            values = values - log_probability_and_softmax_(reference_logits, targets)
+        gradient = logits.mul_(-self.sign)
         gradient.scatter_add_(-1, targets[:, None], torch.full_like(gradient[:, :1], self.sign))
-        return Terms(values, gradient, {})
+        return Terms(self.sign * values, gradient, {})

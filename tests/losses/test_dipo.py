@@ -28,6 +28,8 @@ def loop_preferences(logits, keep, alpha, center=True):
     z = [float(each) for each in logits]
     middle = sum(z) / len(z) if center else 0.0
     memory = [value - middle if kept else 0.0 for value, kept in zip(z, keep(z), strict=True)]
+    if center:
+        memory = [max(0.0, value) for value in memory]
 
     def softmax(values):
         top = max(values)
@@ -76,7 +78,9 @@ def divergence(p, logits):
     return (p * (torch.log(p) - log_q)).sum()
 
 
-def loop_dipo(states, head, reference_states, reference_head, lengths, beta, retain, preferences):
+def loop_dipo(
+    states, head, reference_states, reference_head, lengths, beta, retain, preferences, from_reference=False
+):
     total = torch.zeros((), dtype=torch.float64)
     start = answered = 0
     for length in lengths:
@@ -84,7 +88,7 @@ def loop_dipo(states, head, reference_states, reference_head, lengths, beta, ret
         for t in range(start, start + length):
             z = loop_logits(states[t], head)
             z_reference = loop_logits(reference_states[t], reference_head)
-            forgetting, remembering = preferences(z.detach())
+            forgetting, remembering = preferences(z_reference if from_reference else z.detach())
             w, l = (remembering, forgetting) if retain else (forgetting, remembering)  # noqa: E741
             bracket = bracket + divergence(l, z) - divergence(w, z)
             bracket = bracket + divergence(w, z_reference) - divergence(l, z_reference)
@@ -136,7 +140,7 @@ class Problem:
             budget,
         )
 
-    def definition(self, beta, retain, preferences, states=None):
+    def definition(self, beta, retain, preferences, states=None, from_reference=False):
         return loop_dipo(
             self.states if states is None else states,
             {"weight": self.weight, "bias": self.bias, **self.head},
@@ -146,6 +150,7 @@ class Problem:
             beta,
             retain,
             preferences,
+            from_reference,
         )
 
 
@@ -181,7 +186,7 @@ def compare(problem, loss, retain, preferences, dtype=torch.float32, budget=1000
     # Inputs rounded to dtype, so that only the arithmetic differs.
     theirs = ours.to(torch.float64)
     objective = ours.package(loss, budget)
-    value = theirs.definition(loss.beta, retain, preferences)
+    value = theirs.definition(loss.beta, retain, preferences, from_reference=loss.pairs_from == "reference")
     assert objective.loss.dtype == torch.float32
     assert objective.loss.shape == ()
     close(objective.loss.detach(), value.detach(), TOLERANCE[dtype])
@@ -225,6 +230,19 @@ def test_matches_the_definition(side, shape, budget):
 def test_matches_the_definition_for_other_strengths(alpha, beta):
     loss = DiPO(beta, LogitModulation(TopFraction(0.05), alpha))
     compare(draw([4, 1, 6], 53), loss, False, lambda z: loop_preferences(z, keep_top(0.05), alpha), budget=5)
+
+
+@pytest.mark.parametrize("side", LOSSES)
+@pytest.mark.parametrize("budget", [3, 1000])
+def test_pairs_from_the_reference(side, budget):
+    loss = LOSSES[side](0.2, LogitModulation(TopFraction(0.1)), pairs_from="reference")
+    compare(
+        draw([5, 3, 6], 37),
+        loss,
+        side == "retain",
+        lambda z: loop_preferences(z, keep_top(0.1), 1.0),
+        budget=budget,
+    )
 
 
 def test_defaults_are_the_papers():
