@@ -107,14 +107,14 @@ class LogitModulation(PreferenceConstructor):
         the others differ by e^z (1 / Z_forgetting - 1 / Z_remembering).
         """
         count, vocabulary = logits.shape
-        places = self.filter.keep(logits, targets).flatten().nonzero().squeeze(1)
+        places = self.filter.places(logits, targets)
         rows = places.div(vocabulary, rounding_mode="floor")
         center = logits.mean(dim=-1) if self.center else None
         rest, flat = logits, logits.view(-1)
-        kept = flat[places]
+        kept = flat.index_select(0, places)
         self._refuse_negative(kept)
-        memory = kept if center is None else (kept - center[rows]).clamp_(min=0)
-        flat[places] = -torch.inf
+        memory = kept if center is None else (kept - center.index_select(0, rows)).clamp_(min=0)
+        flat.index_fill_(0, places, -torch.inf)
         # Finite where no token is left.
         top = rest.amax(dim=-1).clamp_(min=torch.finfo(rest.dtype).min)
         rest.sub_(top[:, None]).exp_()
@@ -123,15 +123,15 @@ class LogitModulation(PreferenceConstructor):
         def distribution(modulated: Tensor) -> tuple[Tensor, Tensor]:
             """Probabilities of the kept tokens, and the factor on e^(z - top) of the others."""
             highest = top.scatter_reduce(0, rows, modulated, "amax")
-            powers = (modulated - highest[rows]).exp_()
+            powers = (modulated - highest.index_select(0, rows)).exp_()
             scale = (top - highest).exp_()
             normaliser = (total * scale).index_add_(0, rows, powers)
-            return powers / normaliser[rows], scale / normaliser
+            return powers.div_(normaliser.index_select(0, rows)), scale / normaliser
 
         forgetting, forgetting_factor = distribution(kept - self.alpha * memory)
         remembering, remembering_factor = distribution(kept + self.alpha * memory)
         rest.mul_((forgetting_factor - remembering_factor)[:, None])
-        flat[places] = forgetting - remembering
+        flat.index_copy_(0, places, forgetting.sub_(remembering))
         return Difference(rest, torch.bincount(rows, minlength=count))
 
     def _refuse_negative(self, kept: Tensor) -> None:

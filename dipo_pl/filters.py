@@ -25,6 +25,14 @@ class Filter(ABC):
             [N, V] bool, the same for logits + constant. A row that keeps nothing has no preference.
         """
 
+    def places(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """[K] the kept tokens' places in the flattened logits, in order."""
+        kept = self.keep(logits, targets).flatten()
+        if kept.device.type != "cpu":
+            return kept.nonzero().squeeze(1)
+        # Twice as fast as torch's.
+        return torch.from_numpy(np.flatnonzero(kept.numpy()))
+
 
 def _share(name: str, value: float) -> float:
     if not 0 < value <= 1:
@@ -46,7 +54,15 @@ class TopFraction(Filter):
         self.rate = _share("TopFraction.rate", rate)
 
     def keep(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return logits >= _highest(logits, max(1, round(self.rate * logits.shape[-1])))
+        return _at_least(logits, _highest(logits, max(1, round(self.rate * logits.shape[-1]))))
+
+
+def _at_least(logits: Tensor, threshold: Tensor) -> Tensor:
+    """[N, V] bool."""
+    if logits.device.type != "cpu":
+        return logits >= threshold
+    # torch's comparison is not vectorised: 1.5 ms where NumPy's took 0.4, and 12.6 where it took 1.7 (64 x 128,256).
+    return torch.from_numpy(logits.detach().numpy() >= threshold.numpy())
 
 
 def _highest(logits: Tensor, rank: int) -> Tensor:
@@ -81,7 +97,7 @@ class EffectiveTokens(Filter):
         perplexity = torch.exp(-(log_p.exp() * log_p).sum(dim=-1, keepdim=True))
         ranks = (self.scale * perplexity).round().clamp(1, logits.shape[-1]).long()
         highest = logits.topk(int(ranks.max()), dim=-1).values
-        return logits >= highest.gather(-1, ranks - 1)
+        return _at_least(logits, highest.gather(-1, ranks - 1))
 
 
 class TargetToken(Filter):
@@ -107,7 +123,7 @@ class RelativeProbability(Filter):
         self.rate = _share("RelativeProbability.rate", rate)
 
     def keep(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return logits >= logits.amax(dim=-1, keepdim=True) + math.log(self.rate)
+        return _at_least(logits, logits.amax(dim=-1, keepdim=True) + math.log(self.rate))
 
 
 class Nucleus(Filter):

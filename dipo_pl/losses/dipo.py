@@ -65,7 +65,7 @@ class DiPO(Loss):
             source, gap = gap, source
         torch.sub(logits, reference_logits, out=gap)
         difference, kept = self.constructor.difference(source, targets)
-        return Terms(torch.linalg.vecdot(difference, gap), difference, {"kept": kept.float()})
+        return Terms(gap.mul_(difference).sum(dim=-1), difference, {"kept": kept.float()})
 
     def sequence_loss(self, sums: Tensor, lengths: Tensor) -> Tensor:
         return -functional.logsigmoid(self.beta * self._sign * sums)
