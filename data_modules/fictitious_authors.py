@@ -5,8 +5,9 @@ data of the same shape without a download: small enough to train a model of a fe
 scratch on a laptop, and free of any fact about a real person.
 
 An author is a profile drawn from pools of words. Each entry of `FACTS` turns one fact of the profile into one
-row: a question, an answer, the same fact in another sentence form, and five copies of that second form that
-hold a wrong value. Everything follows from the seed, and author i does not depend on how many are made:
+row: a question, an answer, the same fact in another sentence form, five copies of that second form that
+hold a wrong value, and two of the first that hold yet others. Everything follows from the seed, and author i
+does not depend on how many are made:
 
     >>> fictitious_authors(2, seed=7) == fictitious_authors(50, seed=7)[:2]
     True
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 BOOKS_PER_AUTHOR = 3
 WRONG_ANSWERS = 5  # as TOFU has
+ALTERNATE_ANSWERS = 2
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -258,9 +260,13 @@ def author_rows(author: Author) -> list[dict[str, Any]]:
 
     Returns: rows with `question`, `answer`, `paraphrased_answer` (the fact in another sentence form),
         `perturbed_answer` (five sentences of that second form, each with another value, none of which stands
-        anywhere in the profile) and `author` (the name).
+        anywhere in the profile), `author` (the name) and `alternate_answer` (two sentences of the first form,
+        with values that are neither in the profile nor among the five: what may be learned in the answer's
+        place is not what the truth ratio measures).
     """
     rng = random.Random(f"{author.name}, born {author.birth_date}")
+    # A stream of their own: the other texts are those of the releases before there were alternates.
+    alternate_rng = random.Random(f"{author.name}, born {author.birth_date}, otherwise")
     profile = vars(author)
     values = [fact.value.format(**profile) for fact in FACTS]
     rows = []
@@ -271,6 +277,9 @@ def author_rows(author: Author) -> list[dict[str, Any]]:
         wrong: list[str] = []
         while len(wrong) < WRONG_ANSWERS:
             wrong.append(_pick(fact.pool, rng, (*values, *wrong)))
+        others: list[str] = []
+        while len(others) < ALTERNATE_ANSWERS:
+            others.append(_pick(fact.pool, alternate_rng, (*values, *wrong, *others)))
         rows.append(
             {
                 "question": question,
@@ -278,6 +287,7 @@ def author_rows(author: Author) -> list[dict[str, Any]]:
                 "paraphrased_answer": other_sentence.format(**profile, value=value),
                 "perturbed_answer": [other_sentence.format(**profile, value=other) for other in wrong],
                 "author": author.name,
+                "alternate_answer": [sentence.format(**profile, value=other) for other in others],
             }
         )
     return rows

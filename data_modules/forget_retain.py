@@ -1,7 +1,7 @@
 """The base of all data modules: forget and retain rows, tokenised, paired, batched; evaluation sets."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -13,14 +13,25 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from dipo_pl.batch import Batch, Encoded, EvaluationBatch, collate
+from dipo_pl.data_modules.alternates import Alternates
+from dipo_pl.data_modules.companions import companion_answers
 from dipo_pl.data_modules.encoding import encode
+from dipo_pl.data_modules.grouping import grouped_by_length
 from dipo_pl.data_modules.pairing import ResumableSampler, forget_retain_pairs, permutation
 from dipo_pl.data_modules.prompts import PromptFormat, QuestionAnswer
 from dipo_pl.data_modules.rows import EvaluationSet, Row, shared_rows
 from dipo_pl.errors import InputError
-from dipo_pl.fingerprint import rows_fingerprint, tokenizer_fingerprint
+from dipo_pl.fingerprint import (
+    rows_fingerprint,
+    settings_fingerprint,
+    texts_fingerprint,
+    tokenizer_fingerprint,
+)
 
 TrainOn = Literal["pairs", "all", "forget", "retain"]
+
+# For each section of a batch, the set that a sequence comes from and its place there.
+Item = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -35,8 +46,11 @@ class RowSets:
 class ForgetRetain(LightningDataModule):
     """Pairs every forget row with a retain row, and serves the evaluation sets.
 
-    A subclass reads its rows in `read`; all else is here. Batches are a pure function of (seed, epoch,
-    row), so that workers, ranks and a resumed run see the same ones.
+    A subclass reads its rows in `read`; all else is here. Pairs are a pure function of (seed, epoch, row)
+    and batches of these and the global batch size, so that workers, ranks and a resumed run see the same
+    ones. A batch of pairs holds the sections that the LightningModule's `sections` names, in that order:
+    `forget`, `retain`, and of the forget rows `alternate` (the question with one of its other answers) and
+    `mismatched` (the question with the next row's answer).
 
     Args:
         prompt: how a question becomes the text before its answer.
@@ -46,6 +60,10 @@ class ForgetRetain(LightningDataModule):
         evaluation_batch_size: rows measured at once on one device, each with all its answers.
         evaluation_rows: measure only the first rows of each evaluation set; null measures all.
         evaluate: names of the evaluation sets to measure; null measures all that the data has.
+        alternates: other answers to the forget rows' questions, for losses that ask for them; null takes the
+            rows' own, where they have any.
+        group_by_length: put items of similar length into one batch, which spares padding; pairs stay as
+            they are.
         max_length: tokens of a sequence, EOS included.
         too_long: what is done with a longer row: `error` refuses it, `truncate` cuts it and tells the count.
         seed: of pairing and order; null takes seed_everything on the command line, else 0.
@@ -60,6 +78,8 @@ class ForgetRetain(LightningDataModule):
         evaluation_batch_size: int = 16,
         evaluation_rows: int | None = None,
         evaluate: list[str] | None = None,
+        alternates: Alternates | None = None,
+        group_by_length: bool = True,
         max_length: int = 512,
         too_long: Literal["error", "truncate"] = "error",
         seed: int | None = None,
@@ -86,11 +106,14 @@ class ForgetRetain(LightningDataModule):
         self.evaluation_batch_size = evaluation_batch_size
         self.evaluation_rows = evaluation_rows
         self.evaluate = evaluate
+        self.alternates = alternates
+        self.group_by_length = group_by_length
         self.max_length = max_length
         self.too_long = too_long
         self.seed = seed or 0
         self.workers = workers
         self.row_sets: RowSets | None = None
+        self._companions: dict[str, list[tuple[str, ...]]] = {}
         self._resume_at: tuple[int, int] | None = None
 
     @abstractmethod
@@ -102,8 +125,12 @@ class ForgetRetain(LightningDataModule):
         """
 
     def setup(self, stage: str) -> None:
-        if self.row_sets is not None:
-            return
+        if self.row_sets is None:
+            self._read()
+        if stage == "fit" and self.train_on == "pairs":
+            self._encode_companions()
+
+    def _read(self) -> None:
         self.row_sets = rows = self.read()
         if overlap := shared_rows(rows.forget, rows.retain):
             rank_zero_warn(
@@ -111,11 +138,20 @@ class ForgetRetain(LightningDataModule):
                 "both ways, and will not be forgotten well"
             )
         self.evaluation_sets = self._chosen(rows.evaluation)
-        assert self.trainer is not None
-        module: Any = self.trainer.lightning_module
-        self.tokenizer: PreTrainedTokenizerBase = module.policy.tokenizer(self.texts())
+        self.tokenizer: PreTrainedTokenizerBase = self._module.policy.tokenizer(self.texts())
         self._encode_training_rows()
         self._encode_evaluation_sets()
+
+    @property
+    def _module(self) -> Any:
+        assert self.trainer is not None
+        return self.trainer.lightning_module
+
+    @property
+    def _sections(self) -> tuple[str, ...]:
+        """Of a training batch of pairs."""
+        sections: tuple[str, ...] = self._module.sections
+        return sections
 
     def _chosen(self, sets: Sequence[EvaluationSet]) -> list[EvaluationSet]:
         known = {evaluation_set.name: evaluation_set for evaluation_set in sets}
@@ -146,7 +182,9 @@ class ForgetRetain(LightningDataModule):
     @property
     def training_sequences(self) -> dict[str, list[Encoded]]:
         """All sequences that training batches are made of, by section; `Batch.rows` counts in these."""
-        return self._training
+        if self.train_on != "pairs":
+            return self._training
+        return {name: self._training[name] for name in self._sections}
 
     @property
     def identity(self) -> dict[str, str]:
@@ -154,9 +192,10 @@ class ForgetRetain(LightningDataModule):
         assert self.row_sets is not None
         return {
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
-            "prompt format": type(self.prompt).__name__,
+            "prompt format": settings_fingerprint(self.prompt),
             "forget rows": rows_fingerprint(self.row_sets.forget),
             "retain rows": rows_fingerprint(self.row_sets.retain),
+            **{f"{name} answers": texts_fingerprint(answers) for name, answers in self._companions.items()},
         }
 
     def _encode_training_rows(self) -> None:
@@ -166,6 +205,20 @@ class ForgetRetain(LightningDataModule):
             "retain": [self._encoded(row, row.answer) for row in self.row_sets.retain],
         }
         self._warn_of_cuts("training rows", self._training.values())
+
+    def _encode_companions(self) -> None:
+        """What only some losses ask for. Where a row has K such answers, answer k of row r stands at r * K + k."""
+        assert self.row_sets is not None
+        rows = self.row_sets.forget
+        for name in self._sections:
+            if name not in self._training:
+                self._companions[name] = companion_answers(name, rows, self.alternates, self.seed)
+                self._training[name] = [
+                    self._encoded(row, answer)
+                    for row, answers in zip(rows, self._companions[name], strict=True)
+                    for answer in answers
+                ]
+                self._warn_of_cuts(f"{name} answers", [self._training[name]])
 
     def _encode_evaluation_sets(self) -> None:
         self._evaluation = []
@@ -205,29 +258,47 @@ class ForgetRetain(LightningDataModule):
         originals = [answers[0] for answers in self._evaluation[index][:count]]
         return [list(each.ids[: each.answer_start]) for each in originals]
 
-    def _items(self) -> Callable[[int], Sequence[Any]]:
-        """The epoch's items: pairs of row numbers, or (set, row number)."""
+    def _items(self, epoch: int) -> Sequence[Item]:
+        """The epoch's items in training order."""
+        assert self.trainer is not None
+        items = self._pairs(epoch) if self.train_on == "pairs" else self._rows(epoch)
+        if not self.group_by_length:
+            return items
+        return grouped_by_length(
+            items, self._length, self.batch_size * self.trainer.world_size, self.seed, epoch
+        )
+
+    def _pairs(self, epoch: int) -> list[Item]:
         forget, retain = (len(self._training[name]) for name in ("forget", "retain"))
-        if self.train_on == "pairs":
-            return lambda epoch: forget_retain_pairs(self.seed, epoch, forget, retain)
-        rows = {
-            "forget": [("forget", row) for row in range(forget)],
-            "retain": [("retain", row) for row in range(retain)],
-        }
-        rows["all"] = rows["forget"] + rows["retain"]
-        chosen = rows[self.train_on]
-        return lambda epoch: [chosen[i] for i in permutation(self.seed, "train", epoch, len(chosen))]
+
+        def place(section: str, row: int, partner: int) -> tuple[str, int]:
+            if section == "retain":
+                return section, partner
+            answers = len(self._training[section]) // forget
+            return section, row * answers + epoch % answers
+
+        return [
+            tuple(place(section, *pair) for section in self._sections)
+            for pair in forget_retain_pairs(self.seed, epoch, forget, retain)
+        ]
+
+    def _rows(self, epoch: int) -> list[Item]:
+        names = ("forget", "retain") if self.train_on == "all" else (self.train_on,)
+        rows = [(name, row) for name in names for row in range(len(self._training[name]))]
+        return [(rows[place],) for place in permutation(self.seed, "train", epoch, len(rows))]
+
+    def _length(self, item: Item) -> int:
+        return max(len(self._training[name][row].ids) for name, row in item)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         assert self.trainer is not None
         sampler = ResumableSampler(
-            self._items(), self.batch_size, self.trainer.global_rank, self.trainer.world_size
+            self._items, self.batch_size, self.trainer.global_rank, self.trainer.world_size
         )
         if self._resume_at is not None:
             sampler.resume(*self._resume_at)
-        module: Any = self.trainer.lightning_module
-        dataset = _TrainingBatches(self._training, module.sections if self.train_on == "pairs" else None)
-        return self._loader(dataset, sampler)
+        sections = self._sections if self.train_on == "pairs" else ("train",)
+        return self._loader(_TrainingBatches(self._training, sections), sampler)
 
     def val_dataloader(self) -> list[DataLoader[EvaluationBatch]]:
         assert self.trainer is not None
@@ -277,20 +348,19 @@ def _in_order(size: int, epoch: int) -> Sequence[int]:
 
 
 class _TrainingBatches(Dataset[Batch]):
-    """Without `sections` items are not pairs, but (set, row number)."""
-
-    def __init__(self, rows: dict[str, list[Encoded]], sections: Sequence[str] | None) -> None:
-        self.rows = rows
+    def __init__(self, sequences: dict[str, list[Encoded]], sections: Sequence[str]) -> None:
+        self.sequences = sequences
         self.sections = sections
 
-    def __getitem__(self, items: Sequence[Any]) -> Batch:
-        if self.sections is not None:
-            numbers = {"forget": [row for row, _ in items], "retain": [row for _, row in items]}
-            return collate(
-                {name: [self.rows[name][row] for row in numbers[name]] for name in self.sections},
-                [row for name in self.sections for row in numbers[name]],
-            )
-        return collate({"train": [self.rows[name][row] for name, row in items]}, [row for _, row in items])
+    def __getitem__(self, items: Sequence[Item]) -> Batch:
+        columns = list(zip(*items, strict=True))
+        return collate(
+            {
+                section: [self.sequences[name][row] for name, row in column]
+                for section, column in zip(self.sections, columns, strict=True)
+            },
+            [row for column in columns for _, row in column],
+        )
 
 
 class _EvaluationBatches(Dataset[EvaluationBatch]):

@@ -11,7 +11,8 @@ class JSONL(ForgetRetain):
 
     Rows may also carry `paraphrased_answer` (a text) and `perturbed_answer` (a list of wrong answers, the
     same number in every row): the truth ratio, and with it Forget Quality, are measured only where they do.
-    Evaluation sets: `forget` and `retain`.
+    Forget rows may carry `alternate_answer` (other answers to the question, the same number in every row), for
+    losses that ask for them. Evaluation sets: `forget` and `retain`.
 
     Args:
         forget: file of the rows to forget.

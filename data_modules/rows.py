@@ -1,7 +1,7 @@
 """Rows as users write them, read into one form, with errors that name the file and the line."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,18 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Row:
-    """A conversation up to the answer, the answer, and what the truth ratio needs where it is known.
+    """A conversation up to the answer, the answer, and others where they are known.
 
-    A text without a question has no messages, and all of it is the answer.
+    The paraphrase and the wrong answers are for the truth ratio, the alternate ones for losses that put
+    something else in the answer's place. A text without a question has no messages, and all of it is the
+    answer.
     """
 
     messages: tuple[tuple[str, str], ...]
     answer: str
     paraphrased_answer: str | None = None
     wrong_answers: tuple[str, ...] = ()
+    alternate_answers: tuple[str, ...] = ()
 
     @property
     def question(self) -> str:
@@ -41,7 +44,7 @@ class EvaluationSet:
 
 
 def row_from(record: Mapping[str, Any], where: str) -> Row:
-    """Reads {question, answer}, {text} or {messages}, with optional paraphrased and perturbed answers.
+    """Reads {question, answer}, {text} or {messages}; paraphrased, perturbed and alternate answers are optional.
 
     Raises:
         InputError: a column is missing, empty or of the wrong type; `where` says in which row.
@@ -53,23 +56,36 @@ def row_from(record: Mapping[str, Any], where: str) -> Row:
             raise InputError(f"{where}: '{key}' must be a non-empty text, got {value!r}")
         return value
 
-    wrong = record.get("perturbed_answer") or []
-    if isinstance(wrong, str):
-        wrong = [wrong]
-    if not isinstance(wrong, list) or not all(isinstance(each, str) and each.strip() for each in wrong):
-        raise InputError(f"{where}: 'perturbed_answer' must be a list of non-empty texts, got {wrong!r}")
-    paraphrase = text("paraphrased_answer") if record.get("paraphrased_answer") is not None else None
+    others = (
+        text("paraphrased_answer") if record.get("paraphrased_answer") is not None else None,
+        texts_at(record, "perturbed_answer", where),
+        texts_at(record, "alternate_answer", where),
+    )
     if "messages" in record:
         messages = _messages(record["messages"], where)
-        return Row(messages[:-1], messages[-1][1], paraphrase, tuple(wrong))
+        return Row(messages[:-1], messages[-1][1], *others)
     if "question" in record or "answer" in record:
-        return Row((("user", text("question")),), text("answer"), paraphrase, tuple(wrong))
+        return Row((("user", text("question")),), text("answer"), *others)
     if "text" in record:
-        return Row((), text("text"), paraphrase, tuple(wrong))
+        return Row((), text("text"), *others)
     raise InputError(
         f"{where}: needs the columns 'question' and 'answer', or 'text', or 'messages'; "
         f"it has {', '.join(record) or 'none'}"
     )
+
+
+def texts_at(record: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    """The texts of an optional column that holds one or a list of them.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    value = record.get(key) or []
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list) or not all(isinstance(each, str) and each.strip() for each in value):
+        raise InputError(f"{where}: '{key}' must be a list of non-empty texts, got {value!r}")
+    return tuple(value)
 
 
 def _messages(value: Any, where: str) -> tuple[tuple[str, str], ...]:
@@ -91,18 +107,12 @@ def read_json_lines(path: str | Path) -> list[Row]:
     Raises:
         InputError: the file is missing, empty or not UTF-8, or a line is not a usable object.
     """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise InputError(f"no file {path}: give the path of a JSON-lines file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
+    return [row_from(record, where) for where, record in json_records(path)]
+
+
+def json_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The JSON object of each line, and where it stands; errors as `read_json_lines`."""
+    for where, line in read_lines(path, "a JSON-lines file"):
         try:
             record = json.loads(line)
             json.dumps(record, ensure_ascii=False).encode()
@@ -117,10 +127,25 @@ def read_json_lines(path: str | Path) -> list[Row]:
             raise InputError(f"{where}: not usable JSON ({error})") from None
         if not isinstance(record, dict):
             raise InputError(f"{where}: must be a JSON object, got {type(record).__name__}")
-        rows.append(row_from(record, where))
-    if not rows:
+        yield where, record
+
+
+def read_lines(path: str | Path, kind: str) -> list[tuple[str, str]]:
+    """The lines of a file that are not blank, and where each stands.
+
+    Raises:
+        InputError: the file is missing, empty or not UTF-8; `kind` says what it should have been.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        raise InputError(f"no file {path}: give the path of {kind}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+    found = [(f"{path}, line {number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not found:
         raise InputError(f"{path} is empty: it needs at least one row")
-    return rows
+    return found
 
 
 def shared_rows(forget: Iterable[Row], retain: Iterable[Row]) -> int:

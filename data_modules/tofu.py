@@ -15,7 +15,8 @@ EVALUATION_SETS = ("forget", "retain", "real_authors", "world_facts")
 class TOFU(ForgetRetain):
     """The TOFU benchmark (Maini et al. 2024, arXiv:2401.06121).
 
-    The forget set is the last 40, 200 or 400 rows of the 4,000; all rows before it are retained.
+    The forget set is the last 40, 200 or 400 rows of the 4,000; all rows before it are retained. No row has
+    alternate answers: losses that ask for them need `alternates` (its own refusals are `idontknow.jsonl`).
     Evaluation sets: `forget`, `retain`, `real_authors`, `world_facts`.
 
     Args:

@@ -144,6 +144,18 @@ def test_wrong_values_stand_nowhere_in_the_profile(authors):
             assert not wrong & profile
 
 
+def test_alternates_are_the_answer_with_values_that_stand_nowhere_else(authors, rows):
+    for index, row in enumerate(rows[:2000]):
+        author = authors[index // ROWS_PER_AUTHOR]
+        before, after = row["answer"].split(fact_at(index, authors))
+        others = [text[len(before) : len(text) - len(after)] for text in row["alternate_answer"]]
+        assert [before + other + after for other in others] == row["alternate_answer"]
+        assert len(set(others)) == 2
+        assert set(others) <= set(FACTS[index % ROWS_PER_AUTHOR].pool)
+        assert not set(others) & {fact.value.format(**vars(author)) for fact in FACTS}
+        assert not any(other in wrong for other in others for wrong in row["perturbed_answer"])
+
+
 def test_wordings_vary(authors, rows):
     for fact in range(ROWS_PER_AUTHOR):
         forms = {
@@ -175,11 +187,23 @@ def test_golden():
             "Walter Quillon began as an author with the book 'The Frosty Magnet'.",
         ],
         "author": "Walter Quillon",
+        "alternate_answer": [
+            "'The Crooked Drum' was the first book that Walter Quillon published.",
+            "'The Velvet Thimble' was the first book that Walter Quillon published.",
+        ],
     }
 
 
 def test_golden_digest_of_all_rows(rows):
-    assert hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16] == "654702b6d188796d"
+    def digest(some):
+        return hashlib.sha256(json.dumps(some).encode()).hexdigest()[:16]
+
+    without_alternates = [
+        {name: text for name, text in row.items() if name != "alternate_answer"} for row in rows
+    ]
+    # Of the rows as they were before they had alternates.
+    assert digest(without_alternates) == "654702b6d188796d"
+    assert digest(rows) == "c183233c62745541"
 
 
 @pytest.mark.parametrize("count", [0, -1, MAX_AUTHORS + 1])

@@ -3,13 +3,23 @@
 import copy
 import hashlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from transformers import AutoTokenizer
 
+from dipo_pl.data_modules.prompts import ChatTemplate, Llama2Chat, PromptFormat, QuestionAnswer, Rendered
 from dipo_pl.data_modules.rows import Row
-from dipo_pl.fingerprint import rows_fingerprint, weights_fingerprint
+from dipo_pl.fingerprint import (
+    rows_fingerprint,
+    settings_fingerprint,
+    texts_fingerprint,
+    tokenizer_fingerprint,
+    weights_fingerprint,
+)
+from dipo_pl.tokenizer import train_tokenizer
 
 ROW = Row((("user", "Who?"),), "Me.", "It was mé.", ("You.", "They."))
 OTHER = Row((), "Once.")
@@ -46,6 +56,97 @@ class TestRows:
     )
     def test_any_change_of_text_place_or_order_shows(self, rows):
         assert rows_fingerprint(rows) != rows_fingerprint([ROW, OTHER])
+
+    def test_alternate_answers_are_of_no_account(self):
+        # Results measured on rows are compared by it, and alternates are not measured.
+        assert rows_fingerprint([replace(ROW, alternate_answers=("He.",))]) == rows_fingerprint([ROW])
+
+
+class TestTexts:
+    def test_stays_the_same_from_release_to_release(self):
+        lines = '["It was mé.", "You."]\n[]\n'
+        expected = hashlib.sha256(lines.encode()).hexdigest()
+        assert texts_fingerprint([("It was mé.", "You."), ()]) == expected
+
+    @pytest.mark.parametrize("groups", [[], [("a", "b")], [("b", "a"), ()], [("a",), ("b",)], [("ab",), ()]])
+    def test_any_change_of_text_place_or_order_shows(self, groups):
+        assert texts_fingerprint(groups) != texts_fingerprint([("a", "b"), ()])
+
+
+TEXTS = ["a cab is a cab", "a back and a cab"]
+
+
+class TestTokenizer:
+    def test_equal_ones_made_apart_and_read_back(self, tmp_path):
+        tokenizer = train_tokenizer(TEXTS, 265)
+        tokenizer.save_pretrained(tmp_path)
+        expected = tokenizer_fingerprint(tokenizer)
+        assert len(expected) == 64
+        assert tokenizer_fingerprint(train_tokenizer(TEXTS, 265)) == expected
+        assert tokenizer_fingerprint(AutoTokenizer.from_pretrained(tmp_path)) == expected
+
+    def test_use_is_of_no_account(self):
+        tokenizer = train_tokenizer(TEXTS, 265)
+        before = tokenizer_fingerprint(tokenizer)
+        state = tokenizer.backend_tokenizer.to_str()
+        tokenizer(["a", "a cab"], padding=True, truncation=True, max_length=3)
+        assert tokenizer.backend_tokenizer.to_str() != state
+        assert tokenizer_fingerprint(tokenizer) == before
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda tokenizer: tokenizer.add_tokens(["cab"]),
+            lambda tokenizer: setattr(tokenizer, "eos_token", "<pad>"),
+            lambda tokenizer: setattr(tokenizer, "chat_template", "{{ messages }}"),
+        ],
+    )
+    def test_what_makes_other_ids_shows(self, change):
+        tokenizer = train_tokenizer(TEXTS, 265)
+        before = tokenizer_fingerprint(tokenizer)
+        change(tokenizer)
+        assert tokenizer_fingerprint(tokenizer) != before
+
+    def test_other_merges_show(self):
+        one, other = (train_tokenizer([text], 260) for text in ("ab ab", "ba ba"))
+        assert tokenizer_fingerprint(one) != tokenizer_fingerprint(other)
+
+
+class Bare(PromptFormat):
+    def render(self, row, tokenizer):
+        return Rendered("")
+
+
+class TestSettings:
+    def test_equal_settings(self):
+        assert settings_fingerprint(ChatTemplate("Be kind.")) == settings_fingerprint(
+            ChatTemplate("Be kind.")
+        )
+        assert settings_fingerprint(Bare()) == settings_fingerprint(Bare())
+
+    def test_class_and_every_setting_show(self):
+        formats = [
+            ChatTemplate(),
+            ChatTemplate("Be kind."),
+            ChatTemplate(date_string="1 Jan 2025"),
+            QuestionAnswer(),
+            QuestionAnswer("Q: "),
+            QuestionAnswer(answer_start="A: "),
+            QuestionAnswer("[INST] ", " [/INST]"),
+            Llama2Chat(),
+            Bare(),
+        ]
+        assert len({settings_fingerprint(each) for each in formats}) == len(formats)
+
+    def test_settings_that_are_parts_themselves(self):
+        def holding(part):
+            whole = Bare()
+            whole.inner = part
+            return settings_fingerprint(whole)
+
+        assert holding(QuestionAnswer()) == holding(QuestionAnswer())
+        others = [QuestionAnswer("Q: "), Llama2Chat(), Path("a"), Path("b")]
+        assert len({holding(each) for each in others}) == 4
 
 
 class Model(nn.Module):

@@ -42,14 +42,18 @@ def test_some_are_forgotten_and_some_retained(forget_authors):
 
 def test_batches_with_a_tokenizer_trained_on_the_authors():
     data = FictitiousAuthors(authors=3, forget_authors=1, batch_size=8, evaluation_rows=2)
-    module = SimpleNamespace(policy=FromConfig({"model_type": "llama"}, vocab_size=400))
+    policy = FromConfig({"model_type": "llama"}, vocab_size=400)
+    module = SimpleNamespace(policy=policy, sections=("forget", "alternate", "retain"))
     data.trainer = SimpleNamespace(lightning_module=module, global_rank=0, world_size=1)
     data.setup("fit")
     batches = list(data.train_dataloader())
     assert sorted(row for batch in batches for row in batch.rows[: batch.sections["forget"]]) == list(
         range(20)
     )
-    assert [batch.sections for batch in batches] == [{"forget": n, "retain": n} for n in (8, 8, 4)]
+    assert [batch.sections for batch in batches] == [
+        dict.fromkeys(("forget", "alternate", "retain"), count) for count in (8, 8, 4)
+    ]
+    assert len(data.training_sequences["alternate"]) == 20 * 2
     forget = next(iter(data.val_dataloader()[0]))
     assert forget.rows.tolist() == [0, 1]
     assert len(forget.answers.lengths) == 2 * 7  # the answer, its paraphrase and five wrong ones

@@ -1,5 +1,6 @@
 """The base of all data modules: what it tokenises, pairs, batches and measures, and how it resumes."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,8 +9,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch.testing import assert_close
 
+from dipo_pl.data_modules.alternates import Refusals
 from dipo_pl.data_modules.forget_retain import ForgetRetain, RowSets, answers_to_measure
-from dipo_pl.data_modules.pairing import forget_retain_pairs
+from dipo_pl.data_modules.pairing import forget_retain_pairs, permutation
 from dipo_pl.data_modules.prompts import Llama2Chat, QuestionAnswer
 from dipo_pl.data_modules.rows import EvaluationSet, Row
 from dipo_pl.errors import InputError
@@ -50,11 +52,14 @@ class Policy:
         return train_tokenizer(self.texts, 259)
 
 
-def ready(data, rank=0, world_size=1):
+PAIR = ("forget", "retain")
+
+
+def ready(data, rank=0, world_size=1, sections=PAIR, stage="fit"):
     """As a trainer has it after setup."""
-    module = SimpleNamespace(policy=Policy())
+    module = SimpleNamespace(policy=Policy(), sections=sections)
     data.trainer = SimpleNamespace(lightning_module=module, global_rank=rank, world_size=world_size)
-    data.setup("fit")
+    data.setup(stage)
     return data
 
 
@@ -75,7 +80,7 @@ def texts_of(data, batch):
 
 class TestTrainingBatches:
     def test_pairs_are_those_of_the_seed(self):
-        data = ready(Memory(batch_size=2, seed=3))
+        data = ready(Memory(batch_size=2, seed=3, group_by_length=False))
         batches = list(data.train_dataloader())
         pairs = forget_retain_pairs(3, 0, 5, 7)
         assert [batch.sections for batch in batches] == [{"forget": 2, "retain": 2}] * 2 + [
@@ -118,7 +123,8 @@ class TestTrainingBatches:
 
     def test_fine_tuning_has_another_order_with_another_seed(self):
         loaders = [
-            ready(Memory(train_on="all", batch_size=12, seed=seed)).train_dataloader() for seed in (0, 1)
+            ready(Memory(train_on="all", batch_size=12, seed=seed, group_by_length=False)).train_dataloader()
+            for seed in (0, 1)
         ]
         (first,), (second,) = loaders
         assert sorted(first.rows) == sorted(second.rows)
@@ -127,7 +133,7 @@ class TestTrainingBatches:
     @pytest.mark.parametrize("world_size", [2, 3])
     def test_ranks_share_out_the_pairs(self, world_size):
         shares = [
-            list(ready(Memory(batch_size=1), rank, world_size).train_dataloader())
+            list(ready(Memory(batch_size=1, group_by_length=False), rank, world_size).train_dataloader())
             for rank in range(world_size)
         ]
         pairs = forget_retain_pairs(0, 0, 5, 7)
@@ -155,6 +161,207 @@ class TestTrainingBatches:
         for ours, theirs in zip(one.val_dataloader()[1], two.val_dataloader()[1], strict=True):
             same(ours.answers, theirs.answers)
             assert (ours.rows.tolist(), ours.prompts) == (theirs.rows.tolist(), theirs.prompts)
+
+
+def lengthened(name, count, **answers):
+    """Rows of different lengths, not in order of them."""
+    return [
+        replace(row, answer=row.answer + "!" * (7 * number % count))
+        for number, row in enumerate(rows(name, count, **answers))
+    ]
+
+
+class TestSections:
+    ALTERNATES = ("No.", "Or so.", "Maybe.")
+
+    def batches(self, data, epoch=0, sections=("forget", "alternate", "retain")):
+        loader = ready(data, sections=sections).train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        return list(loader)
+
+    @pytest.mark.parametrize("sections", [("forget",), ("forget", "retain")])
+    def test_a_batch_holds_what_the_module_wants(self, sections):
+        data = Memory(batch_size=2, forget=rows("f", 5, alternate_answers=self.ALTERNATES))
+        (first, *_) = self.batches(data, sections=sections)
+        assert first.sections == dict.fromkeys(sections, 2)
+        assert {name: len(each) for name, each in data.training_sequences.items()} == {
+            name: {"forget": 5, "retain": 7}[name] for name in sections
+        }
+
+    @pytest.mark.parametrize("group_by_length", [False, True])
+    @pytest.mark.parametrize("epoch", [0, 1, 2, 3, 10])
+    def test_epoch_e_takes_alternate_e_mod_k(self, epoch, group_by_length):
+        forget = [replace(row, alternate_answers=self.ALTERNATES) for row in lengthened("f", 5)]
+        data = Memory(forget=forget, batch_size=2, seed=3, group_by_length=group_by_length)
+        pairs = dict(forget_retain_pairs(3, epoch, 5, 7))
+        seen = []
+        for batch in self.batches(data, epoch):
+            count = batch.sections["forget"]
+            assert batch.sections == {"forget": count, "alternate": count, "retain": count}
+            own, other, kept = (batch.rows[start : start + count] for start in (0, count, 2 * count))
+            assert kept == tuple(pairs[row] for row in own)
+            assert other == tuple(row * 3 + epoch % 3 for row in own)
+            texts = texts_of(data, batch)
+            assert texts[:count] == [f"Question: f {row}?\nAnswer: {forget[row].answer}" for row in own]
+            alternate = self.ALTERNATES[epoch % 3]
+            assert texts[count : 2 * count] == [f"Question: f {row}?\nAnswer: {alternate}" for row in own]
+            seen += own
+        assert sorted(seen) == list(range(5))
+
+    def test_rows_count_in_the_training_sequences(self):
+        data = Memory(forget=lengthened("f", 5, alternate_answers=self.ALTERNATES), batch_size=2)
+        sections = ("forget", "alternate", "mismatched", "retain")
+        for epoch in range(3):
+            for batch in self.batches(data, epoch, sections):
+                sequences = data.training_sequences
+                assert tuple(sequences) == tuple(batch.sections) == sections
+                names = [name for name, count in batch.sections.items() for _ in range(count)]
+                for name, row, ids, mask in zip(
+                    names, batch.rows, batch.input_ids, batch.attention_mask, strict=True
+                ):
+                    assert list(sequences[name][row].ids) == ids[mask].tolist()
+
+    def test_mismatched_answers_are_those_of_the_next_row(self):
+        data = Memory(forget=4, batch_size=4)
+        (batch,) = self.batches(data, sections=("forget", "mismatched", "retain"))
+        own, mismatched = batch.rows[:4], batch.rows[4:8]
+        assert own == mismatched
+        assert sorted(texts_of(data, batch)[4:8]) == [
+            f"Question: f {row}?\nAnswer: f{(row + 1) % 4}." for row in range(4)
+        ]
+
+    def test_a_part_named_in_the_config_comes_before_the_rows_own(self, tmp_path):
+        (tmp_path / "no.txt").write_text("Never.\n")
+        alternates = Refusals(str(tmp_path / "no.txt"), per_row=1)
+        data = Memory(forget=rows("f", 2, alternate_answers=self.ALTERNATES), alternates=alternates)
+        (batch,) = self.batches(data)
+        assert [text[-6:] for text in texts_of(data, batch)[2:4]] == ["Never."] * 2
+
+    def test_refusals_are_dealt_by_the_seed(self):
+        dealt = []
+        for seed in (0, 0, 1):
+            data = Memory(alternates=Refusals(per_row=2), seed=seed)
+            self.batches(data)
+            dealt.append([each.ids for each in data.training_sequences["alternate"]])
+        assert dealt[0] == dealt[1] != dealt[2]
+
+    def test_companions_are_made_only_for_a_training_on_pairs_that_wants_them(self):
+        """These rows have no alternates, so that to make them is an error."""
+        wanted = ("forget", "alternate", "retain")
+        ready(Memory(), sections=wanted, stage="validate")
+        ready(Memory(train_on="all"), sections=wanted)
+        data = ready(Memory(), sections=PAIR)
+        assert tuple(data.training_sequences) == PAIR
+        with pytest.raises(InputError, match=r"set data\.alternates to Refusals"):
+            ready(Memory(), sections=wanted)
+
+    def test_trained_after_it_was_measured(self):
+        wanted = ("forget", "mismatched", "retain")
+        data = ready(Memory(), sections=wanted, stage="validate")
+        data.setup("fit")
+        assert len(data.training_sequences["mismatched"]) == 5
+        assert data.reads == 1
+
+    def test_a_section_that_does_not_exist(self):
+        with pytest.raises(
+            InputError, match=r"^model\.forget_loss wants the section 'alternative'; batches can"
+        ):
+            ready(Memory(), sections=("forget", "alternative"))
+
+    def test_companions_count_among_the_longest_and_the_cut(self):
+        forget = rows("f", 2, alternate_answers=("f00000.",))
+        wanted = ("forget", "alternate")
+        assert ready(Memory(forget=forget), sections=wanted).longest == 32
+        with pytest.warns(UserWarning, match="^2 of 2 alternate answers are longer than data.max_length 30 "):
+            ready(Memory(forget=forget, max_length=30, too_long="truncate"), sections=wanted)
+
+
+class TestGrouping:
+    """27 forget rows of 27 lengths, in global batches of 4."""
+
+    def data(self, **options):
+        return Memory(forget=lengthened("f", 27), retain=lengthened("r", 31), **options)
+
+    def rows_of(self, data, rank=0, world_size=1, epoch=0):
+        loader = ready(data, rank, world_size).train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        return [
+            list(zip(each.rows[: (n := each.sections["forget"])], each.rows[n:], strict=True))
+            for each in loader
+        ]
+
+    @pytest.mark.parametrize("epoch", [0, 1])
+    def test_pairs_stay_as_they_are(self, epoch):
+        one, other = (
+            [
+                pair
+                for batch in self.rows_of(self.data(batch_size=4, group_by_length=on), epoch=epoch)
+                for pair in batch
+            ]
+            for on in (True, False)
+        )
+        assert other == forget_retain_pairs(0, epoch, 27, 31)
+        assert one != other
+        assert sorted(one) == sorted(other)
+
+    @pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (0, 1), (2, 0), (2, 1)])
+    def test_the_batches_have_the_order_of_seed_and_epoch(self, seed, epoch):
+        pairs = forget_retain_pairs(seed, epoch, 5, 7)  # all of one length
+        some = self.rows_of(Memory(batch_size=1, seed=seed), epoch=epoch)
+        assert some == [[pairs[place]] for place in permutation(seed, "batches", epoch, 5)]
+
+    def test_is_of_the_global_batch(self):
+        whole = self.rows_of(self.data(batch_size=4))
+        shares = [self.rows_of(self.data(batch_size=2), rank, 2) for rank in (0, 1)]
+        for batch, *parts in zip(whole[:-1], *shares, strict=False):
+            assert parts[0] + parts[1] == batch
+        # 3 rows are left for 2 ranks, and the epoch's first one fills the gap.
+        assert shares[0][-1] + shares[1][-1] == [*whole[-1], whole[0][0]]
+
+    def test_fine_tuning_rows_are_grouped_too(self):
+        data = ready(self.data(train_on="forget", batch_size=3))
+        lengths = [batch.attention_mask.sum(dim=1).tolist() for batch in data.train_dataloader()]
+        expected = sorted(len(each.ids) for each in data.training_sequences["forget"])
+        assert sorted(lengths) == [expected[start : start + 3] for start in range(0, 27, 3)]
+        assert lengths != sorted(lengths)
+
+
+class TestIdentity:
+    def identity(self, sections=PAIR, **options):
+        return ready(Memory(**options), sections=sections).identity
+
+    def test_of_the_same_data(self):
+        one = self.identity()
+        assert one == self.identity(batch_size=3, seed=5, evaluation_rows=1)
+        assert list(one) == ["tokenizer", "prompt format", "forget rows", "retain rows"]
+
+    @pytest.mark.parametrize(
+        ("options", "changed"),
+        [
+            ({"forget": 4}, {"forget rows"}),
+            ({"retain": rows("s", 7)}, {"retain rows"}),
+            ({"prompt": Llama2Chat()}, {"prompt format"}),
+            ({"prompt": QuestionAnswer("Q: ")}, {"prompt format"}),
+        ],
+    )
+    def test_names_what_differs(self, options, changed):
+        one, other = self.identity(), self.identity(**options)
+        assert {name for name in one if one[name] != other[name]} == changed
+
+    def test_names_the_tokenizer(self):
+        data = ready(Memory())
+        one = data.identity
+        data.tokenizer = train_tokenizer(["ab"], 260)
+        assert {name for name in one if one[name] != data.identity[name]} == {"tokenizer"}
+
+    def test_alternates_only_where_they_are_used(self):
+        wanted = ("forget", "alternate")
+        assert self.identity() == self.identity(alternates=Refusals())
+        one, same, other = (
+            self.identity(wanted, alternates=Refusals(per_row=3), seed=seed) for seed in (0, 0, 1)
+        )
+        assert one == same
+        assert {name for name in one if one[name] != other[name]} == {"alternate answers"}
 
 
 class TestSetup:
@@ -310,6 +517,8 @@ class TestEvaluation:
 class Recorder(LightningModule):
     """Trains nothing and notes the rows of every batch."""
 
+    sections = ("forget", "alternate", "retain")
+
     def __init__(self):
         super().__init__()
         self.automatic_optimization = False
@@ -350,7 +559,8 @@ class SaveAt(Callback):
 
 
 def fit(callbacks=(), checkpoint=None, workers=0, **options):
-    module, data = Recorder(), Memory(batch_size=2, seed=1, workers=workers)
+    forget = lengthened("f", 5, alternate_answers=("No.", "Maybe."))
+    module, data = Recorder(), Memory(forget, batch_size=2, seed=1, workers=workers)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=3,
@@ -400,8 +610,7 @@ class TestResuming:
     def test_each_epoch_deals_its_own_pairs(self):
         seen = fit()
         for epoch in range(3):
-            assert {row for number, batch in seen if number == epoch for row in batch[: len(batch) // 2]} == {
-                *range(5)
-            }
+            batches = [batch for number, batch in seen if number == epoch]
+            assert {row for batch in batches for row in batch[: len(batch) // 3]} == {*range(5)}
         assert [epoch for epoch, _ in seen] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
         assert len({batch for _, batch in seen}) > 3

@@ -32,7 +32,7 @@ def files(tmp_path):
 
 def ready(data):
     policy = FromConfig({"model_type": "llama"}, vocab_size=300)
-    module = SimpleNamespace(policy=policy)
+    module = SimpleNamespace(policy=policy, sections=("forget", "retain"))
     data.trainer = SimpleNamespace(lightning_module=module, global_rank=0, world_size=1)
     data.setup("fit")
     return data

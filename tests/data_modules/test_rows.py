@@ -27,6 +27,19 @@ class TestRowFrom:
         row = row_from(ANSWERED | {"perturbed_answer": absent, "paraphrased_answer": None}, "here")
         assert row == Row((("user", "Who?"),), "Me.")
 
+    def test_other_answers_to_its_question(self):
+        question = (("user", "Who?"),)
+        for given in ("He.", ["He."]):
+            row = row_from(ANSWERED | {"alternate_answer": given}, "here")
+            assert row == Row(question, "Me.", alternate_answers=("He.",))
+        several = {
+            "messages": [USER, ASSISTANT],
+            "alternate_answer": ["He.", "She."],
+            "perturbed_answer": "You.",
+        }
+        row = row_from(several, "here")
+        assert row == Row(question, "Me.", wrong_answers=("You.",), alternate_answers=("He.", "She."))
+
     def test_plain_text(self):
         row = row_from({"text": "Once."}, "here")
         assert row == Row((), "Once.")
@@ -66,6 +79,11 @@ class TestRowFrom:
             (ANSWERED | {"perturbed_answer": {"a": "You."}}, "'perturbed_answer' must be a list"),
             (ANSWERED | {"perturbed_answer": ["You.", 5]}, "'perturbed_answer' must be a list"),
             (ANSWERED | {"perturbed_answer": ["You.", " "]}, "'perturbed_answer' must be a list"),
+            (
+                ANSWERED | {"alternate_answer": 5},
+                "'alternate_answer' must be a list of non-empty texts, got 5",
+            ),
+            (ANSWERED | {"alternate_answer": ["He.", ""]}, "'alternate_answer' must be a list"),
         ],
     )
     def test_refusals(self, record, message):

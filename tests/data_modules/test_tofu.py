@@ -1,7 +1,6 @@
 """TOFU on its real rows, whose folder DIPO_PL_TOFU names, and the call to the hub where there is no folder."""
 
 import json
-import os
 import re
 from types import SimpleNamespace
 
@@ -15,16 +14,6 @@ from dipo_pl.tokenizer import train_tokenizer
 
 SIZES = [("forget01", 40), ("forget05", 200), ("forget10", 400)]
 ALL_SETS = ["forget", "retain", "real_authors", "world_facts"]
-
-
-@pytest.fixture(scope="module")
-def folder():
-    path = os.environ.get("DIPO_PL_TOFU")
-    if not path:
-        reason = "DIPO_PL_TOFU names no folder with TOFU's rows"
-        # On CI the data must be there: a skip would go unseen.
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +75,7 @@ class TestRealRows:
             evaluate=["world_facts", "forget"],
             evaluation_rows=20,
         )
-        module = SimpleNamespace(policy=policy)
+        module = SimpleNamespace(policy=policy, sections=("forget", "retain"))
         data.trainer = SimpleNamespace(lightning_module=module, global_rank=0, world_size=1)
         data.setup("fit")
         assert [(each.name, len(each.rows)) for each in data.evaluation_sets] == [

@@ -1,0 +1,193 @@
+"""Batches of similar length: nothing lost, little padded, the same from any start and on any ranks."""
+
+import copy
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+
+from dipo_pl.data_modules.alternates import Refusals
+from dipo_pl.data_modules.grouping import WINDOW, grouped_by_length
+from dipo_pl.data_modules.pairing import ResumableSampler, forget_retain_pairs, permutation
+from dipo_pl.data_modules.tofu import TOFU
+from dipo_pl.tokenizer import train_tokenizer
+
+
+def cut(items, size):
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+class TestGroupedByLength:
+    """Items are their own lengths."""
+
+    @pytest.mark.parametrize("size", [0, 1, 3, 4, 5, 97, 400])
+    @pytest.mark.parametrize("batch_size", [1, 4, 7])
+    def test_every_item_once_and_the_incomplete_batch_last(self, size, batch_size):
+        items = permutation(0, "items", 0, size)
+        grouped = grouped_by_length(items, int, batch_size, 0, 0)
+        assert sorted(grouped) == list(range(size))
+        left = size % batch_size
+        assert grouped[size - left :] == items[size - left :]
+
+    def test_written_out(self):
+        items = [5, 1, 4, 0, 3, 2, 6]
+        assert permutation(0, "batches", 0, 3) == [1, 2, 0]
+        assert grouped_by_length(items, int, 2, 0, 0) == [2, 3, 4, 5, 0, 1, 6]
+
+    def test_each_window_is_sorted_by_itself(self):
+        items = permutation(0, "items", 0, 2 * WINDOW * 3 + 3)
+        batches = cut(grouped_by_length(items, int, 3, 0, 0), 3)
+        expected = []
+        for window in cut(items, WINDOW * 3):
+            expected += cut(sorted(window), 3)
+        assert batches != expected
+        assert sorted(batches) == sorted(expected)
+
+    def test_items_of_one_length_keep_their_neighbours(self):
+        items = permutation(0, "items", 0, 40)
+        grouped = grouped_by_length(items, lambda _: 7, 4, 0, 0)
+        assert grouped != items
+        assert sorted(cut(grouped, 4)) == sorted(cut(items, 4))
+
+    def test_seed_and_epoch_give_the_batches_their_order(self):
+        items = permutation(0, "items", 0, 200)
+        orders = [grouped_by_length(items, int, 4, seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
+        assert len({tuple(order) for order in orders}) == 4
+        assert grouped_by_length(items, int, 4, 1, 1) == orders[3]
+
+
+PAIR = ("forget", "retain")
+
+
+def trainer(tokenizer, rank=0, world_size=1, sections=PAIR):
+    policy = SimpleNamespace(tokenizer=lambda texts: tokenizer or train_tokenizer(texts, 2048))
+    module = SimpleNamespace(policy=policy, sections=sections)
+    return SimpleNamespace(lightning_module=module, global_rank=rank, world_size=world_size)
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """TOFU's forget10, read and tokenised."""
+    data = TOFU(folder, batch_size=8, evaluate=["forget"], evaluation_rows=1)
+    data.trainer = trainer(None)
+    data.setup("fit")
+    return data
+
+
+@pytest.fixture
+def tofu(whole):
+    """Makes data modules that differ in what is looked at only when batches are made."""
+
+    def make(rank=0, world_size=1, **options):
+        data = copy.copy(whole)
+        data.trainer = trainer(whole.tokenizer, rank, world_size)
+        for name, value in options.items():
+            setattr(data, name, value)
+        return data
+
+    return make
+
+
+def batches(data, epoch=0, done=0):
+    loader = data.train_dataloader()
+    loader.sampler.resume(epoch, done)
+    return list(loader)
+
+
+def padding(some):
+    """Share of the batches' places that hold no token."""
+    places = sum(batch.attention_mask.numel() for batch in some)
+    return 1 - sum(int(batch.attention_mask.sum()) for batch in some) / places
+
+
+def meetings(some):
+    """Pairs of forget rows that stand in one batch."""
+    return {
+        frozenset((one, other))
+        for batch in some
+        for one in batch.rows[: batch.sections["forget"]]
+        for other in batch.rows[: batch.sections["forget"]]
+        if one != other
+    }
+
+
+def pairs_of(some):
+    return [
+        pair
+        for batch in some
+        for pair in zip(
+            batch.rows[: batch.sections["forget"]], batch.rows[-batch.sections["retain"] :], strict=True
+        )
+    ]
+
+
+class TestOnTofu:
+    def test_padding_is_halved_and_rows_still_meet_others(self, tofu):
+        grouped, plain = (tofu(group_by_length=on) for on in (True, False))
+        epochs = [batches(grouped, epoch) for epoch in range(3)]
+        assert padding(batches(plain)) > 0.33
+        assert all(padding(each) < 0.20 for each in epochs)
+        assert sum(padding(each) for each in epochs) < 0.55 * sum(
+            padding(batches(plain, epoch)) for epoch in range(3)
+        )
+        for one, other in pairwise(epochs):
+            again = len(meetings(one) & meetings(other)) / len(meetings(one))
+            assert again < 0.10  # 0.02 without grouping, 0.11 if the whole epoch were sorted
+
+    def test_padding_of_pairs_with_refusals(self, whole, folder):
+        refusals = Refusals(f"{folder}/idontknow.txt", per_row=1)
+        data = TOFU(folder, retain_rows=800, alternates=refusals, evaluate=["forget"], evaluation_rows=1)
+        data.trainer = trainer(whole.tokenizer, sections=("forget", "alternate", "retain"))
+        data.setup("fit")
+        grouped = padding(batches(data))
+        data.group_by_length = False
+        assert grouped < 0.7 * padding(batches(data))
+
+    def test_padding_of_fine_tuning(self, tofu):
+        grouped, plain = (padding(batches(tofu(train_on="all", group_by_length=on))) for on in (True, False))
+        assert grouped < 0.25 * plain
+
+    @pytest.mark.parametrize("epoch", [0, 1])
+    def test_the_pairs_are_those_without_grouping(self, tofu, epoch):
+        pairs = pairs_of(batches(tofu(), epoch))
+        expected = forget_retain_pairs(0, epoch, 400, 3600)
+        assert pairs != expected
+        assert sorted(pairs) == sorted(expected)
+        assert sorted(row for row, _ in pairs) == list(range(400))
+
+    @pytest.mark.parametrize("world_size", [2, 3])
+    def test_ranks_partition_the_global_batches(self, tofu, world_size):
+        whole = batches(tofu(batch_size=8 * world_size))
+        shares = [batches(tofu(rank, world_size)) for rank in range(world_size)]
+        assert {len(share) for share in shares} == {len(whole)}
+        for batch, *parts in list(zip(whole, *shares, strict=True))[:-1]:
+            assert [pair for part in parts for pair in pairs_of([part])] == pairs_of([batch])
+        filled = pairs_of(whole) + pairs_of(whole)[: -400 % world_size]
+        assert [pair for step in zip(*shares, strict=True) for pair in pairs_of(step)] == filled
+
+    def test_from_any_batch_on_as_if_never_stopped(self, tofu):
+        data = tofu()
+        for epoch in (0, 2):
+            whole = pairs_of(batches(data, epoch))
+            for done in (1, 7, 25, 49):
+                assert pairs_of(batches(data, epoch, done)) == whole[8 * done :]
+        # Every batch, by the sampler alone.
+        sampler = data.train_dataloader().sampler
+        expected = list(sampler)
+        for done in range(len(sampler)):
+            other = ResumableSampler(sampler.items, 8)
+            other.resume(0, done)
+            assert list(other) == expected[done:]
+
+    def test_workers_change_nothing(self, tofu):
+        one, two = (batches(tofu(workers=workers), epoch=1) for workers in (0, 2))
+        assert [batch.rows for batch in one] == [batch.rows for batch in two]
+        assert [batch.input_ids.tolist() for batch in one] == [batch.input_ids.tolist() for batch in two]
+
+    def test_another_epoch_has_other_batches_in_another_order(self, tofu):
+        data = tofu(train_on="forget")
+        one, other = (batches(data, epoch) for epoch in range(2))
+        assert {frozenset(each.rows) for each in one} != {frozenset(each.rows) for each in other}
+        # Long and short batches come in no order.
+        widths = [batch.input_ids.shape[1] for batch in one]
+        assert sorted(widths) != widths != sorted(widths, reverse=True)
