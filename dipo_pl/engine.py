@@ -5,8 +5,8 @@ at once, then `loss.backward()`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -152,11 +152,23 @@ def _check(section: Section, reference_head: OutputHead | None) -> None:
 class _Heads:
     policy: OutputHead
     reference: OutputHead | None
+    # For the logits of each, one group's after another's.
+    memory: dict[str, Tensor] = field(default_factory=dict)
 
     def cast(self, dtype: torch.dtype) -> None:
         """Rounds both heads alike, so that equal models have equal logits."""
         self.policy = self.policy.cast(dtype)
         self.reference = self.reference and self.reference.cast(dtype)
+
+    def logits(self, whose: Literal["policy", "reference"], states: Tensor) -> Tensor:
+        """Valid until the next are asked for."""
+        head = self.policy if whose == "policy" else self.reference
+        assert head is not None
+        memory = self.memory.get(whose)
+        if memory is None or len(memory) < len(states):
+            memory = states.new_empty(len(states), len(head.weight), dtype=torch.float32)
+            self.memory[whose] = memory
+        return head.logits(states.to(head.weight.dtype), out=memory[: len(states)])
 
 
 class _Walk:
@@ -211,10 +223,11 @@ class _Walk:
 
     def inputs(self, span: slice) -> tuple[Tensor, Tensor, Tensor | None]:
         """What a loss is given at `span`: logits, targets, the reference's logits."""
-        reference_logits = None
-        if self.reference_states is not None:
-            reference_logits = _apply(self.head and self.heads.reference, self.reference_states[span])
-        return _apply(self.head, self.states[span]), self.targets[span], reference_logits
+        logits_of = self.heads.logits if self.loss_function.layer is None else _themselves
+        logits = logits_of("policy", self.states[span])
+        if self.reference_states is None:
+            return logits, self.targets[span], None
+        return logits, self.targets[span], logits_of("reference", self.reference_states[span])
 
     def evaluate(self, span: slice) -> Terms:
         """The terms at `span` and their gradients by the linear head's output, h W^T + b."""
@@ -316,9 +329,9 @@ class _Walk:
             self.parts[name] = self.parts[name] + share if name in self.parts else share
 
 
-def _apply(head: OutputHead | None, states: Tensor) -> Tensor:
-    """Logits; without a head the states themselves."""
-    return states.float() if head is None else head.logits(states.to(head.weight.dtype))
+def _themselves(whose: str, states: Tensor) -> Tensor:
+    """In the place of logits, for a loss on hidden states."""
+    return states.float()
 
 
 def _units(lengths: Sequence[int], members: int, skip: int) -> tuple[list[int], list[int] | None]:

@@ -56,9 +56,20 @@ class OutputHead:
         bias = None if self.bias is None else _whole(self.bias)
         return OutputHead(_whole(self.weight), bias, self.scale, self.softcap)
 
-    def logits(self, states: Tensor) -> Tensor:
-        """[N, d] hidden states in the head's dtype -> [N, V] logits in float32."""
-        logits = nn.functional.linear(states, self.weight, self.bias).float()
+    def logits(self, states: Tensor, out: Tensor | None = None) -> Tensor:
+        """[N, d] hidden states in the head's dtype -> [N, V] logits in float32.
+
+        Without gradients they may be written to `out`, [N, V] float32: memory that is used again is in
+        the cache, and costs no page faults.
+        """
+        if out is None:
+            logits = nn.functional.linear(states, self.weight, self.bias).float()
+        elif self.weight.dtype == torch.float32:
+            logits = torch.mm(states, self.weight.t(), out=out)
+            if self.bias is not None:
+                logits += self.bias
+        else:
+            logits = out.copy_(nn.functional.linear(states, self.weight, self.bias))
         if self.scale != 1.0:
             logits *= self.scale
         if self.softcap is not None:

@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 from dipo_pl.batch import Batch
 from dipo_pl.errors import InputError
 
-# The number of a decoder layer, counted from 0; None stands for what the output head is given.
-Layer = int | None
+# The number of a decoder layer, counted from 0, or as a float the share of layers before it; None stands for
+# what the output head is given.
+Layer = int | float | None
 
 
 def decoder_states(
@@ -48,22 +49,23 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 
 @contextmanager
-def _recorded(model: PreTrainedModel, layers: Collection[int]) -> Iterator[dict[Layer, Tensor]]:
+def _recorded(model: PreTrainedModel, layers: Collection[int | float]) -> Iterator[dict[Layer, Tensor]]:
     states: dict[Layer, Tensor] = {}
     hooks = []
     for layer in layers:
         modules = decoder_layers(model)
-        if not 0 <= layer < len(modules):
+        number = int(layer * len(modules)) if isinstance(layer, float) else layer
+        if not 0 <= number < len(modules):
             raise InputError(
                 f"a loss acts on layer {layer}, and {type(model).__name__} has layers 0 to {len(modules) - 1}: "
                 "set its `layer`"
             )
 
         # Only a reference is kept: under gradient checkpointing this runs inside what is recomputed.
-        def record(module: nn.Module, inputs: Any, output: Any, layer: int = layer) -> None:
+        def record(module: nn.Module, inputs: Any, output: Any, layer: Layer = layer) -> None:
             states[layer] = output[0] if isinstance(output, tuple) else output
 
-        hooks.append(modules[layer].register_forward_hook(record))
+        hooks.append(modules[number].register_forward_hook(record))
     try:
         yield states
     finally:

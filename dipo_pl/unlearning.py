@@ -10,6 +10,7 @@ from torch.optim import AdamW
 
 from dipo_pl.batch import Batch
 from dipo_pl.constructors import LogitModulation, PreferenceConstructor
+from dipo_pl.dual_weight import DualWeight
 from dipo_pl.engine import Section, joint_objective
 from dipo_pl.errors import InputError
 from dipo_pl.head import OutputHead
@@ -31,7 +32,7 @@ class Unlearning(LanguageModel):
         policy: the model that is to forget.
         forget_loss: on forget rows.
         retain_loss: on retain rows; null is none, which few methods survive.
-        retain_weight: lambda, >= 0 (1 in the paper).
+        retain_weight: lambda, >= 0 (1 in the paper), or a DualWeight, which follows the retain loss.
         constructor: builds DiPO's preference pair, for both losses; null is LogitModulation.
         reference: the frozen model that losses compare with; null is FrozenCopy. Where neither loss uses
             one, none is made.
@@ -45,7 +46,7 @@ class Unlearning(LanguageModel):
         policy: Policy,
         forget_loss: Loss,
         retain_loss: Loss | None,
-        retain_weight: float = 1.0,
+        retain_weight: DualWeight | float = 1.0,
         constructor: PreferenceConstructor | None = None,
         reference: Reference | None = None,
         optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=1e-5),
@@ -54,7 +55,13 @@ class Unlearning(LanguageModel):
         token_budget: int | None = None,
     ) -> None:
         super().__init__(policy, optimizer, schedule, warmup, token_budget)
-        if not retain_weight >= 0:
+        if isinstance(retain_weight, DualWeight):
+            if retain_loss is None:
+                raise InputError(
+                    "model.retain_weight is a DualWeight, which follows the retain loss, and model.retain_loss is "
+                    "null: give a retain loss, or a number as the weight"
+                )
+        elif not retain_weight >= 0:
             raise InputError(f"model.retain_weight must be >= 0, got {retain_weight}")
         self.forget_loss = forget_loss
         self.retain_loss = retain_loss
@@ -151,11 +158,31 @@ class Unlearning(LanguageModel):
         )
         for name, part in objective.sections.items():
             self.log_objective(name, part, batch.sections[name])
+        if isinstance(self.retain_weight, DualWeight):
+            self.log("train/retain_weight", self.retain_weight.value)
+            self.retain_weight.observe(objective.sections["retain"].loss)
         self.log("train/loss", objective.loss.detach(), prog_bar=True, batch_size=batch.sections["forget"])
         return objective.loss
 
     def _weight(self, name: str) -> float:
-        return self.retain_weight if name == "retain" else 1.0
+        if name != "retain":
+            return 1.0
+        return self.retain_weight.value if isinstance(self.retain_weight, DualWeight) else self.retain_weight
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if isinstance(self.retain_weight, DualWeight):
+            self.retain_weight.update(self.current_epoch, self.trainer.strategy.reduce)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if isinstance(self.retain_weight, DualWeight):
+            checkpoint["retain_weight"] = self.retain_weight.value
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if isinstance(self.retain_weight, DualWeight) and "retain_weight" in checkpoint:
+            self.retain_weight.value = checkpoint["retain_weight"]
 
 
 def _joined(tensor: Tensor, parts: Sequence[tuple[slice, slice]]) -> Tensor:

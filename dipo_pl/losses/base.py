@@ -42,7 +42,8 @@ class Loss(ABC):
         couples_sequences: whether f of one sequence depends on the sums of others. They must then all
             be known before any gradient, and the logits are computed twice.
         layer: null acts on logits. A number acts on the output of that decoder layer instead, counted
-            from 0; hidden states [N, d] then stand where logits [N, V] do.
+            from 0, a float on that of the layer with this share of the layers before it, rounded down. Hidden
+            states [N, d], the model's own and not to be written into, then stand where logits [N, V] do.
     """
 
     uses_reference: ClassVar[bool] = False
@@ -50,7 +51,7 @@ class Loss(ABC):
     skip: int = 0
     companions: ClassVar[tuple[str, ...]] = ()
     couples_sequences: ClassVar[bool] = False
-    layer: int | None = None
+    layer: int | float | None = None
 
     @abstractmethod
     def terms(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dipo_pl.losses.base import Loss, Terms
+from dipo_pl.losses.softmax import softmax_
 
 
 def target_log_probability(logits: Tensor, targets: Tensor) -> Tensor:
@@ -15,11 +16,8 @@ def target_log_probability(logits: Tensor, targets: Tensor) -> Tensor:
 
 def log_probability_and_softmax_(logits: Tensor, targets: Tensor) -> Tensor:
     """log softmax(z)_y in nats, [N]; `logits` become softmax(z) in place."""
-    chosen = logits.gather(-1, targets[:, None])
-    top = logits.amax(dim=-1, keepdim=True)
-    total = logits.sub_(top).exp_().sum(dim=-1, keepdim=True)
-    logits.div_(total)
-    return (chosen - top - total.log()).squeeze(-1)
+    chosen = logits.gather(-1, targets[:, None]).squeeze(-1)
+    return chosen - softmax_(logits)
 
 
 class LogProbabilityLoss(Loss):

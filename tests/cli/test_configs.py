@@ -44,6 +44,18 @@ def test_overlay_runs(cli, name):
         ("graddiff.yaml", "GradientAscent", "CrossEntropy"),
         ("dipo_gd.yaml", "DiPO", "CrossEntropy"),
         ("dipo_forget.yaml", "DiPO", None),
+        ("kl_min.yaml", "GradientAscent", "ReferenceKL"),
+        ("simnpo.yaml", "SimNPO", "CrossEntropy"),
+        ("idk_dpo.yaml", "DPO", "CrossEntropy"),
+        ("altpo.yaml", "DPO", "CrossEntropy"),
+        ("kto.yaml", "KTO", "CrossEntropy"),
+        ("rmu.yaml", "RMU", "RMURetain"),
+        ("undial.yaml", "UNDIAL", None),
+        ("wga.yaml", "WGA", "CrossEntropy"),
+        ("satimp.yaml", "SatImp", "CrossEntropy"),
+        ("ceu.yaml", "CEU", None),
+        ("pdu.yaml", "PDU", "CrossEntropy"),
+        ("maximum_entropy.yaml", "MaximumEntropy", "CrossEntropy"),
     ],
 )
 def test_overlay_swaps_the_losses(cli, overlay, forget, retain):

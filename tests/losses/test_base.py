@@ -5,14 +5,46 @@ import torch
 
 from dipo_pl.constructors import LogitModulation
 from dipo_pl.filters import TopFraction
-from dipo_pl.losses import NPO, CrossEntropy, DiPO, DiPORetain, GradientAscent, Loss
+from dipo_pl.losses import (
+    CEU,
+    DPO,
+    KTO,
+    NPO,
+    PDU,
+    RMU,
+    UNDIAL,
+    WGA,
+    CrossEntropy,
+    DiPO,
+    DiPORetain,
+    GradientAscent,
+    Loss,
+    MaximumEntropy,
+    ReferenceKL,
+    RMURetain,
+    SatImp,
+    SimNPO,
+)
 
 SHIPPED = [
     DiPO(0.2, LogitModulation(TopFraction(0.2))),
     DiPORetain(0.2, LogitModulation(TopFraction(0.2))),
     NPO(0.2),
+    SimNPO(),
+    DPO(0.2),
+    KTO(0.2),
     GradientAscent(),
     CrossEntropy(),
+    ReferenceKL(),
+    UNDIAL(),
+    WGA(),
+    SatImp(),
+    CEU(),
+    PDU(),
+    MaximumEntropy(),
+    MaximumEntropy(reverse=True),
+    RMU(),
+    RMURetain(),
 ]
 
 

@@ -1,0 +1,50 @@
+"""Maximum entropy (ME): next-token distributions made uniform."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from dipo_pl.losses.base import Loss, Terms
+from dipo_pl.losses.softmax import softmax_
+
+
+class MaximumEntropy(Loss):
+    r"""Makes the policy guess, as a model with random weights does; for forget rows.
+
+        L = mean_s (1 / n_s) sum_t KL(p_t||u) = mean_s (1 / n_s) sum_t (log V - H(p_t)), in nats
+
+    with u uniform over the vocabulary and H the entropy; between 0, at p = u, and log V. Its gradient vanishes
+    where the policy is sure of a token, any token.
+
+    Source: Yuan et al. 2024, arXiv:2410.08109, maximizing entropy. The paper includes the question's positions.
+    Its code minimises KL(u||p) instead, as a mean over all positions of the batch, padding included.
+
+    Args:
+        reverse: true takes KL(u||p) = - log V - mean_v log p_v, which has no upper bound, and a gradient, p - u,
+            that does not vanish.
+    """
+
+    def __init__(self, reverse: bool = False) -> None:
+        self.reverse = reverse
+
+    def terms(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None) -> Tensor:
+        log_p = logits.log_softmax(dim=-1)
+        if self.reverse:
+            return -log_p.mean(dim=-1) - math.log(logits.shape[-1])
+        return (log_p.exp() * log_p).sum(dim=-1) + math.log(logits.shape[-1])
+
+    def terms_and_gradient(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None) -> Terms:
+        vocabulary = logits.shape[-1]
+        if self.reverse:
+            mean = logits.mean(dim=-1)
+            values = softmax_(logits) - mean - math.log(vocabulary)
+            return Terms(values, logits.sub_(1 / vocabulary), {})
+        log_p = logits.log_softmax(dim=-1)
+        p = torch.exp(log_p, out=logits)
+        negative_entropy = torch.linalg.vecdot(p, log_p)
+        gradient = log_p.sub_(negative_entropy[:, None]).mul_(p)
+        return Terms(negative_entropy + math.log(vocabulary), gradient, {})
+
+    def sequence_loss(self, sums: Tensor, lengths: Tensor) -> Tensor:
+        return sums / lengths
