@@ -9,6 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from dipo_pl.adapter import merged, save_adapter
 from dipo_pl.errors import InputError, TrainingError
 from dipo_pl.run_folder import RunFolder
 
@@ -19,17 +20,25 @@ class Export(Callback):
     Args:
         enabled: false writes nothing.
         best: write the checkpoint that `checkpoint.monitor` found best instead of the last weights.
+        adapter: of a policy with an adapter, write the adapter alone, in peft's format; else a whole model
+            with the adapter merged into its weights.
     """
 
-    def __init__(self, enabled: bool = True, best: bool = False) -> None:
+    def __init__(self, enabled: bool = True, best: bool = False, adapter: bool = False) -> None:
         self.enabled = enabled
         self.best = best
+        self.adapter = adapter
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.best and _best(trainer) is None:
             raise InputError(
                 "export.best is true and nothing says what is best: set checkpoint.monitor (forget_quality_log10_p "
                 "or model_utility, say), checkpoint.mode and checkpoint.save_top_k 1"
+            )
+        module: Any = pl_module
+        if self.adapter and module.policy.adapter is None:
+            raise InputError(
+                "export.adapter is true and the policy has none: set model.policy.adapter, or export.adapter false"
             )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -47,9 +56,10 @@ class Export(Callback):
             saved = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)[
                 "state_dict"
             ]
-            weights = {name.removeprefix("model."): tensor for name, tensor in saved.items()}
+            # What is not trained is in no checkpoint.
+            weights |= {name.removeprefix("model."): tensor for name, tensor in saved.items()}
         target = RunFolder.of(trainer).hf
-        export(model, module.policy.tokenizer(), weights, target)
+        export(model, module.policy.tokenizer(), weights, target, self.adapter)
         rank_zero_info(f"the model is in {target}")
 
 
@@ -59,12 +69,17 @@ def _best(trainer: Trainer) -> ModelCheckpoint | None:
     return next((each for each in keepers if each.monitor is not None and each.save_top_k != 0), None)
 
 
-def export(model: Any, tokenizer: Any, weights: dict[str, torch.Tensor], target: Path) -> None:
+def export(
+    model: Any, tokenizer: Any, weights: dict[str, torch.Tensor], target: Path, adapter: bool = False
+) -> None:
     """Writes beside `target` first, so that it holds the old model or the new one, never a mixture."""
     temporary, old = (target.with_name(f".{target.name}.{suffix}") for suffix in ("tmp", "old"))
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    model.save_pretrained(temporary, state_dict=weights)
+    if adapter:
+        save_adapter(model, weights, temporary)
+    else:
+        model.save_pretrained(temporary, state_dict=merged(model, weights))
     tokenizer.save_pretrained(temporary)
     if target.exists():
         target.rename(old)

@@ -9,9 +9,10 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from dipo_pl.callbacks.weight_change import trained_weights
 from dipo_pl.data_modules.rows import Row
 from dipo_pl.errors import InputError
-from dipo_pl.fingerprint import rows_fingerprint, weights_fingerprint
+from dipo_pl.fingerprint import rows_fingerprint
 from dipo_pl.run_folder import RunFolder, write_text
 from dipo_pl.version import __version__
 
@@ -78,6 +79,8 @@ class Manifest(Callback):
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
+            # The first process writes it; from here on no other one takes back what the run leaves behind either.
+            self.written = True
             return
         module: Any = pl_module
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -92,7 +95,8 @@ class Manifest(Callback):
             "resumed_at_steps": earlier["resumed_at_steps"] if resumed else [],
             "dipo_pl": __version__,
             "versions": {"python": platform.python_version()}
-            | {name: metadata.version(name) for name in PACKAGES},
+            | {name: metadata.version(name) for name in PACKAGES}
+            | ({} if module.policy.adapter is None else {"peft": metadata.version("peft")}),
             "platform": platform.platform(),
             "arguments": self.arguments,
             "seed": data.seed,
@@ -109,9 +113,13 @@ class Manifest(Callback):
                 "class": type(language_model).__name__,
                 "dtype": str(language_model.dtype),
                 "parameters": sum(each.numel() for each in language_model.parameters()),
+                "trained_parameters": sum(
+                    each.numel() for each in language_model.parameters() if each.requires_grad
+                ),
+                "frozen_weights": module.frozen_weights,
                 "weights_at_start": earlier["policy"]["weights_at_start"]
                 if resumed
-                else weights_fingerprint(language_model),
+                else trained_weights(module),
             },
             "data": _data(trainer),
         }

@@ -16,7 +16,17 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 # Classes can be named in a config without their module only if they are imported before it is parsed.
-from dipo_pl import constructors, filters, finetuning, losses, policy, reference, unlearning  # noqa: F401
+from dipo_pl import (  # noqa: F401
+    adapter_off,
+    constructors,
+    filters,
+    finetuning,
+    losses,
+    policy,
+    reference,
+    stored_states,
+    unlearning,
+)
 from dipo_pl.callbacks.batch_seed import BatchSeed
 from dipo_pl.callbacks.export import Export
 from dipo_pl.callbacks.forget_quality import ForgetQuality
@@ -24,6 +34,7 @@ from dipo_pl.callbacks.last_checkpoint import LastCheckpoint
 from dipo_pl.callbacks.manifest import Manifest
 from dipo_pl.callbacks.samples import Samples
 from dipo_pl.callbacks.training_monitor import TrainingMonitor
+from dipo_pl.callbacks.weight_change import WeightChange
 from dipo_pl.checkpoint_io import AtomicCheckpointIO
 from dipo_pl.config_errors import one_line
 from dipo_pl.configs import resolve
@@ -133,7 +144,8 @@ class DiPOCLI(LightningCLI):
         settings.checkpoint.dirpath = str(self.run.checkpoints)
         if settings.checkpoint.monitor is not None and settings.checkpoint.save_top_k == 0:
             settings.checkpoint.save_top_k = 1
-        for key in ("data.init_args.seed", "model.init_args.policy.init_args.seed"):
+        of_policy = "model.init_args.policy.init_args"
+        for key in ("data.init_args.seed", f"{of_policy}.seed", f"{of_policy}.adapter.init_args.seed"):
             if key in settings and settings[key] is None and settings.seed_everything is not False:
                 settings[key] = settings.seed_everything
         manifest = self.run.read_manifest()
@@ -193,6 +205,8 @@ class DiPOCLI(LightningCLI):
             # An empty version keeps the folder the same from one start to the next.
             kwargs["logger"] = TensorBoardLogger(self.settings.output_dir, self.settings.name, version="")
         kwargs["default_root_dir"] = str(self.run.path)
+        # First of all: a policy that training did not change is not exported.
+        kwargs["callbacks"] = [WeightChange(), *_as_list(configured.callbacks)]
         kwargs["plugins"] = [*_as_list(configured.plugins), AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 from transformers import PreTrainedModel, get_scheduler
 
@@ -14,6 +14,7 @@ from dipo_pl.answer_loss import answer_nll
 from dipo_pl.batch import EvaluationBatch
 from dipo_pl.engine import Objective
 from dipo_pl.errors import InputError
+from dipo_pl.fingerprint import weights_fingerprint
 from dipo_pl.generation import generate
 from dipo_pl.head import OutputHead
 from dipo_pl.hidden_states import answer_states
@@ -57,6 +58,8 @@ class LanguageModel(LightningModule):
         self.warmup = warmup
         self.token_budget = token_budget
         self.model: PreTrainedModel | None = None
+        self.frozen: frozenset[str] = frozenset()
+        self.frozen_weights: str | None = None
 
     def setup(self, stage: str) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -76,6 +79,7 @@ class LanguageModel(LightningModule):
             return
         self.model = self.policy.model()
         self._refuse_rows_beyond_the_context()
+        self._set_frozen_weights_apart()
 
     def _refuse_rows_beyond_the_context(self) -> None:
         config: Any = self.language_model.config.get_text_config()
@@ -86,6 +90,38 @@ class LanguageModel(LightningModule):
             raise InputError(
                 f"the longest row has {longest} tokens and the model's context is {context}: set "
                 f"data.max_length to {context} and data.too_long to truncate, or shorten the rows"
+            )
+
+    def _set_frozen_weights_apart(self) -> None:
+        """Notes which weights checkpoints leave out, and what they are before anything moves or casts them."""
+        named = self.named_parameters(remove_duplicate=False)
+        self.frozen = frozenset(name for name, each in named if not each.requires_grad)
+        if self.frozen:
+            self.strict_loading = False
+            frozen = (each for each in self.parameters() if not each.requires_grad)
+            self.frozen_weights = weights_fingerprint(nn.ParameterList(frozen))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves out the parameters that are not trained."""
+        weights = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: weights[name] for name in weights if name not in self.frozen}
+        checkpoint["frozen_weights"] = self.frozen_weights
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """
+        Raises:
+            InputError: the checkpoint is of a policy that trains other weights, or leaves others as they are.
+        """
+        given, wanted = set(checkpoint["state_dict"]), set(self.state_dict()) - self.frozen
+        if given != wanted:
+            raise InputError(
+                f"the checkpoint is of another policy: it lacks {_some(wanted - given)} and has {_some(given - wanted)} "
+                "that are not of this one; see model.policy, and its adapter"
+            )
+        if checkpoint.get("frozen_weights") != self.frozen_weights:
+            raise InputError(
+                f"the weights of {self.policy.source} that are not trained are not those that the checkpoint was "
+                "trained on: give that model, or another --name to begin anew"
             )
 
     def on_fit_start(self) -> None:
@@ -124,3 +160,8 @@ class LanguageModel(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "learning_rate"},
         }
+
+
+def _some(names: set[str]) -> str:
+    """`none`, or how many and which is first."""
+    return f"{len(names)} ({min(names)}, ...)" if names else "none"

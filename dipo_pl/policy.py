@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from dipo_pl.adapter import LoRA
 from dipo_pl.errors import InputError
 from dipo_pl.head import check_head
 from dipo_pl.tokenizer import train_tokenizer
@@ -31,13 +32,18 @@ class Policy(ABC):
         attention: attention kernel; null is transformers' own choice for the architecture.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third
             more time.
+        adapter: what is trained in place of the model's own weights; null trains these.
     """
 
     def __init__(
-        self, attention: AttentionKernel | None = None, gradient_checkpointing: bool = False
+        self,
+        attention: AttentionKernel | None = None,
+        gradient_checkpointing: bool = False,
+        adapter: LoRA | None = None,
     ) -> None:
         self.attention = attention
         self.gradient_checkpointing = gradient_checkpointing
+        self.adapter = adapter
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     @abstractmethod
@@ -67,10 +73,10 @@ class Policy(ABC):
         return self._tokenizer
 
     def model(self) -> PreTrainedModel:
-        """A fresh model in train mode, its head checked.
+        """A fresh model in train mode, its head checked, with its adapters.
 
         Raises:
-            InputError: it cannot be had, or disagrees with the tokenizer.
+            InputError: it cannot be had, disagrees with the tokenizer, or cannot be adapted as asked.
         """
         tokenizer = self.tokenizer()
         model = self._load_model(tokenizer)
@@ -81,6 +87,8 @@ class Policy(ABC):
                 "they do not belong together; resize the model's embeddings or give the right tokenizer"
             )
         check_head(model)
+        if self.adapter is not None:
+            self.adapter.apply(model)
         if self.gradient_checkpointing:
             # The reentrant kind fails under DDP and skips layers whose inputs need no gradient.
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -95,7 +103,7 @@ class Pretrained(Policy):
         revision: branch, tag or commit on the hub.
         dtype: of the weights; `auto` is the checkpoint's own.
         trust_remote_code: run code that comes with the model; only if you have read it.
-        attention, gradient_checkpointing: see Policy.
+        attention, gradient_checkpointing, adapter: see Policy.
     """
 
     def __init__(
@@ -106,8 +114,9 @@ class Pretrained(Policy):
         attention: AttentionKernel | None = None,
         gradient_checkpointing: bool = False,
         trust_remote_code: bool = False,
+        adapter: LoRA | None = None,
     ) -> None:
-        super().__init__(attention, gradient_checkpointing)
+        super().__init__(attention, gradient_checkpointing, adapter)
         self.path = path
         self.revision = revision
         self.dtype = dtype
@@ -153,6 +162,11 @@ class Pretrained(Policy):
                 f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): give a whole causal "
                 "language model"
             )
+        if hasattr(model, "peft_config"):
+            raise InputError(
+                f"{self.path} holds an adapter, not a whole model: give the one that it was made for, or merge them "
+                "(a run of dipo-pl does so with export.adapter false)"
+            )
         return model
 
     def _refuse_missing_folder(self) -> None:
@@ -187,7 +201,7 @@ class FromConfig(Policy):
         vocab_size: tokens of the byte-level BPE tokenizer that is trained; fewer if the texts are short.
         tokenizer: a folder or hub id whose tokenizer is used instead.
         seed: of the weights; null takes seed_everything on the command line, else 0.
-        attention, gradient_checkpointing: see Policy.
+        attention, gradient_checkpointing, adapter: see Policy.
     """
 
     def __init__(
@@ -198,8 +212,9 @@ class FromConfig(Policy):
         seed: int | None = None,
         attention: AttentionKernel | None = None,
         gradient_checkpointing: bool = False,
+        adapter: LoRA | None = None,
     ) -> None:
-        super().__init__(attention, gradient_checkpointing)
+        super().__init__(attention, gradient_checkpointing, adapter)
         self.config = config
         self.vocab_size = vocab_size
         self.tokenizer_source = tokenizer

@@ -1,0 +1,65 @@
+"""Whether training has changed the policy."""
+
+import json
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from torch import nn
+
+from dipo_pl.errors import TrainingError
+from dipo_pl.fingerprint import weights_fingerprint
+from dipo_pl.run_folder import RunFolder, write_text
+
+
+def trained_weights(module: Any) -> str:
+    """Fingerprint of the weights that are trained."""
+    model = module.language_model
+    if module.frozen:
+        return weights_fingerprint(
+            nn.ParameterList(each for each in model.parameters() if each.requires_grad)
+        )
+    return weights_fingerprint(model)
+
+
+class WeightChange(Callback):
+    """Adds the weights' fingerprint after training to the manifest; a training that changed none of them fails.
+
+    Such a policy would be measured, exported and compared as if it had been trained.
+    """
+
+    def __init__(self) -> None:
+        self._first_step = 0
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Another run's checkpoint: the start that this run's manifest knows is there.
+        if not RunFolder.of(trainer).read_manifest():
+            self._first_step = checkpoint["global_step"]
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        unchanged = trainer.is_global_zero and self._record(trainer, pl_module)
+        trained = trainer.global_step > self._first_step and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        # All processes end together.
+        if trainer.strategy.broadcast(unchanged) and trained:
+            raise TrainingError(_where_to_look(trainer, pl_module))
+
+    @staticmethod
+    def _record(trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Whether the weights are as they started."""
+        manifest = RunFolder.of(trainer).read_manifest()
+        policy = manifest["policy"]
+        policy["weights_at_end"] = trained_weights(pl_module)
+        write_text(RunFolder.of(trainer).manifest, json.dumps(manifest, indent=2) + "\n")
+        return policy["weights_at_end"] == policy["weights_at_start"]
+
+
+def _where_to_look(trainer: Trainer, module: Any) -> str:
+    rate = max(group.get("initial_lr", group["lr"]) for group in trainer.optimizers[0].param_groups)
+    trained = [each for each in module.parameters() if each.requires_grad]
+    return (
+        f"after {trainer.global_step} steps every weight of the policy is what it was before: look at the learning "
+        f"rate ({rate:g}), model.warmup ({module.warmup:g}), the losses and their weights (train/gradient_norm tells "
+        f"what reached the policy), and the weights that are trained ({len(trained)} tensors, "
+        f"{', '.join(sorted({str(each.dtype) for each in trained}))}: a step may be too small for them)"
+    )
