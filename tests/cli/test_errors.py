@@ -52,6 +52,18 @@ CONFIGURATION = [
         (*SMOKE, "--model.retain_loss", "DiPO"),
         "set model.forget_loss to DiPO and model.retain_loss to DiPORetain",
     ),
+    (
+        (*SMOKE, "--model.retain_loss", "DPO"),
+        "model.retain_loss: DPO compares a row with its alternate, which only forget rows have",
+    ),
+    (
+        (*SMOKE, "--model.forget_loss", "RMU", "--model.forget_loss.layer", "2"),
+        "a loss acts on layer 2, and LlamaForCausalLM has layers 0 to 1: set its `layer`",
+    ),
+    (
+        (*SMOKE, "--model.reference", "AdapterOff"),
+        "model.reference is AdapterOff, and the policy has no adapter to be switched off",
+    ),
     ((*SMOKE, "--model.retain_weight", "-1"), "model.retain_weight must be >= 0, got -1"),
     ((*SMOKE, "--model.warmup", "1"), "model.warmup must be a share of the steps in [0, 1), got 1"),
     ((*SMOKE, "--model.token_budget", "0"), "model.token_budget must be at least 1, got 0"),

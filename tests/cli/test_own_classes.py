@@ -63,3 +63,14 @@ def test_readme_example_of_a_new_loss(cli, monkeypatch):
         each()
     ended = cli("fit", "--config", "smoke.yaml", "--config", config, "--forget_quality.rouge", "false")
     assert ended.code == 0, ended.err
+
+
+def test_readme_example_of_the_engine():
+    """It has gradients in the end, of all weights, and stands on its own."""
+    text = README.read_text()
+    (code,) = re.findall(r"^```python\n(import torch\nfrom transformers .*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    scope: dict = {}
+    exec(compile(code, "README.md", "exec"), scope)
+    assert scope["objective"].loss.item() > 0
+    assert all(each.grad.isfinite().all() for each in scope["policy"].parameters())
+    assert scope["policy"].lm_head.weight.grad.abs().max() > 0

@@ -1,0 +1,142 @@
+"""Time and memory of a training step, side by side: `python tests/benchmarks`, or `make bench`.
+
+Every measurement is a process of its own that makes the case's model, takes a step or two to warm up and
+some that count; cases take turns, round after round, so that a machine that slows down slows them all.
+
+    seconds    median over all steps of all rounds: forward, backward, AdamW
+    MiB        greatest memory of a step (CPU: peak resident set, by /proc/self/clear_refs and VmHWM; GPU:
+               the allocator's), less policy weights and moments; a reference copy and gradients count
+    ratios     of medians, to each plain case of the same size
+
+Ours must give the loss of its plain counterpart and a gradient of the same norm, else the size is not written
+and it fails.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from cases import CASES, Case
+from results import disagreements, print_table, table, title
+from sizes import ON_GPU, SMALL, Size
+from worker import Measurement, measure, profile
+
+# Forked from a server that has imported these, a process starts in no time and still computes alone.
+FORKSERVER = get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["transformers.models.llama.modeling_llama", "dipo_pl.unlearning"])
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="make bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", nargs="+", default=[""], help="parts of the names of those to run")
+    parser.add_argument("--vocabulary", nargs="+", type=int, default=[32_000, 128_256], help="on a CPU")
+    parser.add_argument("--time", nargs="+", type=int, default=[96, 256], help="tokens of a row, on a CPU")
+    parser.add_argument(
+        "--gpu", nargs="*", choices=list(ON_GPU), default=list(ON_GPU), help="sizes with CUDA"
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=1, help="steps of a process that do not count")
+    parser.add_argument("--steps", type=int, default=2, help="steps of a process that count")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--clock",
+        choices=["wall", "processor"],
+        default="wall",
+        help="processor: time of all threads, for a machine that is not idle, with one thread",
+    )
+    parser.add_argument(
+        "--peak-tflops", type=float, default=989.0, help="the GPU's (H100, H200: 989 in bf16)"
+    )
+    parser.add_argument("--quick", action="store_true", help="one round of the first size")
+    parser.add_argument("--profile", metavar="CASE", help="print a case's slowest operators instead")
+    parser.add_argument("--output", type=Path, default=Path("runs/bench/results.json"))
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = arguments()
+    if (load := os.getloadavg()[0]) > 0.5:
+        print(f"the machine is not idle (load {load:.1f}): wall times will be wrong", file=sys.stderr)
+    sizes = [
+        replace(SMALL, vocabulary=vocabulary, time=time)
+        for vocabulary in options.vocabulary
+        for time in options.time
+    ]
+    if torch.cuda.is_available():
+        sizes += [ON_GPU[name] for name in options.gpu]
+    if options.profile:
+        key = chosen([options.profile])[0].key
+        print(f"{key}: {title(sizes[0])}\n{profile(key, sizes[0], options.threads)}")
+        return 0
+    if options.quick:
+        sizes, options.rounds = sizes[:1], 1
+    results: list[dict[str, Any]] = []
+    for size in sizes:
+        cases = [case for case in chosen(options.cases) if case.lora or not size.lora]
+        measured, left_out = run(cases, size, options)
+        if wrong := disagreements(measured, size):
+            print(*wrong, sep="\n", file=sys.stderr)
+            return 1
+        rows = table(cases, measured, left_out, size, options)
+        results += rows
+        print_table(rows, size, options)
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(results, indent=2) + "\n")
+    print(f"\n{options.output}")
+    return 0
+
+
+def chosen(parts: list[str]) -> list[Case]:
+    cases = [case for key, case in CASES.items() if any(part in key for part in parts)]
+    if not cases:
+        raise SystemExit(f"no case is named {' or '.join(parts)}; there are: {'; '.join(CASES)}")
+    return cases
+
+
+def run(
+    cases: list[Case], size: Size, options: argparse.Namespace
+) -> tuple[dict[str, list[Measurement]], dict[str, str]]:
+    """What each case's processes saw, and why a case is missing."""
+    measured: dict[str, list[Measurement]] = {}
+    left_out: dict[str, str] = {}
+    for turn in range(options.rounds):
+        for case in cases if turn % 2 == 0 else reversed(cases):
+            free = available_memory() if size.device == "cpu" else sys.maxsize
+            if case.needs(size) > free:
+                left_out[case.key] = f"needs about {case.needs(size) >> 30} GiB, {free >> 30} are free"
+            if case.key in left_out:
+                continue
+            with ProcessPoolExecutor(1, mp_context=FORKSERVER) as process:
+                job = process.submit(
+                    measure, case.key, size, options.warmup, options.steps, options.threads, options.clock
+                )
+                try:
+                    result = job.result()
+                except (BrokenProcessPool, torch.OutOfMemoryError) as error:
+                    left_out[case.key] = f"out of memory? ({type(error).__name__})"
+                    continue
+            measured.setdefault(case.key, []).append(result)
+            seconds = ", ".join(f"{each:.3f}" for each in result.seconds)
+            print(f"round {turn + 1}: {case.key}: {seconds} s, {result.peak_mib:,.0f} MiB", file=sys.stderr)
+    return {key: values for key, values in measured.items() if key not in left_out}, left_out
+
+
+def available_memory() -> int:
+    match = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    assert match
+    return 1024 * int(match[1])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

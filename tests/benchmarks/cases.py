@@ -1,0 +1,244 @@
+"""What is compared: the plain implementations, and ours with each reference and each method."""
+
+import copy
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import nullcontext, redirect_stderr
+from dataclasses import dataclass
+from functools import partial
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import plain
+import torch
+from sizes import Size
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dipo_pl.adapter import LoRA
+from dipo_pl.adapter_off import AdapterOff
+from dipo_pl.batch import collate
+from dipo_pl.losses import (
+    CEU,
+    DPO,
+    KTO,
+    NPO,
+    PDU,
+    RMU,
+    UNDIAL,
+    WGA,
+    CrossEntropy,
+    DiPO,
+    DiPORetain,
+    GradientAscent,
+    Loss,
+    MaximumEntropy,
+    ReferenceKL,
+    RMURetain,
+    SatImp,
+    SimNPO,
+)
+from dipo_pl.policy import FromConfig
+from dipo_pl.reference import FrozenCopy, Reference, Surroundings
+from dipo_pl.stored_states import StoredStates
+from dipo_pl.unlearning import Unlearning
+
+PLAIN_GRADDIFF, PLAIN_NPO, PLAIN_DIPO = "plain GradDiff", "plain NPO", "plain DiPO"
+PLAIN_THREE_SETS, PLAIN_LORA = "plain GradDiff, three sets", "plain GradDiff, LoRA"
+
+# What training_step logs goes nowhere, since there is no trainer.
+warnings.filterwarnings("ignore", r".*self\.log\(\)")
+
+
+@dataclass
+class Step:
+    """What a case has made ready.
+
+    Attributes:
+        loss: the forward half of a training step.
+        store_seconds, store_mib: what it took to make stored states, and what they take.
+    """
+
+    loss: Callable[[], Tensor]
+    store_seconds: float | None = None
+    store_mib: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case(ABC):
+    """A method with a reference.
+
+    Attributes:
+        lora: only adapters are trained.
+        like: the plain case of the same rows and the same trained weights.
+    """
+
+    name: str
+    lora: bool = False
+    like: str = PLAIN_GRADDIFF
+
+    @property
+    @abstractmethod
+    def reference_name(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def sets(self) -> int:
+        """Of rows."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}, {self.reference_name}"
+
+    def policy(self, size: Size) -> PreTrainedModel:
+        policy = size.policy()
+        if self.lora:
+            LoRA().apply(policy)
+        return policy
+
+    @abstractmethod
+    def prepare(self, policy: PreTrainedModel, size: Size) -> Step:
+        """Makes the reference from the policy as it is now, and the step."""
+
+    def needs(self, size: Size) -> int:
+        """Bytes, roughly, beside weights and optimizer."""
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plain(Case):
+    """
+    Attributes:
+        full_logits: how many tensors of one set's logits exist at once, at most.
+    """
+
+    method: Callable[..., Tensor]
+    full_logits: int
+    two_models: bool = False
+    sections: tuple[str, ...] = ("forget", "retain")
+
+    @property
+    def reference_name(self) -> str:
+        return "second model" if self.two_models else "none"
+
+    @property
+    def sets(self) -> int:
+        return len(self.sections)
+
+    def prepare(self, policy: PreTrainedModel, size: Size) -> Step:
+        reference = copy.deepcopy(policy).eval().requires_grad_(False) if self.two_models else None
+        sets = {}
+        for name, rows in size.sequences(self.sections).items():
+            batch = collate({name: rows}, range(len(rows))).to(torch.device(size.device))
+            labels = batch.input_ids.clone()
+            labels[:, : size.prompt] = plain.IGNORED
+            sets[name] = plain.Rows(batch.input_ids, batch.attention_mask, labels)
+        return Step(partial(self.method, policy, reference, sets))
+
+    def needs(self, size: Size) -> int:
+        return self.full_logits * size.set_logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ours(Case):
+    """
+    Attributes:
+        equals: the plain case whose loss and gradient this must give.
+    """
+
+    forget: Loss
+    retain: Loss
+    reference: type[Reference] = StoredStates
+    equals: str | None = None
+
+    @property
+    def reference_name(self) -> str:
+        uses_reference = self.forget.uses_reference or self.retain.uses_reference
+        return self.reference.__name__ if uses_reference else "none"
+
+    @property
+    def sets(self) -> int:
+        return 2 + len(self.forget.companions)
+
+    def prepare(self, policy: PreTrainedModel, size: Size) -> Step:
+        module = Unlearning(
+            FromConfig({"model_type": "llama"}), self.forget, self.retain, reference=self.reference()
+        )
+        module.model = policy
+        module.train()
+        sequences = size.sequences(module.sections)
+        rows = [row for section in sequences.values() for row in range(len(section))]
+        batch = collate(sequences, rows).to(torch.device(size.device))
+        step = Step(lambda: module.training_step(batch, 0))
+        if module.reference_layers:
+            # What has been mapped stays when its file's name goes. No progress bar among the results.
+            with TemporaryDirectory() as folder, redirect_stderr(StringIO()):
+                surroundings = Surroundings(
+                    layers=module.reference_layers,
+                    sequences=sequences,
+                    identity={},
+                    folder=Path(folder),
+                    device=torch.device(size.device),
+                    precision=nullcontext,
+                    rank=0,
+                    world_size=1,
+                    barrier=lambda: None,
+                )
+                start = perf_counter()
+                module.reference.attach(policy, surroundings)
+                if isinstance(module.reference, StoredStates):
+                    step.store_seconds = perf_counter() - start
+                    files = [each for each in Path(folder).rglob("*") if each.is_file()]
+                    step.store_mib = sum(each.stat().st_size for each in files) / 2**20
+        return step
+
+
+def _with_cross_entropy(name: str, forget: Loss, **options: Any) -> Ours:
+    """On retain rows, so that all methods see as many rows."""
+    return Ours(name=f"{name} + CE", forget=forget, retain=CrossEntropy(), **options)
+
+
+def _dipo(reference: type[Reference], **options: Any) -> Ours:
+    name = "DiPO, LoRA" if options.get("lora") else "DiPO"
+    return Ours(name=name, forget=DiPO(), retain=DiPORetain(), reference=reference, **options)
+
+
+# Layer 1 of 6, as layer 7 of 32 in RMU's paper.
+_LAYER = 1
+
+CASES: dict[str, Case] = {
+    case.key: case
+    for case in (
+        Plain(name=PLAIN_GRADDIFF, method=plain.graddiff, full_logits=6),
+        Plain(name=PLAIN_NPO, method=plain.npo, two_models=True, full_logits=8),
+        Plain(name=PLAIN_DIPO, method=plain.dipo, two_models=True, full_logits=16),
+        Plain(
+            name=PLAIN_THREE_SETS,
+            method=plain.graddiff,
+            sections=("forget", "alternate", "retain"),
+            full_logits=8,
+        ),
+        Plain(name=PLAIN_LORA, method=plain.graddiff, lora=True, full_logits=6),
+        _dipo(FrozenCopy, equals=PLAIN_DIPO),
+        _dipo(StoredStates, equals=PLAIN_DIPO),
+        _dipo(AdapterOff, lora=True, like=PLAIN_LORA),
+        _dipo(StoredStates, lora=True, like=PLAIN_LORA),
+        _with_cross_entropy("GradientAscent", GradientAscent(), equals=PLAIN_GRADDIFF),
+        Ours(name="GradientAscent + ReferenceKL", forget=GradientAscent(), retain=ReferenceKL()),
+        _with_cross_entropy("NPO", NPO(), equals=PLAIN_NPO),
+        _with_cross_entropy("SimNPO", SimNPO()),
+        _with_cross_entropy("DPO", DPO(), like=PLAIN_THREE_SETS),
+        _with_cross_entropy("KTO", KTO(), like=PLAIN_THREE_SETS),
+        _with_cross_entropy("UNDIAL", UNDIAL()),
+        _with_cross_entropy("WGA", WGA()),
+        _with_cross_entropy("SatImp", SatImp()),
+        _with_cross_entropy("CE-U", CEU()),
+        _with_cross_entropy("PDU", PDU()),
+        _with_cross_entropy("MaximumEntropy", MaximumEntropy()),
+        Ours(name="RMU + RMURetain", forget=RMU(layer=_LAYER), retain=RMURetain(layer=_LAYER)),
+    )
+}

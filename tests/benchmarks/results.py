@@ -1,0 +1,124 @@
+"""From measurements to results.json and the table; and whether ours computed what it should have."""
+
+import argparse
+import statistics
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from cases import CASES, PLAIN_DIPO, PLAIN_GRADDIFF, PLAIN_NPO, Case, Ours, Plain
+from sizes import Size
+from worker import Measurement
+
+
+def disagreements(measured: dict[str, list[Measurement]], size: Size) -> list[str]:
+    """Where ours does not give what its plain counterpart gives."""
+    tolerance = 1e-4 if size.dtype == torch.float32 else 0.02
+    plain = {case.name: measured[key][0] for key, case in CASES.items() if key in measured}
+    wrong = []
+    for key, values in measured.items():
+        case = CASES[key]
+        if not isinstance(case, Ours) or case.equals not in plain:
+            continue
+        for quantity in ("loss", "gradient_norm"):
+            theirs = getattr(plain[case.equals], quantity)
+            for ours in (getattr(each, quantity) for each in values):
+                if not abs(ours - theirs) <= tolerance * max(1.0, abs(theirs)):
+                    wrong.append(f"{key}: {quantity} {ours:.6g}, and {case.equals} has {theirs:.6g}")
+    return wrong
+
+
+def table(
+    cases: list[Case],
+    measured: dict[str, list[Measurement]],
+    left_out: dict[str, str],
+    size: Size,
+    options: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """An object a case, as results.json has it."""
+    seconds = {
+        key: statistics.median(each for value in values for each in value.seconds)
+        for key, values in measured.items()
+    }
+    peaks = {key: statistics.median(value.peak_mib for value in values) for key, values in measured.items()}
+    rows = []
+    for case in cases:
+        key = case.key
+        row: dict[str, Any] = {
+            "case": case.name,
+            "reference": case.reference_name,
+            "model": size.model,
+            "vocabulary": size.vocabulary,
+            "time": size.time,
+            "rows": size.rows,
+            "dtype": str(size.dtype).removeprefix("torch."),
+            "device": torch.cuda.get_device_name() if size.device == "cuda" else "cpu",
+            "threads": options.threads,
+            "clock": options.clock,
+            "seconds": seconds.get(key),
+            "peak_mib": peaks.get(key),
+            "left_out": left_out.get(key),
+            "ratios": {},
+        }
+        if key in measured:
+            row |= {
+                name: value for name, value in asdict(measured[key][0]).items() if name.startswith("store")
+            }
+            row["ratios"] = {
+                plain.name: {
+                    "time": seconds[key] / seconds[plain.key],
+                    "memory": peaks[key] / peaks[plain.key],
+                }
+                for plain in cases
+                if isinstance(plain, Plain) and plain.key in measured
+            }
+            if size.device == "cuda":
+                available = seconds[key] * options.peak_tflops * 1e12
+                row["flops_utilisation"] = size.flops(case.sets, case.lora) / available
+        rows.append(row)
+    return rows
+
+
+def title(size: Size) -> str:
+    return (
+        f"{size.model}, vocabulary {size.vocabulary:,}, {size.rows} + {size.rows} rows of {size.time} tokens "
+        f"({size.prompt} of them prompt), {str(size.dtype).removeprefix('torch.')}"
+    )
+
+
+def print_table(rows: list[dict[str, Any]], size: Size, options: argparse.Namespace) -> None:
+    present = {row["case"] for row in rows if not row["left_out"]}
+    columns = {
+        letter: name
+        for letter, name in zip("abc", (PLAIN_GRADDIFF, PLAIN_NPO, PLAIN_DIPO), strict=True)
+        if name in present
+    }
+    print(f"\n{title(size)}, {options.threads} threads, {options.rounds} rounds of {options.steps} steps")
+    print("ratios to", ", ".join(f"({letter}) {name}" for letter, name in columns.items()))
+    letters = "".join(f"{f'({letter})':>6}" for letter in columns)
+    width = len(letters)
+    print(f"{'':62}  {'time':>{width}}  {'memory':>{width}}")
+    print(f"{'case, reference':44}{'seconds':>9}{'MiB':>9}  {letters}  {letters}")
+    for row in rows:
+        key = f"{row['case']}, {row['reference']}"
+        if row["left_out"]:
+            print(f"{key:44}  left out: {row['left_out']}")
+            continue
+        time, memory = (
+            "".join(f"{row['ratios'][name][of]:6.2f}" for name in columns.values())
+            for of in ("time", "memory")
+        )
+        print(f"{key:44}{row['seconds']:9.3f}{row['peak_mib']:9,.0f}  {time}  {memory}{_more(row)}")
+
+
+def _more(row: dict[str, Any]) -> str:
+    """What few cases have."""
+    like, more = CASES[f"{row['case']}, {row['reference']}"].like, []
+    if like != PLAIN_GRADDIFF and like in row["ratios"]:
+        ratios = row["ratios"][like]
+        more.append(f"to {like}: time {ratios['time']:.2f}, memory {ratios['memory']:.2f}")
+    if row["store_seconds"] is not None:
+        more.append(f"store: {row['store_seconds']:.1f} s, {row['store_mib']:.1f} MiB")
+    if "flops_utilisation" in row:
+        more.append(f"{row['flops_utilisation']:.0%} of peak FLOPs")
+    return "".join(f"  {each};" for each in more).removesuffix(";")
