@@ -51,7 +51,7 @@ class WeightChange(Callback):
         policy = manifest["policy"]
         policy["weights_at_end"] = trained_weights(pl_module)
         write_text(RunFolder.of(trainer).manifest, json.dumps(manifest, indent=2) + "\n")
-        return policy["weights_at_end"] == policy["weights_at_start"]
+        return bool(policy["weights_at_end"] == policy["weights_at_start"])
 
 
 def _where_to_look(trainer: Trainer, module: Any) -> str:

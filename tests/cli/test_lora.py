@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 from transformers import AutoModelForCausalLM
 
-from dipo_pl.policy import Pretrained
+from dipo_pl.fingerprint import weights_fingerprint
+from dipo_pl.policy import FromConfig, Pretrained
 
 QUICK = ("--forget_quality.rouge", "false", "--samples.rows", "0", "--data.evaluation_rows", "2")
 LORA = ("--config", "lora.yaml", "--model.optimizer.lr", "0.01", "--model.policy.adapter.rank", "4")
@@ -52,8 +55,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def base(trained: Path) -> dict[str, torch.Tensor]:
     """The weights that the run began with, apart from the adapters."""
-    from dipo_pl.policy import FromConfig
-
     policy = yaml.safe_load((trained / "config.yaml").read_text())["model"]["init_args"]["policy"][
         "init_args"
     ]
@@ -131,7 +132,11 @@ def test_manifest_tells_frozen_from_trained(trained):
     fingerprints = [policy[key] for key in ("frozen_weights", "weights_at_start", "weights_at_end")]
     assert len({*fingerprints}) == 3
     assert all(len(each) == 64 for each in fingerprints)
-    assert checkpoint_of(trained)["frozen_weights"] == policy["frozen_weights"]
+    checkpoint = checkpoint_of(trained)
+    assert checkpoint["frozen_weights"] == policy["frozen_weights"]
+    adapters = nn.ParameterList(nn.Parameter(each) for each in checkpoint["state_dict"].values())
+    assert policy["weights_at_end"] == weights_fingerprint(adapters)
+    assert manifest_of(trained)["versions"]["peft"] == metadata.version("peft")
 
 
 def test_the_runs_seed_is_the_adapters_too(trained):

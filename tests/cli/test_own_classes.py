@@ -68,7 +68,9 @@ def test_readme_example_of_a_new_loss(cli, monkeypatch):
 def test_readme_example_of_the_engine():
     """It has gradients in the end, of all weights, and stands on its own."""
     text = README.read_text()
-    (code,) = re.findall(r"^```python\n(import torch\nfrom transformers .*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    (code,) = re.findall(
+        r"^```python\n(import torch\nfrom transformers .*?)^```", text, flags=re.MULTILINE | re.DOTALL
+    )
     scope: dict = {}
     exec(compile(code, "README.md", "exec"), scope)
     assert scope["objective"].loss.item() > 0

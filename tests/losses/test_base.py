@@ -77,7 +77,9 @@ def test_closed_form_equals_autograd(loss, n, vocabulary):
     """float32 on both sides, values of order 10: 1e-5 in the terms, 1e-6 in gradients that are at most 1."""
     logits, targets, reference = draw(n, vocabulary)
     reference = reference if loss.uses_reference else None
-    closed = loss.terms_and_gradient(logits.clone(), targets, None if reference is None else reference.clone())
+    closed = loss.terms_and_gradient(
+        logits.clone(), targets, None if reference is None else reference.clone()
+    )
     plain = Loss.terms_and_gradient(loss, logits.clone(), targets, reference)
     torch.testing.assert_close(closed.values, plain.values, rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(closed.gradient, plain.gradient, rtol=1e-5, atol=1e-6)
