@@ -12,7 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 from dipo_pl.callbacks.weight_change import trained_weights
 from dipo_pl.data_modules.rows import Row
 from dipo_pl.errors import InputError
-from dipo_pl.fingerprint import rows_fingerprint
+from dipo_pl.fingerprint import rows_fingerprint, texts_fingerprint
 from dipo_pl.run_folder import RunFolder, write_text
 from dipo_pl.version import __version__
 
@@ -144,6 +144,10 @@ def _data(trainer: Trainer) -> dict[str, Any]:
     return {
         "forget": _rows(data.row_sets.forget),
         "retain": _rows(data.row_sets.retain),
+        **{
+            name: {"rows": len(answers), "fingerprint": texts_fingerprint(answers)}
+            for name, answers in data.companions.items()
+        },
         "evaluation": {each.name: _rows(each.rows) for each in data.evaluation_sets},
     }
 

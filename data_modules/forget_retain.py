@@ -113,7 +113,7 @@ class ForgetRetain(LightningDataModule):
         self.seed = seed or 0
         self.workers = workers
         self.row_sets: RowSets | None = None
-        self._companions: dict[str, list[tuple[str, ...]]] = {}
+        self.companions: dict[str, list[tuple[str, ...]]] = {}
         self._resume_at: tuple[int, int] | None = None
 
     @abstractmethod
@@ -195,7 +195,7 @@ class ForgetRetain(LightningDataModule):
             "prompt format": settings_fingerprint(self.prompt),
             "forget rows": rows_fingerprint(self.row_sets.forget),
             "retain rows": rows_fingerprint(self.row_sets.retain),
-            **{f"{name} answers": texts_fingerprint(answers) for name, answers in self._companions.items()},
+            **{f"{name} answers": texts_fingerprint(answers) for name, answers in self.companions.items()},
         }
 
     def _encode_training_rows(self) -> None:
@@ -212,10 +212,10 @@ class ForgetRetain(LightningDataModule):
         rows = self.row_sets.forget
         for name in self._sections:
             if name not in self._training:
-                self._companions[name] = companion_answers(name, rows, self.alternates, self.seed)
+                self.companions[name] = companion_answers(name, rows, self.alternates, self.seed)
                 self._training[name] = [
                     self._encoded(row, answer)
-                    for row, answers in zip(rows, self._companions[name], strict=True)
+                    for row, answers in zip(rows, self.companions[name], strict=True)
                     for answer in answers
                 ]
                 self._warn_of_cuts(f"{name} answers", [self._training[name]])

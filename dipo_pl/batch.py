@@ -1,6 +1,6 @@
 """What travels from the data modules to the policy: padded tokens and the places that are predicted."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -36,7 +36,7 @@ class Batch:
         targets: [N] the answer token that each of these positions predicts.
         lengths: answer tokens of each sequence; they sum to N.
         sections: number of sequences in each named section, in order.
-        rows: the row of its set that each sequence came from, for messages.
+        rows: each sequence's place among all sequences of its section, by which stored states are found.
     """
 
     input_ids: Tensor
@@ -54,6 +54,27 @@ class Batch:
             attention_mask=self.attention_mask.to(device),
             positions=self.positions.to(device),
             targets=self.targets.to(device),
+        )
+
+    def only(self, names: Collection[str]) -> "Batch":
+        """The same with these sections alone, in the same order."""
+        if set(names) == set(self.sections):
+            return self
+        chosen = [name in names for name, count in self.sections.items() for _ in range(count)]
+        kept = [index for index, keep in enumerate(chosen) if keep]
+        place = torch.full((len(chosen),), -1, dtype=torch.long)
+        place[kept] = torch.arange(len(kept))
+        device, width = self.positions.device, self.input_ids.shape[1]
+        answers = torch.repeat_interleave(torch.tensor(chosen), torch.tensor(self.lengths)).to(device)
+        positions = self.positions[answers]
+        return Batch(
+            input_ids=self.input_ids[kept],
+            attention_mask=self.attention_mask[kept],
+            positions=place.to(device)[positions // width] * width + positions % width,
+            targets=self.targets[answers],
+            lengths=tuple(self.lengths[index] for index in kept),
+            sections={name: count for name, count in self.sections.items() if name in names},
+            rows=tuple(self.rows[index] for index in kept),
         )
 
     def section_slices(self) -> dict[str, tuple[slice, slice]]:

@@ -233,6 +233,8 @@ class DiPOCLI(LightningCLI):
             self.run.config.write_bytes(self._config_before)
         begun = sorted({*self.run.path.rglob("*"), *self._folders} - self._there_before, reverse=True)
         for path in begun:
+            if self.run.reference in (path, *path.parents):
+                continue
             if path.is_file():
                 path.unlink()
             elif path.is_dir() and not any(path.iterdir()):

@@ -132,7 +132,8 @@ class LogitModulation(PreferenceConstructor):
         remembering, remembering_factor = distribution(kept + self.alpha * memory)
         rest.mul_((forgetting_factor - remembering_factor)[:, None])
         flat.index_copy_(0, places, forgetting.sub_(remembering))
-        return Difference(rest, torch.bincount(rows, minlength=count))
+        kept_count = torch.zeros(count, dtype=torch.long, device=rows.device)
+        return Difference(rest, kept_count.index_add_(0, rows, torch.ones_like(rows)))
 
     def _refuse_negative(self, kept: Tensor) -> None:
         if not self.center and bool((kept <= 0).any()):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dipo_pl.errors import InputError
+from dipo_pl.errors import InputError, TrainingError
 
 
 class DualWeight:
@@ -57,8 +57,15 @@ class DualWeight:
         Args:
             epoch: counted from 0.
             over_devices: the mean of a scalar over devices; called in none or all of them.
+        Raises:
+            TrainingError: the retain loss is not finite.
         """
         if epoch >= self.warmup_epochs:
             retain_loss = over_devices(torch.stack(self._observed).mean()).item()
+            if not math.isfinite(retain_loss):
+                raise TrainingError(
+                    f"the retain loss is {retain_loss}, and the DualWeight on it can follow no such number: lower "
+                    "the learning rate or model.retain_weight.step"
+                )
             self.value = max(0.0, self.value + self.step * (retain_loss - self.epsilon))
         self._observed.clear()

@@ -4,7 +4,7 @@ Usable on its own, with another trainer: call `sequence_objective`, or `joint_ob
 at once, then `loss.backward()`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -113,7 +113,8 @@ def joint_objective(
     for section in sections.values():
         _check(section, reference_head)
     budget = token_budget or default_token_budget(head.weight.device)
-    heads = _Heads(head.gathered(), reference_head and reference_head.gathered())
+    on_logits = any(section.loss.layer is None for section in sections.values())
+    heads = _Heads(head, reference_head).converted(OutputHead.gathered) if on_logits else _Heads(head, None)
     walks = [_Walk(section, heads, budget) for section in sections.values()]
     weight, bias = heads.policy.weight, heads.policy.bias
     # The walks hold the states too, but autograd follows only what is an argument.
@@ -155,10 +156,13 @@ class _Heads:
     # For the logits of each, one group's after another's.
     memory: dict[str, Tensor] = field(default_factory=dict)
 
-    def cast(self, dtype: torch.dtype) -> None:
-        """Rounds both heads alike, so that equal models have equal logits."""
-        self.policy = self.policy.cast(dtype)
-        self.reference = self.reference and self.reference.cast(dtype)
+    def converted(self, convert: Callable[[OutputHead], OutputHead]) -> "_Heads":
+        """Both alike; once where the reference's is the policy's own."""
+        policy, reference = convert(self.policy), self.reference
+        if reference is not None:
+            shared = reference.weight is self.policy.weight and reference.bias is self.policy.bias
+            reference = policy if shared else convert(reference)
+        return _Heads(policy, reference)
 
     def logits(self, whose: Literal["policy", "reference"], states: Tensor) -> Tensor:
         """Valid until the next are asked for."""
@@ -186,6 +190,9 @@ class _Walk:
         lengths, order = _units(section.lengths, self.members, loss.skip)
         self.lengths = lengths
         self.states, self.targets = section.states, section.targets
+        # Copied to the device once, not group by group.
+        self.counts = torch.tensor(lengths, dtype=torch.long, device=self.states.device)
+        self.sequence = torch.repeat_interleave(self.counts, output_size=sum(lengths))
         self.reference_states = section.reference_states if loss.uses_reference else None
         if order is not None:
             index = torch.tensor(order, dtype=torch.long, device=self.states.device)
@@ -202,19 +209,17 @@ class _Walk:
         """None where the loss acts on the states themselves."""
         return self.heads.policy if self.loss_function.layer is None else None
 
-    def groups(self) -> Iterator[tuple[slice, list[int]]]:
-        """Consecutive units that fit the budget together, at least one: their positions and lengths."""
-        start = stop = 0
-        group: list[int] = []
-        for first in range(0, len(self.lengths), self.members):
-            unit = self.lengths[first : first + self.members]
-            if group and stop - start + sum(unit) > self.token_budget:
-                yield slice(start, stop), group
-                start, group = stop, []
-            group += unit
-            stop += sum(unit)
-        if group:
-            yield slice(start, stop), group
+    def groups(self) -> Iterator[tuple[slice, slice]]:
+        """Consecutive units that fit the budget together, at least one: their positions and sequences."""
+        start = stop = first = 0
+        for row in range(0, len(self.lengths), self.members):
+            unit = sum(self.lengths[row : row + self.members])
+            if row > first and stop - start + unit > self.token_budget:
+                yield slice(start, stop), slice(first, row)
+                start, first = stop, row
+            stop += unit
+        if self.lengths:
+            yield slice(start, stop), slice(first, len(self.lengths))
 
     def pieces(self, span: slice) -> list[slice]:
         """Positions cut by the budget."""
@@ -248,8 +253,8 @@ class _Walk:
             total = self._walk_coupled(gradients, scale)
         else:
             total = torch.zeros((), dtype=torch.float32, device=self.states.device)
-            for span, group in self.groups():
-                total += self._walk_group(span, group, gradients, scale)
+            for span, rows in self.groups():
+                total += self._walk_group(span, rows, gradients, scale)
         self.loss = total / self.count
         return self.weight * self.loss
 
@@ -264,19 +269,17 @@ class _Walk:
             del terms
         return total
 
-    def _walk_group(self, span: slice, group: list[int], gradients: "_Gradients", scale: float) -> Tensor:
-        """The derivative by a term is known only after the sum over its sequence: where one piece holds
+    def _walk_group(self, span: slice, rows: slice, gradients: "_Gradients", scale: float) -> Tensor:
+        """Units whose derivatives by their terms are known only after the sums over their sequences.
 
-        the whole group the terms' gradients wait for it, else they are made in a second pass.
+        Where one piece holds them all the terms' gradients wait for these, else they are made in a second pass.
         """
-        pieces = self.pieces(span)
-        if len(pieces) > 1:
-            sums = self._sums(span, group)
-            value, by_term = self._outer(sums, group)
+        if len(self.pieces(span)) > 1:
+            value, by_term = self._outer(self._sums(span, rows), span, rows)
             self._add_pieces(span, by_term * scale, gradients)
             return value
         terms = self.evaluate(span)
-        value, by_term = self._outer(self._sum(terms.values, group), group)
+        value, by_term = self._outer(self._sum(terms.values, span, rows), span, rows)
         gradients.add(self, span, terms.gradient, by_term * scale)
         self._watch(terms.parts, len(self.targets))
         return value
@@ -284,9 +287,9 @@ class _Walk:
     def _walk_coupled(self, gradients: "_Gradients", scale: float) -> Tensor:
         if not self.lengths:
             return torch.zeros((), dtype=torch.float32, device=self.states.device)
-        everything = slice(0, len(self.targets))
-        value, by_term = self._outer(self._sums(everything, self.lengths), self.lengths)
-        self._add_pieces(everything, by_term * scale, gradients)
+        span, rows = slice(0, len(self.targets)), slice(0, len(self.lengths))
+        value, by_term = self._outer(self._sums(span, rows), span, rows)
+        self._add_pieces(span, by_term * scale, gradients)
         return value
 
     def _add_pieces(self, span: slice, by_term: Tensor, gradients: "_Gradients") -> None:
@@ -296,24 +299,19 @@ class _Walk:
             self._watch(terms.parts, len(self.targets))
             del terms
 
-    def _sums(self, span: slice, lengths: list[int]) -> Tensor:
+    def _sums(self, span: slice, rows: slice) -> Tensor:
         """[S] the sequences' sums, in pieces and without gradients."""
-        values = [self.loss_function.terms(*self.inputs(piece)) for piece in self.pieces(span)]
-        return self._sum(torch.cat(values), lengths)
+        # A loss may return a view of its logits, and the next piece's take their place.
+        values = [self.loss_function.terms(*self.inputs(piece)).clone() for piece in self.pieces(span)]
+        return self._sum(torch.cat(values), span, rows)
 
-    def _sum(self, values: Tensor, lengths: list[int]) -> Tensor:
-        sums = torch.zeros(len(lengths), dtype=torch.float32, device=values.device)
-        return sums.index_add_(0, self._sequence(lengths), values)
+    def _sum(self, values: Tensor, span: slice, rows: slice) -> Tensor:
+        sums = torch.zeros(rows.stop - rows.start, dtype=torch.float32, device=values.device)
+        return sums.index_add_(0, self.sequence[span] - rows.start, values)
 
-    def _sequence(self, lengths: list[int]) -> Tensor:
-        """[N] which sequence each position belongs to."""
-        counts = torch.tensor(lengths, device=self.states.device)
-        return torch.repeat_interleave(counts, output_size=sum(lengths))
-
-    def _outer(self, sums: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
+    def _outer(self, sums: Tensor, span: slice, rows: slice) -> tuple[Tensor, Tensor]:
         """The sum of f over units, and [N] its derivative by each position's term."""
-        loss = self.loss_function
-        counts = torch.tensor(lengths, device=sums.device)
+        loss, counts = self.loss_function, self.counts[rows]
         if self.members > 1:
             sums, counts = sums.view(-1, self.members), counts.view(-1, self.members)
         with torch.enable_grad():
@@ -321,7 +319,7 @@ class _Walk:
             value = loss.sequence_loss(leaf, counts).sum()
             (by_sum,) = torch.autograd.grad(value, leaf)
         self._watch(loss.sequence_parts(sums, counts), len(self.lengths) // self.members)
-        return value.detach(), by_sum.flatten()[self._sequence(lengths)]
+        return value.detach(), by_sum.flatten()[self.sequence[span] - rows.start]
 
     def _watch(self, parts: dict[str, Tensor], count: int) -> None:
         for name, values in parts.items():
@@ -367,8 +365,9 @@ class _Gradients:
             return torch.zeros_like(like, dtype=torch.float32) if like is not None and want else None
 
         self.unit = max(walk.count for walk in walks)
-        self.weight = zeros(weight, wanted[0])
-        self.bias = zeros(bias, wanted[1])
+        on_logits = any(walk.head is not None for walk in walks)
+        self.weight = zeros(weight, wanted[0] and on_logits)
+        self.bias = zeros(bias, wanted[1] and on_logits)
         self.states = [zeros(walk.states, want) for walk, want in zip(walks, wanted[4:], strict=True)]
         self._of = dict(zip(map(id, walks), self.states, strict=True))
 
@@ -386,6 +385,9 @@ class _Gradients:
                 torch.mul(by_linear, by_term[:, None], out=states[span])
             return
         dtype = head.weight.dtype
+        if dtype == torch.float16:
+            self._add_in_float16(walk, span, by_linear, by_term)
+            return
         by_linear = by_linear.to(dtype)
         if states is not None:
             torch.mul(by_linear @ head.weight, by_term[:, None], out=states[span])
@@ -398,6 +400,26 @@ class _Gradients:
         if self.bias is not None:
             self.bias.add_(by_term.to(dtype) @ by_linear)
 
+    def _add_in_float16(self, walk: _Walk, span: slice, by_linear: Tensor, by_term: Tensor) -> None:
+        """The same with factors of largest entry 1: a loss scaler comes too late for what is lost here."""
+        assert walk.head is not None
+        by_linear, by_linear_unit = _of_size_one(by_linear)
+        by_term = by_term * by_linear_unit
+        states = self._of[id(walk)]
+        if states is not None:
+            torch.mul(by_linear.half() @ walk.head.weight, by_term[:, None], out=states[span])
+        if self.weight is not None:
+            weighted, unit = _of_size_one(walk.states[span].float() * by_term[:, None])
+            self.weight.add_((by_linear.half().T @ weighted.half()).float().mul_(unit))
+        if self.bias is not None:
+            self.bias.add_(by_term @ by_linear)
+
+
+def _of_size_one(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """The tensor divided by its largest magnitude, and that."""
+    unit = tensor.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
+    return tensor / unit, unit
+
 
 class _Evaluate(torch.autograd.Function):
     """Takes the gradients while the logits are there; backward only scales them."""
@@ -408,7 +430,11 @@ class _Evaluate(torch.autograd.Function):
     ) -> Tensor:
         device = weight.device.type
         if torch.is_autocast_enabled(device):
-            heads.cast(torch.get_autocast_dtype(device))
+            # Both rounded alike, so that equal models have equal logits.
+            dtype = torch.get_autocast_dtype(device)
+            heads = heads.converted(lambda head: head.cast(dtype))
+            for walk in walks:
+                walk.heads = heads
         gradients = _Gradients(weight, bias, walks, ctx.needs_input_grad)
         total = torch.zeros((), dtype=torch.float32, device=weight.device)
         with torch.autocast(device, enabled=False):

@@ -71,9 +71,11 @@ class OutputHead:
         else:
             logits = out.copy_(nn.functional.linear(states, self.weight, self.bias))
         if self.scale != 1.0:
-            logits *= self.scale
+            logits = logits.mul_(self.scale)
         if self.softcap is not None:
-            logits = logits.div_(self.softcap).tanh_().mul_(self.softcap)
+            capped = logits.div_(self.softcap)
+            # Autograd needs the tanh as it was.
+            logits = capped.tanh() * self.softcap if out is None else capped.tanh_().mul_(self.softcap)
         return logits
 
     def linear_gradient_(self, gradient: Tensor, logits: Tensor) -> Tensor:

@@ -54,6 +54,11 @@ class RunFolder:
         return self.path / "hf"
 
     @property
+    def reference(self) -> Path:
+        """States of the reference; a start that fails leaves them, since the next one goes on with them."""
+        return self.path / "reference"
+
+    @property
     def error_log(self) -> Path:
         return self.path / "error.log"
 

@@ -21,6 +21,7 @@ from dipo_pl.fingerprint import weights_fingerprint
 from dipo_pl.head import OutputHead
 from dipo_pl.hidden_states import Layer, answer_states
 from dipo_pl.reference import Reference, Surroundings
+from dipo_pl.run_folder import RunFolder
 from dipo_pl.state_store import LayerFormat, Manifest, StateStore
 
 # Of a configuration, what tells where a model came from and not what it computes.
@@ -98,7 +99,7 @@ class StoredStates(Reference):
         }
 
     def _filled(self, policy: PreTrainedModel, surroundings: Surroundings) -> StateStore:
-        folder = surroundings.folder / "reference" if self.path is None else Path(self.path)
+        folder = RunFolder(surroundings.folder).reference if self.path is None else Path(self.path)
         wanted = _Wanted.of(policy, surroundings, self.dtype)
         known = wanted.found_in(folder) or self._planned(policy, surroundings, wanted)
         store = StateStore(folder, known, wanted.lengths)
@@ -222,11 +223,11 @@ class _Wanted:
         manifest = Manifest.read(folder)
         if manifest is None:
             return None
-        different = [
-            name for name, mine in self.fingerprints.items() if manifest.fingerprints.get(name) != mine
-        ]
+        theirs = manifest.fingerprints
+        different = [name for name, mine in self.fingerprints.items() if theirs.get(name, mine) != mine]
         formats = {each.layer: each for each in manifest.layers}
-        different += [_called(layer) for layer in self.layers if layer not in formats]
+        lacking = [name for name in self.fingerprints if name not in theirs]
+        lacking += [_called(layer) for layer in self.layers if layer not in formats]
         for layer in formats.keys() & set(self.layers):
             here = self.dtype or formats[layer].lossless_dtype
             if formats[layer].dtype != here:
@@ -235,6 +236,11 @@ class _Wanted:
             raise InputError(
                 f"{folder} holds another reference's states (different: {'; '.join(different)}): give "
                 "model.reference.path another folder, or remove that one"
+            )
+        if lacking:
+            raise InputError(
+                f"{folder} was made for losses that compare less with the reference (it lacks {'; '.join(lacking)}): "
+                "give model.reference.path another folder"
             )
         return manifest
 

@@ -8,6 +8,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.optim import AdamW
 
+from dipo_pl.adapter_off import AdapterOff
 from dipo_pl.batch import Batch
 from dipo_pl.constructors import LogitModulation, PreferenceConstructor
 from dipo_pl.dual_weight import DualWeight
@@ -34,8 +35,8 @@ class Unlearning(LanguageModel):
         retain_loss: on retain rows; null is none, which few methods survive.
         retain_weight: lambda, >= 0 (1 in the paper), or a DualWeight, which follows the retain loss.
         constructor: builds DiPO's preference pair, for both losses; null is LogitModulation.
-        reference: the frozen model that losses compare with; null is FrozenCopy. Where neither loss uses
-            one, none is made.
+        reference: the frozen model that losses compare with; null is AdapterOff where the policy has an
+            adapter, else FrozenCopy. Where neither loss uses one, none is made.
         optimizer, schedule, warmup, token_budget: see LanguageModel.
     """
 
@@ -80,7 +81,7 @@ class Unlearning(LanguageModel):
         for loss in (self.forget_loss, self.retain_loss):
             if isinstance(loss, DiPO) and loss.shares_constructor:
                 loss.constructor = self.constructor
-        self.reference = reference or FrozenCopy()
+        self.reference = reference or (FrozenCopy() if policy.adapter is None else AdapterOff())
         self._only_measures = False
 
     @property
@@ -103,6 +104,17 @@ class Unlearning(LanguageModel):
     def reference_layers(self) -> set[Layer]:
         return {loss.layer for loss in self.losses.values() if loss.uses_reference}
 
+    @property
+    def reference_sections(self) -> tuple[str, ...]:
+        """Those that a loss compares with the reference."""
+        used = {
+            name
+            for rows, loss in self.losses.items()
+            if loss.uses_reference
+            for name in (rows, *loss.companions)
+        }
+        return tuple(name for name in self.sections if name in used)
+
     def setup(self, stage: str) -> None:
         super().setup(stage)
         self._only_measures = stage != "fit"
@@ -117,9 +129,10 @@ class Unlearning(LanguageModel):
 
     def _surroundings(self) -> Surroundings:
         trainer: Any = self.trainer
+        sequences = trainer.datamodule.training_sequences
         return Surroundings(
             layers=self.reference_layers,
-            sequences=trainer.datamodule.training_sequences,
+            sequences={name: sequences[name] for name in self.reference_sections},
             identity=trainer.datamodule.identity,
             folder=RunFolder.of(trainer).path,
             device=trainer.strategy.root_device,
@@ -136,18 +149,23 @@ class Unlearning(LanguageModel):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         states = answer_states(self.language_model, batch, self.layers)
-        references = self.reference.states(batch, self.reference_layers) if self.reference_layers else {}
-        slices = batch.section_slices()
+        references, compared = {}, batch.only(self.reference_sections)
+        if self.reference_layers:
+            references = self.reference.states(compared, self.reference_layers)
+        slices, compared_slices = batch.section_slices(), compared.section_slices()
         sections = {}
         for name, loss in self.losses.items():
-            parts = [slices[each] for each in (name, *loss.companions)]
-            reference = references[loss.layer] if loss.uses_reference else None
+            members = (name, *loss.companions)
+            parts = [slices[each] for each in members]
+            reference = None
+            if loss.uses_reference:
+                reference = _joined(references[loss.layer], [compared_slices[each] for each in members])
             sections[name] = Section(
                 loss,
                 _joined(states[loss.layer], parts),
                 _joined(batch.targets, parts),
                 [length for rows, _ in parts for length in batch.lengths[rows]],
-                None if reference is None else _joined(reference, parts),
+                reference,
                 self._weight(name),
             )
         objective = joint_objective(

@@ -105,3 +105,35 @@ def test_an_evaluation_batch_moves_its_answers_too(batch):
     assert moved.rows.device.type == moved.answers.input_ids.device.type == "meta"
     assert (moved.prompts, moved.references) == ([[5, 0]], ["seven"])
     assert evaluation.rows.device.type == "cpu"
+
+
+@pytest.mark.parametrize("names", [("forget",), ("retain",), ("forget", "retain"), ("alternate",)])
+def test_only_some_sections_are_what_they_were(names):
+    """Padded as before, so that a row of the smaller batch is a row of the larger."""
+    generator = torch.Generator().manual_seed(0)
+    coded = {
+        name: [
+            Encoded(tuple(torch.randint(50, (length,), generator=generator).tolist()), start)
+            for length, start in shapes
+        ]
+        for name, shapes in {
+            "forget": [(5, 2), (7, 6)],
+            "alternate": [(9, 3)],
+            "retain": [(4, 1), (3, 2), (8, 5)],
+        }.items()
+    }
+    whole = collate(coded, range(6))
+    some, alone = whole.only(names), collate({name: coded[name] for name in names}, range(10))
+    assert some.sections == alone.sections
+    assert some.lengths == alone.lengths
+    assert torch.equal(some.targets, alone.targets)
+    # What stands where an answer token is predicted.
+    predicting = [batch.input_ids.flatten()[batch.positions] for batch in (some, alone)]
+    assert torch.equal(*predicting)
+    assert [row[mask].tolist() for row, mask in zip(some.input_ids, some.attention_mask, strict=True)] == [
+        list(each.ids) for name in names for each in coded[name]
+    ]
+    assert some.rows == tuple(
+        row for name in names for row in {"forget": (0, 1), "alternate": (2,), "retain": (3, 4, 5)}[name]
+    )
+    assert whole.only(("retain", "alternate", "forget")) is whole

@@ -9,7 +9,7 @@ from lightning import Callback, Trainer
 
 from dipo_pl.data_modules.fictitious import FictitiousAuthors
 from dipo_pl.dual_weight import DualWeight
-from dipo_pl.errors import InputError
+from dipo_pl.errors import InputError, TrainingError
 from dipo_pl.losses import PDU, MaximumEntropy
 from dipo_pl.policy import FromConfig
 from dipo_pl.unlearning import Unlearning
@@ -205,3 +205,13 @@ def test_a_number_is_still_a_weight(cli):
     ended = cli(*RUN, "--model.retain_weight", "-0.5")
     (error,) = ended.errors
     assert "model.retain_weight must be >= 0, got -0.5" in error
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_retain_loss_that_is_no_number_ends_the_run(loss):
+    """max(0, nan) is 0: the retain term would be gone without a word."""
+    dual = DualWeight(initial=2.0, warmup_epochs=0)
+    dual.observe(torch.tensor(loss))
+    with pytest.raises(TrainingError, match=f"the retain loss is {loss}"):
+        dual.update(0, lambda value: value)
+    assert dual.value == 2.0

@@ -10,11 +10,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from dipo_pl.batch import Encoded, collate
 from dipo_pl.constructors import LogitModulation
-from dipo_pl.engine import sequence_objective
+from dipo_pl.engine import Section, joint_objective, sequence_objective
 from dipo_pl.filters import TopFraction
 from dipo_pl.head import OutputHead
 from dipo_pl.hidden_states import decoder_states
-from dipo_pl.losses import NPO, CrossEntropy, DiPO, DiPORetain, GradientAscent, Loss
+from dipo_pl.losses import NPO, RMU, CrossEntropy, DiPO, DiPORetain, GradientAscent, Loss
 from dipo_pl.losses.base import Terms
 
 CONSTRUCTOR = LogitModulation(TopFraction(0.1))
@@ -135,6 +135,73 @@ def test_a_loss_of_ones_own(loss, head, budget):
     close(objective.loss, value, 2e-5)
     for ours, theirs in zip(inputs.gradients(objective.loss), gradients, strict=True):
         close(ours, theirs, 2e-5)
+
+
+class OneLogit(Loss):
+    """Its terms are a view of its logits, whose memory the next piece's take."""
+
+    def terms(self, logits, targets, reference_logits):
+        return logits[:, 3]
+
+    def sequence_loss(self, sums, lengths):
+        return torch.nn.functional.softplus(sums)
+
+
+@pytest.mark.parametrize("budget", [1, 3, 100])
+def test_terms_that_are_a_view_of_the_logits(budget):
+    inputs = Inputs([10, 4])
+    value, gradients = plainly(OneLogit(), inputs)
+    objective = inputs.evaluate(OneLogit(), token_budget=budget)
+    close(objective.loss.detach(), value, 1e-5)
+    for ours, theirs in zip(inputs.gradients(objective.loss), gradients, strict=True):
+        close(ours, theirs, 1e-5)
+
+
+def test_a_loss_on_a_layer_leaves_the_head_alone():
+    """No gradient at all, where one of zeros would let weight decay move the head."""
+    inputs = Inputs([6, 2, 5], bias=False)
+    inputs.evaluate(RMU(layer=0)).loss.backward()
+    assert inputs.weight.grad is None
+    assert inputs.states.grad.abs().max() > 0
+
+
+def test_a_head_that_both_models_share_is_cast_once(monkeypatch):
+    inputs, casts = Inputs([6, 2]), []
+    cast = OutputHead.cast
+    monkeypatch.setattr(OutputHead, "cast", lambda head, dtype: casts.append(dtype) or cast(head, dtype))
+    shared = OutputHead(inputs.weight, inputs.bias)
+    with torch.autocast("cpu", torch.bfloat16):
+        inputs.evaluate(DiPO(0.2, CONSTRUCTOR), reference_head=shared)
+    assert casts == [torch.bfloat16]
+    with torch.autocast("cpu", torch.bfloat16):
+        inputs.evaluate(DiPO(0.2, CONSTRUCTOR))
+    assert len(casts) == 3
+
+
+class Linear(Loss):
+    """Its derivative by the logits is the same whatever their rounding."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def terms(self, logits, targets, reference_logits):
+        return self.factor * (logits * torch.linspace(-1, 1, logits.shape[-1])).sum(-1)
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1.0, 1e7])
+@pytest.mark.parametrize("weight", [1e-5, 1.0, 1e5])
+def test_float16_loses_no_small_derivative_and_overflows_at_no_large_one(factor, weight):
+    """Float16 ends at 6e-8 and 65,504, and a loss scaler multiplies only what has been summed up."""
+    inputs = Inputs([40, 30], vocabulary=211, width=16, bias=False)
+    half = [each.detach().half().requires_grad_() for each in (inputs.states, inputs.weight)]
+    same = [each.detach().float().requires_grad_() for each in half]
+    found = []
+    for states, head in (half, same):
+        section = Section(Linear(factor), states, inputs.targets, [40, 30], weight=weight)
+        loss = joint_objective({"": section}, OutputHead(head)).loss / (factor * weight)
+        found.append(torch.autograd.grad(loss, (states, head)))
+    for ours, theirs in zip(*found, strict=True):
+        close(ours, theirs, 4e-3)
 
 
 def test_parts_of_ones_own():

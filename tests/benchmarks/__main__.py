@@ -1,11 +1,13 @@
 """Time and memory of a training step, side by side: `python tests/benchmarks`, or `make bench`.
 
-Every measurement is a process of its own that makes the case's model, takes a step or two to warm up and
-some that count; cases take turns, round after round, so that a machine that slows down slows them all.
+Every measurement is made in a process of its own. One a case looks at memory and values; then, round after
+round, cases take turns in taking a step to warm up and some that are timed, so that a machine that slows
+down slows them all.
 
     seconds    median over all steps of all rounds: forward, backward, AdamW
-    MiB        greatest memory of a step (CPU: peak resident set, by /proc/self/clear_refs and VmHWM; GPU:
-               the allocator's), less policy weights and moments; a reference copy and gradients count
+    MiB        greatest memory of a step, less policy weights and moments; a reference copy and gradients
+               count. On a CPU the peak resident set (VmHWM, reset by /proc/self/clear_refs), malloc being
+               told to keep nothing that is freed; on a GPU the allocator's
     ratios     of medians, to each plain case of the same size
 
 Ours must give the loss of its plain counterpart and a gradient of the same norm, else the size is not written
@@ -16,19 +18,23 @@ import argparse
 import json
 import os
 import re
+import statistics
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from cases import CASES, Case
 from results import disagreements, print_table, table, title
 from sizes import ON_GPU, SMALL, Size
-from worker import Measurement, measure, profile
+from worker import Inspection, inspect, profile, seconds
+
+T = TypeVar("T")
 
 # Forked from a server that has imported these, a process starts in no time and still computes alone.
 FORKSERVER = get_context("forkserver")
@@ -84,11 +90,12 @@ def main() -> int:
     results: list[dict[str, Any]] = []
     for size in sizes:
         cases = [case for case in chosen(options.cases) if case.lora or not size.lora]
-        measured, left_out = run(cases, size, options)
-        if wrong := disagreements(measured, size):
+        seen, left_out = inspections(cases, size, options)
+        if wrong := disagreements(seen, size):
             print(*wrong, sep="\n", file=sys.stderr)
             return 1
-        rows = table(cases, measured, left_out, size, options)
+        medians = times([case for case in cases if case.key in seen], size, options)
+        rows = table(cases, seen, medians, left_out, size, options)
         results += rows
         print_table(rows, size, options)
         options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -104,32 +111,44 @@ def chosen(parts: list[str]) -> list[Case]:
     return cases
 
 
-def run(
+def in_process(function: Callable[..., T], *arguments: Any) -> T:
+    """The function's value in a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=FORKSERVER) as process:
+        return process.submit(function, *arguments).result()
+
+
+def inspections(
     cases: list[Case], size: Size, options: argparse.Namespace
-) -> tuple[dict[str, list[Measurement]], dict[str, str]]:
-    """What each case's processes saw, and why a case is missing."""
-    measured: dict[str, list[Measurement]] = {}
-    left_out: dict[str, str] = {}
+) -> tuple[dict[str, Inspection], dict[str, str]]:
+    """What was seen of each case's memory and values, and why a case is missing."""
+    seen, left_out = {}, {}
+    for case in cases:
+        key = case.key
+        free = available_memory() if size.device == "cpu" else sys.maxsize
+        if case.needs(size) > free:
+            left_out[key] = f"needs about {case.needs(size) >> 30} GiB, {free >> 30} are free"
+            continue
+        try:
+            seen[key] = in_process(inspect, key, size, options.threads)
+        except (BrokenProcessPool, torch.OutOfMemoryError) as error:
+            left_out[key] = f"out of memory? ({type(error).__name__})"
+            continue
+        print(f"memory: {key}: {seen[key].peak_mib:,.0f} MiB", file=sys.stderr)
+    return seen, left_out
+
+
+def times(cases: list[Case], size: Size, options: argparse.Namespace) -> dict[str, float]:
+    """The median of each case's steps."""
+    taken: dict[str, list[float]] = {case.key: [] for case in cases}
     for turn in range(options.rounds):
         for case in cases if turn % 2 == 0 else reversed(cases):
-            free = available_memory() if size.device == "cpu" else sys.maxsize
-            if case.needs(size) > free:
-                left_out[case.key] = f"needs about {case.needs(size) >> 30} GiB, {free >> 30} are free"
-            if case.key in left_out:
-                continue
-            with ProcessPoolExecutor(1, mp_context=FORKSERVER) as process:
-                job = process.submit(
-                    measure, case.key, size, options.warmup, options.steps, options.threads, options.clock
-                )
-                try:
-                    result = job.result()
-                except (BrokenProcessPool, torch.OutOfMemoryError) as error:
-                    left_out[case.key] = f"out of memory? ({type(error).__name__})"
-                    continue
-            measured.setdefault(case.key, []).append(result)
-            seconds = ", ".join(f"{each:.3f}" for each in result.seconds)
-            print(f"round {turn + 1}: {case.key}: {seconds} s, {result.peak_mib:,.0f} MiB", file=sys.stderr)
-    return {key: values for key, values in measured.items() if key not in left_out}, left_out
+            steps = in_process(
+                seconds, case.key, size, options.threads, options.warmup, options.steps, options.clock
+            )
+            taken[case.key] += steps
+            each = ", ".join(f"{step:.3f}" for step in steps)
+            print(f"round {turn + 1} of {options.rounds}: {case.key}: {each} s", file=sys.stderr)
+    return {key: statistics.median(steps) for key, steps in taken.items()}
 
 
 def available_memory() -> int:

@@ -1,46 +1,42 @@
 """From measurements to results.json and the table; and whether ours computed what it should have."""
 
 import argparse
-import statistics
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from cases import CASES, PLAIN_DIPO, PLAIN_GRADDIFF, PLAIN_NPO, Case, Ours, Plain
 from sizes import Size
-from worker import Measurement
+from worker import Inspection
 
 
-def disagreements(measured: dict[str, list[Measurement]], size: Size) -> list[str]:
+def disagreements(seen: dict[str, Inspection], size: Size) -> list[str]:
     """Where ours does not give what its plain counterpart gives."""
     tolerance = 1e-4 if size.dtype == torch.float32 else 0.02
-    plain = {case.name: measured[key][0] for key, case in CASES.items() if key in measured}
+    plain = {CASES[key].name: each for key, each in seen.items() if isinstance(CASES[key], Plain)}
     wrong = []
-    for key, values in measured.items():
+    for key, ours in seen.items():
         case = CASES[key]
         if not isinstance(case, Ours) or case.equals not in plain:
             continue
+        theirs = plain[case.equals]
         for quantity in ("loss", "gradient_norm"):
-            theirs = getattr(plain[case.equals], quantity)
-            for ours in (getattr(each, quantity) for each in values):
-                if not abs(ours - theirs) <= tolerance * max(1.0, abs(theirs)):
-                    wrong.append(f"{key}: {quantity} {ours:.6g}, and {case.equals} has {theirs:.6g}")
+            a, b = getattr(ours, quantity), getattr(theirs, quantity)
+            if not abs(a - b) <= tolerance * max(1.0, abs(b)):
+                wrong.append(f"{key}: {quantity} {a:.6g}, and {case.equals} has {b:.6g}")
     return wrong
 
 
 def table(
     cases: list[Case],
-    measured: dict[str, list[Measurement]],
+    seen: dict[str, Inspection],
+    seconds: dict[str, float],
     left_out: dict[str, str],
     size: Size,
     options: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     """An object a case, as results.json has it."""
-    seconds = {
-        key: statistics.median(each for value in values for each in value.seconds)
-        for key, values in measured.items()
-    }
-    peaks = {key: statistics.median(value.peak_mib for value in values) for key, values in measured.items()}
+    peaks = {key: each.peak_mib for key, each in seen.items()}
     rows = []
     for case in cases:
         key = case.key
@@ -60,17 +56,15 @@ def table(
             "left_out": left_out.get(key),
             "ratios": {},
         }
-        if key in measured:
-            row |= {
-                name: value for name, value in asdict(measured[key][0]).items() if name.startswith("store")
-            }
+        if key in seen:
+            row |= {name: value for name, value in asdict(seen[key]).items() if name.startswith("store")}
             row["ratios"] = {
                 plain.name: {
                     "time": seconds[key] / seconds[plain.key],
                     "memory": peaks[key] / peaks[plain.key],
                 }
                 for plain in cases
-                if isinstance(plain, Plain) and plain.key in measured
+                if isinstance(plain, Plain) and plain.key in seen
             }
             if size.device == "cuda":
                 available = seconds[key] * options.peak_tflops * 1e12

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, process_time
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from cases import CASES, Case
@@ -18,16 +18,15 @@ MIB = 2**20
 
 
 @dataclass
-class Measurement:
-    """What one process saw.
+class Inspection:
+    """What a process saw that looked at memory.
 
     Attributes:
-        seconds: of each step.
         peak_mib: greatest memory of a step, less what weights and optimizer take.
         loss, gradient_norm: of the first step.
+        store_seconds, store_mib: see `Step`.
     """
 
-    seconds: list[float]
     peak_mib: float
     loss: float
     gradient_norm: float
@@ -36,17 +35,20 @@ class Measurement:
 
 
 class Training:
-    """Policy, optimizer, reference: all that a step needs, and the bytes that the first two take."""
+    """Policy and optimizer; `prepare` makes the reference and the step."""
 
     def __init__(self, case: Case, size: Size) -> None:
-        self.memory = AllocatorMemory() if size.device == "cuda" else ResidentMemory()
-        policy = case.policy(size)
-        self.parameters = [each for each in policy.parameters() if each.requires_grad]
+        self.case = case
+        self.size = size
+        self.policy = case.policy(size)
+        self.parameters = [each for each in self.policy.parameters() if each.requires_grad]
         self.optimizer = AdamW(self.parameters, lr=1e-5)
         self._make_moments()
-        self.weights_and_optimizer = self.memory.now()
-        self.prepared = case.prepare(policy, size)
+
+    def prepare(self) -> Self:
+        self.prepared = self.case.prepare(self.policy, self.size)
         self._move_policy()
+        return self
 
     def _make_moments(self) -> None:
         rate = self.optimizer.param_groups[0]["lr"]
@@ -76,42 +78,52 @@ class Training:
         self.optimizer.zero_grad()
 
 
-def measure(
-    key: str, size: Size, warmup: int, steps: int, threads: int, clock: Literal["wall", "processor"]
-) -> Measurement:
-    """Runs in a fresh process."""
+def inspect(key: str, size: Size, threads: int) -> Inspection:
+    """Runs in a fresh process, which no time is taken of."""
     torch.set_num_threads(threads)
-    now = {"wall": perf_counter, "processor": process_time}[clock]
     case = CASES[key]
+    memory = AllocatorMemory() if size.device == "cuda" else ResidentMemory()
     # Kernels are loaded and threads started before memory is looked at.
-    Training(case, size.tiny()).step()
+    Training(case, size.tiny()).prepare().step()
     training = Training(case, size)
-    memory = training.memory
+    weights_and_optimizer = memory.now()
+    training.prepare()
     loss = training.gradients().item()
     gradients = [each.grad for each in training.parameters if each.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients).item()
     del gradients
     training.optimizer.zero_grad()
-    for _ in range(warmup):
-        training.step()
-    seconds = []
-    for _ in range(steps):
-        memory.wait()
-        start = now()
-        training.step()
-        memory.wait()
-        seconds.append(now() - start)
     memory.reset_peak()
     training.step()
-    peak = memory.peak() - training.weights_and_optimizer
+    peak = memory.peak() - weights_and_optimizer
     prepared = training.prepared
-    return Measurement(seconds, peak / MIB, loss, norm, prepared.store_seconds, prepared.store_mib)
+    return Inspection(peak / MIB, loss, norm, prepared.store_seconds, prepared.store_mib)
+
+
+def seconds(
+    key: str, size: Size, threads: int, warmup: int, steps: int, clock: Literal["wall", "processor"]
+) -> list[float]:
+    """Of each step. Runs in a fresh process."""
+    torch.set_num_threads(threads)
+    now = {"wall": perf_counter, "processor": process_time}[clock]
+    finished = torch.cuda.synchronize if size.device == "cuda" else int
+    training = Training(CASES[key], size).prepare()
+    for _ in range(warmup):
+        training.step()
+    taken = []
+    for _ in range(steps):
+        finished()
+        start = now()
+        training.step()
+        finished()
+        taken.append(now() - start)
+    return taken
 
 
 def profile(key: str, size: Size, threads: int) -> str:
     """The operators of a step that take most time, as a table."""
     torch.set_num_threads(threads)
-    training = Training(CASES[key], size)
+    training = Training(CASES[key], size).prepare()
     training.step()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
         training.step()
@@ -123,6 +135,8 @@ class ResidentMemory:
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None)
+        # M_MMAP_THRESHOLD: whatever is larger goes back at once when it is freed.
+        self._libc.mallopt(-3, 2**16)
 
     def now(self) -> int:
         gc.collect()
@@ -130,18 +144,12 @@ class ResidentMemory:
         return self._status("VmRSS")
 
     def reset_peak(self) -> None:
-        # M_MMAP_THRESHOLD: from here on whatever is larger than 64 KiB goes back when it is freed. It takes
-        # time, so that no step is timed after this.
-        self._libc.mallopt(-3, 2**16)
         self.now()
         # proc_pid_clear_refs(5): the peak becomes the present size.
         Path("/proc/self/clear_refs").write_text("5")
 
     def peak(self) -> int:
         return self._status("VmHWM")
-
-    def wait(self) -> None:
-        """Steps end when they return."""
 
     def _status(self, field: str) -> int:
         match = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
@@ -161,6 +169,3 @@ class AllocatorMemory:
 
     def peak(self) -> int:
         return torch.cuda.max_memory_allocated()
-
-    def wait(self) -> None:
-        torch.cuda.synchronize()
