@@ -133,7 +133,6 @@ def test_only_some_sections_are_what_they_were(names):
     assert [row[mask].tolist() for row, mask in zip(some.input_ids, some.attention_mask, strict=True)] == [
         list(each.ids) for name in names for each in coded[name]
     ]
-    assert some.rows == tuple(
-        row for name in names for row in {"forget": (0, 1), "alternate": (2,), "retain": (3, 4, 5)}[name]
-    )
+    numbers = {"forget": (0, 1), "alternate": (2,), "retain": (3, 4, 5)}
+    assert some.rows == tuple(row for name in names for row in numbers[name])
     assert whole.only(("retain", "alternate", "forget")) is whole
