@@ -34,7 +34,8 @@ class AdapterOff(Reference):
         return self._policy
 
     def attach(self, policy: PreTrainedModel, surroundings: Surroundings) -> None:
-        """
+        """Takes the policy itself.
+
         Raises:
             InputError: the policy has no adapters.
         """

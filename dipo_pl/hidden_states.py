@@ -40,12 +40,23 @@ def answer_states(
     return {layer: states[layer].flatten(0, 1).index_select(0, batch.positions) for layer in layers}
 
 
-def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder's layers, whatever the architecture calls them."""
+def decoder_layer(model: PreTrainedModel, layer: int | float) -> nn.Module:
+    """The layer of a number or of a share of the depth, whatever the architecture calls its layers.
+
+    Raises:
+        InputError: the model has no such layer.
+    """
     decoder: Any = model.get_decoder()
     config: Any = model.config.get_text_config()
     lists = [each for each in decoder.children() if isinstance(each, nn.ModuleList)]
-    return next(each for each in lists if len(each) == config.num_hidden_layers)
+    layers = next(each for each in lists if len(each) == config.num_hidden_layers)
+    number = int(layer * len(layers)) if isinstance(layer, float) else layer
+    if not 0 <= number < len(layers):
+        raise InputError(
+            f"a loss acts on layer {layer}, and {type(model).__name__} has layers 0 to {len(layers) - 1}: "
+            "set its `layer`"
+        )
+    return layers[number]
 
 
 @contextmanager
@@ -53,19 +64,11 @@ def _recorded(model: PreTrainedModel, layers: Collection[int | float]) -> Iterat
     states: dict[Layer, Tensor] = {}
     hooks = []
     for layer in layers:
-        modules = decoder_layers(model)
-        number = int(layer * len(modules)) if isinstance(layer, float) else layer
-        if not 0 <= number < len(modules):
-            raise InputError(
-                f"a loss acts on layer {layer}, and {type(model).__name__} has layers 0 to {len(modules) - 1}: "
-                "set its `layer`"
-            )
-
         # Only a reference is kept: under gradient checkpointing this runs inside what is recomputed.
         def record(module: nn.Module, inputs: Any, output: Any, layer: Layer = layer) -> None:
             states[layer] = output[0] if isinstance(output, tuple) else output
 
-        hooks.append(modules[number].register_forward_hook(record))
+        hooks.append(decoder_layer(model, layer).register_forward_hook(record))
     try:
         yield states
     finally:

@@ -108,15 +108,16 @@ class LanguageModel(LightningModule):
         checkpoint["frozen_weights"] = self.frozen_weights
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """
+        """Lets in only what this policy would have saved.
+
         Raises:
             InputError: the checkpoint is of a policy that trains other weights, or leaves others as they are.
         """
         given, wanted = set(checkpoint["state_dict"]), set(self.state_dict()) - self.frozen
         if given != wanted:
             raise InputError(
-                f"the checkpoint is of another policy: it lacks {_some(wanted - given)} and has {_some(given - wanted)} "
-                "that are not of this one; see model.policy, and its adapter"
+                f"the checkpoint is of another policy: of the weights trained here it lacks {_some(wanted - given)}, "
+                f"and of its own {_some(given - wanted)} are not trained here; see model.policy and its adapter"
             )
         if checkpoint.get("frozen_weights") != self.frozen_weights:
             raise InputError(

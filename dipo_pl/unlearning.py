@@ -15,7 +15,7 @@ from dipo_pl.dual_weight import DualWeight
 from dipo_pl.engine import Section, joint_objective
 from dipo_pl.errors import InputError
 from dipo_pl.head import OutputHead
-from dipo_pl.hidden_states import Layer, answer_states
+from dipo_pl.hidden_states import Layer, answer_states, decoder_layer
 from dipo_pl.language_model import LanguageModel, Schedule
 from dipo_pl.losses.base import Loss
 from dipo_pl.losses.dipo import DiPO, DiPORetain
@@ -123,6 +123,9 @@ class Unlearning(LanguageModel):
         if self.model is not None:
             return
         super().configure_model()
+        for layer in self.layers - {None}:
+            # Said now, not after the first measurement.
+            decoder_layer(self.language_model, layer)
         if self.reference_layers and not self._only_measures:
             # Before a checkpoint is loaded: the reference is the policy as it started.
             self.reference.attach(self.language_model, self._surroundings())

@@ -18,7 +18,7 @@ SMOKE = ("fit", "--config", "smoke.yaml")
 CONFIGURATION = [
     (
         ("fit", "--config", "nope.yaml"),
-        "no config nope.yaml: neither a file here nor a shipped config (demo.yaml, ",
+        "no config nope.yaml: neither a file here nor a shipped config (altpo.yaml, ",
     ),
     (("fit", "--config", "no/such.yaml"), "no config file no/such.yaml"),
     (("fit", "--config", "broken.yaml"), "in the config broken.yaml"),
@@ -80,7 +80,7 @@ CONFIGURATION = [
     ),
     (
         (*SMOKE, "--model.retain_loss", "NPOO"),
-        "model.retain_loss: no class NPOO: use CrossEntropy, DiPO, DiPORetain",
+        "model.retain_loss: no class NPOO: use CEU, CrossEntropy, DPO",
     ),
     ((*SMOKE, "--data.train_on", "all"), "Unlearning trains on pairs, and data.train_on is all"),
     (
@@ -231,9 +231,10 @@ from dipo_pl.losses import CrossEntropy
 class Diverging(CrossEntropy):
     steps = 0
 
-    def terms(self, logits, targets, reference_logits):
+    def terms_and_gradient(self, logits, targets, reference_logits):
         Diverging.steps += 1
-        return super().terms(logits, targets, reference_logits) * (float("nan") if Diverging.steps > 4 else 1)
+        terms = super().terms_and_gradient(logits, targets, reference_logits)
+        return terms._replace(values=terms.values * (float("nan") if Diverging.steps > 4 else 1))
 """
 
 

@@ -107,7 +107,8 @@ def test_reference_is_the_policy_as_it_started_also_after_a_resume(cli, uninterr
     assert cli(*RUN, "--trainer.max_epochs", "2", "--model.schedule", "constant_with_warmup").code == 0
     losses = EventAccumulator("runs/smoke").Reload().Scalars("train/loss")
     resumed = next(each for each in losses if each.step == 3)
-    assert abs(resumed.value - 2 * 0.6931472) > 1e-4
+    # Margins of 0 would leave a difference of 1e-7.
+    assert abs(resumed.value - 2 * 0.6931472) > 1e-5
 
 
 def test_checkpoint_holds_no_reference(uninterrupted):
