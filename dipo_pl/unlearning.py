@@ -123,9 +123,10 @@ class Unlearning(LanguageModel):
         if self.model is not None:
             return
         super().configure_model()
-        for layer in self.layers - {None}:
-            # Said now, not after the first measurement.
-            decoder_layer(self.language_model, layer)
+        for layer in self.layers:
+            # Refused now, not after the first measurement.
+            if layer is not None:
+                decoder_layer(self.language_model, layer)
         if self.reference_layers and not self._only_measures:
             # Before a checkpoint is loaded: the reference is the policy as it started.
             self.reference.attach(self.language_model, self._surroundings())
