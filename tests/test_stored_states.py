@@ -35,6 +35,7 @@ from dipo_pl.head import OutputHead
 from dipo_pl.hidden_states import answer_states
 from dipo_pl.losses import NPO, CrossEntropy, DiPO, DiPORetain, Loss
 from dipo_pl.reference import FrozenCopy, Surroundings
+from dipo_pl.state_store import LayerFormat, Manifest, StateStore
 from dipo_pl.stored_states import StoredStates
 
 VOCABULARY = 48
@@ -784,6 +785,34 @@ def test_another_size_of_batches_goes_on_from_what_there_is(tmp_path):
     theirs = frozen_copy(model(), tmp_path).states(FULL)[None]
     assert_close(reference.states(FULL)[None], theirs, atol=1e-5, rtol=1e-5)
     attached(tmp_path)
+
+
+def test_what_is_there_is_not_written_again(tmp_path):
+    """New states with the old checksum would be damage, were the process killed between the two."""
+    formats = (LayerFormat(None, 3, "float32", "float32"), LayerFormat(1, 2, "float32", "float32"))
+    store = StateStore(tmp_path, Manifest({}, formats, {"forget": (3, 6)}), {"forget": [1, 2, 3]})
+    store.prepare()
+    old = {None: torch.full((3, 3), 1.0), 1: torch.full((3, 2), 2.0)}
+    new = {None: torch.full((5, 3), 3.0), 1: torch.full((5, 2), 4.0)}
+    store.write([0, 1], old)
+    assert store.missing().tolist() == [2]
+    store.write([1, 2], new)
+    assert store.missing().tolist() == []
+    store.check()
+    store.open()
+    assert store.states(None, torch.arange(6))[:, 0].tolist() == [1, 1, 1, 3, 3, 3]
+    assert store.states(1, torch.arange(6))[:, 0].tolist() == [2, 2, 2, 4, 4, 4]
+
+
+def test_a_sequence_that_lacks_one_layer_is_computed_again(tmp_path):
+    """A kill may come between two pages of checksums, and so between two layers of a sequence."""
+    store = tmp_path / "reference"
+    attached(tmp_path, layers={None, 1})
+    whole = data(store)
+    damage(store, "checksums.bin", lambda old: old[:8] + b"\xff" * 8 + old[16:])
+    damage(store, "layer-1.bin", lambda old: bytes(16) + old[16:])
+    attached(tmp_path, layers={None, 1})
+    assert data(store) == whole
 
 
 def test_an_error_of_the_file_system_is_one_line_and_can_be_gone_on_from(tmp_path, uninterrupted):
