@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import statistics
 import sys
 from collections.abc import Callable
@@ -72,6 +73,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
+    # The process that is measured ends before this one does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if (load := os.getloadavg()[0]) > 0.5:
         print(f"the machine is not idle (load {load:.1f}): wall times will be wrong", file=sys.stderr)
     sizes = [

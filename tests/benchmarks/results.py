@@ -1,6 +1,7 @@
 """From measurements to results.json and the table; and whether ours computed what it should have."""
 
 import argparse
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -20,9 +21,10 @@ def disagreements(seen: dict[str, Inspection], size: Size) -> list[str]:
         if not isinstance(case, Ours) or case.equals not in plain:
             continue
         theirs = plain[case.equals]
-        for quantity in ("loss", "gradient_norm"):
+        # A loss may be the small difference of large ones.
+        for quantity, absolute in (("loss", tolerance), ("gradient_norm", 0.0)):
             a, b = getattr(ours, quantity), getattr(theirs, quantity)
-            if not abs(a - b) <= tolerance * max(1.0, abs(b)):
+            if not math.isclose(a, b, rel_tol=tolerance, abs_tol=absolute):
                 wrong.append(f"{key}: {quantity} {a:.6g}, and {case.equals} has {b:.6g}")
     return wrong
 

@@ -64,7 +64,7 @@ class Training:
         """Away from the reference: where the two agree, losses do not show what they are made of."""
         torch.manual_seed(1)
         for each in self.parameters:
-            each.add_(torch.randn_like(each), alpha=0.01)
+            each.add_(torch.randn_like(each), alpha=0.02)
 
     def gradients(self) -> Tensor:
         """The loss; leaves its gradients on the parameters."""
