@@ -39,7 +39,7 @@ class Refusals(Alternates):
         self.per_row = per_row
 
     def answers(self, rows: Sequence[Row], seed: int) -> list[tuple[str, ...]]:
-        path = self.path or Path(__file__).with_name("refusals.txt")
+        path = Path(__file__).with_name("refusals.txt") if self.path is None else self.path
         refusals = list(dict.fromkeys(_text(line, where) for where, line in read_lines(path, "a text file")))
         rounds = range(-(-self.per_row // len(refusals)))
         return [

@@ -1,6 +1,7 @@
 """Low-rank adapters: what is trained in place of the model's own weights."""
 
 import copy
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,8 @@ class LoRA:
     ) -> None:
         if rank < 1:
             raise InputError(f"model.policy.adapter.rank must be at least 1, got {rank}")
-        if not alpha > 0:
-            raise InputError(f"model.policy.adapter.alpha must be > 0, got {alpha}")
+        if not 0 < alpha < math.inf:
+            raise InputError(f"model.policy.adapter.alpha must be a finite number > 0, got {alpha}")
         if not 0 <= dropout < 1:
             raise InputError(f"model.policy.adapter.dropout must be in [0, 1), got {dropout}")
         if not targets:

@@ -1,5 +1,6 @@
 """Unlearning: a policy and its frozen reference, a forget loss and a retain loss."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -62,8 +63,8 @@ class Unlearning(LanguageModel):
                     "model.retain_weight is a DualWeight, which follows the retain loss, and model.retain_loss is "
                     "null: give a retain loss, or a number as the weight"
                 )
-        elif not retain_weight >= 0:
-            raise InputError(f"model.retain_weight must be >= 0, got {retain_weight}")
+        elif not 0 <= retain_weight < math.inf:
+            raise InputError(f"model.retain_weight must be a finite number >= 0, got {retain_weight}")
         self.forget_loss = forget_loss
         self.retain_loss = retain_loss
         if type(self.forget_loss) is DiPORetain or type(retain_loss) is DiPO:

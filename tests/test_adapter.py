@@ -213,8 +213,8 @@ class TestLoRA:
         ("options", "message"),
         [
             ({"rank": 0}, r"^model.policy.adapter.rank must be at least 1, got 0$"),
-            ({"alpha": 0.0}, r"^model.policy.adapter.alpha must be > 0, got 0.0$"),
-            ({"alpha": math.nan}, r"^model.policy.adapter.alpha must be > 0, got nan$"),
+            ({"alpha": 0.0}, r"^model.policy.adapter.alpha must be a finite number > 0, got 0.0$"),
+            ({"alpha": math.nan}, r"^model.policy.adapter.alpha must be a finite number > 0, got nan$"),
             ({"dropout": 1.0}, r"^model.policy.adapter.dropout must be in \[0, 1\), got 1.0$"),
             ({"dropout": -0.1}, r"^model.policy.adapter.dropout must be in \[0, 1\), got -0.1$"),
             ({"targets": []}, r"^model.policy.adapter.targets is empty: name layers, or all-linear$"),

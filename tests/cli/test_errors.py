@@ -64,7 +64,7 @@ CONFIGURATION = [
         (*SMOKE, "--model.reference", "AdapterOff"),
         "model.reference is AdapterOff, and the policy has no adapter to be switched off",
     ),
-    ((*SMOKE, "--model.retain_weight", "-1"), "model.retain_weight must be >= 0, got -1"),
+    ((*SMOKE, "--model.retain_weight", "-1"), "model.retain_weight must be a finite number >= 0, got -1"),
     ((*SMOKE, "--model.warmup", "1"), "model.warmup must be a share of the steps in [0, 1), got 1"),
     ((*SMOKE, "--model.token_budget", "0"), "model.token_budget must be at least 1, got 0"),
     ((*SMOKE, "--data.batch_size", "0"), "data.batch_size must be at least 1, got 0"),
