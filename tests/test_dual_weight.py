@@ -204,7 +204,7 @@ def test_a_number_is_still_a_weight(cli):
     assert "\n    retain_weight: 0.5\n" in ended.out
     ended = cli(*RUN, "--model.retain_weight", "-0.5")
     (error,) = ended.errors
-    assert "model.retain_weight must be >= 0, got -0.5" in error
+    assert "model.retain_weight must be a finite number >= 0, got -0.5" in error
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
