@@ -249,8 +249,9 @@ class _Walk:
         scale = self.weight * gradients.unit / self.count
         if self.over_tokens:
             total = self._walk_tokens(gradients, scale)
-        elif self.loss_function.couples_sequences:
-            total = self._walk_coupled(gradients, scale)
+        elif self.loss_function.couples_sequences and self.lengths:
+            everything = slice(0, len(self.targets)), slice(0, len(self.lengths))
+            total = self._walk_twice(*everything, gradients, scale)
         else:
             total = torch.zeros((), dtype=torch.float32, device=self.states.device)
             for span, rows in self.groups():
@@ -275,29 +276,21 @@ class _Walk:
         Where one piece holds them all the terms' gradients wait for these, else they are made in a second pass.
         """
         if len(self.pieces(span)) > 1:
-            value, by_term = self._outer(self._sums(span, rows), span, rows)
-            self._add_pieces(span, by_term * scale, gradients)
-            return value
+            return self._walk_twice(span, rows, gradients, scale)
         terms = self.evaluate(span)
         value, by_term = self._outer(self._sum(terms.values, span, rows), span, rows)
         gradients.add(self, span, terms.gradient, by_term * scale)
         self._watch(terms.parts, len(self.targets))
         return value
 
-    def _walk_coupled(self, gradients: "_Gradients", scale: float) -> Tensor:
-        if not self.lengths:
-            return torch.zeros((), dtype=torch.float32, device=self.states.device)
-        span, rows = slice(0, len(self.targets)), slice(0, len(self.lengths))
+    def _walk_twice(self, span: slice, rows: slice, gradients: "_Gradients", scale: float) -> Tensor:
         value, by_term = self._outer(self._sums(span, rows), span, rows)
-        self._add_pieces(span, by_term * scale, gradients)
-        return value
-
-    def _add_pieces(self, span: slice, by_term: Tensor, gradients: "_Gradients") -> None:
-        for piece, by in zip(self.pieces(span), torch.split(by_term, self.token_budget), strict=True):
+        for piece, by in zip(self.pieces(span), torch.split(by_term * scale, self.token_budget), strict=True):
             terms = self.evaluate(piece)
             gradients.add(self, piece, terms.gradient, by)
             self._watch(terms.parts, len(self.targets))
             del terms
+        return value
 
     def _sums(self, span: slice, rows: slice) -> Tensor:
         """[S] the sequences' sums, in pieces and without gradients."""
