@@ -47,20 +47,21 @@ class Export(Callback):
         module: Any = pl_module
         model = module.language_model
         weights = model.state_dict()
+        step = trainer.global_step
         if self.best:
             checkpoint = _best(trainer)
             if checkpoint is None or not Path(checkpoint.best_model_path).is_file():
                 raise TrainingError(
                     "export.best is true and no best checkpoint was written: see checkpoint.monitor"
                 )
-            saved = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)[
-                "state_dict"
-            ]
+            saved = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)
+            step = saved["global_step"]
             # What is not trained is in no checkpoint.
-            weights |= {name.removeprefix("model."): tensor for name, tensor in saved.items()}
+            weights |= {name.removeprefix("model."): each for name, each in saved["state_dict"].items()}
         target = RunFolder.of(trainer).hf
         export(model, module.policy.tokenizer(), weights, target, self.adapter)
-        rank_zero_info(f"the model is in {target}")
+        RunFolder.of(trainer).add_to_manifest(exported_step=step)
+        rank_zero_info(f"the model is in {target}{f', as it was at step {step}' if self.best else ''}")
 
 
 def _best(trainer: Trainer) -> ModelCheckpoint | None:

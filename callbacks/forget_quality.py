@@ -1,26 +1,26 @@
-"""Measures forgetting and utility: Forget Quality, Model Utility and their parts, set by set."""
+"""Measures forgetting and utility at each validation: before training, during it and at its end."""
 
-import json
 import math
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import Tensor
 
 from dipo_pl.batch import EvaluationBatch
-from dipo_pl.data_modules.forget_retain import answers_to_measure
 from dipo_pl.data_modules.rows import EvaluationSet
 from dipo_pl.errors import InputError, TrainingError
+from dipo_pl.evaluation.conventions import CONVENTIONS, ConventionName
+from dipo_pl.evaluation.measurement import measured
+from dipo_pl.evaluation.observation import Observation
+from dipo_pl.evaluation.result import EvaluationResult, SetResult
+from dipo_pl.evaluation.retain_result import check_comparable, read_result
 from dipo_pl.fingerprint import rows_fingerprint
-from dipo_pl.metrics import PerRow
-from dipo_pl.metrics import functional as metrics
+from dipo_pl.measures import Fluency, Measure, Membership, Memorization
+from dipo_pl.measures.base import FORGET, HOLDOUT, Answered
 from dipo_pl.run_folder import RunFolder
-
-FORGET = "forget"
 
 # What a person looks at first, by the name it is shown under.
 HEADLINES = {
@@ -33,29 +33,28 @@ HEADLINES = {
 }
 
 
-@dataclass
-class _Collected:
-    """What one evaluation gathers of one set."""
-
-    nll: PerRow = field(default_factory=PerRow)
-    rouge: PerRow = field(default_factory=PerRow)
-    texts: dict[int, str] = field(default_factory=dict)
-
-
 class ForgetQuality(Callback):
     """Measures every evaluation set at each validation: before training, during it and at its end.
 
-    How often is Lightning's own setting (trainer.check_val_every_n_epoch, trainer.val_check_interval).
-    Each evaluation is a line of metrics.jsonl, a file of evaluation/ with every row's values, and scalars
-    in TensorBoard.
+    How often is Lightning's own setting (trainer.check_val_every_n_epoch, or with it null
+    trainer.val_check_interval in steps). Every process takes its share of the rows. Each evaluation is a line of
+    metrics.jsonl, a file of evaluation/ with every row's values, and scalars in TensorBoard.
 
     Args:
-        retain_result: what a model that never saw the forget set makes of it: the run folder of such a
-            model measured with this same data, or one of its evaluation files. Without it Forget Quality
-            is not reported.
+        retain_result: what a model that never saw the forget set makes of it: the run folder of such a model
+            measured with this same data, one of its evaluation files, open-unlearning's TOFU_EVAL.json, TOFU's
+            aggregated log, or the name of a shipped one (llama2-7b_retain90). Without it Forget Quality is not
+            reported.
         utility_sets: the evaluation sets whose probability, ROUGE-L recall and truth ratio enter Model
             Utility; TOFU's nine numbers by default. A model made from scratch knows no real authors.
-        rouge: generate an answer to every row and measure ROUGE-L recall; the slow part.
+        convention: `dipo_pl` takes all rows, and truth ratios from means of losses; `tofu` is the same on the
+            first 300 rows of a set (data.evaluation_rows 300); `open_unlearning` adds its 1e-10 to denominators;
+            `arithmetic` averages probabilities of wrong answers instead of losses. Results of different conventions
+            are not compared.
+        measures: what is measured beyond probability, truth ratio and ROUGE; null is Memorization, Membership and
+            Fluency.
+        generate_every: generate an answer to every row, the slow part, at each n-th evaluation besides the first and
+            the last one; 0 never does. ROUGE, Model Utility and Fluency need generated answers.
         max_new_tokens: length at which a generated answer is cut.
     """
 
@@ -63,48 +62,76 @@ class ForgetQuality(Callback):
         self,
         retain_result: str | None = None,
         utility_sets: list[str] | None = None,
-        rouge: bool = True,
+        convention: ConventionName = "dipo_pl",
+        measures: list[Measure] | None = None,
+        generate_every: int = 1,
         max_new_tokens: int = 200,
     ) -> None:
         if max_new_tokens < 1:
             raise InputError(f"forget_quality.max_new_tokens must be at least 1, got {max_new_tokens}")
+        if generate_every < 0:
+            raise InputError(f"forget_quality.generate_every must be at least 0, got {generate_every}")
         self.retain_result = retain_result
         self.utility_sets = (
             ["retain", "real_authors", "world_facts"] if utility_sets is None else utility_sets
         )
-        self.rouge = rouge
+        self.convention = CONVENTIONS[convention]
+        self.measures = [Memorization(), Membership(), Fluency()] if measures is None else measures
+        self.generate_every = generate_every
         self.max_new_tokens = max_new_tokens
-        self.last_step = -1
-        self._retain_truth_ratios: list[float] | None = None
+        self.retain: EvaluationResult | None = None
+        self.result: EvaluationResult | None = None
+        self.complete_step = -1
+        self._evaluations = 0
+        self._generates = False
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> "ForgetQuality":
+        """The one of a trainer."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        return next(each for each in callbacks if isinstance(each, cls))
+
+    def state_dict(self) -> dict[str, int]:
+        return {"evaluations": self._evaluations}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._evaluations = state_dict["evaluations"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        sets = _evaluation_sets(trainer)
-        names = [each.name for each in sets]
+        sets = {each.name: each for each in _evaluation_sets(trainer)}
         for name in self.utility_sets:
-            if name not in names:
+            if name not in sets:
                 raise InputError(
                     f"forget_quality.utility_sets names {name!r}, which is not measured (measured: "
-                    f"{', '.join(names)}): take it out, or add it to data.evaluate"
+                    f"{', '.join(sets)}): take it out, or add it to data.evaluate"
+                )
+        limit = self.convention.rows
+        for each in sets.values():
+            if limit is not None and len(each.rows) > limit:
+                raise InputError(
+                    f"forget_quality.convention {self.convention.name} takes at most {limit} rows of a set, and "
+                    f"{each.name} has {len(each.rows)}: set data.evaluation_rows to {limit}, or another convention"
                 )
         if self.retain_result is None:
-            if trainer.is_global_zero and stage == "fit" and FORGET in names:
+            if trainer.is_global_zero and stage == "fit" and FORGET in sets:
                 rank_zero_info(
                     "Forget Quality needs a model that never saw the forget set: fit one (data.train_on: retain) "
                     "and give its run folder as forget_quality.retain_result. Without it, it is not reported."
                 )
             return
-        forget = next((each for each in sets if each.name == FORGET), None)
-        if forget is None:
+        if FORGET not in sets:
             raise InputError(
                 "forget_quality.retain_result is given, but data.evaluate leaves out the forget set"
             )
-        self._retain_truth_ratios = read_retain_result(self.retain_result, forget)
+        self.retain = read_result(self.retain_result)
+        check_comparable(self.retain, self.retain_result, self.convention.name, sets[FORGET].rows)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._collected = [_Collected() for _ in _evaluation_sets(trainer)]
-        for collected in self._collected:
-            collected.nll.to(pl_module.device)
-            collected.rouge.to(pl_module.device)
+        self._observed: list[dict[int, Observation]] = [{} for _ in _evaluation_sets(trainer)]
+        training = trainer.state.fn == "fit" and not trainer.sanity_checking
+        self._evaluations += training
+        due = not training or self._evaluations % max(self.generate_every, 1) == 0
+        self._generates = self.generate_every > 0 and due
 
     def on_validation_batch_end(
         self,
@@ -115,122 +142,75 @@ class ForgetQuality(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        collected = self._collected[dataloader_idx]
-        nll: Tensor = outputs.detach()
-        if not nll.isfinite().all():
+        module: Any = pl_module
+        observations: list[Observation] = outputs["observations"]
+        if not all(math.isfinite(nll) for each in observations for nll in each.nll):
             raise TrainingError(
                 f"an answer's loss is not finite at step {trainer.global_step}: the model's weights are broken"
             )
-        collected.nll.update(batch.rows, nll)
-        if self.rouge:
-            module: Any = pl_module
+        if self._generates:
             texts = module.generate(batch.prompts, self.max_new_tokens)
-            recall = metrics.rouge_l_recall(texts, batch.references)
-            collected.rouge.update(batch.rows, recall[:, None].to(nll))
-            collected.texts.update(zip(batch.rows.tolist(), texts, strict=True))
+            observations = [
+                replace(each, generation=text) for each, text in zip(observations, texts, strict=True)
+            ]
+        name = _evaluation_sets(trainer)[dataloader_idx].name
+        if name in (FORGET, HOLDOUT) and any(each.needs_gradient_norms for each in self.measures):
+            norms = module.gradient_norms(batch)
+            observations = [
+                replace(each, gradient_norm=norm) for each, norm in zip(observations, norms, strict=True)
+            ]
+        # A row that a sampler repeats to fill a batch counts once.
+        self._observed[dataloader_idx].update(zip(batch.rows.tolist(), observations, strict=True))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        evaluation_sets = _evaluation_sets(trainer)
-        nll = [collected.nll.compute()[1].double().cpu() for collected in self._collected]
-        if any(len(each) < len(known.rows) for each, known in zip(nll, evaluation_sets, strict=True)):
+        self.result = None
+        sets = _evaluation_sets(trainer)
+        observed = [_of_all_ranks(each) for each in self._observed]
+        if any(len(each) < len(known.rows) for each, known in zip(observed, sets, strict=True)):
             rank_zero_info(
                 "only some rows were measured (a limit on batches is set): nothing is reported of them"
             )
             return
-        sets = {
-            known.name: self._measured(known, answers, collected)
-            for known, answers, collected in zip(evaluation_sets, nll, self._collected, strict=True)
-        }
-        values = {
-            f"{name}_{metric}": value
-            for name, measured in sets.items()
-            for metric, value in measured["metrics"].items()
-        }
-        values |= self._forget_quality(sets) | self._model_utility(sets)
+        answered = [
+            Answered(
+                known, [each[row] for row in range(len(known.rows))], self.convention, self._retain_set(known)
+            )
+            for known, each in zip(sets, observed, strict=True)
+        ]
+        # Every process computes the same: they would only wait for one that did it for all.
+        self.result = measured(answered, self.measures, self.utility_sets, self.retain)
+        self.result = replace(self.result, epoch=_epochs_done(trainer), step=trainer.global_step)
+        if self._generates or self.generate_every == 0:
+            self.complete_step = trainer.global_step
+        values = self.result.metrics
         if not trainer.sanity_checking:
             pl_module.log_dict(values, logger=False, sync_dist=True)
-        self.last_step = trainer.global_step
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 named = {f"evaluation/{name}": value for name, value in values.items()}
                 logger.log_metrics(named, trainer.global_step)
-            self._write(trainer, sets, values)
+            RunFolder.of(trainer).add_evaluation(self.result)
             rank_zero_info(_summary(trainer.global_step, values))
 
-    def _measured(self, evaluation_set: EvaluationSet, nll: Tensor, collected: _Collected) -> dict[str, Any]:
-        values: dict[str, Tensor] = {}
-        original = nll[:, 0]
-        wrong = nll[:, 2:] if nll.shape[1] > 1 else None
-        if evaluation_set.options:
-            if wrong is None:
-                raise InputError(
-                    f"the evaluation set {evaluation_set.name!r} needs wrong answers (perturbed_answer)"
-                )
-            values["probability"] = metrics.option_probability(original, wrong)
-        else:
-            values["probability"] = metrics.answer_probability(original)
-        if wrong is not None:
-            values["log_truth_ratio"] = metrics.log_truth_ratio(nll[:, 1], wrong)
-        if self.rouge:
-            values["rouge_l_recall"] = collected.rouge.compute()[1][:, 0].cpu()
-        means = {name: float(each.mean()) for name, each in values.items() if name != "log_truth_ratio"}
-        if wrong is not None:
-            closeness = evaluation_set.name == FORGET
-            aggregate = metrics.truth_ratio_closeness if closeness else metrics.truth_ratio_margin
-            means["truth_ratio"] = float(aggregate(values["log_truth_ratio"].exp()).mean())
-        texts = _of_all_ranks(collected.texts)
-        rows = [
-            {
-                "row": index,
-                "question": row.question,
-                "answers": answers_to_measure(row),
-                "nll": nll[index].tolist(),
-                **({"generation": texts[index]} if self.rouge else {}),
-                **{name: float(each[index]) for name, each in values.items()},
-            }
-            for index, row in enumerate(evaluation_set.rows)
-        ]
-        return {"metrics": means, "fingerprint": rows_fingerprint(evaluation_set.rows), "rows": rows}
-
-    def _forget_quality(self, sets: dict[str, Any]) -> dict[str, float]:
-        if self._retain_truth_ratios is None:
-            return {}
-        quality = metrics.forget_quality(
-            [row["log_truth_ratio"] for row in sets[FORGET]["rows"]], self._retain_truth_ratios
-        )
-        return {
-            "forget_quality": quality.p_value,
-            "forget_quality_log10_p": quality.log10_p,
-            "forget_quality_ks_statistic": quality.ks_statistic,
-        }
-
-    def _model_utility(self, sets: dict[str, Any]) -> dict[str, float]:
-        parts = {
-            f"{name}_{metric}": value
-            for name in self.utility_sets
-            for metric, value in sets[name]["metrics"].items()
-        }
-        return {"model_utility": metrics.model_utility(parts)} if parts else {}
-
-    def _write(self, trainer: Trainer, sets: dict[str, Any], values: dict[str, float]) -> None:
-        run = RunFolder.of(trainer)
-        where = {"epoch": _epochs_done(trainer), "step": trainer.global_step}
-        result = where | {"utility_sets": self.utility_sets, "metrics": values, "sets": sets}
-        run.add_evaluation(trainer.global_step, result)
-        run.add_metrics(where | values | {"utility_sets": self.utility_sets})
+    def _retain_set(self, evaluation_set: EvaluationSet) -> SetResult | None:
+        """The retain-only model's result on these same rows, if that is what it holds under their name."""
+        found = self.retain.sets.get(evaluation_set.name) if self.retain is not None else None
+        if found is None or found.fingerprint != rows_fingerprint(evaluation_set.rows):
+            return None
+        return found
 
 
-def _of_all_ranks(texts: dict[int, str]) -> dict[int, str]:
+def _of_all_ranks(observed: dict[int, Observation]) -> dict[int, Observation]:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return texts
-    gathered: list[dict[int, str]] = [{} for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(gathered, texts)
-    return {row: text for each in gathered for row, text in each.items()}
+        return observed
+    gathered: list[dict[int, Observation]] = [{} for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(gathered, observed)
+    return {row: each for some in gathered for row, each in some.items()}
 
 
-def _evaluation_sets(trainer: Trainer) -> list[EvaluationSet]:
+def _evaluation_sets(trainer: Trainer) -> Sequence[EvaluationSet]:
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    sets: list[EvaluationSet] = data.evaluation_sets
+    sets: Sequence[EvaluationSet] = data.evaluation_sets
     return sets
 
 
@@ -246,44 +226,3 @@ def _summary(step: int, values: dict[str, float]) -> str:
     return f"step {step}: " + ", ".join(
         f"{title} {values[key]:.3g}" for title, key in HEADLINES.items() if key in values
     )
-
-
-def read_retain_result(path: str, forget: EvaluationSet) -> list[float]:
-    """The logarithms of the truth ratios of a retain-only model on the same forget rows.
-
-    Raises:
-        InputError: no such result, or it is of other rows.
-    """
-    file = Path(path)
-    if file.is_dir():
-        run = RunFolder(file)
-        status = run.read_manifest().get("status")
-        if status != "finished":
-            raise InputError(
-                f"forget_quality.retain_result {path} is not the folder of a finished run (status: {status}): let "
-                "that run finish first"
-            )
-        file = run.evaluation_file(run.read_metrics()[-1]["step"])
-    try:
-        measured = json.loads(file.read_text(encoding="utf-8"))["sets"][FORGET]
-        ratios = [float(row["log_truth_ratio"]) for row in measured["rows"]]
-        fingerprint = measured["fingerprint"]
-    except FileNotFoundError:
-        raise InputError(
-            f"forget_quality.retain_result {path} does not exist: give the run folder of a retain-only model"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"forget_quality.retain_result {file} is not an evaluation with truth ratios of a forget set ({error!r})"
-        ) from None
-    if len(ratios) != len(forget.rows):
-        raise InputError(
-            f"forget_quality.retain_result {file} has {len(ratios)} forget rows and this run measures "
-            f"{len(forget.rows)}: p-values of different counts say different things; measure the same rows"
-        )
-    if fingerprint != rows_fingerprint(forget.rows):
-        raise InputError(
-            f"forget_quality.retain_result {file} was measured on other forget rows (fingerprint "
-            f"{fingerprint[:12]}, here {rows_fingerprint(forget.rows)[:12]}): give the result for this forget set"
-        )
-    return ratios

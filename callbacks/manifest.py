@@ -13,6 +13,7 @@ from dipo_pl.callbacks.weight_change import trained_weights
 from dipo_pl.data_modules.rows import Row
 from dipo_pl.errors import InputError
 from dipo_pl.fingerprint import rows_fingerprint, texts_fingerprint
+from dipo_pl.probes.probe import Probe
 from dipo_pl.run_folder import RunFolder, write_text
 from dipo_pl.version import __version__
 
@@ -51,9 +52,9 @@ class Manifest(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Only now has a resumed run its step again.
         if trainer.ckpt_path is not None and trainer.is_global_zero:
-            record = RunFolder.of(trainer).read_manifest()
-            record["resumed_at_steps"].append(trainer.global_step)
-            write_text(RunFolder.of(trainer).manifest, json.dumps(record, indent=2) + "\n")
+            run = RunFolder.of(trainer)
+            resumed = [*run.read_manifest()["resumed_at_steps"], trainer.global_step]
+            run.add_to_manifest(resumed_at_steps=resumed)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end(trainer, "trained")
@@ -123,20 +124,18 @@ class Manifest(Callback):
             },
             "data": _data(trainer),
         }
+        for probe in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(probe, Probe):
+                record["probe"] = probe.record(trainer, pl_module)
         write_text(run.manifest, json.dumps(record, indent=2) + "\n")
         self.written = True
 
     def _end(self, trainer: Trainer, status: str) -> None:
         if not trainer.is_global_zero:
             return
-        run = RunFolder.of(trainer)
-        record = run.read_manifest() | {
-            "status": status,
-            "ended": _now(),
-            "epochs": trainer.current_epoch,
-            "steps": trainer.global_step,
-        }
-        write_text(run.manifest, json.dumps(record, indent=2) + "\n")
+        RunFolder.of(trainer).add_to_manifest(
+            status=status, ended=_now(), epochs=trainer.current_epoch, steps=trainer.global_step
+        )
 
 
 def _data(trainer: Trainer) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Whether training has changed the policy."""
 
-import json
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -8,7 +7,7 @@ from torch import nn
 
 from dipo_pl.errors import TrainingError
 from dipo_pl.fingerprint import weights_fingerprint
-from dipo_pl.run_folder import RunFolder, write_text
+from dipo_pl.run_folder import RunFolder
 
 
 def trained_weights(module: Any) -> str:
@@ -47,10 +46,9 @@ class WeightChange(Callback):
     @staticmethod
     def _record(trainer: Trainer, pl_module: LightningModule) -> bool:
         """Whether the weights are as they started."""
-        manifest = RunFolder.of(trainer).read_manifest()
-        policy = manifest["policy"]
+        policy = RunFolder.of(trainer).read_manifest()["policy"]
         policy["weights_at_end"] = trained_weights(pl_module)
-        write_text(RunFolder.of(trainer).manifest, json.dumps(manifest, indent=2) + "\n")
+        RunFolder.of(trainer).add_to_manifest(policy=policy)
         return bool(policy["weights_at_end"] == policy["weights_at_start"])
 
 

@@ -38,9 +38,11 @@ def encode(
         return_offsets_mapping=True,
     )
     ids: list[int] = coded["input_ids"]
-    boundary = len(rendered.prompt)
-    answer_start = next(
-        (index for index, (_, end) in enumerate(coded["offset_mapping"]) if end > boundary), len(ids)
+    offsets: list[tuple[int, int]] = coded["offset_mapping"]
+    answer_at, closing_at = len(rendered.prompt), len(rendered.prompt) + len(answer)
+    answer_start = next((index for index, (_, end) in enumerate(offsets) if end > answer_at), len(ids))
+    last = next(
+        (i for i in reversed(range(len(ids))) if offsets[i][1] > answer_at and offsets[i][0] < closing_at), 0
     )
     # Some tokenizers end a turn with a token of their own (<|eot_id|>) that generation also stops at.
     if not rendered.closing and ids[-1] != tokenizer.eos_token_id:
@@ -59,4 +61,6 @@ def encode(
             f"no answer token is left in the row that begins {(row.question or answer)[:60]!r}: its answer "
             f"is {answer[:60]!r}, its prompt {answer_start} tokens, data.max_length {max_length}"
         )
-    return Encoded(tuple(ids), answer_start, cut)
+    # Where nothing of the answer can be predicted, what closes it stands for it.
+    closing = max(len(ids) - 1 - max(last, answer_start), 0)
+    return Encoded(tuple(ids), answer_start, closing, cut)

@@ -11,7 +11,8 @@ from dipo_pl.errors import InputError
 class FictitiousAuthors(ForgetRetain):
     """Authors that exist nowhere else, 20 questions each; the last ones are to be forgotten.
 
-    Evaluation sets: `forget` and `retain`.
+    Evaluation sets: `forget`, `retain`, and `holdout`: as many further authors as are to be forgotten, as far as there
+    are more, which no model is trained on, for membership attacks.
 
     Args:
         authors: in all.
@@ -35,8 +36,11 @@ class FictitiousAuthors(ForgetRetain):
         self.author_seed = author_seed
 
     def read(self) -> RowSets:
-        records = fictitious_rows(self.authors, self.author_seed)
+        further = min(self.forget_authors, MAX_AUTHORS - self.authors)
+        records = fictitious_rows(self.authors + further, self.author_seed)
         rows = [row_from(record, f"fictitious row {index}") for index, record in enumerate(records)]
-        boundary = len(rows) // self.authors * (self.authors - self.forget_authors)
-        retain, forget = rows[:boundary], rows[boundary:]
-        return RowSets(forget, retain, [EvaluationSet("forget", forget), EvaluationSet("retain", retain)])
+        an_author = len(rows) // (self.authors + further)
+        forget_at, end = (self.authors - self.forget_authors) * an_author, self.authors * an_author
+        sets = {"forget": rows[forget_at:end], "retain": rows[:forget_at], "holdout": rows[end:]}
+        measured = [EvaluationSet(name, each) for name, each in sets.items() if each]
+        return RowSets(sets["forget"], sets["retain"], measured)

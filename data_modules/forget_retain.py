@@ -56,6 +56,8 @@ class ForgetRetain(LightningDataModule):
         prompt: how a question becomes the text before its answer.
         train_on: what training steps hold: `pairs` of a forget and a retain row (unlearning), or `all`
             rows, or those of one set (fine-tuning: `all` makes a target, `retain` a retain-only model).
+        forget_share: with train_on `forget`, the share of its rows that training steps hold, drawn by the seed, in
+            (0, 1]; a smaller share is part of a larger one.
         batch_size: rows of a training step on one device; with `pairs`, that many of each set.
         evaluation_batch_size: rows measured at once on one device, each with all its answers.
         evaluation_rows: measure only the first rows of each evaluation set; null measures all.
@@ -74,6 +76,7 @@ class ForgetRetain(LightningDataModule):
         self,
         prompt: PromptFormat | None = None,
         train_on: TrainOn = "pairs",
+        forget_share: float = 1.0,
         batch_size: int = 8,
         evaluation_batch_size: int = 16,
         evaluation_rows: int | None = None,
@@ -100,8 +103,15 @@ class ForgetRetain(LightningDataModule):
             raise InputError(
                 f"data.evaluation_rows must be at least 1, or null for all, got {evaluation_rows}"
             )
+        if not 0 < forget_share <= 1:
+            raise InputError(f"data.forget_share must be in (0, 1], got {forget_share}")
+        if forget_share < 1 and train_on != "forget":
+            raise InputError(
+                f"data.forget_share is for data.train_on forget, which is {train_on}: leave it at 1, got {forget_share}"
+            )
         self.prompt = prompt or QuestionAnswer()
         self.train_on = train_on
+        self.forget_share = forget_share
         self.batch_size = batch_size
         self.evaluation_batch_size = evaluation_batch_size
         self.evaluation_rows = evaluation_rows
@@ -198,6 +208,13 @@ class ForgetRetain(LightningDataModule):
             **{f"{name} answers": texts_fingerprint(answers) for name, answers in self.companions.items()},
         }
 
+    @property
+    def trained_forget_rows(self) -> Sequence[int]:
+        """Places of the forget rows that training steps hold."""
+        assert self.row_sets is not None
+        order = permutation(self.seed, "forget_share", 0, len(self.row_sets.forget))
+        return sorted(order[: max(1, round(self.forget_share * len(order)))])
+
     def _encode_training_rows(self) -> None:
         assert self.row_sets is not None
         self._training = {
@@ -231,7 +248,7 @@ class ForgetRetain(LightningDataModule):
                 )
             self._evaluation.append(
                 [
-                    [self._encoded(row, answer) for answer in answers_to_measure(row)]
+                    [self._encoded(row, answer) for answer in row.measured_answers]
                     for row in evaluation_set.rows
                 ]
             )
@@ -251,12 +268,6 @@ class ForgetRetain(LightningDataModule):
         return encode(
             row, answer, self.prompt, self.tokenizer, self.max_length, truncate=self.too_long == "truncate"
         )
-
-    def prompts(self, name: str, count: int) -> list[list[int]]:
-        """The prompts of the first `count` rows of an evaluation set, as token ids up to the answer."""
-        index = [each.name for each in self.evaluation_sets].index(name)
-        originals = [answers[0] for answers in self._evaluation[index][:count]]
-        return [list(each.ids[: each.answer_start]) for each in originals]
 
     def _items(self, epoch: int) -> Sequence[Item]:
         """The epoch's items in training order."""
@@ -284,7 +295,10 @@ class ForgetRetain(LightningDataModule):
 
     def _rows(self, epoch: int) -> list[Item]:
         names = ("forget", "retain") if self.train_on == "all" else (self.train_on,)
-        rows = [(name, row) for name in names for row in range(len(self._training[name]))]
+        places: dict[str, Sequence[int]] = {name: range(len(self._training[name])) for name in names}
+        if "forget" in places:
+            places["forget"] = self.trained_forget_rows
+        rows = [(name, row) for name in names for row in places[name]]
         return [(rows[place],) for place in permutation(self.seed, "train", epoch, len(rows))]
 
     def _length(self, item: Item) -> int:
@@ -336,13 +350,6 @@ class ForgetRetain(LightningDataModule):
         rank_zero_info(f"resuming in epoch {self._resume_at[0]} after {self._resume_at[1]} batches")
 
 
-def answers_to_measure(row: Row) -> list[str]:
-    """The original answer; where wrong ones are known, also the correct one of the truth ratio, then they."""
-    if not row.wrong_answers:
-        return [row.answer]
-    return [row.answer, row.paraphrased_answer or row.answer, *row.wrong_answers]
-
-
 def _in_order(size: int, epoch: int) -> Sequence[int]:
     return range(size)
 
@@ -375,5 +382,5 @@ class _EvaluationBatches(Dataset[EvaluationBatch]):
             answers=collate({"answers": sequences}, [item for item in items for _ in self.encoded[item]]),
             rows=torch.tensor(items),
             prompts=[list(each.ids[: each.answer_start]) for each in originals],
-            references=[self.rows[item].answer for item in items],
+            closing=tuple(each.closing for each in originals),
         )

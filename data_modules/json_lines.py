@@ -12,19 +12,24 @@ class JSONL(ForgetRetain):
     Rows may also carry `paraphrased_answer` (a text) and `perturbed_answer` (a list of wrong answers, the
     same number in every row): the truth ratio, and with it Forget Quality, are measured only where they do.
     Forget rows may carry `alternate_answer` (other answers to the question, the same number in every row), for
-    losses that ask for them. Evaluation sets: `forget` and `retain`.
+    losses that ask for them. Evaluation sets: `forget`, `retain`, and `holdout` where it is given.
 
     Args:
         forget: file of the rows to forget.
         retain: file of rows that stand for what must be kept.
+        holdout: file of rows like those to forget that no model has seen, for membership attacks.
         options: of the base class.
     """
 
-    def __init__(self, forget: str, retain: str, **options: Any) -> None:
+    def __init__(self, forget: str, retain: str, holdout: str | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.forget = forget
         self.retain = retain
+        self.holdout = holdout
 
     def read(self) -> RowSets:
         forget, retain = read_json_lines(self.forget), read_json_lines(self.retain)
-        return RowSets(forget, retain, [EvaluationSet("forget", forget), EvaluationSet("retain", retain)])
+        evaluation = [EvaluationSet("forget", forget), EvaluationSet("retain", retain)]
+        if self.holdout is not None:
+            evaluation.append(EvaluationSet("holdout", read_json_lines(self.holdout)))
+        return RowSets(forget, retain, evaluation)

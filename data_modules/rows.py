@@ -30,6 +30,13 @@ class Row:
     def question(self) -> str:
         return self.messages[-1][1] if self.messages else ""
 
+    @property
+    def measured_answers(self) -> list[str]:
+        """The original answer; where wrong ones are known, also the correct one of the truth ratio, then they."""
+        if not self.wrong_answers:
+            return [self.answer]
+        return [self.answer, self.paraphrased_answer or self.answer, *self.wrong_answers]
+
     def texts(self) -> list[str]:
         return [content for _, content in self.messages] + [self.answer]
 

@@ -9,7 +9,7 @@ from dipo_pl.data_modules.rows import EvaluationSet, Row, read_json_lines, row_f
 from dipo_pl.errors import InputError
 
 FORGET_ROWS = {"forget01": 40, "forget05": 200, "forget10": 400}
-EVALUATION_SETS = ("forget", "retain", "real_authors", "world_facts")
+EVALUATION_SETS = ("forget", "retain", "real_authors", "world_facts", "holdout")
 
 
 class TOFU(ForgetRetain):
@@ -17,7 +17,8 @@ class TOFU(ForgetRetain):
 
     The forget set is the last 40, 200 or 400 rows of the 4,000; all rows before it are retained. No row has
     alternate answers: losses that ask for them need `alternates` (its own refusals are `idontknow.jsonl`).
-    Evaluation sets: `forget`, `retain`, `real_authors`, `world_facts`.
+    Evaluation sets: `forget`, `retain`, `real_authors`, `world_facts`, and `holdout`, further authors that no model
+    has seen, for membership attacks; a folder without it (`holdout10.jsonl`) is measured without.
 
     Args:
         path: `locuslab/TOFU` on the hub, or a folder with its configurations as JSON lines (`full.jsonl`,
@@ -53,22 +54,34 @@ class TOFU(ForgetRetain):
         forget = self._split("forget10_perturbed")[-size:][: self.forget_rows]
         # Only what is measured is read; a name that is none of ours is refused by the base class.
         unknown = set(self.evaluate or ()) - set(EVALUATION_SETS)
-        names = EVALUATION_SETS if self.evaluate is None or unknown else self.evaluate
+        everything = self.evaluate is None or bool(unknown)
+        names = EVALUATION_SETS if everything else self.evaluate
+        if everything and Path(self.path).is_dir() and not self._file(self._holdout).is_file():
+            names = [name for name in names or () if name != "holdout"]
         evaluation = [
             EvaluationSet(
                 name,
-                forget if name == "forget" else self._split(f"{name}_perturbed"),
+                forget if name == "forget" else self._split(self._configuration(name)),
                 options=name in ("real_authors", "world_facts"),
             )
-            for name in names
+            for name in names or ()
         ]
         return RowSets(forget, full[:-size][: self.retain_rows], evaluation)
 
+    @property
+    def _holdout(self) -> str:
+        return self.forget.replace("forget", "holdout")
+
+    def _configuration(self, name: str) -> str:
+        return self._holdout if name == "holdout" else f"{name}_perturbed"
+
+    def _file(self, name: str) -> Path:
+        on_hub = Path(self.path) / f"{name}.json"
+        return on_hub if on_hub.is_file() else on_hub.with_suffix(".jsonl")
+
     def _split(self, name: str) -> Sequence[Row]:
-        folder = Path(self.path)
-        if folder.is_dir():
-            on_hub = folder / f"{name}.json"
-            return read_json_lines(on_hub if on_hub.is_file() else folder / f"{name}.jsonl")
+        if Path(self.path).is_dir():
+            return read_json_lines(self._file(name))
         import datasets
 
         try:

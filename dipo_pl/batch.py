@@ -13,11 +13,13 @@ class Encoded:
     """One tokenised sequence; tokens from `answer_start` on are to be predicted.
 
     A first token has nothing before it to be predicted from, so `answer_start` is at least 1.
+    `closing` counts the tokens at the end that close the answer (EOS, the end of a turn) and hold nothing of it.
     `cut` tells that the sequence went on, beyond the greatest length allowed.
     """
 
     ids: tuple[int, ...]
     answer_start: int
+    closing: int = 0
     cut: bool = False
 
     @property
@@ -123,13 +125,19 @@ class EvaluationBatch:
             ratio, then the wrong ones.
         rows: [R] index of each row in its set.
         prompts: token ids up to the answer, one list a row.
-        references: the original answers, as text.
+        closing: tokens that close each row's original answer.
     """
 
     answers: Batch
     rows: Tensor
     prompts: list[list[int]]
-    references: list[str]
+    closing: tuple[int, ...]
+
+    @property
+    def originals(self) -> range:
+        """The places of the rows' original answers among all answers."""
+        count = len(self.answers.lengths)
+        return range(0, count, count // len(self.rows))
 
     def to(self, device: torch.device) -> Self:
         return replace(self, answers=self.answers.to(device), rows=self.rows.to(device))

@@ -22,17 +22,20 @@ from dipo_pl import (  # noqa: F401
     filters,
     finetuning,
     losses,
+    measures,
     policy,
     reference,
     stored_states,
     unlearning,
 )
 from dipo_pl.callbacks.batch_seed import BatchSeed
+from dipo_pl.callbacks.collapse_guard import CollapseGuard
 from dipo_pl.callbacks.export import Export
 from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.callbacks.last_checkpoint import LastCheckpoint
 from dipo_pl.callbacks.manifest import Manifest
 from dipo_pl.callbacks.samples import Samples
+from dipo_pl.callbacks.selection import Selection
 from dipo_pl.callbacks.training_monitor import TrainingMonitor
 from dipo_pl.callbacks.weight_change import WeightChange
 from dipo_pl.checkpoint_io import AtomicCheckpointIO
@@ -110,6 +113,8 @@ class DiPOCLI(LightningCLI):
         )
         parser.add_lightning_class_args(ForgetQuality, "forget_quality")
         parser.add_lightning_class_args(Samples, "samples")
+        parser.add_lightning_class_args(Selection, "selection")
+        parser.add_lightning_class_args(CollapseGuard, "collapse_guard")
         parser.add_lightning_class_args(Export, "export")
         # In this order, so that the last checkpoint knows the best one of its epoch.
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
@@ -142,6 +147,9 @@ class DiPOCLI(LightningCLI):
         if settings.trainer.fast_dev_run:
             settings.name += "-fast-dev-run"
         settings.checkpoint.dirpath = str(self.run.checkpoints)
+        if settings.selection.rule is not None:
+            settings.checkpoint.monitor, settings.checkpoint.mode = "selection", "max"
+            settings.export.best = True
         if settings.checkpoint.monitor is not None and settings.checkpoint.save_top_k == 0:
             settings.checkpoint.save_top_k = 1
         of_policy = "model.init_args.policy.init_args"
@@ -257,7 +265,7 @@ class DiPOCLI(LightningCLI):
             # What is measured before training has been measured.
             self.trainer.num_sanity_val_steps = 0
         self.trainer.fit(ckpt_path=checkpoint, **kwargs)
-        if self._callback(ForgetQuality).last_step != self.trainer.global_step:
+        if self._callback(ForgetQuality).complete_step != self.trainer.global_step:
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
         self._callback(Manifest).finish(self.trainer)
 

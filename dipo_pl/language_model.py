@@ -3,19 +3,22 @@
 import math
 from typing import Any, ClassVar, Literal
 
+import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW
 from transformers import PreTrainedModel, get_scheduler
 
-from dipo_pl.answer_loss import answer_nll
+from dipo_pl.answer_scores import answer_scores
 from dipo_pl.batch import EvaluationBatch
 from dipo_pl.engine import Objective
 from dipo_pl.errors import InputError
+from dipo_pl.evaluation.observation import Observation, observations
 from dipo_pl.fingerprint import weights_fingerprint
 from dipo_pl.generation import generate
+from dipo_pl.gradient_norm import gradient_norm
 from dipo_pl.head import OutputHead
 from dipo_pl.hidden_states import answer_states
 from dipo_pl.policy import Policy
@@ -63,6 +66,11 @@ class LanguageModel(LightningModule):
 
     def setup(self, stage: str) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if stage == "fit" and self.policy.quantization is not None:
+            raise InputError(
+                f"model.policy.quantization is {self.policy.quantization}, and a quantised policy cannot be trained: "
+                "leave it out, or measure with dipo-pl validate"
+            )
         if stage == "fit" and data.train_on not in self.trains_on:
             raise InputError(
                 f"{type(self).__name__} trains on {' or '.join(self.trains_on)}, and data.train_on is {data.train_on}"
@@ -134,17 +142,32 @@ class LanguageModel(LightningModule):
         values |= {f"train/{name}_{part}": value for part, value in objective.parts.items()}
         self.log_dict(values, batch_size=sequences)
 
-    def validation_step(self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """[R, K] nats per token of every row's K answers, EOS included, in float32."""
+    def validation_step(
+        self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, list[Observation]]:
+        """What the policy makes of every row's answers, under `observations`."""
         answers = batch.answers
-        nll = answer_nll(
+        first = torch.tensor([row in batch.originals for row in range(len(answers.lengths))])
+        detailed = torch.repeat_interleave(first, torch.tensor(answers.lengths)).to(answers.targets.device)
+        nll, tokens = answer_scores(
             answer_states(self.language_model, answers)[None],
             answers.targets,
             answers.lengths,
             OutputHead.of(self.language_model),
+            detailed,
             self.token_budget,
         )
-        return nll.view(len(batch.rows), -1)
+        return {"observations": observations(batch, nll, tokens)}
+
+    def gradient_norms(self, batch: EvaluationBatch) -> list[float]:
+        """Of each row's original answer; see `dipo_pl.gradient_norm`."""
+        answers = batch.answers
+        norms = []
+        for row, closing in zip(batch.originals, batch.closing, strict=True):
+            length = int(answers.attention_mask[row].sum())
+            answer = slice(length - answers.lengths[row], length - closing)
+            norms.append(gradient_norm(self.language_model, answers.input_ids[row, :length], answer))
+        return norms
 
     def generate(self, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
         """Greedy continuations of the prompts, as text."""

@@ -13,6 +13,8 @@ from dipo_pl.errors import InputError
 if TYPE_CHECKING:
     from lightning import Trainer
 
+    from dipo_pl.evaluation.result import EvaluationResult
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -70,6 +72,18 @@ class RunFolder:
             return {}
         return manifest if isinstance(manifest, dict) else {}
 
+    def add_to_manifest(self, **entries: Any) -> None:
+        """Adds to the manifest, or replaces what stands there under these names."""
+        write_text(self.manifest, json.dumps(self.read_manifest() | entries, indent=2) + "\n")
+
+    @property
+    def result_step(self) -> int | None:
+        """The step of the evaluation that speaks for the run: of the exported weights, else the last one."""
+        records = self.read_metrics()
+        exported = self.read_manifest().get("exported_step")
+        steps: list[int] = [each["step"] for each in records]
+        return exported if exported in steps else max(steps, default=None)
+
     def read_metrics(self) -> list[dict[str, Any]]:
         """One object an evaluation, in order of steps.
 
@@ -93,16 +107,19 @@ class RunFolder:
     def evaluation_file(self, step: int) -> Path:
         return self.evaluation / f"step-{step:06d}.json"
 
-    def add_evaluation(self, step: int, result: dict[str, Any]) -> None:
-        """Every row of an evaluation; files of later steps, left by a run cut short, are removed."""
+    def add_evaluation(self, result: "EvaluationResult") -> None:
+        """Adds an evaluation to metrics.jsonl, and every row of it to evaluation/.
+
+        One of the same step gives way to it, and so do those of later steps, which a run cut short has left.
+        """
+        step = result.step or 0
         for path in self.evaluation.glob("step-*.json"):
             if int(path.stem.removeprefix("step-")) > step:
                 path.unlink()
-        write_text(self.evaluation_file(step), json.dumps(result, indent=1))
-
-    def add_metrics(self, record: dict[str, Any]) -> None:
-        """Adds an evaluation; one of the same or a later step, left by a run cut short, gives way to it."""
-        earlier = [each for each in self.read_metrics() if each["step"] < record["step"]]
+        write_text(self.evaluation_file(step), result.text())
+        made = {"utility_sets": result.utility_sets, "convention": result.convention}
+        record = {"epoch": result.epoch, "step": step, **result.metrics, **made}
+        earlier = [each for each in self.read_metrics() if each["step"] < step]
         write_text(self.metrics, "".join(json.dumps(each) + "\n" for each in [*earlier, record]))
 
 

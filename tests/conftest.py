@@ -75,6 +75,17 @@ def process(tmp_path: Path) -> Callable[..., Ended]:
 
 
 @pytest.fixture(scope="session")
+def tofu_folder() -> str:
+    """Where TOFU's real rows lie."""
+    path = os.environ.get("DIPO_PL_TOFU")
+    if not path:
+        reason = "DIPO_PL_TOFU names no folder with TOFU's rows"
+        # On CI the data must be there: a skip would go unseen.
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of smoke.yaml; not to be written to."""
     from dipo_pl.cli import run

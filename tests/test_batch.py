@@ -100,10 +100,10 @@ def test_to_moves_every_tensor_and_keeps_the_rest(batch):
 
 
 def test_an_evaluation_batch_moves_its_answers_too(batch):
-    evaluation = EvaluationBatch(batch, torch.tensor([3]), prompts=[[5, 0]], references=["seven"])
+    evaluation = EvaluationBatch(batch, torch.tensor([3]), prompts=[[5, 0]], closing=(1,))
     moved = evaluation.to(torch.device("meta"))
     assert moved.rows.device.type == moved.answers.input_ids.device.type == "meta"
-    assert (moved.prompts, moved.references) == ([[5, 0]], ["seven"])
+    assert (moved.prompts, moved.closing) == ([[5, 0]], (1,))
     assert evaluation.rows.device.type == "cpu"
 
 

@@ -15,7 +15,7 @@ from dipo_pl.policy import FromConfig
 from dipo_pl.unlearning import Unlearning
 
 RUN = (
-    "fit", "--config", "smoke.yaml", "--config", "pdu.yaml", "--forget_quality.rouge", "false", "--samples.rows", "0",
+    "fit", "--config", "smoke.yaml", "--config", "pdu.yaml", "--forget_quality.generate_every", "0",
     "--model.schedule", "constant_with_warmup", "--model.warmup", "0", "--data.evaluation_rows", "1", "--name", "run",
 )  # fmt: skip
 

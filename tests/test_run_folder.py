@@ -1,7 +1,12 @@
 """Files of a run are whole or absent, and a second try at a step takes the first one's place."""
 
+import re
+from pathlib import Path
+
 import pytest
 
+from dipo_pl.errors import InputError
+from dipo_pl.evaluation.result import EvaluationResult
 from dipo_pl.run_folder import RunFolder, replacing, write_text
 
 
@@ -32,8 +37,38 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path):
 def test_a_step_measured_again_replaces_itself_and_what_came_after(tmp_path):
     run = RunFolder(tmp_path)
     for step, value in ((0, 1.0), (5, 2.0), (10, 3.0), (5, 4.0)):
-        run.add_metrics({"step": step, "value": value})
-    assert run.read_metrics() == [{"step": 0, "value": 1.0}, {"step": 5, "value": 4.0}]
+        run.add_evaluation(EvaluationResult("dipo_pl", {"value": value}, {}, epoch=step / 10, step=step))
+    assert [(each["step"], each["value"]) for each in run.read_metrics()] == [(0, 1.0), (5, 4.0)]
+    assert sorted(path.name for path in run.evaluation.iterdir()) == ["step-000000.json", "step-000005.json"]
+    assert EvaluationResult.read(run.evaluation_file(5)).metrics == {"value": 4.0}
+
+
+def test_the_evaluation_that_speaks_for_a_run(tmp_path):
+    run = RunFolder(tmp_path)
+    assert run.result_step is None
+    for step in (0, 5, 10):
+        run.add_evaluation(EvaluationResult("dipo_pl", {}, {}, step=step))
+    assert run.result_step == 10
+    run.add_to_manifest(exported_step=5)
+    assert run.result_step == 5
+    run.add_to_manifest(exported_step=7)  # weights that were never measured
+    assert run.result_step == 10
+    assert run.read_manifest() == {"exported_step": 7}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"sets": {}}', '{"sets": {"forget": {"nought": 1}}}', "\x00"]
+)
+def test_what_is_no_evaluation(tmp_path, text):
+    path = tmp_path / "step-000000.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"^{re.escape(str(path))} is not an evaluation"):
+        EvaluationResult.read(path)
+    with pytest.raises(
+        InputError,
+        match=r"json-gone does not exist: give an evaluation file or a",
+    ):
+        EvaluationResult.read(Path(f"{path}-gone"))
 
 
 def test_a_manifest_that_is_missing_or_broken_reads_as_none(tmp_path):

@@ -918,7 +918,7 @@ def test_ranks_that_do_not_share_the_folder_are_told(tmp_path):
 # On the command line.
 
 RUN = (
-    "fit", "--config", "smoke.yaml", "--forget_quality.rouge", "false", "--samples.rows", "0", "--data.evaluation_rows", "2",
+    "fit", "--config", "smoke.yaml", "--forget_quality.generate_every", "0", "--data.evaluation_rows", "2",
     "--model.schedule", "constant_with_warmup", "--model.warmup", "0",
 )  # fmt: skip
 STORED = ("--config", "stored_states.yaml", "--model.reference.path", "store")

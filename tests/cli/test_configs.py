@@ -32,7 +32,7 @@ def test_overlay_runs(cli, name):
     fine_tuning = ("--model", "FineTuning") if name == "retain_only.yaml" else ()
     ended = cli(
         "fit", "--config", "smoke.yaml", *fine_tuning, "--config", name, "--trainer.max_steps", "2",
-        "--forget_quality.rouge", "false", "--samples.rows", "0",
+        "--forget_quality.generate_every", "0",
     )  # fmt: skip
     assert ended.code == 0, ended.err
 

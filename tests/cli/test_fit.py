@@ -150,7 +150,7 @@ def write_tuning(path: Path) -> Path:
         """
 model: {class_path: FineTuning, init_args: {policy: {class_path: FromConfig, init_args: {config: {model_type: gpt2}}}}}
 data: {class_path: FictitiousAuthors, init_args: {train_on: all, authors: 4, forget_authors: 1, evaluation_rows: 10}}
-forget_quality: {utility_sets: [retain], rouge: false}
+forget_quality: {utility_sets: [retain], generate_every: 0}
 samples: {rows: 0}
 trainer: {accelerator: cpu, max_epochs: 1, num_sanity_val_steps: 0}
 """
@@ -240,7 +240,7 @@ def test_validate_keeps_its_hands_off_a_training_run(cli, smoke):
 
 
 def test_measurements_of_two_models_do_not_share_a_folder(cli, smoke):
-    quick = ("validate", "--config", "smoke.yaml", "--forget_quality.rouge", "false")
+    quick = ("validate", "--config", "smoke.yaml", "--forget_quality.generate_every", "0")
     assert cli(*quick).code == 0
     ended = cli(*quick, "--model.policy", "Pretrained", "--model.policy.path", smoke / "hf")
     assert ended.code == 2
@@ -248,8 +248,8 @@ def test_measurements_of_two_models_do_not_share_a_folder(cli, smoke):
 
 
 def test_a_monitored_metric_keeps_the_best_checkpoint(cli):
-    quick = ("fit", "--config", "smoke.yaml", "--trainer.max_epochs", "1", "--forget_quality.rouge", "false")
-    assert cli(*quick, "--checkpoint.monitor", "model_utility", "--checkpoint.mode", "max").code == 0
+    quick = ("fit", "--config", "smoke.yaml", "--trainer.max_epochs", "1", "--forget_quality.generate_every", "0")
+    assert cli(*quick, "--checkpoint.monitor", "retain_probability", "--checkpoint.mode", "max").code == 0
     assert {path.name for path in Path("runs/smoke/checkpoints").iterdir()} == {
         "last.ckpt",
         "epoch=0-step=3.ckpt",
@@ -267,7 +267,7 @@ def test_finished_is_finished_also_by_steps(cli):
 
 
 def test_seed_everything_seeds_weights_and_pairing(cli):
-    quick = ("fit", "--config", "smoke.yaml", "--trainer.max_steps", "1", "--forget_quality.rouge", "false")
+    quick = ("fit", "--config", "smoke.yaml", "--trainer.max_steps", "1", "--forget_quality.generate_every", "0")
     weights = {}
     for name, seed in {"a": "0", "b": "1", "c": "1"}.items():
         assert cli(*quick, "--seed_everything", seed, "--name", name).code == 0

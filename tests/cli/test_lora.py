@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from dipo_pl.fingerprint import weights_fingerprint
 from dipo_pl.policy import FromConfig, Pretrained
 
-QUICK = ("--forget_quality.rouge", "false", "--samples.rows", "0", "--data.evaluation_rows", "2")
+QUICK = ("--forget_quality.generate_every", "0", "--data.evaluation_rows", "2")
 LORA = ("--config", "lora.yaml", "--model.optimizer.lr", "0.01", "--model.policy.adapter.rank", "4")
 # GPT-2 has dropout, and layers that hold their weights transposed.
 RUN = (

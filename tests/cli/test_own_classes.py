@@ -34,7 +34,7 @@ class Uniform(PreferenceConstructor):
 def test_constructor_and_filter_by_class_path(cli, monkeypatch):
     Path("own_pairs.py").write_text(OWN)
     monkeypatch.syspath_prepend(str(Path().resolve()))
-    quick = ("fit", "--config", "smoke.yaml", "--trainer.max_epochs", "1", "--forget_quality.rouge", "false")
+    quick = ("fit", "--config", "smoke.yaml", "--trainer.max_epochs", "1", "--forget_quality.generate_every", "0")
     own = cli(
         *quick, "--model.constructor", "own_pairs.Uniform", "--model.constructor.mix", "0.5", "--name", "a"
     )
@@ -61,7 +61,7 @@ def test_readme_example_of_a_new_loss(cli, monkeypatch):
     assert tests
     for each in tests:
         each()
-    ended = cli("fit", "--config", "smoke.yaml", "--config", config, "--forget_quality.rouge", "false")
+    ended = cli("fit", "--config", "smoke.yaml", "--config", config, "--forget_quality.generate_every", "0")
     assert ended.code == 0, ended.err
 
 

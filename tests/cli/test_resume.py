@@ -9,7 +9,7 @@ import torch
 
 # GPT-2 has dropout, so a resumed run must also repeat the draws of the steps that it does over.
 RUN = (
-    "fit", "--config", "smoke.yaml", "--trainer.max_epochs", "3", "--forget_quality.rouge", "false", "--samples.rows", "0",
+    "fit", "--config", "smoke.yaml", "--trainer.max_epochs", "3", "--forget_quality.generate_every", "0",
     "--model.policy.config", "{model_type: gpt2, n_embd: 32, n_layer: 2, n_head: 2, n_positions: 128}",
     "--model.policy.vocab_size", "300",
 )  # fmt: skip

@@ -53,28 +53,28 @@ class TestQuestionAnswer:
             129,
         )
         # fmt: on
-        assert encode(ROW, "Me.", QuestionAnswer(), ascii_tokenizer(), LONG) == Encoded(expected, 24)
+        assert encode(ROW, "Me.", QuestionAnswer(), ascii_tokenizer(), LONG) == Encoded(expected, 24, 1)
 
     def test_other_words_around_the_question(self):
         prompt_format = QuestionAnswer(question_start="Q ", answer_start=" A ")
         encoded = encode(ROW, "Me.", prompt_format, ascii_tokenizer(), LONG)
-        assert encoded == Encoded((BOS, *b"Q Who? A Me.", EOS), 10)
+        assert encoded == Encoded((BOS, *b"Q Who? A Me.", EOS), 10, 1)
 
     def test_another_answer_than_the_rows_own(self):
         encoded = encode(ROW, "You.", QuestionAnswer(), ascii_tokenizer(), LONG)
-        assert encoded == Encoded((BOS, *b"Question: Who?\nAnswer: You.", EOS), 24)
+        assert encoded == Encoded((BOS, *b"Question: Who?\nAnswer: You.", EOS), 24, 1)
 
     def test_without_bos_the_answer_starts_one_earlier(self):
         encoded = encode(ROW, "Me.", QuestionAnswer(), ascii_tokenizer(start=()), LONG)
-        assert encoded == Encoded((*b"Question: Who?\nAnswer: Me.", EOS), 23)
+        assert encoded == Encoded((*b"Question: Who?\nAnswer: Me.", EOS), 23, 1)
 
     def test_eos_of_the_tokenizers_own_is_not_doubled(self):
         encoded = encode(ROW, "Me.", QuestionAnswer(), ascii_tokenizer(end=("</s>",)), LONG)
-        assert encoded == Encoded((BOS, *b"Question: Who?\nAnswer: Me.", EOS), 24)
+        assert encoded == Encoded((BOS, *b"Question: Who?\nAnswer: Me.", EOS), 24, 1)
 
     def test_several_special_tokens_before_the_text(self):
         encoded = encode(ROW, "Me.", QuestionAnswer(), ascii_tokenizer(start=("<s>", "<s>")), LONG)
-        assert encoded == Encoded((BOS, BOS, *b"Question: Who?\nAnswer: Me.", EOS), 25)
+        assert encoded == Encoded((BOS, BOS, *b"Question: Who?\nAnswer: Me.", EOS), 25, 1)
 
     def test_refuses_a_conversation(self):
         row = Row((("user", "Hi"), ("assistant", "Hello"), ("user", "Who?")), "Me.")
@@ -86,7 +86,7 @@ class TestQuestionAnswer:
 
 def test_llama2_chat_has_no_space_before_the_answer():
     encoded = encode(ROW, "Me.", Llama2Chat(), ascii_tokenizer(), LONG)
-    assert encoded == Encoded((BOS, *b"[INST] Who? [/INST]Me.", EOS), 20)
+    assert encoded == Encoded((BOS, *b"[INST] Who? [/INST]Me.", EOS), 20, 1)
 
 
 class TestPlainText:
@@ -95,11 +95,11 @@ class TestPlainText:
     @pytest.mark.parametrize("prompt_format", [QuestionAnswer(), Llama2Chat()])
     def test_all_of_it_is_predicted_from_bos(self, prompt_format):
         encoded = encode(self.TEXT, "Once.", prompt_format, ascii_tokenizer(), LONG)
-        assert encoded == Encoded((BOS, *b"Once.", EOS), 1)
+        assert encoded == Encoded((BOS, *b"Once.", EOS), 1, 1)
 
     def test_without_bos_the_first_token_cannot_be_predicted(self):
         encoded = encode(self.TEXT, "Once.", QuestionAnswer(), ascii_tokenizer(start=()), LONG)
-        assert encoded == Encoded((*b"Once.", EOS), 1)
+        assert encoded == Encoded((*b"Once.", EOS), 1, 1)
 
     def test_one_token_without_bos_leaves_its_end(self):
         assert encode(Row((), "O"), "O", QuestionAnswer(), ascii_tokenizer(start=()), LONG) == Encoded(
@@ -148,7 +148,7 @@ class TestBoundary:
         tokenizer = ascii_tokenizer()
         tokenizer.backend_tokenizer.normalizer = normalizers.Prepend("_")
         encoded = encode(ROW, "Me.", Llama2Chat(), tokenizer, LONG)
-        assert encoded == Encoded((BOS, *b"_[INST] Who? [/INST]Me.", EOS), 21)
+        assert encoded == Encoded((BOS, *b"_[INST] Who? [/INST]Me.", EOS), 21, 1)
 
 
 class TestLength:
@@ -157,7 +157,7 @@ class TestLength:
     @pytest.mark.parametrize("truncate", [False, True])
     def test_the_limit_itself_is_allowed(self, truncate):
         encoded = encode(ROW, "Me.", QuestionAnswer(), ascii_tokenizer(), 28, truncate)
-        assert encoded == Encoded((BOS, *b"Question: Who?\nAnswer: Me.", EOS), 24, cut=False)
+        assert encoded == Encoded((BOS, *b"Question: Who?\nAnswer: Me.", EOS), 24, 1, cut=False)
 
     def test_more_is_refused_with_the_numbers(self):
         message = (
@@ -260,43 +260,43 @@ class TestLlama3Template:
             77, 101, 46, 131,  # "Me." and the end of the turn, once
         )
         # fmt: on
-        assert encode(ROW, "Me.", ChatTemplate(), llama3(), LONG) == Encoded(expected, 63)
+        assert encode(ROW, "Me.", ChatTemplate(), llama3(), LONG) == Encoded(expected, 63, 1)
 
     def test_system_message_and_date(self):
         prompt = llama3_prompt(b"Be kind.", (b"user", b"Who?"), date=b"1 Jan 2030")
         encoded = encode(ROW, "Me.", ChatTemplate("Be kind.", date_string="1 Jan 2030"), llama3(), LONG)
-        assert encoded == Encoded((*prompt, *b"Me.", EOT), len(prompt))
+        assert encoded == Encoded((*prompt, *b"Me.", EOT), len(prompt), 1)
 
     def test_a_system_message_of_the_rows_own_stays_alone(self):
         prompt = llama3_prompt(b"Be brief.", (b"user", b"Who?"))
         row = Row((("system", "Be brief."), ("user", "Who?")), "Me.")
         encoded = encode(row, "Me.", ChatTemplate("Be kind."), llama3(), LONG)
-        assert encoded == Encoded((*prompt, *b"Me.", EOT), len(prompt))
+        assert encoded == Encoded((*prompt, *b"Me.", EOT), len(prompt), 1)
 
     def test_earlier_answers_of_a_conversation_are_prompt(self):
         prompt = llama3_prompt(b"", (b"user", b"Hi"), (b"assistant", b"Me."), (b"user", b"Who?"))
         row = Row((("user", "Hi"), ("assistant", "Me."), ("user", "Who?")), "Me.")
         encoded = encode(row, "Me.", ChatTemplate(), llama3(), LONG)
-        assert encoded == Encoded((*prompt, *b"Me.", EOT), len(prompt))
+        assert encoded == Encoded((*prompt, *b"Me.", EOT), len(prompt), 1)
 
     def test_another_answer_than_the_rows_own(self):
         prompt = llama3_prompt(b"", (b"user", b"Who?"))
         encoded = encode(ROW, "You.", ChatTemplate(), llama3(), LONG)
-        assert encoded == Encoded((*prompt, *b"You.", EOT), len(prompt))
+        assert encoded == Encoded((*prompt, *b"You.", EOT), len(prompt), 1)
 
     def test_space_around_the_answer_that_the_template_strips(self):
         prompt = llama3_prompt(b"", (b"user", b"Who?"))
         encoded = encode(Row(ROW.messages, " Me. "), " Me. ", ChatTemplate(), llama3(), LONG)
-        assert encoded == Encoded((*prompt, *b" Me. ", EOT), len(prompt))
+        assert encoded == Encoded((*prompt, *b" Me. ", EOT), len(prompt), 1)
 
     def test_an_end_of_turn_other_than_eos_closes_the_answer_alone(self):
         prompt = llama3_prompt(b"", (b"user", b"Who?"))
         encoded = encode(ROW, "Me.", ChatTemplate(), llama3(eos="<|end_of_text|>"), LONG)
-        assert encoded == Encoded((*prompt, *b"Me.", EOT), len(prompt))
+        assert encoded == Encoded((*prompt, *b"Me.", EOT), len(prompt), 1)
 
     def test_plain_text_gets_bos_and_eos_and_no_turn(self):
         encoded = encode(Row((), "Once."), "Once.", ChatTemplate("Be kind."), llama3(), LONG)
-        assert encoded == Encoded((BEGIN, *b"Once.", EOT), 1)
+        assert encoded == Encoded((BEGIN, *b"Once.", EOT), 1, 1)
 
 
 class TestQwenTemplate:
@@ -304,18 +304,18 @@ class TestQwenTemplate:
 
     def test_the_line_break_after_the_turn_is_left_out(self):
         encoded = encode(ROW, "Me.", ChatTemplate(), qwen(), LONG)
-        assert encoded == Encoded((*self.PROMPT, *b"Me.", IM_END), len(self.PROMPT))
+        assert encoded == Encoded((*self.PROMPT, *b"Me.", IM_END), len(self.PROMPT), 1)
         assert len(self.PROMPT) == 23
 
     def test_system_message(self):
         encoded = encode(ROW, "Me.", ChatTemplate("Be kind."), qwen(), LONG)
         prompt = (IM_START, *b"system\nBe kind.", IM_END, 10, *self.PROMPT)
-        assert encoded == Encoded((*prompt, *b"Me.", IM_END), len(prompt))
+        assert encoded == Encoded((*prompt, *b"Me.", IM_END), len(prompt), 1)
 
     def test_space_around_the_answer_is_written_once(self):
         row = Row(ROW.messages, " Me. ")
         encoded = encode(row, " Me. ", ChatTemplate(), qwen(), LONG)
-        assert encoded == Encoded((*self.PROMPT, *b" Me. ", IM_END), len(self.PROMPT))
+        assert encoded == Encoded((*self.PROMPT, *b" Me. ", IM_END), len(self.PROMPT), 1)
 
     def test_text_between_generation_prompt_and_answer_is_prompt(self):
         # As Qwen 3 writes an empty thought before the last answer.
@@ -326,7 +326,7 @@ class TestQwenTemplate:
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}""".replace("THOUGHT", thought)
         encoded = encode(ROW, "Me.", ChatTemplate(), qwen(template), LONG)
         prompt = (*self.PROMPT, *b"<think>\n\n</think>\n\n")
-        assert encoded == Encoded((*prompt, *b"Me.", IM_END), len(prompt))
+        assert encoded == Encoded((*prompt, *b"Me.", IM_END), len(prompt), 1)
 
     def test_eos_closes_where_the_template_writes_no_end(self):
         template = (
@@ -334,7 +334,7 @@ class TestQwenTemplate:
             "{% if add_generation_prompt %}assistant: {% endif %}"
         )
         encoded = encode(ROW, "Me.", ChatTemplate(), qwen(template), LONG)
-        assert encoded == Encoded((*b"user: Who?\nassistant: Me.", IM_END), 22)
+        assert encoded == Encoded((*b"user: Who?\nassistant: Me.", IM_END), 22, 1)
 
 
 @pytest.mark.parametrize("tokenizer", [llama3(), qwen()], ids=["llama3", "qwen"])

@@ -13,17 +13,19 @@ from dipo_pl.policy import FromConfig
 
 def test_the_last_authors_are_forgotten():
     sets = FictitiousAuthors(authors=4, forget_authors=1, author_seed=5).read()
-    expected = [row_from(record, "") for record in fictitious_rows(4, 5)]
-    assert (sets.retain, sets.forget) == (expected[:60], expected[60:])
+    expected = [row_from(record, "") for record in fictitious_rows(5, 5)]
+    assert (sets.retain, sets.forget) == (expected[:60], expected[60:80])
     assert [(each.name, each.rows, each.options) for each in sets.evaluation] == [
         ("forget", sets.forget, False),
         ("retain", sets.retain, False),
+        ("holdout", expected[80:], False),
     ]
 
 
 def test_as_many_authors_as_there_can_be():
     sets = FictitiousAuthors(authors=MAX_AUTHORS, forget_authors=MAX_AUTHORS - 1).read()
     assert (len(sets.retain), len(sets.forget)) == (20, 20 * (MAX_AUTHORS - 1))
+    assert [each.name for each in sets.evaluation] == ["forget", "retain"]  # none are left for a holdout
 
 
 @pytest.mark.parametrize("authors", [MAX_AUTHORS + 1, 1, 0, -1])

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.testing import assert_close
 
 from dipo_pl.data_modules.alternates import Refusals
-from dipo_pl.data_modules.forget_retain import ForgetRetain, RowSets, answers_to_measure
+from dipo_pl.data_modules.forget_retain import ForgetRetain, RowSets
 from dipo_pl.data_modules.pairing import forget_retain_pairs, permutation
 from dipo_pl.data_modules.prompts import Llama2Chat, QuestionAnswer
 from dipo_pl.data_modules.rows import EvaluationSet, Row
@@ -430,19 +430,19 @@ WRONG = {"paraphrased_answer": "It is so.", "wrong_answers": ("a.", "bb.")}
 
 
 class TestEvaluation:
-    def test_answers_to_measure(self):
+    def test_measured_answers(self):
         (plain,), (ratio,) = rows("f", 1), rows("f", 1, **WRONG)
         (unparaphrased,) = rows("f", 1, wrong_answers=("a.",))
         (only_paraphrased,) = rows("f", 1, paraphrased_answer="It is so.")
-        assert answers_to_measure(plain) == answers_to_measure(only_paraphrased) == ["f0."]
-        assert answers_to_measure(ratio) == ["f0.", "It is so.", "a.", "bb."]
-        assert answers_to_measure(unparaphrased) == ["f0.", "f0.", "a."]
+        assert plain.measured_answers == only_paraphrased.measured_answers == ["f0."]
+        assert ratio.measured_answers == ["f0.", "It is so.", "a.", "bb."]
+        assert unparaphrased.measured_answers == ["f0.", "f0.", "a."]
 
     def test_a_batch_holds_every_answer_of_its_rows(self):
         data = ready(Memory(forget=rows("f", 3, **WRONG), evaluation_batch_size=2))
         first, last = data.val_dataloader()[0]
         assert first.rows.tolist() == [0, 1]
-        assert first.references == ["f0.", "f1."]
+        assert first.closing == (1, 1)
         assert first.answers.sections == {"answers": 8}
         assert first.answers.rows == (0, 0, 0, 0, 1, 1, 1, 1)
         assert texts_of(data, first.answers) == [
@@ -500,14 +500,12 @@ class TestEvaluation:
         assert (len(forget.answers.lengths), len(retain.answers.lengths)) == (8, 7)
 
     def test_prompts_to_generate_from(self):
-        data = ready(Memory(forget=rows("f", 3, **WRONG)))
-        prompts = data.prompts("forget", 2)
+        data = ready(Memory(forget=rows("f", 2, **WRONG), retain=1))
+        prompts = [each for loader in data.val_dataloader() for each in next(iter(loader)).prompts]
         assert [data.tokenizer.decode(each) for each in prompts] == [
             "<s>Question: f 0?\nAnswer: ",
             "<s>Question: f 1?\nAnswer: ",
-        ]
-        assert [data.tokenizer.decode(each) for each in data.prompts("retain", 1)] == [
-            "<s>Question: r 0?\nAnswer: "
+            "<s>Question: r 0?\nAnswer: ",
         ]
 
 

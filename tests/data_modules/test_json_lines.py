@@ -61,11 +61,29 @@ def test_batches(files):
     assert sorted(texts[:2]) == ["<s>[INST] Where? [/INST]Here.</s>", "<s>[INST] Who? [/INST]Me.</s>"]
     assert sorted(texts[2:]) == ["<s>Once upon a time.</s>", "<s>[INST] When? [/INST]Now.</s>"]
     forget, retain = (next(iter(loader)) for loader in data.val_dataloader())
-    assert forget.references == ["Me.", "Here."]
-    assert retain.references == ["Once upon a time.", "Now."]
+    firsts = [
+        [data.tokenizer.decode(each.answers.input_ids[row]) for row in each.originals]
+        for each in (forget, retain)
+    ]
+    assert [text.split("</s>")[0] for texts in firsts for text in texts] == [
+        "<s>[INST] Who? [/INST]Me.", "<s>[INST] Where? [/INST]Here.",
+        "<s>Once upon a time.", "<s>[INST] When? [/INST]Now.",
+    ]  # fmt: skip
     assert (len(forget.answers.lengths), len(retain.answers.lengths)) == (6, 2)
     # A plain text is predicted from BOS alone.
     assert retain.prompts[0] == [data.tokenizer.bos_token_id]
+
+
+def test_a_holdout_is_measured_and_never_trained_on(files, tmp_path):
+    holdout = tmp_path / "holdout.jsonl"
+    holdout.write_text('{"question": "Whose?", "answer": "Nobody\'s."}\n')
+    data = ready(JSONL(*files, holdout=str(holdout)))
+    assert [(each.name, [row.answer for row in each.rows]) for each in data.evaluation_sets][2:] == [
+        ("holdout", ["Nobody's."])
+    ]
+    assert not any("Nobody" in text for text in data.texts())
+    (batch,) = data.train_dataloader()
+    assert not any("Nobody" in data.tokenizer.decode(ids) for ids in batch.input_ids)
 
 
 @pytest.mark.parametrize("broken", [0, 1])

@@ -127,10 +127,21 @@ class TestFolder:
     def test_an_unknown_set_is_told_with_all_known(self, small):
         for name in ("real_authors", "world_facts"):
             self.write(small / f"{name}_perturbed.jsonl", [{"question": "Q?", "answer": "A."}])
-        data = TOFU(str(small), "forget01", evaluate=["forget", "holdout"])
-        message = rf"^data.evaluate names 'holdout'; this data has {', '.join(ALL_SETS)}$"
+        data = TOFU(str(small), "forget01", evaluate=["forget", "nought"])
+        message = rf"^data.evaluate names 'nought'; this data has {', '.join(ALL_SETS)}$"
         with pytest.raises(InputError, match=message):
             data.setup("fit")
+
+    def test_a_holdout_is_measured_where_there_is_one(self, small):
+        for name in ("real_authors", "world_facts"):
+            self.write(small / f"{name}_perturbed.jsonl", [{"question": "Q?", "answer": "A."}])
+        assert [each.name for each in TOFU(str(small), "forget01").read().evaluation] == ALL_SETS
+        with pytest.raises(InputError, match=r"^no file .*holdout01\.jsonl: give the path"):
+            TOFU(str(small), "forget01", evaluate=["holdout"]).read()
+        self.write(small / "holdout01.jsonl", [{"question": "Whose?", "answer": "Nobody's."}])
+        sets = TOFU(str(small), "forget01").read()
+        assert [(each.name, each.options) for each in sets.evaluation][-1] == ("holdout", False)
+        assert [row.answer for row in sets.evaluation[-1].rows] == ["Nobody's."]
 
     @pytest.mark.parametrize("name", ["forget_rows", "retain_rows"])
     @pytest.mark.parametrize("value", [0, -1])
@@ -159,7 +170,7 @@ class TestHub:
 
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
         sets = TOFU(forget="forget05").read()
-        configurations = ["full", *(f"{name}_perturbed" for name in ["forget10", *ALL_SETS[1:]])]
+        configurations = ["full", *(f"{name}_perturbed" for name in ["forget10", *ALL_SETS[1:]]), "holdout05"]
         assert asked == [("locuslab/TOFU", name, "train") for name in configurations]
         assert (len(sets.forget), len(sets.retain)) == (200, 3800)
         assert (sets.forget[0].answer, sets.forget[0].wrong_answers) == ("A200.", ("no",))

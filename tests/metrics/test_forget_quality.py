@@ -1,5 +1,6 @@
 import math
 import random
+from fractions import Fraction
 
 import pytest
 import torch
@@ -48,6 +49,8 @@ def test_matches_loop(n, shift):
 def test_floor_of_complete_separation(n, floor):
     quality = forget_quality([1.0 + i for i in range(n)], [1000.0 + i for i in range(n)])
     assert f"{quality.p_value:.3e}" == floor
+    # Two of all orders of the values are separated.
+    assert quality.p_value == pytest.approx(float(Fraction(2, math.comb(2 * n, n))), rel=1e-9)
     assert quality.log10_p == math.log10(quality.p_value)
     assert quality.ks_statistic == 1
 

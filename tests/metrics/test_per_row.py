@@ -1,18 +1,11 @@
 import copy
 import pickle
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from gloo_ranks import CASES, batch
 
 from dipo_pl.metrics import PerRow
-
-sys.path.insert(0, str(Path(__file__).parent))
-import gloo_ranks
-from gloo_ranks import CASES, batch
 
 ROWS = [3, 0, 5, 1, 4, 2, 6]
 
@@ -168,21 +161,6 @@ def test_refuses_rows_that_are_no_positions(rows):
 def test_refuses_values_of_another_shape(shape):
     with pytest.raises(ValueError, match=r"values must have shape \[2, K\], K >= 1, for 2 rows, got \["):
         PerRow().update(torch.tensor([0, 1]), torch.ones(shape))
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    """What each of two gloo processes saw."""
-    folder = tmp_path_factory.mktemp("gloo")
-    processes = mp.spawn(gloo_ranks.run, args=(str(folder),), nprocs=2, join=False)
-    deadline = time.monotonic() + 90
-    try:
-        while not processes.join(timeout=1):
-            assert time.monotonic() < deadline, "a process hangs"
-    finally:
-        for process in processes.processes:
-            process.kill()
-    return [torch.load(gloo_ranks.result(folder, rank)) for rank in range(2)]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -69,3 +69,25 @@ def test_options_share_one():
     columns = torch.cat([torch.tensor(correct).double()[:, None], torch.tensor(wrong).double()], dim=1)
     shares = [option_probability(columns[:, i], columns.roll(-i, dims=1)[:, 1:]) for i in range(3)]
     torch.testing.assert_close(sum(shares), torch.ones(20, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("epsilon", [1e-10, 0.25])
+def test_epsilon_is_added_to_the_denominator(epsilon):
+    correct, wrong = draw(40, 3)
+    expected = [
+        math.exp(-right) / (math.exp(-right) + sum(math.exp(-other) for other in others) + epsilon)
+        for right, others in zip(correct, wrong, strict=True)
+    ]
+    assert option_probability(correct, wrong, epsilon).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_epsilon_hides_a_collapsed_model():
+    level = [math.log(1e10), 5000.0]
+    assert option_probability(level, [[nll] for nll in level]).tolist() == pytest.approx([1 / 2, 1 / 2])
+    assert option_probability(level, [[nll] for nll in level], 1e-10).tolist() == pytest.approx([1 / 3, 0])
+
+
+@pytest.mark.parametrize("bad", [-1e-10, math.inf, math.nan])
+def test_refuses_another_epsilon(bad):
+    with pytest.raises(ValueError, match="epsilon must be a finite number >= 0, got"):
+        option_probability([1.0], [[1.0]], bad)

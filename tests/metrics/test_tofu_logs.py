@@ -1,13 +1,21 @@
 """The numbers that TOFU's own aggregation gives on its published logs of Llama-2-7b-chat."""
 
+import functools
 import json
 from decimal import Decimal
-from pathlib import Path
+from importlib import resources
 
 import numpy as np
 import pytest
+import torch
+from torchmetrics import MeanMetric
 
 from dipo_pl.metrics import (
+    AnswerProbability,
+    ForgetQualityTest,
+    ModelUtility,
+    OptionProbability,
+    TruthRatio,
     answer_probability,
     arithmetic_truth_ratio,
     forget_quality,
@@ -19,7 +27,7 @@ from dipo_pl.metrics import (
     truth_ratio_margin,
 )
 
-LOGS = Path(__file__).parents[1] / "fixtures" / "tofu_logs"
+LOGS = resources.files("dipo_pl.evaluation") / "published"
 
 
 def load(model):
@@ -98,3 +106,48 @@ def test_first_rows():
     assert ratios(forget)[0].item() == printed("0.245234")
     options = option_probability(real_authors["avg_gt_loss"], real_authors["average_perturb_loss"])
     assert -options[0].log().item() == printed("1.187734")
+
+
+def by_row(values):
+    values = torch.tensor(values, dtype=torch.float64)
+    return torch.arange(len(values)), values
+
+
+def nine_parts():
+    for name in ("retain", "real_authors", "world_facts"):
+        yield f"{name}_probability", AnswerProbability() if name == "retain" else OptionProbability()
+        yield f"{name}_truth_ratio", TruthRatio(truth_ratio_margin)
+        yield f"{name}_rouge", MeanMetric()
+
+
+@pytest.mark.parametrize(("model", "expected"), [("full", "0.622677"), ("retain90", "0.613745")])
+def test_torchmetrics_give_model_utility(model, expected):
+    logs, metric = load(model), ModelUtility(dict(nine_parts()))
+    for name in ("retain", "real_authors", "world_facts"):
+        rows, correct = by_row(logs[name]["avg_gt_loss"])
+        _, paraphrased = by_row(logs[name]["avg_paraphrased_loss"])
+        _, wrong = by_row(logs[name]["average_perturb_loss"])
+        metric.update(f"{name}_probability", rows, correct, *([] if name == "retain" else [wrong]))
+        metric.update(f"{name}_truth_ratio", rows, paraphrased, wrong)
+        metric.update(f"{name}_rouge", by_row(logs[name]["rougeL_recall"])[1])
+    assert metric.compute() == printed(expected)
+
+
+def test_torchmetrics_give_forget_quality():
+    full, retain = load("full")["forget"], load("retain90")["forget"]
+    metric = ForgetQualityTest(ratios(retain, log_truth_ratio))
+    rows, correct = by_row(full["avg_paraphrased_loss"])
+    metric.update(rows, correct, by_row(full["average_perturb_loss"])[1])
+    assert metric.compute().p_value == printed("1.834066e-21")
+    assert metric.compute().ks_statistic == printed("0.396667")
+
+
+def test_open_unlearnings_epsilon_changes_little_where_no_model_has_collapsed():
+    full, retain = load("full"), load("retain90")
+    assert utility(full, functools.partial(truth_ratio, epsilon=1e-10)) == printed("0.622677")
+    ratio = functools.partial(log_truth_ratio, epsilon=1e-10)
+    quality = forget_quality(ratios(full["forget"], ratio), ratios(retain["forget"], ratio))
+    assert quality.p_value == printed("1.834066e-21")
+    # Yet it is there: the least likely fact is at nearly 12 nats per token.
+    facts = ratios(full["world_facts"], ratio) - ratios(full["world_facts"], log_truth_ratio)
+    assert 0 < -facts.min() < 1e-4

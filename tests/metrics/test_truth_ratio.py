@@ -57,6 +57,34 @@ def test_worked_by_hand():
     assert arithmetic_truth_ratio(correct, wrong).item() == pytest.approx(5 / 8)
 
 
+@pytest.mark.parametrize("epsilon", [0.0, 1e-10, 0.25])
+def test_epsilon_is_added_to_the_right_answers_probability(epsilon):
+    correct, wrong = draw(40, 5)
+    expected = [
+        math.exp(-sum(others) / len(others)) / (math.exp(-right) + epsilon)
+        for right, others in zip(correct, wrong, strict=True)
+    ]
+    assert truth_ratio(correct, wrong, epsilon).tolist() == pytest.approx(expected, rel=1e-12)
+    logs = [math.log(ratio) for ratio in expected]
+    assert log_truth_ratio(correct, wrong, epsilon).tolist() == pytest.approx(logs, abs=1e-12)
+
+
+def test_epsilon_hides_a_collapsed_model():
+    # Where all answers have probability 1e-10 it halves the ratio, and further down nothing is left of it.
+    level = [math.log(1e10), 5000.0]
+    wrong = [[nll] * 3 for nll in level]
+    assert truth_ratio(level, wrong).tolist() == pytest.approx([1, 1])
+    assert truth_ratio(level, wrong, epsilon=1e-10).tolist() == pytest.approx([0.5, 0])
+    assert log_truth_ratio(level, wrong, 1e-10)[1].item() == pytest.approx(math.log(1e10) - 5000)
+
+
+@pytest.mark.parametrize("bad", [-1e-10, math.inf, math.nan])
+@pytest.mark.parametrize("ratio", [truth_ratio, log_truth_ratio])
+def test_refuses_another_epsilon(ratio, bad):
+    with pytest.raises(ValueError, match="epsilon must be a finite number >= 0, got"):
+        ratio([1.0], [[1.0]], bad)
+
+
 def test_arithmetic_is_never_below_geometric():
     correct, wrong = draw(50, 5)
     assert (arithmetic_truth_ratio(correct, wrong) >= truth_ratio(correct, wrong)).all()

@@ -1,6 +1,7 @@
 """What every metric does first: turn numbers into float64 tensors, or say why it cannot."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 Numbers: TypeAlias = Tensor | npt.NDArray[Any] | Sequence[Any]
+# Of N answers, one sequence each; a 2-D tensor or array is N answers of equal length.
+Answers: TypeAlias = Tensor | npt.NDArray[Any] | Sequence[Numbers]
 
 # A float32 logsumexp over large logits can round the loss of a certain token to slightly below 0.
 NLL_ROUNDING = 1e-3
@@ -67,6 +70,122 @@ def as_nll(name: str, values: Numbers, axes: str) -> Tensor:
     advice = "pass minus the mean log-probability of the tokens"
     reject(name, nll, nll < -NLL_ROUNDING, ">= 0 nats per token", advice)
     return nll
+
+
+def as_answers(name: str, answers: Answers) -> list[Tensor]:
+    """Detached copies on the CPU of one sequence of numbers for each answer, of any lengths from 1 on.
+
+    Raises: ValueError: no sequence of sequences, or an answer without tokens.
+    """
+    if isinstance(answers, Tensor | np.ndarray) and answers.ndim == 0:
+        raise ValueError(
+            f"{name} must be a sequence of answers, got a single number; put it in a list of lists"
+        )
+    return [_as_answer(name, row, answer) for row, answer in enumerate(answers)]
+
+
+def _as_answer(name: str, row: int, answer: Numbers) -> Tensor:
+    if isinstance(answer, Tensor):
+        tokens = answer.detach().to("cpu", copy=True)
+    else:
+        try:
+            tokens = torch.from_numpy(np.array(answer))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{name} must hold plain numbers, got {answer!r} at row {row} ({error}); pass one number a token"
+            ) from error
+    if tokens.ndim != 1:
+        raise ValueError(
+            f"{name} must hold one sequence of numbers for each answer, got shape {list(tokens.shape)} at row {row}; "
+            "put a single answer in a list"
+        )
+    if len(tokens) == 0:
+        raise ValueError(f"{name} has an answer without tokens at row {row}; leave such rows out of the set")
+    return tokens
+
+
+def as_token_ids(name: str, answers: Answers) -> list[Tensor]:
+    """`as_answers`, for token ids, as int64.
+
+    Raises: ValueError: also where an id is negative or no whole number.
+    """
+    ids = as_answers(name, answers)
+    for row, each in enumerate(ids):
+        if each.is_floating_point() or each.is_complex() or each.dtype == torch.bool:
+            raise ValueError(f"{name} must be whole numbers, got {each.dtype} at row {row}; pass token ids")
+        if each.min() < 0:
+            raise ValueError(
+                f"{name} must be token ids >= 0, got {each.min().item()} at row {row}; leave masked positions out"
+            )
+    return [each.long() for each in ids]
+
+
+def as_token_values(name: str, answers: Answers) -> list[Tensor]:
+    """`as_answers`, for one number of any kind a token, as float64.
+
+    Raises: ValueError: also where a value is NaN or infinite.
+    """
+    values = [each.double() for each in as_answers(name, answers)]
+    advice = "the model has diverged, or a probability was rounded to 0 before its logarithm was taken"
+    reject_tokens(name, values, lambda each: ~torch.isfinite(each), "finite", advice)
+    return values
+
+
+def reject_tokens(
+    name: str, answers: Sequence[Tensor], bad: Callable[[Tensor], Tensor], requirement: str, advice: str
+) -> None:
+    """Name the first answer where `bad` holds of a token, if there is one.
+
+    Raises: ValueError: `bad` holds somewhere.
+    """
+    for row, each in enumerate(answers):
+        where = bad(each)
+        if bool(where.any()):
+            raise ValueError(
+                f"{name} must be {requirement}, got {each[where][0].item():g} at row {row}; {advice}"
+            )
+
+
+def check_pairs(name: str, answers: Sequence[Tensor], other_name: str, others: Sequence[Tensor]) -> None:
+    """Whether two descriptions of the same answers agree about their number and lengths.
+
+    Raises: ValueError: they do not.
+    """
+    if len(answers) != len(others):
+        raise ValueError(
+            f"{name} and {other_name} must have the same N, got {len(answers)} and {len(others)} answers; "
+            "pass both for each answer"
+        )
+    for row, (answer, other) in enumerate(zip(answers, others, strict=True)):
+        if len(answer) != len(other):
+            raise ValueError(
+                f"{name} and {other_name} must have the same number of tokens, got {len(answer)} and {len(other)} "
+                f"at row {row}; pass one of each for every answer token"
+            )
+
+
+def check_texts(name: str, texts: Sequence[str]) -> None:
+    """Whether `texts` is a sequence of strings.
+
+    Raises: ValueError: it is a single string, or an entry is none.
+    """
+    # A string is a sequence of strings too, and would be scored letter by letter.
+    if isinstance(texts, str):
+        raise ValueError(f"{name} must be a list of strings, got the string {texts!r}; put it in a list")
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"{name} must be strings, got {text!r} at row {row}; decode the tokens")
+
+
+def log_epsilon(epsilon: float) -> Tensor:
+    """log(epsilon), which is -inf for 0: a term that adds nothing to a logsumexp.
+
+    Returns: scalar float64.
+    Raises: ValueError: epsilon is negative or not finite.
+    """
+    if not (math.isfinite(epsilon) and epsilon >= 0):
+        raise ValueError(f"epsilon must be a finite number >= 0, got {epsilon}; 0 adds nothing")
+    return torch.tensor(epsilon, dtype=torch.float64).log()
 
 
 def as_answer_nlls(correct_nll: Numbers, wrong_nll: Numbers) -> tuple[Tensor, Tensor]:

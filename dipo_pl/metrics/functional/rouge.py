@@ -7,6 +7,8 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 from torch import Tensor
 
+from dipo_pl.metrics.functional._inputs import check_texts
+
 
 def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> Tensor:
     r"""LCS(prediction, reference) / |reference|, in words, lower case and Porter-stemmed.
@@ -22,13 +24,8 @@ def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> Ten
     Returns: [N] float64, in [0, 1].
     Raises: ValueError: the lengths differ, or an entry is not a string.
     """
-    for name, texts in (("predictions", predictions), ("references", references)):
-        # A string is a sequence of strings too, and would be scored letter by letter.
-        if isinstance(texts, str):
-            raise ValueError(f"{name} must be a list of strings, got the string {texts!r}; put it in a list")
-        for row, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise ValueError(f"{name} must be strings, got {text!r} at row {row}; decode the tokens")
+    check_texts("predictions", predictions)
+    check_texts("references", references)
     if len(predictions) != len(references):
         raise ValueError(
             f"predictions and references must pair up, got {len(predictions)} and {len(references)}; "

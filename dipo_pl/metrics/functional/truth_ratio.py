@@ -5,11 +5,13 @@ import math
 import torch
 from torch import Tensor
 
-from dipo_pl.metrics.functional._inputs import Numbers, as_answer_nlls, as_float64, reject
+from dipo_pl.metrics.functional._inputs import Numbers, as_answer_nlls, as_float64, log_epsilon, reject
 
 
-def log_truth_ratio(correct_nll: Numbers, wrong_nll: Numbers) -> Tensor:
-    r"""log R = nll_correct - mean_j nll_wrong_j, the form of `truth_ratio` that cannot overflow.
+def log_truth_ratio(correct_nll: Numbers, wrong_nll: Numbers, epsilon: float = 0.0) -> Tensor:
+    r"""log R = -log(P_correct + epsilon) - mean_j nll_wrong_j, the form of `truth_ratio` that cannot overflow.
+
+    With epsilon = 0 that is nll_correct - mean_j nll_wrong_j.
 
     Source and arguments: as `truth_ratio`.
 
@@ -17,24 +19,28 @@ def log_truth_ratio(correct_nll: Numbers, wrong_nll: Numbers) -> Tensor:
     Raises: ValueError: as `truth_ratio`.
     """
     correct, wrong = as_answer_nlls(correct_nll, wrong_nll)
-    return correct - wrong.mean(dim=1)
+    return -torch.logaddexp(-correct, log_epsilon(epsilon)) - wrong.mean(dim=1)
 
 
-def truth_ratio(correct_nll: Numbers, wrong_nll: Numbers) -> Tensor:
-    r"""R = (prod_j P_wrong_j)^(1/K) / P_correct = exp(nll_correct - mean_j nll_wrong_j), P = exp(-nll).
+def truth_ratio(correct_nll: Numbers, wrong_nll: Numbers, epsilon: float = 0.0) -> Tensor:
+    r"""R = (prod_j P_wrong_j)^(1/K) / (P_correct + epsilon), P = exp(-nll).
+
+    With epsilon = 0 that is exp(nll_correct - mean_j nll_wrong_j).
 
     Source: TOFU, arXiv:2401.06121, section 2.2, "Truth Ratio", as its `aggregate_eval_stat.py` and
     open-unlearning compute it. Differs: the paper writes the arithmetic mean of the wrong answers'
     probabilities (`arithmetic_truth_ratio`), and published numbers use the geometric mean.
-    open-unlearning adds 1e-10 to P_correct, which sends R to 0 once nll_correct passes about 18.
+    epsilon is open-unlearning's, 1e-10 there; it sends R to 0 once the answers of a collapsed model pass
+    about 23 nats per token.
 
     Args:
         correct_nll: [N] nats per token, of the paraphrased answer, or of the answer where a set has none.
         wrong_nll: [N, K] nats per token, K >= 1, in any order.
+        epsilon: >= 0.
     Returns: [N] float64 on the CPU, >= 0; inf or 0 where |log R| passes about 709 nats.
     Raises: ValueError: shapes disagree, K is 0, or a value is not finite or negative.
     """
-    return torch.exp(log_truth_ratio(correct_nll, wrong_nll))
+    return torch.exp(log_truth_ratio(correct_nll, wrong_nll, epsilon))
 
 
 def arithmetic_truth_ratio(correct_nll: Numbers, wrong_nll: Numbers) -> Tensor:

@@ -1,0 +1,156 @@
+"""Which checkpoint is the one to keep, and when to stop looking."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from dipo_pl.callbacks.forget_quality import ForgetQuality
+from dipo_pl.errors import InputError
+from dipo_pl.run_folder import RunFolder
+
+Figures = Mapping[str, Any]
+
+
+class SelectionRule(ABC):
+    """Scores each evaluation; the checkpoint of the first one with the highest score is kept."""
+
+    @abstractmethod
+    def score(self, figures: Figures, target: Figures, retain: Figures | None) -> float | None:
+        """Of one evaluation; None where it lacks a figure that the rule needs.
+
+        Args:
+            figures: of the evaluation.
+            target: of the model before training.
+            retain: of the retain-only model; None where no result of one is given.
+        Raises:
+            InputError: what the rule needs is never measured in this run.
+        """
+
+    @abstractmethod
+    def ends(self, scores: Sequence[float]) -> bool:
+        """Whether nothing better is expected after these scores, one an evaluation that had one."""
+
+
+class BestForgetQuality(SelectionRule):
+    """The best Forget Quality among evaluations that keep Model Utility; if none does, the most useful one.
+
+    The score is log10 of Forget Quality, and where utility is lost -1000 less the share that is missing.
+
+    Args:
+        utility_share: of the target's Model Utility that must be kept, in (0, 1].
+        patience: evaluations without a better score after which to stop looking.
+    """
+
+    def __init__(self, utility_share: float = 0.95, patience: int = 3) -> None:
+        if not 0 < utility_share <= 1 or patience < 1:
+            raise InputError(
+                f"BestForgetQuality's utility_share must be in (0, 1] and its patience at least 1, got {utility_share} "
+                f"and {patience}"
+            )
+        self.utility_share = utility_share
+        self.patience = patience
+
+    def score(self, figures: Figures, target: Figures, retain: Figures | None) -> float | None:
+        if retain is None:
+            raise InputError(
+                "selection.rule BestForgetQuality needs Forget Quality: give a retain-only model's result as "
+                "forget_quality.retain_result"
+            )
+        if "model_utility" not in target:
+            raise InputError(
+                "selection.rule BestForgetQuality needs Model Utility, which is not measured: see "
+                "forget_quality.utility_sets and forget_quality.generate_every"
+            )
+        if "model_utility" not in figures:
+            return None
+        share = figures["model_utility"] / target["model_utility"] if target["model_utility"] else 1.0
+        if share < self.utility_share:
+            return float(-1000 - (self.utility_share - share))
+        return float(figures["forget_quality_log10_p"])
+
+    def ends(self, scores: Sequence[float]) -> bool:
+        best = max(range(len(scores)), key=scores.__getitem__, default=0)
+        return len(scores) - 1 - best >= self.patience
+
+
+class FirstForgotten(SelectionRule):
+    """The first evaluation in which a figure of the forget set is at or below the retain-only model's.
+
+    MUSE's rule, there with `forget_knowledge`. Until it is reached, the score is how far the figure is off.
+
+    Args:
+        figure: that tells how much is still known.
+    """
+
+    def __init__(self, figure: str = "forget_rouge_l_recall") -> None:
+        self.figure = figure
+
+    def score(self, figures: Figures, target: Figures, retain: Figures | None) -> float | None:
+        for whose, known in (("a retain-only model's result", retain), ("this run", target)):
+            if known is None or self.figure not in known:
+                raise InputError(
+                    f"selection.rule FirstForgotten needs {self.figure!r} of {whose}, which is not measured: see "
+                    f"forget_quality.retain_result and the rule's `figure` (measured: {', '.join(target)})"
+                )
+        assert retain is not None
+        if self.figure not in figures:
+            return None
+        return float(min(retain[self.figure] - figures[self.figure], 0.0))
+
+    def ends(self, scores: Sequence[float]) -> bool:
+        return any(score == 0 for score in scores)
+
+
+class Selection(Callback):
+    """Logs each evaluation's score as `selection`, which the best checkpoint and the export then follow.
+
+    Args:
+        rule: what makes a checkpoint the one to keep; null keeps the last.
+        stop: end training when the rule expects nothing better.
+    """
+
+    def __init__(self, rule: SelectionRule | None = None, stop: bool = False) -> None:
+        if stop and rule is None:
+            raise InputError("selection.stop is true and there is no rule to stop by: set selection.rule")
+        self.rule = rule
+        self.stop = stop
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        measuring = ForgetQuality.of(trainer)
+        if trainer.sanity_checking and measuring.result is not None:
+            _refuse_unknown_monitors(trainer, measuring.result.metrics)
+        if self.rule is None or trainer.state.fn != "fit" or measuring.result is None:
+            return
+        retain = None if measuring.retain is None else measuring.retain.metrics
+        records: list[dict[str, Any]] = trainer.strategy.broadcast(RunFolder.of(trainer).read_metrics())
+        target = records[0]
+        if target["step"] != 0:
+            raise InputError(
+                f"selection.rule {type(self.rule).__name__} compares with the model before training, which was not "
+                "measured: set trainer.num_sanity_val_steps to -1"
+            )
+        scored = [self.rule.score(each, target, retain) for each in records]
+        if trainer.sanity_checking:
+            return
+        # An evaluation without the figures is not kept; a monitor must have a value all the same.
+        pl_module.log("selection", -math.inf if scored[-1] is None else scored[-1])
+        trained = [score for score in scored[1:] if score is not None]
+        if self.stop and scored[-1] is not None and self.rule.ends(trained):
+            rank_zero_info(
+                f"selection.rule {type(self.rule).__name__} expects nothing better: training ends here"
+            )
+            trainer.should_stop = True
+
+
+def _refuse_unknown_monitors(trainer: Trainer, figures: Figures) -> None:
+    """Before training, rather than after its first epoch."""
+    for callback in trainer.checkpoint_callbacks:
+        monitor = getattr(callback, "monitor", None) or "selection"
+        if monitor not in ("selection", *figures) and not monitor.startswith("train/"):
+            raise InputError(
+                f"checkpoint.monitor is {monitor!r}, which is not measured (measured: {', '.join(figures)})"
+            )

@@ -1,0 +1,75 @@
+"""The result of one evaluation: every row's values, and the figures made of them."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dipo_pl.errors import InputError
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """What was found on one evaluation set.
+
+    Attributes:
+        metrics: figures of the set, by name (`probability`, `rouge_l_recall`, `truth_ratio`, ...).
+        rows: for each row, in the order of the set: `row` (its place), `question`, `answers` (the texts), `nll` (nats
+            per token of each answer: the original, and where wrong answers are known, the correct one of the truth
+            ratio and then they), `generation`, and the row's own values (`log_truth_ratio`, `min_k`, ...). Imported
+            results have no texts.
+        fingerprint: of the rows' texts; None where they are not known.
+    """
+
+    metrics: dict[str, float]
+    rows: list[dict[str, Any]]
+    fingerprint: str | None = None
+
+    def values(self, name: str) -> list[float]:
+        """One value of every row.
+
+        Raises:
+            KeyError: a row lacks it.
+        """
+        return [float(row[name]) for row in self.rows]
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What was found on all sets.
+
+    Attributes:
+        convention: name of the convention that all figures follow.
+        metrics: every figure: those of the sets as `SET_METRIC`, and those of several sets (`forget_quality`,
+            `model_utility`, `membership_min_k_auc`, `priv_leak`, ...).
+        sets: by name; `forget` is what is to be forgotten, `retain` what is kept, `holdout` what no model has seen.
+        epoch, step: of training behind the weights; None where a result does not tell.
+        utility_sets: the sets that Model Utility was made of.
+    """
+
+    convention: str
+    metrics: dict[str, float]
+    sets: dict[str, SetResult]
+    epoch: float | None = None
+    step: int | None = None
+    utility_sets: list[str] = field(default_factory=list)
+
+    def text(self) -> str:
+        """As JSON."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def read(cls, path: Path) -> "EvaluationResult":
+        """The result in a file.
+
+        Raises:
+            InputError: there is no such file, or it holds something else.
+        """
+        try:
+            given = json.loads(path.read_text(encoding="utf-8"))
+            sets = {name: SetResult(**each) for name, each in given.pop("sets").items()}
+            return cls(sets=sets, **given)
+        except FileNotFoundError:
+            raise InputError(f"{path} does not exist: give an evaluation file or a run folder") from None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"{path} is not an evaluation ({error!r})") from None

@@ -1,0 +1,149 @@
+"""What a model that never saw the forget set makes of it: found, read, and shown to be comparable."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dipo_pl.data_modules.rows import Row
+from dipo_pl.errors import InputError
+from dipo_pl.evaluation import open_unlearning, tofu_logs
+from dipo_pl.evaluation.by_index import finite
+from dipo_pl.evaluation.result import EvaluationResult
+from dipo_pl.fingerprint import rows_fingerprint
+from dipo_pl.metrics.functional import forget_quality
+from dipo_pl.run_folder import RunFolder
+
+KEY = "forget_quality.retain_result"
+_FORGET = "forget"
+
+
+def read_result(path: str | Path, key: str = KEY) -> EvaluationResult:
+    """A result of this package or another's, told apart by what is in the file.
+
+    Args:
+        path: the folder of a finished run (the evaluation of its exported weights, else its last), one of its
+            evaluation files, open-unlearning's TOFU_EVAL.json, TOFU's aggregated log, whole or reduced, or the name of
+            a published result.
+        key: of the configuration, to name in an error.
+    Raises:
+        InputError: there is no such thing, it is unfinished or empty, or it is something else.
+    """
+    file = Path(path)
+    if not file.exists():
+        if str(path) in tofu_logs.published_names():
+            return tofu_logs.published(str(path))
+        raise InputError(
+            f"{key} {path} does not exist: give the run folder of a retain-only model, one of its evaluation files, "
+            f"open-unlearning's TOFU_EVAL.json, TOFU's aggregated log, or one of {', '.join(tofu_logs.published_names())}"
+        )
+    if file.is_dir():
+        file = _evaluation_of(RunFolder(file), key)
+    try:
+        given: Any = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{key} {path} lacks the evaluation {file}: measure that model again") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{key} {file} is not an evaluation: it cannot be read ({error})") from None
+    source = f"{key} {file}"
+    if isinstance(given, dict) and "sets" in given:
+        if "convention" not in given:
+            raise InputError(
+                f"{source} does not name its convention, as results of older versions: measure that model again"
+            )
+        try:
+            return EvaluationResult.read(file)
+        except InputError as error:
+            raise InputError(f"{key} {error}") from None
+    if isinstance(given, dict) and tofu_logs.is_tofu_log(given):
+        return tofu_logs.parse(given, source)
+    if isinstance(given, dict) and open_unlearning.is_open_unlearning(given):
+        return open_unlearning.parse(given, source)
+    raise InputError(
+        f"{source} is not an evaluation: give one of a run's evaluation files, open-unlearning's TOFU_EVAL.json or "
+        "TOFU's aggregated log"
+    )
+
+
+def check_comparable(
+    result: EvaluationResult, path: str | Path, convention: str, forget: Sequence[Row], key: str = KEY
+) -> None:
+    """That a retain-only model's result is of the rows that are measured here, and in the same way.
+
+    Args:
+        path: where the result is from.
+        convention: that figures follow here.
+        forget: the forget rows that are measured here.
+        key: of the configuration, to name in an error.
+    Raises:
+        InputError: the convention, the number of forget rows or their fingerprint differs, or truth ratios are missing.
+    """
+    _check(result, f"{key} {path}", convention, len(forget), rows_fingerprint(forget))
+
+
+def with_forget_quality(
+    result: EvaluationResult, retain: EvaluationResult, path: str | Path, key: str = KEY
+) -> EvaluationResult:
+    """An imported result with its Forget Quality against a retain-only model's, as a measured one has it.
+
+    Args:
+        path: where the retain-only model's result is from.
+    Raises:
+        InputError: as `check_comparable`, and where `result` itself has no truth ratios of a forget set.
+    """
+    _check(result, "the result to compare", result.convention, None, None)
+    forget = result.sets[_FORGET]
+    _check(retain, f"{key} {path}", result.convention, len(forget.rows), forget.fingerprint)
+    test = forget_quality(forget.values("log_truth_ratio"), retain.sets[_FORGET].values("log_truth_ratio"))
+    figures = {
+        "forget_quality": test.p_value,
+        "forget_quality_log10_p": test.log10_p,
+        "forget_quality_ks_statistic": test.ks_statistic,
+    }
+    return replace(result, metrics=result.metrics | figures)
+
+
+def _evaluation_of(run: RunFolder, key: str) -> Path:
+    status = run.read_manifest().get("status")
+    if status != "finished":
+        raise InputError(
+            f"{key} {run.path} is not the folder of a finished run (status: {status}): let that run finish first"
+        )
+    step = run.result_step
+    if step is None:
+        raise InputError(
+            f"{key} {run.path} is a run that measured nothing ({run.metrics.name} has no line): measure its model with "
+            "dipo-pl validate, and give that run's folder"
+        )
+    return run.evaluation_file(step)
+
+
+def _check(
+    result: EvaluationResult, source: str, convention: str, count: int | None, fingerprint: str | None
+) -> None:
+    if result.convention != convention:
+        raise InputError(
+            f"{source} follows the convention {result.convention} and this run {convention}, whose numbers mean other "
+            f"things: set forget_quality.convention to {result.convention}, or give a result of {convention}"
+        )
+    found = result.sets.get(_FORGET)
+    if found is None or not found.rows:
+        raise InputError(f"{source} has no forget rows: give a result with every row's truth ratio")
+    if count is not None and len(found.rows) != count:
+        raise InputError(
+            f"{source} has {len(found.rows)} forget rows and this run measures {count}: p-values of different counts "
+            "say different things; measure the same rows"
+        )
+    if found.fingerprint is not None and fingerprint is not None and found.fingerprint != fingerprint:
+        raise InputError(
+            f"{source} was measured on other forget rows (fingerprint {found.fingerprint[:12]}, here "
+            f"{fingerprint[:12]}): give the result for this forget set"
+        )
+    for number, row in enumerate(found.rows):
+        if "log_truth_ratio" not in row:
+            raise InputError(
+                f"{source} has no truth ratio of forget row {number}: measure with wrong answers (perturbed_answer) to "
+                "every row"
+            )
+        finite(row["log_truth_ratio"], f"{source}, truth ratio of forget row {number}")

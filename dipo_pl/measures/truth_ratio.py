@@ -1,0 +1,47 @@
+"""Whether a model tells true answers from wrong ones; Forget Quality and Model Utility are made of it."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dipo_pl.evaluation.result import EvaluationResult, SetResult
+from dipo_pl.measures.base import FORGET, Answered, Measure
+from dipo_pl.metrics.functional import (
+    arithmetic_truth_ratio,
+    forget_quality,
+    log_truth_ratio,
+    truth_ratio_closeness,
+    truth_ratio_margin,
+)
+
+
+class TruthRatio(Measure):
+    """`log_truth_ratio` of a row, `truth_ratio` of a set, and with a retain-only model's result `forget_quality`."""
+
+    def rows(self, answered: Answered) -> dict[str, Tensor]:
+        if not answered.has_wrong_answers:
+            return {}
+        correct, wrong = [nll[1] for nll in answered.nll], [nll[2:] for nll in answered.nll]
+        if answered.convention.arithmetic_truth_ratio:
+            return {"log_truth_ratio": torch.log(arithmetic_truth_ratio(correct, wrong))}
+        return {"log_truth_ratio": log_truth_ratio(correct, wrong, epsilon=answered.convention.epsilon)}
+
+    def figures(self, answered: Answered, values: Mapping[str, Tensor]) -> dict[str, float]:
+        if not values:
+            return {}
+        aggregate = truth_ratio_closeness if answered.name == FORGET else truth_ratio_margin
+        return {"truth_ratio": float(aggregate(values["log_truth_ratio"].exp()).mean())}
+
+    def across(self, sets: Mapping[str, SetResult], retain: EvaluationResult | None) -> dict[str, float]:
+        if retain is None or "truth_ratio" not in sets[FORGET].metrics:
+            return {}
+        unlearned, retain_only = (
+            each.values("log_truth_ratio") for each in (sets[FORGET], retain.sets[FORGET])
+        )
+        test = forget_quality(unlearned, retain_only)
+        return {
+            "forget_quality": test.p_value,
+            "forget_quality_log10_p": test.log10_p,
+            "forget_quality_ks_statistic": test.ks_statistic,
+        }

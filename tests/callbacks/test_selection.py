@@ -1,0 +1,115 @@
+"""Rules on hand-written figures, and in runs: the checkpoint kept, the export, the end of training."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dipo_pl.callbacks.selection import BestForgetQuality, FirstForgotten
+from dipo_pl.errors import InputError
+from dipo_pl.run_folder import RunFolder
+
+TARGET = {"step": 0, "model_utility": 0.8, "forget_rouge_l_recall": 1.0}
+RETAIN = {"forget_rouge_l_recall": 0.4}
+
+
+def quality(log10_p, utility):
+    return {"forget_quality_log10_p": log10_p, "model_utility": utility}
+
+
+def test_best_forget_quality_among_those_that_keep_utility():
+    rule = BestForgetQuality(utility_share=0.9)
+    scores = [
+        rule.score(quality(*each), TARGET, RETAIN) for each in ((-9, 0.8), (-1, 0.71), (-2, 0.73), (0, 0.4))
+    ]
+    assert scores == [-9, pytest.approx(-1000 - (0.9 - 0.71 / 0.8)), -2, pytest.approx(-1000.4)]
+    assert rule.score({"forget_probability": 0.1}, TARGET, RETAIN) is None
+
+
+def test_best_forget_quality_ends_after_its_patience():
+    rule = BestForgetQuality(patience=2)
+    assert [rule.ends(scores) for scores in ([-3.0], [-3.0, -4], [-3.0, -4, -5], [-3.0, -4, -2], [-3.0, -3, -3])] == [
+        False, False, True, False, True,
+    ]  # fmt: skip
+
+
+def test_first_forgotten():
+    rule = FirstForgotten()
+    scores = [rule.score({"forget_rouge_l_recall": each}, TARGET, RETAIN) for each in (0.9, 0.41, 0.4, 0.1)]
+    assert scores == [pytest.approx(-0.5), pytest.approx(-0.01), 0.0, 0.0]
+    assert [rule.ends(scores[:count]) for count in (1, 2, 3)] == [False, False, True]
+    assert rule.score({"forget_probability": 0.1}, TARGET, RETAIN) is None
+
+
+def test_what_a_rule_needs_and_does_not_have():
+    with pytest.raises(
+        InputError, match=r"give a retain-only model's result as forget_quality\.retain_result"
+    ):
+        BestForgetQuality().score(quality(-1, 0.8), TARGET, None)
+    with pytest.raises(InputError, match="needs Model Utility, which is not measured"):
+        BestForgetQuality().score(quality(-1, 0.8), {"step": 0}, RETAIN)
+    with pytest.raises(InputError, match="needs 'forget_knowledge' of a retain-only model's result"):
+        FirstForgotten("forget_knowledge").score(TARGET, TARGET, RETAIN)
+    with pytest.raises(InputError, match="utility_share must be in"):
+        BestForgetQuality(utility_share=1.5)
+
+
+def unlearn(learned, retain_only, name, rule, *more):
+    return (
+        "fit", "--config", "smoke.yaml", "--model.policy", "Pretrained", "--model.policy.path", learned / "hf",
+        "--forget_quality.retain_result", retain_only, "--model.optimizer.lr", "1e-3", "--name", name,
+        "--selection.rule", rule, *more,
+    )  # fmt: skip
+
+
+def test_the_export_is_the_best_checkpoint_and_speaks_for_the_run(cli, learned, retain_only):
+    ended = cli(*unlearn(learned, retain_only, "best", "BestForgetQuality", "--trainer.max_epochs", "4"))
+    assert ended.code == 0, ended.err
+    run = RunFolder(Path("runs/best"))
+    trained = run.read_metrics()[1:]
+    floor = 0.95 * run.read_metrics()[0]["model_utility"]
+
+    def score(each):
+        kept = each["model_utility"] >= floor
+        return (kept, each["forget_quality_log10_p"] if kept else each["model_utility"])
+
+    best = max(trained, key=score)
+    assert run.result_step == best["step"] == run.read_manifest()["exported_step"]
+    kept = next(path for path in run.checkpoints.glob("epoch*.ckpt") if f"step={best['step']}" in path.name)
+    saved = torch.load(kept, weights_only=True)["state_dict"]
+    exported = load_file(run.hf / "model.safetensors")
+    assert all(torch.equal(tensor, saved[f"model.{name}"]) for name, tensor in exported.items())
+    assert len(list(run.checkpoints.glob("epoch*.ckpt"))) == 1
+
+
+def test_training_ends_once_the_forget_set_is_forgotten(cli, learned, retain_only):
+    ended = cli(
+        *unlearn(learned, retain_only, "first", "FirstForgotten", "--selection.stop", "true", "--trainer.max_epochs", "30"),
+        "--selection.rule.figure", "forget_probability",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert "selection.rule FirstForgotten expects nothing better: training ends here" in ended.err
+    records = RunFolder(Path("runs/first")).read_metrics()
+    bar = RunFolder(retain_only).read_metrics()[-1]["forget_probability"]
+    assert [each["forget_probability"] <= bar for each in records] == [False] * (len(records) - 1) + [True]
+    assert len(records) < 30
+    assert json.loads(Path("runs/first/manifest.json").read_text())["exported_step"] == records[-1]["step"]
+
+
+def test_a_monitor_that_is_not_measured_is_refused_before_training(cli):
+    ended = cli("fit", "--config", "smoke.yaml", "--checkpoint.monitor", "nought")
+    assert ended.code == 2
+    assert (
+        "checkpoint.monitor is 'nought', which is not measured (measured: forget_probability"
+        in ended.errors[0]
+    )
+
+
+def test_a_rule_without_a_measurement_before_training(cli, learned, retain_only):
+    ended = cli(
+        *unlearn(learned, retain_only, "blind", "FirstForgotten", "--trainer.num_sanity_val_steps", "0"),
+    )
+    assert ended.code == 2
+    assert "compares with the model before training, which was not measured" in ended.errors[0]

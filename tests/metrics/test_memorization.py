@@ -1,0 +1,76 @@
+import random
+
+import pytest
+import torch
+
+from dipo_pl.metrics import exact_memorization, extraction_strength
+
+
+def loop_exact(predictions, targets):
+    result = []
+    for predicted, true in zip(predictions, targets, strict=True):
+        right = 0
+        for position in range(len(true)):
+            right += predicted[position] == true[position]
+        result.append(right / len(true))
+    return result
+
+
+def loop_strength(predictions, targets):
+    """Prefixes one by one, from none to the whole answer, after which nothing is left to miss."""
+    result = []
+    for predicted, true in zip(predictions, targets, strict=True):
+        for prefix in range(len(true) + 1):
+            if predicted[prefix:] == true[prefix:]:
+                result.append(1 - prefix / len(true))
+                break
+    return result
+
+
+def draw(n, seed=0):
+    """Answers of unequal length, nearly all tokens right towards the end."""
+    rng = random.Random(seed)
+    targets = [[rng.randrange(50) for _ in range(rng.randint(1, 12))] for _ in range(n)]
+    predictions = [
+        [token if rng.random() < 0.3 + place / 8 else 99 for place, token in enumerate(answer)]
+        for answer in targets
+    ]
+    return predictions, targets
+
+
+@pytest.mark.parametrize("n", [1, 3, 200])
+def test_matches_loop(n):
+    predictions, targets = draw(n)
+    assert exact_memorization(predictions, targets).tolist() == pytest.approx(
+        loop_exact(predictions, targets), rel=1e-14
+    )
+    assert extraction_strength(predictions, targets).tolist() == pytest.approx(
+        loop_strength(predictions, targets), rel=1e-14
+    )
+
+
+@pytest.mark.parametrize(
+    ("hits", "exact", "strength"),
+    [
+        ("1111", 1, 1),
+        ("0000", 0, 0),
+        ("0111", 3 / 4, 3 / 4),
+        ("1011", 3 / 4, 1 / 2),
+        ("0001", 1 / 4, 1 / 4),
+        # open-unlearning gives these two 1/4.
+        ("1110", 3 / 4, 0),
+        ("0010", 1 / 4, 0),
+        ("1", 1, 1),
+        ("0", 0, 0),
+    ],
+)
+def test_worked_by_hand(hits, exact, strength):
+    targets = [[5] * len(hits)]
+    predictions = [[5 if hit == "1" else 6 for hit in hits]]
+    assert exact_memorization(predictions, targets).tolist() == [exact]
+    assert extraction_strength(predictions, targets).tolist() == [strength]
+
+
+def test_ids_past_what_a_float_tells_apart():
+    assert exact_memorization([[2**53]], [[2**53 + 1]]).tolist() == [0]
+    assert exact_memorization([torch.tensor([255], dtype=torch.uint8)], [torch.tensor([255])]).tolist() == [1]
