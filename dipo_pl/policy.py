@@ -19,6 +19,7 @@ from transformers import (
 from dipo_pl.adapter import LoRA
 from dipo_pl.errors import InputError
 from dipo_pl.head import check_head
+from dipo_pl.quantization import Quantization, quantize
 from dipo_pl.tokenizer import train_tokenizer
 
 AttentionKernel = Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"]
@@ -34,6 +35,9 @@ class Policy(ABC):
             more time.
         adapter: what is trained in place of the model's own weights; null trains these.
     """
+
+    # A quantised policy is measured, never trained.
+    quantization: Quantization | None = None
 
     def __init__(
         self,
@@ -103,6 +107,9 @@ class Pretrained(Policy):
         revision: branch, tag or commit on the hub.
         dtype: of the weights; `auto` is the checkpoint's own.
         trust_remote_code: run code that comes with the model; only if you have read it.
+        quantization: round the weights of its linear layers but the output head to integers of 8 or 4 bits, to
+            measure what that brings back; such a model cannot be trained. Needs torchao: pip install
+            'dipo-pl[quantize]'.
         attention, gradient_checkpointing, adapter: see Policy.
     """
 
@@ -115,8 +122,14 @@ class Pretrained(Policy):
         gradient_checkpointing: bool = False,
         trust_remote_code: bool = False,
         adapter: LoRA | None = None,
+        quantization: Quantization | None = None,
     ) -> None:
         super().__init__(attention, gradient_checkpointing, adapter)
+        if quantization is not None and adapter is not None:
+            raise InputError(
+                "model.policy.quantization is for measuring alone, and model.policy.adapter for training: give one"
+            )
+        self.quantization = quantization
         self.path = path
         self.revision = revision
         self.dtype = dtype
@@ -167,6 +180,8 @@ class Pretrained(Policy):
                 f"{self.path} holds an adapter, not a whole model: give the one that it was made for, or merge them "
                 "(a run of dipo-pl does so with export.adapter false)"
             )
+        if self.quantization is not None:
+            quantize(model, self.quantization)
         return model
 
     def _refuse_missing_folder(self) -> None:

@@ -63,9 +63,8 @@ class FinishedRun:
     @property
     def figures(self) -> dict[str, Any]:
         """Of the evaluation of the model that the run exported, else of the last one."""
-        measured = RunFolder(self.path).read_metrics()
-        exported = [each for each in measured if each["step"] == self.manifest.get("exported_step")]
-        return (exported or measured or [{}])[-1]
+        run = RunFolder(self.path)
+        return next((each for each in run.read_metrics() if each["step"] == run.result_step), {})
 
     def folder(self, name: str) -> Path:
         """Of a probe: beside the run, `name` after its own."""
