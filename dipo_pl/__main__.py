@@ -1,5 +1,6 @@
 """The command `dipo-pl`. Nothing heavy is imported before it is known to be needed."""
 
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +12,9 @@ dipo-pl {__version__}: make a language model forget chosen data, and show that i
   dipo-pl demo                           the whole story offline on fictitious authors, in minutes on a CPU
   dipo-pl fit --config tofu.yaml         unlearn (or, with a fine-tuning config, make a model)
   dipo-pl validate --config tofu.yaml    measure a model without training it
+  dipo-pl relearn runs/A runs/B          fine-tune finished models on a share of the forget set: what comes back?
+  dipo-pl quantize runs/A                measure finished models with weights rounded to 8 and 4 bits
+  dipo-pl report runs/A runs/B           runs side by side: a table; with --output DIR also pages and pictures
   dipo-pl configs                        list the shipped configs
 
   --config NAME may be given several times: later ones overlay earlier ones. A bare name is looked for in
@@ -36,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: Sequence[str] | None) -> int:
+    # transformers imports torchao wherever it is installed, which then tells what it cannot do on this machine.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [each for each in given if each != "--debug"]
@@ -54,11 +61,24 @@ def _dispatch(arguments: Sequence[str] | None) -> int:
         from dipo_pl.demo import demo
 
         return demo(given[1:], debug)
+    if given[0] == "relearn":
+        from dipo_pl.probes.relearn import relearn
+
+        return relearn(given[1:], debug)
+    if given[0] == "quantize":
+        from dipo_pl.probes.quantize import quantize
+
+        return quantize(given[1:], debug)
+    if given[0] == "report":
+        from dipo_pl.report.command import report
+
+        return report(given[1:], debug)
     if given[0] in ("fit", "validate"):
         from dipo_pl.cli import run
 
         return run(given, debug)
-    print(f"dipo-pl: no command {given[0]!r}: try demo, fit, validate, configs or --help", file=sys.stderr)
+    commands = "demo, fit, validate, relearn, quantize, report, configs"
+    print(f"dipo-pl: no command {given[0]!r}: try {commands} or --help", file=sys.stderr)
     return 2
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dipo_pl.plots import plot_trajectory
+from dipo_pl.report.contents import read_report
+from dipo_pl.report.pictures import trajectory, write_png
 from dipo_pl.run_folder import RunFolder
 
 TARGET, RETAIN_ONLY, UNLEARNED = "demo_target", "demo_target-retain_only", "demo"
@@ -55,8 +56,8 @@ def _show(folder: Path, seconds: float) -> None:
     from dipo_pl.callbacks.forget_quality import HEADLINES
 
     runs = {name: RunFolder(folder / name) for name in (TARGET, RETAIN_ONLY, UNLEARNED)}
-    trajectory = runs[UNLEARNED].read_metrics()
-    before, after = trajectory[0], trajectory[-1]
+    evaluations = runs[UNLEARNED].read_metrics()
+    before, after = evaluations[0], evaluations[-1]
     retain_only = runs[RETAIN_ONLY].read_metrics()[-1]
     # Forget Quality asks whether a model can be told from the retain-only one: of that model itself, it is 1.
     models = {"target": before, "retain-only": retain_only | {"forget_quality": 1.0}, "unlearned": after}
@@ -67,12 +68,14 @@ def _show(folder: Path, seconds: float) -> None:
     for row, new in list(zip(was, became, strict=True))[:3]:
         print(f"\nquestion   {row['question']}\ntruth      {row['answers'][0]}")
         print(f"before     {row['generation']}\nafter      {new['generation']}")
+    folders = [each.path for each in runs.values()]
     picture = runs[UNLEARNED].path / "trajectory.png"
     try:
-        plot_trajectory(trajectory, retain_only["model_utility"], picture)
+        write_png(trajectory(read_report(folders)).pictures[0], picture)
         print(f"\nForget Quality against Model Utility by epoch: {picture}")
     except ImportError:
         print("\nFor a picture of the trajectory: pip install 'dipo-pl[plots]', and run the demo again")
+    print(f"All of it as a page: dipo-pl report {' '.join(map(str, folders))} --output {folder / 'report'}")
     print(f"All that the run left: {runs[UNLEARNED].path}    Curves: tensorboard --logdir {folder}")
     print(f"Took {seconds:.0f} s")
 

@@ -164,14 +164,16 @@ def summary(result: EvaluationResult) -> dict[str, float]:
     return {key: value["agg_value"] for key, value in evaluation(result).items()}
 
 
-def write(result: EvaluationResult, folder: Path) -> None:
-    """Writes both files into a folder.
+def write(result: EvaluationResult, folder: Path) -> list[Path]:
+    """Writes both files into a folder; returns their paths.
 
     Raises:
         InputError: as `evaluation`.
     """
-    for name, content in {"TOFU_EVAL": evaluation(result), "TOFU_SUMMARY": summary(result)}.items():
+    contents = {"TOFU_EVAL": evaluation(result), "TOFU_SUMMARY": summary(result)}
+    for name, content in contents.items():
         write_text(folder / f"{name}.json", json.dumps(content, indent=4))
+    return [folder / f"{name}.json" for name in contents]
 
 
 def _figure(logs: Mapping[str, Any], key: str, source: str) -> float | None:
