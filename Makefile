@@ -24,7 +24,7 @@ demo: install ## Train, unlearn, measure: the whole story offline on a CPU, in m
 test: install ## Run all tests
 	$(BIN)/python -m pytest
 
-bench: install ## Time and memory of a step, side by side with plain implementations
+bench: install ## Time and memory of a step (OPTIONS=--evaluation: of an evaluation), side by side with plain code
 	$(BIN)/python tests/benchmarks $(OPTIONS)
 
 lint: install ## Check style and types

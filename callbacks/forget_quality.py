@@ -22,6 +22,9 @@ from dipo_pl.measures import Fluency, Measure, Membership, Memorization
 from dipo_pl.measures.base import FORGET, HOLDOUT, Answered
 from dipo_pl.run_folder import RunFolder
 
+# Rows that generate together: more of them than are measured together, since each step of a few is as slow.
+GENERATED_TOGETHER = 64
+
 # What a person looks at first, by the name it is shown under.
 HEADLINES = {
     "Forget Quality": "forget_quality",
@@ -128,6 +131,7 @@ class ForgetQuality(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._observed: list[dict[int, Observation]] = [{} for _ in _evaluation_sets(trainer)]
+        self._waiting: dict[tuple[int, int], list[int]] = {}
         training = trainer.state.fn == "fit" and not trainer.sanity_checking
         self._evaluations += training
         due = not training or self._evaluations % max(self.generate_every, 1) == 0
@@ -148,11 +152,6 @@ class ForgetQuality(Callback):
             raise TrainingError(
                 f"an answer's loss is not finite at step {trainer.global_step}: the model's weights are broken"
             )
-        if self._generates:
-            texts = module.generate(batch.prompts, self.max_new_tokens)
-            observations = [
-                replace(each, generation=text) for each, text in zip(observations, texts, strict=True)
-            ]
         name = _evaluation_sets(trainer)[dataloader_idx].name
         if name in (FORGET, HOLDOUT) and any(each.needs_gradient_norms for each in self.measures):
             norms = module.gradient_norms(batch)
@@ -161,10 +160,26 @@ class ForgetQuality(Callback):
             ]
         # A row that a sampler repeats to fill a batch counts once.
         self._observed[dataloader_idx].update(zip(batch.rows.tolist(), observations, strict=True))
+        if self._generates:
+            self._waiting |= {
+                (dataloader_idx, row): prompt
+                for row, prompt in zip(batch.rows.tolist(), batch.prompts, strict=True)
+            }
+            if len(self._waiting) >= GENERATED_TOGETHER:
+                self._generate(module)
+
+    def _generate(self, module: Any) -> None:
+        """Answers to the rows that wait for one."""
+        texts = module.generate(list(self._waiting.values()), self.max_new_tokens)
+        for (place, row), text in zip(self._waiting, texts, strict=True):
+            observed = self._observed[place]
+            observed[row] = replace(observed[row], generation=text)
+        self._waiting = {}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.result = None
         sets = _evaluation_sets(trainer)
+        self._generate(pl_module)
         observed = [_of_all_ranks(each) for each in self._observed]
         if any(len(each) < len(known.rows) for each, known in zip(observed, sets, strict=True)):
             rank_zero_info(

@@ -3,7 +3,6 @@
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,6 +15,7 @@ from dipo_pl.batch import Batch, Encoded, EvaluationBatch, collate
 from dipo_pl.data_modules.alternates import Alternates
 from dipo_pl.data_modules.companions import companion_answers
 from dipo_pl.data_modules.encoding import encode
+from dipo_pl.data_modules.evaluation_batches import evaluation_batches
 from dipo_pl.data_modules.grouping import grouped_by_length
 from dipo_pl.data_modules.pairing import ResumableSampler, forget_retain_pairs, permutation
 from dipo_pl.data_modules.prompts import PromptFormat, QuestionAnswer
@@ -59,7 +59,8 @@ class ForgetRetain(LightningDataModule):
         forget_share: with train_on `forget`, the share of its rows that training steps hold, drawn by the seed, in
             (0, 1]; a smaller share is part of a larger one.
         batch_size: rows of a training step on one device; with `pairs`, that many of each set.
-        evaluation_batch_size: rows measured at once on one device, each with all its answers.
+        evaluation_tokens: tokens measured at once on one device, padding included; a row is measured with all its
+            answers, and goes alone where these are more.
         evaluation_rows: measure only the first rows of each evaluation set; null measures all.
         evaluate: names of the evaluation sets to measure; null measures all that the data has.
         alternates: other answers to the forget rows' questions, for losses that ask for them; null takes the
@@ -78,7 +79,7 @@ class ForgetRetain(LightningDataModule):
         train_on: TrainOn = "pairs",
         forget_share: float = 1.0,
         batch_size: int = 8,
-        evaluation_batch_size: int = 16,
+        evaluation_tokens: int = 8192,
         evaluation_rows: int | None = None,
         evaluate: list[str] | None = None,
         alternates: Alternates | None = None,
@@ -91,7 +92,7 @@ class ForgetRetain(LightningDataModule):
         super().__init__()
         counts = {
             "batch_size": batch_size,
-            "evaluation_batch_size": evaluation_batch_size,
+            "evaluation_tokens": evaluation_tokens,
             "max_length": max_length,
         }
         if workers < 0:
@@ -113,7 +114,7 @@ class ForgetRetain(LightningDataModule):
         self.train_on = train_on
         self.forget_share = forget_share
         self.batch_size = batch_size
-        self.evaluation_batch_size = evaluation_batch_size
+        self.evaluation_tokens = evaluation_tokens
         self.evaluation_rows = evaluation_rows
         self.evaluate = evaluate
         self.alternates = alternates
@@ -319,17 +320,14 @@ class ForgetRetain(LightningDataModule):
         return [
             self._loader(
                 _EvaluationBatches(evaluation_set.rows, encoded),
-                ResumableSampler(
-                    partial(_in_order, len(encoded)),
-                    self.evaluation_batch_size,
-                    self.trainer.global_rank,
-                    self.trainer.world_size,
+                evaluation_batches(
+                    encoded, self.evaluation_tokens, self.trainer.global_rank, self.trainer.world_size
                 ),
             )
             for evaluation_set, encoded in zip(self.evaluation_sets, self._evaluation, strict=True)
         ]
 
-    def _loader(self, dataset: Dataset[Any], sampler: ResumableSampler) -> DataLoader[Any]:
+    def _loader(self, dataset: Dataset[Any], sampler: Iterable[Any]) -> DataLoader[Any]:
         # The sampler yields whole batches, so automatic batching is off: dataset[items] is the batch.
         return DataLoader(
             dataset,
@@ -348,10 +346,6 @@ class ForgetRetain(LightningDataModule):
         """Lightning calls this before it asks for the training loader."""
         self._resume_at = (state_dict["epoch"], state_dict["batches_done"])
         rank_zero_info(f"resuming in epoch {self._resume_at[0]} after {self._resume_at[1]} batches")
-
-
-def _in_order(size: int, epoch: int) -> Sequence[int]:
-    return range(size)
 
 
 class _TrainingBatches(Dataset[Batch]):

@@ -53,13 +53,17 @@ def answer_scores(
     token_budget = token_budget or default_token_budget(states.device)
     if detailed is None:
         detailed = torch.ones_like(targets, dtype=torch.bool)
+    # Memory that is used again is in the cache, and costs no page faults.
+    shape = (2, min(token_budget, len(targets)), len(head.weight))
+    logits, log_p = torch.empty(shape, dtype=torch.float32, device=states.device)
     log_probabilities, details = [], []
     for some, wanted, chosen in zip(
         states.split(token_budget), targets.split(token_budget), detailed.split(token_budget), strict=True
     ):
-        log_p = head.logits(some).log_softmax(-1)
-        log_probabilities.append(log_p.gather(1, wanted[:, None])[:, 0])
-        details.append(_details(log_p[chosen]))
+        size = len(some)
+        torch.log_softmax(head.logits(some, out=logits[:size]), -1, out=log_p[:size])
+        log_probabilities.append(log_p[:size].gather(1, wanted[:, None])[:, 0])
+        details.append(_details(log_p[:size][chosen]))
     token_log_probabilities = torch.cat(log_probabilities)
     counts = torch.tensor(lengths, device=states.device)
     answer = torch.repeat_interleave(counts, output_size=len(targets))

@@ -20,8 +20,8 @@ from dipo_pl.fingerprint import weights_fingerprint
 from dipo_pl.generation import generate
 from dipo_pl.gradient_norm import gradient_norm
 from dipo_pl.head import OutputHead
-from dipo_pl.hidden_states import answer_states
 from dipo_pl.policy import Policy
+from dipo_pl.shared_prompt import row_states
 
 Schedule = Literal["linear", "cosine", "constant_with_warmup"]
 
@@ -150,7 +150,7 @@ class LanguageModel(LightningModule):
         first = torch.tensor([row in batch.originals for row in range(len(answers.lengths))])
         detailed = torch.repeat_interleave(first, torch.tensor(answers.lengths)).to(answers.targets.device)
         nll, tokens = answer_scores(
-            answer_states(self.language_model, answers)[None],
+            row_states(self.language_model, answers, len(batch.rows)),
             answers.targets,
             answers.lengths,
             OutputHead.of(self.language_model),

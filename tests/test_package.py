@@ -37,7 +37,8 @@ def test_every_folder_of_code_is_listed_and_in_the_wheel(wheel):
     packages, files = set(), set()
     for path in map(Path, listed):
         package = ".".join([tops[path.parts[0]], *path.parts[1:-1]])
-        packages.add(package)
+        if path.suffix == ".py":
+            packages.add(package)
         files.add(f"{package.replace('.', '/')}/{path.name}")
     assert set(settings["packages"]) == packages
     shipped = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}

@@ -29,6 +29,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
+import evaluation
 import torch
 from cases import CASES, Case
 from results import disagreements, print_table, table, title
@@ -66,6 +67,10 @@ def arguments() -> argparse.Namespace:
         "--peak-tflops", type=float, default=989.0, help="the GPU's (H100, H200: 989 in bf16)"
     )
     parser.add_argument("--quick", action="store_true", help="one round of the first size")
+    parser.add_argument(
+        "--evaluation", action="store_true", help="an evaluation instead of a step: see evaluation.py"
+    )
+    parser.add_argument("--rows", type=int, default=192, help="of an evaluation")
     parser.add_argument("--profile", metavar="CASE", help="print a case's slowest operators instead")
     parser.add_argument("--output", type=Path, default=Path("runs/bench/results.json"))
     return parser.parse_args()
@@ -75,6 +80,8 @@ def main() -> int:
     options = arguments()
     # The process that is measured ends before this one does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if options.evaluation:
+        return evaluation.main(options)
     if (load := os.getloadavg()[0]) > 0.5:
         print(f"the machine is not idle (load {load:.1f}): wall times will be wrong", file=sys.stderr)
     sizes = [

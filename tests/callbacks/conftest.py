@@ -18,8 +18,8 @@ data:
   class_path: FictitiousAuthors
   init_args: {train_on: all, authors: 4, forget_authors: 1, evaluation_rows: 10, batch_size: 16}
 forget_quality: {utility_sets: [retain], max_new_tokens: 16}
-trainer: {accelerator: cpu, devices: 1, max_epochs: 25, gradient_clip_val: 1.0, num_sanity_val_steps: 0,
-  check_val_every_n_epoch: 25}
+trainer: {accelerator: cpu, devices: 1, max_epochs: 30, gradient_clip_val: 1.0, num_sanity_val_steps: 0,
+  check_val_every_n_epoch: 30}
 """
 
 

@@ -262,7 +262,9 @@ def test_debug_shows_the_traceback(cli):
 
 def test_rows_that_changed_under_the_same_name_are_refused(cli):
     rows = [question(each) for each in range(8)]
-    run = jsonl(write("f.jsonl", *rows[:4]), write("r.jsonl", *rows[4:]), "--forget_quality.generate_every", "0")
+    run = jsonl(
+        write("f.jsonl", *rows[:4]), write("r.jsonl", *rows[4:]), "--forget_quality.generate_every", "0"
+    )
     assert cli(*run, "--trainer.max_epochs", "1").code == 0
     before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
     write("f.jsonl", *(question(each) for each in range(10, 14)))

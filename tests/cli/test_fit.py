@@ -248,7 +248,15 @@ def test_measurements_of_two_models_do_not_share_a_folder(cli, smoke):
 
 
 def test_a_monitored_metric_keeps_the_best_checkpoint(cli):
-    quick = ("fit", "--config", "smoke.yaml", "--trainer.max_epochs", "1", "--forget_quality.generate_every", "0")
+    quick = (
+        "fit",
+        "--config",
+        "smoke.yaml",
+        "--trainer.max_epochs",
+        "1",
+        "--forget_quality.generate_every",
+        "0",
+    )
     assert cli(*quick, "--checkpoint.monitor", "retain_probability", "--checkpoint.mode", "max").code == 0
     assert {path.name for path in Path("runs/smoke/checkpoints").iterdir()} == {
         "last.ckpt",
@@ -267,7 +275,15 @@ def test_finished_is_finished_also_by_steps(cli):
 
 
 def test_seed_everything_seeds_weights_and_pairing(cli):
-    quick = ("fit", "--config", "smoke.yaml", "--trainer.max_steps", "1", "--forget_quality.generate_every", "0")
+    quick = (
+        "fit",
+        "--config",
+        "smoke.yaml",
+        "--trainer.max_steps",
+        "1",
+        "--forget_quality.generate_every",
+        "0",
+    )
     weights = {}
     for name, seed in {"a": "0", "b": "1", "c": "1"}.items():
         assert cli(*quick, "--seed_everything", seed, "--name", name).code == 0

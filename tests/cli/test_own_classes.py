@@ -34,7 +34,15 @@ class Uniform(PreferenceConstructor):
 def test_constructor_and_filter_by_class_path(cli, monkeypatch):
     Path("own_pairs.py").write_text(OWN)
     monkeypatch.syspath_prepend(str(Path().resolve()))
-    quick = ("fit", "--config", "smoke.yaml", "--trainer.max_epochs", "1", "--forget_quality.generate_every", "0")
+    quick = (
+        "fit",
+        "--config",
+        "smoke.yaml",
+        "--trainer.max_epochs",
+        "1",
+        "--forget_quality.generate_every",
+        "0",
+    )
     own = cli(
         *quick, "--model.constructor", "own_pairs.Uniform", "--model.constructor.mix", "0.5", "--name", "a"
     )

@@ -22,6 +22,14 @@ def test_the_last_authors_are_forgotten():
     ]
 
 
+def test_the_tokenizer_is_made_of_the_holdout_too():
+    data = FictitiousAuthors(authors=4, forget_authors=1)
+    data.row_sets = sets = data.read()
+    holdout = sets.evaluation[-1].rows
+    expected = [*sets.forget, *sets.retain, *holdout]
+    assert list(data.texts()) == [text for row in expected for text in row.texts()]
+
+
 def test_as_many_authors_as_there_can_be():
     sets = FictitiousAuthors(authors=MAX_AUTHORS, forget_authors=MAX_AUTHORS - 1).read()
     assert (len(sets.retain), len(sets.forget)) == (20, 20 * (MAX_AUTHORS - 1))

@@ -148,7 +148,7 @@ class TestTrainingBatches:
     @pytest.mark.parametrize("train_on", ["pairs", "all"])
     def test_worker_processes_change_nothing(self, train_on):
         one, two = (
-            ready(Memory(train_on=train_on, batch_size=2, evaluation_batch_size=3, workers=workers))
+            ready(Memory(train_on=train_on, batch_size=2, evaluation_tokens=90, workers=workers))
             for workers in (0, 2)
         )
         loaders = one.train_dataloader(), two.train_dataloader()
@@ -414,7 +414,7 @@ class TestSetup:
         row = Row((("user", "f 0?"),), "f0.", wrong_answers=("f00.",))
         assert ready(Memory(evaluation=[EvaluationSet("forget", [row])])).longest == 29
 
-    @pytest.mark.parametrize("name", ["batch_size", "evaluation_batch_size", "evaluation_rows", "max_length"])
+    @pytest.mark.parametrize("name", ["batch_size", "evaluation_tokens", "evaluation_rows", "max_length"])
     @pytest.mark.parametrize("value", [0, -3])
     def test_counts_below_one_are_refused(self, name, value):
         with pytest.raises(
@@ -439,7 +439,7 @@ class TestEvaluation:
         assert unparaphrased.measured_answers == ["f0.", "f0.", "a."]
 
     def test_a_batch_holds_every_answer_of_its_rows(self):
-        data = ready(Memory(forget=rows("f", 3, **WRONG), evaluation_batch_size=2))
+        data = ready(Memory(forget=rows("f", 3, **WRONG), evaluation_tokens=8 * 37))
         first, last = data.val_dataloader()[0]
         assert first.rows.tolist() == [0, 1]
         assert first.closing == (1, 1)
@@ -455,11 +455,11 @@ class TestEvaluation:
         ]
         assert last.rows.tolist() == [2]
 
-    def test_every_set_in_order_on_every_rank(self):
-        data = ready(Memory(evaluation_batch_size=2), rank=1, world_size=2)
+    def test_every_set_on_every_rank(self):
+        data = ready(Memory(evaluation_tokens=56), rank=1, world_size=2)  # two rows of 28 tokens
         forget, retain = data.val_dataloader()
-        assert [batch.rows.tolist() for batch in forget] == [[2, 3], [0]]  # 5 rows and the first again
-        assert [batch.rows.tolist() for batch in retain] == [[2, 3], [6, 0]]  # 7 rows and the first again
+        assert [batch.rows.tolist() for batch in forget] == [[2, 3], [4]]  # the last batch again
+        assert [batch.rows.tolist() for batch in retain] == [[2, 3], [6]]
 
     def test_named_sets_in_the_order_given_and_their_first_rows(self):
         data = ready(Memory(evaluate=["retain", "forget"], evaluation_rows=2))

@@ -62,16 +62,19 @@ def test_batches(files):
     assert sorted(texts[2:]) == ["<s>Once upon a time.</s>", "<s>[INST] When? [/INST]Now.</s>"]
     forget, retain = (next(iter(loader)) for loader in data.val_dataloader())
     firsts = [
-        [data.tokenizer.decode(each.answers.input_ids[row]) for row in each.originals]
+        {
+            row: data.tokenizer.decode(each.answers.input_ids[place]).split("</s>")[0]
+            for row, place in zip(each.rows.tolist(), each.originals, strict=True)
+        }
         for each in (forget, retain)
     ]
-    assert [text.split("</s>")[0] for texts in firsts for text in texts] == [
-        "<s>[INST] Who? [/INST]Me.", "<s>[INST] Where? [/INST]Here.",
-        "<s>Once upon a time.", "<s>[INST] When? [/INST]Now.",
-    ]  # fmt: skip
+    assert firsts == [
+        {0: "<s>[INST] Who? [/INST]Me.", 1: "<s>[INST] Where? [/INST]Here."},
+        {0: "<s>Once upon a time.", 1: "<s>[INST] When? [/INST]Now."},
+    ]
     assert (len(forget.answers.lengths), len(retain.answers.lengths)) == (6, 2)
     # A plain text is predicted from BOS alone.
-    assert retain.prompts[0] == [data.tokenizer.bos_token_id]
+    assert retain.prompts[retain.rows.tolist().index(0)] == [data.tokenizer.bos_token_id]
 
 
 def test_a_holdout_is_measured_and_never_trained_on(files, tmp_path):
