@@ -20,9 +20,9 @@ class CollapseGuard(Callback):
     """Says in a line, once each, when unlearning shows a sign of failure, and what to try.
 
     The signs: Model Utility has fallen far; what is to be forgotten is still known after half of the training;
-    Forget Quality or utility swings; generated answers to what is to be kept
-    repeat themselves or run out of words. (Numbers that are
-    not finite end a run in any case.)
+    Forget Quality or utility swings; generated answers to what is to be kept repeat themselves or run out of words.
+    Each is told against the evaluation before training, and none of a target that knew nothing. (Numbers that are not
+    finite end a run in any case.)
 
     Args:
         stop: end the run as failed at the first sign.
@@ -63,12 +63,19 @@ class CollapseGuard(Callback):
         self.fewer_words = fewer_words
         self._said: set[str] = set()
 
+    def state_dict(self) -> dict[str, list[str]]:
+        return {"said": sorted(self._said)}
+
+    def load_state_dict(self, state_dict: dict[str, list[str]]) -> None:
+        self._said = set(state_dict["said"])
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         training = trainer.state.fn == "fit" and not trainer.sanity_checking
         module: Any = pl_module
         if not training or ForgetQuality.of(trainer).result is None or "pairs" not in module.trains_on:
             return
-        records = trainer.strategy.broadcast(RunFolder.of(trainer).read_metrics())
+        records = RunFolder.of(trainer).read_metrics() if trainer.is_global_zero else []
+        records = trainer.strategy.broadcast(records)
         done = trainer.global_step / max(trainer.estimated_stepping_batches, 1)
         for sign, line in self.signs(records, done).items():
             if sign in self._said:
@@ -88,14 +95,14 @@ class CollapseGuard(Callback):
         target, now = records[0], records[-1]
         found: dict[str, str] = {}
         utility, known = _pair(target, now, "model_utility"), _pair(target, now, "forget_probability")
-        if target["step"] != 0 or any(each and each[0] < KNOWS_NOTHING for each in (utility, known)):
+        if target["step"] != 0 or (utility and utility[0] < KNOWS_NOTHING):
             return found
         if utility and utility[1] < self.lost_utility * utility[0]:
             found["utility"] = (
                 f"Model Utility has fallen from {utility[0]:.3f} to {utility[1]:.3f} at step {now['step']}: lower "
                 "the learning rate, alpha or beta, raise model.retain_weight, or give more retain rows"
             )
-        if known and done >= 0.5 and known[1] > self.still_known * known[0]:
+        if known and known[0] >= KNOWS_NOTHING and done >= 0.5 and known[1] > self.still_known * known[0]:
             found["stalled"] = (
                 f"forgetting has stalled: answers to be forgotten still have probability {known[1]:.3f} ({known[0]:.3f} "
                 f"before) at step {now['step']}: raise the learning rate or alpha, train longer, or change the filter"

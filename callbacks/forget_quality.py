@@ -17,7 +17,7 @@ from dipo_pl.evaluation.measurement import measured
 from dipo_pl.evaluation.observation import Observation
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
 from dipo_pl.evaluation.retain_result import check_comparable, read_result
-from dipo_pl.fingerprint import rows_fingerprint
+from dipo_pl.fingerprint import rows_fingerprint, settings_fingerprint
 from dipo_pl.measures import Fluency, Measure, Membership, Memorization
 from dipo_pl.measures.base import FORGET, HOLDOUT, Answered
 from dipo_pl.run_folder import RunFolder
@@ -127,14 +127,27 @@ class ForgetQuality(Callback):
                 "forget_quality.retain_result is given, but data.evaluate leaves out the forget set"
             )
         self.retain = read_result(self.retain_result)
-        check_comparable(self.retain, self.retain_result, self.convention.name, sets[FORGET].rows)
+        check_comparable(
+            self.retain, self.retain_result, self.convention.name, sets[FORGET].rows, self._settings(trainer)
+        )
+
+    def _settings(self, trainer: Trainer) -> dict[str, Any]:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        prompt = f"{type(data.prompt).__name__} ({settings_fingerprint(data.prompt)[:8]})"
+        generation = {"max_new_tokens": self.max_new_tokens} if self.generate_every else {}
+        return {
+            "prompt": prompt,
+            **generation,
+            **{k: v for each in self.measures for k, v in each.settings.items()},
+        }
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._observed: list[dict[int, Observation]] = [{} for _ in _evaluation_sets(trainer)]
         self._waiting: dict[tuple[int, int], list[int]] = {}
         training = trainer.state.fn == "fit" and not trainer.sanity_checking
         self._evaluations += training
-        due = not training or self._evaluations % max(self.generate_every, 1) == 0
+        last = training and trainer.global_step >= trainer.estimated_stepping_batches
+        due = not training or last or self._evaluations % max(self.generate_every, 1) == 0
         self._generates = self.generate_every > 0 and due
 
     def on_validation_batch_end(
@@ -154,7 +167,8 @@ class ForgetQuality(Callback):
             )
         name = _evaluation_sets(trainer)[dataloader_idx].name
         if name in (FORGET, HOLDOUT) and any(each.needs_gradient_norms for each in self.measures):
-            norms = module.gradient_norms(batch)
+            with trainer.precision_plugin.forward_context():
+                norms = module.gradient_norms(batch)
             observations = [
                 replace(each, gradient_norm=norm) for each, norm in zip(observations, norms, strict=True)
             ]
@@ -170,7 +184,9 @@ class ForgetQuality(Callback):
 
     def _generate(self, module: Any) -> None:
         """Answers to the rows that wait for one."""
-        texts = module.generate(list(self._waiting.values()), self.max_new_tokens)
+        # Lightning's hooks run outside the precision that its steps have.
+        with module.trainer.precision_plugin.forward_context():
+            texts = module.generate(list(self._waiting.values()), self.max_new_tokens)
         for (place, row), text in zip(self._waiting, texts, strict=True):
             observed = self._observed[place]
             observed[row] = replace(observed[row], generation=text)
@@ -194,7 +210,12 @@ class ForgetQuality(Callback):
         ]
         # Every process computes the same: they would only wait for one that did it for all.
         self.result = measured(answered, self.measures, self.utility_sets, self.retain)
-        self.result = replace(self.result, epoch=_epochs_done(trainer), step=trainer.global_step)
+        self.result = replace(
+            self.result,
+            epoch=_epochs_done(trainer),
+            step=trainer.global_step,
+            settings=self._settings(trainer),
+        )
         if self._generates or self.generate_every == 0:
             self.complete_step = trainer.global_step
         values = self.result.metrics

@@ -1,5 +1,6 @@
 """The checkpoint that a run resumes from."""
 
+import math
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -27,6 +28,7 @@ class LastCheckpoint(Checkpoint):
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
         self._step_before = 0
+        self._after_measuring = False
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -43,7 +45,17 @@ class LastCheckpoint(Checkpoint):
             return
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         ends_here = trainer.should_stop or trainer.global_step == trainer.max_steps
-        if due or ends_here:
+        if not (due or ends_here):
+            return
+        # Written before an evaluation, a checkpoint would skip it on resume.
+        if _is_measured(trainer, batch_idx):
+            self._after_measuring = True
+        else:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._after_measuring:
+            self._after_measuring = False
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -55,3 +67,14 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(RunFolder.of(trainer).last_checkpoint, weights_only=False)
+
+
+def _is_measured(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether Lightning validates after this batch, which is not the last of its epoch."""
+    every, epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
+    if not trainer.enable_validation or every is None or math.isinf(every):
+        return False
+    if epochs is not None and (trainer.current_epoch + 1) % epochs != 0:
+        return False
+    done = trainer.fit_loop.epoch_loop.total_batch_idx if epochs is None else batch_idx
+    return trainer.should_stop or (done + 1) % int(every) == 0

@@ -5,8 +5,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
 
 from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.errors import InputError
@@ -38,7 +41,7 @@ class SelectionRule(ABC):
 class BestForgetQuality(SelectionRule):
     """The best Forget Quality among evaluations that keep Model Utility; if none does, the most useful one.
 
-    The score is log10 of Forget Quality, and where utility is lost -1000 less the share that is missing.
+    The score is log10 of Forget Quality, and where utility is lost -1e6 less the share that is missing.
 
     Args:
         utility_share: of the target's Model Utility that must be kept, in (0, 1].
@@ -69,7 +72,8 @@ class BestForgetQuality(SelectionRule):
             return None
         share = figures["model_utility"] / target["model_utility"] if target["model_utility"] else 1.0
         if share < self.utility_share:
-            return float(-1000 - (self.utility_share - share))
+            # Below any log10 of a p-value, which has as many digits as there are forget rows.
+            return float(-1e6 - (self.utility_share - share))
         return float(figures["forget_quality_log10_p"])
 
     def ends(self, scores: Sequence[float]) -> bool:
@@ -119,31 +123,57 @@ class Selection(Callback):
         self.rule = rule
         self.stop = stop
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        measuring = ForgetQuality.of(trainer)
-        if trainer.sanity_checking and measuring.result is not None:
-            _refuse_unknown_monitors(trainer, measuring.result.metrics)
-        if self.rule is None or trainer.state.fn != "fit" or measuring.result is None:
-            return
-        retain = None if measuring.retain is None else measuring.retain.metrics
-        records: list[dict[str, Any]] = trainer.strategy.broadcast(RunFolder.of(trainer).read_metrics())
-        target = records[0]
-        if target["step"] != 0:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        unmeasured = (
+            trainer.num_sanity_val_steps == 0 and not RunFolder.of(trainer).evaluation_file(0).is_file()
+        )
+        if self.rule is not None and stage == "fit" and unmeasured:
             raise InputError(
-                f"selection.rule {type(self.rule).__name__} compares with the model before training, which was not "
+                f"selection.rule {type(self.rule).__name__} compares with the model before training, which is not "
                 "measured: set trainer.num_sanity_val_steps to -1"
             )
-        scored = [self.rule.score(each, target, retain) for each in records]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A run that was killed after its last evaluation had ended by the rule.
+        if trainer.ckpt_path is not None and self._ends(self._scores(trainer)):
+            trainer.should_stop = True
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        measured = ForgetQuality.of(trainer).result
+        if trainer.sanity_checking and measured is not None:
+            _refuse_unknown_monitors(trainer, measured.metrics)
+        if self.rule is None or trainer.state.fn != "fit" or measured is None:
+            return
+        scores = self._scores(trainer)
         if trainer.sanity_checking:
             return
-        # An evaluation without the figures is not kept; a monitor must have a value all the same.
-        pl_module.log("selection", -math.inf if scored[-1] is None else scored[-1])
-        trained = [score for score in scored[1:] if score is not None]
-        if self.stop and scored[-1] is not None and self.rule.ends(trained):
+        # A monitor must have a value, also where there is none; see BestCheckpoint.
+        pl_module.log("selection", -math.inf if scores[-1] is None else scores[-1], sync_dist=True)
+        if self._ends(scores):
             rank_zero_info(
                 f"selection.rule {type(self.rule).__name__} expects nothing better: training ends here"
             )
             trainer.should_stop = True
+
+    def _scores(self, trainer: Trainer) -> list[float | None]:
+        """Of all evaluations so far, the one before training included."""
+        retain = ForgetQuality.of(trainer).retain
+        records = RunFolder.of(trainer).read_metrics() if trainer.is_global_zero else []
+        records = trainer.strategy.broadcast(records)
+        figures = None if retain is None else retain.metrics
+        return [self.rule.score(each, records[0], figures) for each in records] if self.rule else []
+
+    def _ends(self, scores: Sequence[float | None]) -> bool:
+        trained = [score for score in scores[1:] if score is not None]
+        return self.rule is not None and self.stop and scores[-1] is not None and self.rule.ends(trained)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, which keeps no checkpoint that has no score."""
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        scored = current is None or not torch.isneginf(current)
+        return bool(scored and super().check_monitor_top_k(trainer, current))
 
 
 def _refuse_unknown_monitors(trainer: Trainer, figures: Figures) -> None:

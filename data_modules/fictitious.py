@@ -1,7 +1,5 @@
 """Fictitious authors made on the spot: TOFU's shape without a download."""
 
-from collections.abc import Iterable
-from itertools import chain
 from typing import Any
 
 from dipo_pl.data_modules.fictitious_authors import MAX_AUTHORS, fictitious_rows
@@ -46,9 +44,3 @@ class FictitiousAuthors(ForgetRetain):
         sets = {"forget": rows[forget_at:end], "retain": rows[:forget_at], "holdout": rows[end:]}
         measured = [EvaluationSet(name, each) for name, each in sets.items() if each]
         return RowSets(sets["forget"], sets["retain"], measured)
-
-    def texts(self) -> Iterable[str]:
-        """Those of the holdout too: a tokenizer that knew the forget set's words alone would tell the two apart."""
-        assert self.row_sets is not None
-        holdout = (each.rows for each in self.row_sets.evaluation if each.name == "holdout")
-        return chain(super().texts(), (text for rows in holdout for row in rows for text in row.texts()))

@@ -174,14 +174,14 @@ class ForgetRetain(LightningDataModule):
         return [replace(each, rows=each.rows[: self.evaluation_rows]) for each in chosen]
 
     def texts(self) -> Iterable[str]:
-        """All training texts of both sets, whatever is trained on: a tokenizer made of them serves both."""
+        """What a tokenizer is made of: all training texts of both sets, whatever is trained on, and the holdout's.
+
+        One that knew the words of the forget set alone would tell the two apart.
+        """
         assert self.row_sets is not None
-        return (
-            text
-            for rows in (self.row_sets.forget, self.row_sets.retain)
-            for row in rows
-            for text in row.texts()
-        )
+        holdout = (each.rows for each in self.row_sets.evaluation if each.name == "holdout")
+        sets = (self.row_sets.forget, self.row_sets.retain, *holdout)
+        return (text for rows in sets for row in rows for text in row.texts())
 
     @property
     def longest(self) -> int:

@@ -10,7 +10,7 @@ import torch
 import yaml
 from jsonargparse import ActionConfigFile, Namespace
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -35,7 +35,7 @@ from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.callbacks.last_checkpoint import LastCheckpoint
 from dipo_pl.callbacks.manifest import Manifest
 from dipo_pl.callbacks.samples import Samples
-from dipo_pl.callbacks.selection import Selection
+from dipo_pl.callbacks.selection import BestCheckpoint, Selection
 from dipo_pl.callbacks.training_monitor import TrainingMonitor
 from dipo_pl.callbacks.weight_change import WeightChange
 from dipo_pl.checkpoint_io import AtomicCheckpointIO
@@ -117,7 +117,7 @@ class DiPOCLI(LightningCLI):
         parser.add_lightning_class_args(CollapseGuard, "collapse_guard")
         parser.add_lightning_class_args(Export, "export")
         # In this order, so that the last checkpoint knows the best one of its epoch.
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.set_defaults({"checkpoint.save_top_k": 0, "checkpoint.filename": "{epoch}-{step}"})
 
@@ -148,6 +148,11 @@ class DiPOCLI(LightningCLI):
             settings.name += "-fast-dev-run"
         settings.checkpoint.dirpath = str(self.run.checkpoints)
         if settings.selection.rule is not None:
+            if settings.checkpoint.monitor not in (None, "selection"):
+                raise InputError(
+                    f"selection.rule and checkpoint.monitor ({settings.checkpoint.monitor}) both say which checkpoint is "
+                    "the best: give one of them"
+                )
             settings.checkpoint.monitor, settings.checkpoint.mode = "selection", "max"
             settings.export.best = True
         if settings.checkpoint.monitor is not None and settings.checkpoint.save_top_k == 0:

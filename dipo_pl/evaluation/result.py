@@ -1,6 +1,7 @@
 """The result of one evaluation: every row's values, and the figures made of them."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class EvaluationResult:
         sets: by name; `forget` is what is to be forgotten, `retain` what is kept, `holdout` what no model has seen.
         epoch, step: of training behind the weights; None where a result does not tell.
         utility_sets: the sets that Model Utility was made of.
+        settings: what else changes figures (`prompt`, `max_new_tokens`, `membership_k`), as far as it is known.
     """
 
     convention: str
@@ -53,10 +55,18 @@ class EvaluationResult:
     epoch: float | None = None
     step: int | None = None
     utility_sets: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
         """As JSON."""
         return json.dumps(asdict(self), indent=1)
+
+    def other_settings(self, settings: Mapping[str, Any]) -> str | None:
+        """The first setting that is another one here and there, with both; None where all that are known agree."""
+        for name in self.settings.keys() & settings.keys():
+            if self.settings[name] != settings[name]:
+                return f"{name} {self.settings[name]} there and {settings[name]} here"
+        return None
 
     @classmethod
     def read(cls, path: Path) -> "EvaluationResult":

@@ -1,8 +1,7 @@
 """What a model that never saw the forget set makes of it: found, read, and shown to be comparable."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from dipo_pl.evaluation import open_unlearning, tofu_logs
 from dipo_pl.evaluation.by_index import finite
 from dipo_pl.evaluation.result import EvaluationResult
 from dipo_pl.fingerprint import rows_fingerprint
-from dipo_pl.metrics.functional import forget_quality
 from dipo_pl.run_folder import RunFolder
 
 KEY = "forget_quality.retain_result"
@@ -67,7 +65,12 @@ def read_result(path: str | Path, key: str = KEY) -> EvaluationResult:
 
 
 def check_comparable(
-    result: EvaluationResult, path: str | Path, convention: str, forget: Sequence[Row], key: str = KEY
+    result: EvaluationResult,
+    path: str | Path,
+    convention: str,
+    forget: Sequence[Row],
+    settings: Mapping[str, Any],
+    key: str = KEY,
 ) -> None:
     """That a retain-only model's result is of the rows that are measured here, and in the same way.
 
@@ -75,33 +78,18 @@ def check_comparable(
         path: where the result is from.
         convention: that figures follow here.
         forget: the forget rows that are measured here.
+        settings: that change figures here.
         key: of the configuration, to name in an error.
     Raises:
-        InputError: the convention, the number of forget rows or their fingerprint differs, or truth ratios are missing.
+        InputError: the convention, a setting, the number of forget rows or their fingerprint differs, or truth ratios
+            are missing.
     """
-    _check(result, f"{key} {path}", convention, len(forget), rows_fingerprint(forget))
-
-
-def with_forget_quality(
-    result: EvaluationResult, retain: EvaluationResult, path: str | Path, key: str = KEY
-) -> EvaluationResult:
-    """An imported result with its Forget Quality against a retain-only model's, as a measured one has it.
-
-    Args:
-        path: where the retain-only model's result is from.
-    Raises:
-        InputError: as `check_comparable`, and where `result` itself has no truth ratios of a forget set.
-    """
-    _check(result, "the result to compare", result.convention, None, None)
-    forget = result.sets[_FORGET]
-    _check(retain, f"{key} {path}", result.convention, len(forget.rows), forget.fingerprint)
-    test = forget_quality(forget.values("log_truth_ratio"), retain.sets[_FORGET].values("log_truth_ratio"))
-    figures = {
-        "forget_quality": test.p_value,
-        "forget_quality_log10_p": test.log10_p,
-        "forget_quality_ks_statistic": test.ks_statistic,
-    }
-    return replace(result, metrics=result.metrics | figures)
+    source = f"{key} {path}"
+    _check_rows(result, source, convention, forget)
+    if difference := result.other_settings(settings):
+        raise InputError(
+            f"{source} was measured with another setting ({difference}): measure that model again"
+        )
 
 
 def _evaluation_of(run: RunFolder, key: str) -> Path:
@@ -119,9 +107,8 @@ def _evaluation_of(run: RunFolder, key: str) -> Path:
     return run.evaluation_file(step)
 
 
-def _check(
-    result: EvaluationResult, source: str, convention: str, count: int | None, fingerprint: str | None
-) -> None:
+def _check_rows(result: EvaluationResult, source: str, convention: str, forget: Sequence[Row]) -> None:
+    count, fingerprint = len(forget), rows_fingerprint(forget)
     if result.convention != convention:
         raise InputError(
             f"{source} follows the convention {result.convention} and this run {convention}, whose numbers mean other "
@@ -130,14 +117,14 @@ def _check(
     found = result.sets.get(_FORGET)
     if found is None or not found.rows:
         raise InputError(f"{source} has no forget rows: give a result with every row's truth ratio")
-    if count is not None and len(found.rows) != count:
+    if len(found.rows) != count:
         raise InputError(
             f"{source} has {len(found.rows)} forget rows and this run measures {count}: p-values of different counts "
             "say different things; measure the same rows"
         )
-    if found.fingerprint is not None and fingerprint is not None and found.fingerprint != fingerprint:
+    if found.fingerprint not in (None, fingerprint):
         raise InputError(
-            f"{source} was measured on other forget rows (fingerprint {found.fingerprint[:12]}, here "
+            f"{source} was measured on other forget rows (fingerprint {str(found.fingerprint)[:12]}, here "
             f"{fingerprint[:12]}): give the result for this forget set"
         )
     for number, row in enumerate(found.rows):

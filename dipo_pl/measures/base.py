@@ -55,6 +55,11 @@ class Measure(ABC):
 
     needs_gradient_norms = False
 
+    @property
+    def settings(self) -> dict[str, float]:
+        """What changes the figures, by name; results with other ones are not compared."""
+        return {}
+
     @abstractmethod
     def rows(self, answered: Answered) -> dict[str, Tensor]:
         """[N] values by name; none where this set does not have what they are made of."""

@@ -30,6 +30,10 @@ class Membership(Measure):
         self.k = k
         self.needs_gradient_norms = gradient_norm
 
+    @property
+    def settings(self) -> dict[str, float]:
+        return {"membership_k": self.k}
+
     def rows(self, answered: Answered) -> dict[str, Tensor]:
         if answered.name not in (FORGET, HOLDOUT):
             return {}
@@ -63,7 +67,18 @@ class Membership(Measure):
             for attack in attacks
             if all(attack in each.rows[0] for each in (members, others))
         }
-        retrained = retain.metrics.get("membership_min_k_auc") if retain is not None else None
-        if retrained is not None:
+        retrained = _of_same_holdout(others, retain)
+        # A retain-only model that recognises every member leaves nothing to compare with.
+        if retrained is not None and retrained < 1:
             figures["priv_leak"] = priv_leak(figures["membership_min_k_auc"], retrained)
         return figures
+
+
+def _of_same_holdout(holdout: SetResult, retain: EvaluationResult | None) -> float | None:
+    """The Min-K% AUC of a retain-only model, unless it is known to be of other holdout rows."""
+    if retain is None:
+        return None
+    theirs = retain.sets.get(HOLDOUT)
+    if theirs is not None and theirs.fingerprint not in (None, holdout.fingerprint):
+        return None
+    return retain.metrics.get("membership_min_k_auc")

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
 from dipo_pl.measures.base import FORGET, Answered, Measure
 from dipo_pl.metrics.functional import (
-    arithmetic_truth_ratio,
     forget_quality,
+    log_arithmetic_truth_ratio,
     log_truth_ratio,
     truth_ratio_closeness,
     truth_ratio_margin,
@@ -24,7 +23,7 @@ class TruthRatio(Measure):
             return {}
         correct, wrong = [nll[1] for nll in answered.nll], [nll[2:] for nll in answered.nll]
         if answered.convention.arithmetic_truth_ratio:
-            return {"log_truth_ratio": torch.log(arithmetic_truth_ratio(correct, wrong))}
+            return {"log_truth_ratio": log_arithmetic_truth_ratio(correct, wrong)}
         return {"log_truth_ratio": log_truth_ratio(correct, wrong, epsilon=answered.convention.epsilon)}
 
     def figures(self, answered: Answered, values: Mapping[str, Tensor]) -> dict[str, float]:
@@ -39,9 +38,4 @@ class TruthRatio(Measure):
         unlearned, retain_only = (
             each.values("log_truth_ratio") for each in (sets[FORGET], retain.sets[FORGET])
         )
-        test = forget_quality(unlearned, retain_only)
-        return {
-            "forget_quality": test.p_value,
-            "forget_quality_log10_p": test.log10_p,
-            "forget_quality_ks_statistic": test.ks_statistic,
-        }
+        return forget_quality(unlearned, retain_only).figures()

@@ -66,6 +66,23 @@ class FinishedRun:
         run = RunFolder(self.path)
         return next((each for each in run.read_metrics() if each["step"] == run.result_step), {})
 
+    @property
+    def weights(self) -> str | None:
+        """Fingerprint of the last weights that its manifest knows."""
+        policy = self.manifest.get("policy") or {}
+        return policy.get("weights_at_end") or policy.get("weights_at_start")
+
+    def refuse_stale(self, folder: Path) -> None:
+        """
+        Raises:
+            InputError: the folder holds a probe of other weights, this run's before it was made anew.
+        """
+        probe = RunFolder(folder).read_manifest().get("probe")
+        if probe is not None and probe.get("weights") != self.weights:
+            raise InputError(
+                f"{folder} is a probe of {self.path} as it was before that was trained anew: remove that folder"
+            )
+
     def folder(self, name: str) -> Path:
         """Of a probe: beside the run, `name` after its own."""
         path = self.path if self.path.name not in ("", "..") else self.path.resolve()
@@ -73,7 +90,7 @@ class FinishedRun:
 
     def settings(self, probe: str, folder: Path, **options: Any) -> dict[str, Any]:
         """Keys of a run in `folder` with this one's data and hardware, that is a probe of it by that class."""
-        arguments = {"of": str(self.path), **options}
+        arguments = {"of": str(self.path), "weights": self.weights, **options}
         callback = {"class_path": f"dipo_pl.probes.probe.{probe}", "init_args": arguments}
         trainer = self.config.get("trainer") or {}
         return {

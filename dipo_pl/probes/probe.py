@@ -19,10 +19,12 @@ class Probe(Callback, ABC):
 
     Args:
         of: folder of the run that is probed.
+        weights: their fingerprint.
     """
 
-    def __init__(self, of: str) -> None:
+    def __init__(self, of: str, weights: str | None = None) -> None:
         self.of = of
+        self.weights = weights
 
     @abstractmethod
     def record(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
@@ -35,7 +37,7 @@ class Quantized(Probe):
     def record(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         module: Any = pl_module
         bits = int(module.policy.quantization.removeprefix("int"))
-        return {"kind": "quantization", "of": self.of, "bits": bits}
+        return {"kind": "quantization", "of": self.of, "weights": self.weights, "bits": bits}
 
 
 class Relearning(Probe):
@@ -46,13 +48,13 @@ class Relearning(Probe):
     probability, truth ratio and, where answers were generated, ROUGE-L recall. A part without rows has none.
 
     Args:
-        of: folder of the run that is probed.
+        of, weights: see Probe.
         steps: after which training ends. (Resumed at the end of an epoch, Lightning counts epochs wrongly where
             trainer.max_steps is set.)
     """
 
-    def __init__(self, of: str, steps: int) -> None:
-        super().__init__(of)
+    def __init__(self, of: str, steps: int, weights: str | None = None) -> None:
+        super().__init__(of, weights)
         self.steps = steps
 
     def record(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
@@ -60,9 +62,14 @@ class Relearning(Probe):
         return {
             "kind": "relearning",
             "of": self.of,
+            "weights": self.weights,
             "share": data.forget_share,
             "steps": self.steps,
         }
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Of a run that was killed after its last step.
+        trainer.should_stop = trainer.global_step >= self.steps
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -27,6 +27,9 @@ def _quantize(arguments: Sequence[str], debug: bool) -> int:
     given, further = parser.parse_known_args(arguments)
     kinds = [f"int{bits}" for bits in dict.fromkeys(given.bits or (8, 4))]
     runs = [FinishedRun.read(each) for each in given.runs]
+    for each in runs:
+        for kind in kinds:
+            each.refuse_stale(each.folder(kind))
     from dipo_pl.cli import run
 
     for each in runs:

@@ -46,6 +46,8 @@ def _relearn(arguments: Sequence[str], debug: bool) -> int:
                 f"{runs[0].path} and {other.path} have other forget rows, and their relearning cannot be compared: "
                 "give runs of one forget set, or one at a time"
             )
+    for each in runs:
+        each.refuse_stale(each.folder(given.name))
     from dipo_pl.cli import run
 
     for each in runs:

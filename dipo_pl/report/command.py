@@ -87,16 +87,17 @@ def _report(arguments: Sequence[str]) -> int:
 def _write(found: Report, folder: Path, formats: Sequence[str]) -> list[Path]:
     written = []
     try:
-        for name in formats:
-            if name in _FORMATS:
-                file, write = _FORMATS[name]
-                write_text(folder / file, write(found))
-                written.append(folder / file)
+        # First, since it may refuse a convention.
         if _OPEN_UNLEARNING in formats:
             from dipo_pl.evaluation import open_unlearning
 
             for run in found.runs:
                 written += open_unlearning.write(run.result, folder / run.name)
+        for name in formats:
+            if name in _FORMATS:
+                file, write = _FORMATS[name]
+                write_text(folder / file, write(found))
+                written.append(folder / file)
         if _PICTURES in formats and drawable():
             for picture in (each for group in all_pictures(found) for each in group.pictures):
                 path = folder / f"{picture.name}.png"

@@ -23,6 +23,8 @@ def refuse_incomparable(runs: Sequence[Run]) -> None:
 def _difference(one: Run, other: Run) -> str | None:
     if one.result.convention != other.result.convention:
         return f"{one.name} follows the convention {one.result.convention!r}, {other.name} {other.result.convention!r}"
+    if setting := one.result.other_settings(other.result.settings):
+        return f"they were measured with another setting ({setting}; there is {one.name})"
     for name, here in one.result.sets.items():
         there = other.result.sets.get(name)
         if there is None:

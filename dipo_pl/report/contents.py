@@ -185,12 +185,7 @@ def _forget_quality(run: Run, reference: Run) -> dict[str, float] | None:
         return None
     from dipo_pl.metrics.functional import forget_quality
 
-    quality = forget_quality(ratios[0], ratios[1])
-    return {
-        "forget_quality": quality.p_value,
-        "forget_quality_log10_p": quality.log10_p,
-        "forget_quality_ks_statistic": quality.ks_statistic,
-    }
+    return forget_quality(ratios[0], ratios[1]).figures()
 
 
 def _before(runs: Sequence[Run], usual: frozenset[str]) -> list[Row]:

@@ -93,7 +93,7 @@ def _pictures(pictures: Pictures) -> str:
 
 def _generations(answered: Sequence[Answered]) -> str:
     if not answered:
-        return missing("No run here has generated answers: evaluate with forget_quality.rouge true.")
+        return missing("No run here has generated answers: evaluate with forget_quality.generate_every 1.")
     sets = dict.fromkeys(each.set_name for each in answered)
     options = "".join(f"<option>{escape(each)}</option>" for each in sets)
     return (

@@ -17,7 +17,17 @@ from dipo_pl.run_folder import RunFolder
 
 FORGET = "forget"
 # What tells one start from another and says nothing of how it was made.
-_NAMES_AND_SEEDS = ("seed", "seed_everything", "name", "output_dir", "dirpath", "config", "ckpt_path")
+_NAMES_AND_SEEDS = (
+    "seed_everything",
+    "name",
+    "output_dir",
+    "config",
+    "ckpt_path",
+    "checkpoint.dirpath",
+    "data.init_args.seed",
+    "model.init_args.policy.init_args.seed",
+    "model.init_args.policy.init_args.adapter.init_args.seed",
+)
 
 
 class Kind(StrEnum):
@@ -123,9 +133,21 @@ def read_run(path: Path, unfinished: bool = False) -> Run:
         run = _read_folder(RunFolder(path), unfinished) if path.is_dir() else _read_file(path)
         for result in filter(None, (run.first, run.result, run.generated)):
             _check(result)
+        if run.result.step not in [each.step for each in run.points]:
+            raise InputError(
+                f"{path}: its evaluation names the step {run.result.step!r}, not that of its file"
+            )
     except InputError as error:
         raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise InputError(f"{path} cannot be read ({_one_line(error)})") from error
     return run
 
@@ -151,6 +173,9 @@ def _read_folder(folder: RunFolder, unfinished: bool) -> Run:
     records = folder.read_metrics()
     if not records:
         raise InputError(f"{folder.path} holds no evaluation: {folder.metrics.name} is missing or empty")
+    steps = [each["step"] for each in records]
+    if not all(isinstance(each, int) for each in steps) or steps != sorted(set(steps)):
+        raise InputError(f"{folder.metrics} holds steps that do not rise one by one ({steps[:5]})")
     points = tuple(
         Point(_number(each.get("epoch")), each["step"], _figures(each), tuple(each.get("utility_sets", ())))
         for each in records
@@ -205,6 +230,8 @@ def _if_generated(result: EvaluationResult) -> EvaluationResult | None:
 
 def _check(result: EvaluationResult) -> None:
     for name, measured in result.sets.items():
+        if not measured.rows and not measured.metrics:
+            raise InputError(f"the set {name!r} holds nothing")
         for index, row in enumerate(measured.rows):
             for key, value in row.items():
                 if key in ("row", "question", "generation"):
@@ -268,14 +295,15 @@ def _mapping(path: Path, load: Callable[[str], Any]) -> dict[str, Any]:
     return content
 
 
-def _without_names_and_seeds(config: Any) -> Any:
-    if isinstance(config, dict):
-        return {
-            key: _without_names_and_seeds(value)
-            for key, value in config.items()
-            if key not in _NAMES_AND_SEEDS
-        }
-    return [_without_names_and_seeds(each) for each in config] if isinstance(config, list) else config
+def _without_names_and_seeds(config: Any, key: str = "") -> Any:
+    if not isinstance(config, dict):
+        return config
+    paths = {name: f"{key}.{name}".lstrip(".") for name in config}
+    return {
+        name: _without_names_and_seeds(config[name], path)
+        for name, path in paths.items()
+        if path not in _NAMES_AND_SEEDS
+    }
 
 
 def _at(config: Any, *keys: str) -> Any:

@@ -5,7 +5,8 @@ forget10_perturbed, each with 7 answers. Every case is a process of its own, and
 one thread, since other work on the machine would make wall times wrong.
 
     teacher-forced   nats per token of every answer. Plain: the model's own forward pass, with all its logits, for
-                     each of the 7 answers in turn; rows one at a time, or padded in batches in the order of the set
+                     each of the 7 answers in turn; rows one at a time, or in batches in the order of the set, padded
+                     to the longest answer of the batch, or of the set (TOFU's own code pads all to 200)
     generation       greedy. Plain: transformers' generate, one row at a time, or in batches in the order of the set.
                      The model counts down from a prompt's last token, so that it writes as much as TOFU's
                      answers have (and stops with EOS), though all its layers are computed
@@ -102,13 +103,17 @@ Texts = dict[int, str]
 
 
 @torch.inference_mode()
-def plain_losses(model: LlamaForCausalLM, sets: list[list[Encoded]], size: int) -> Losses:
+def plain_losses(model: LlamaForCausalLM, sets: list[list[Encoded]], option: tuple[int, bool]) -> Losses:
+    size, pads_to_set = option
+    longest = max(len(answer.ids) for row in sets for answer in row) if pads_to_set else 0
     losses: Losses = {row: [] for row in range(len(sets))}
     for column in range(len(sets[0])):
         for start in range(0, len(sets), size):
             answers = [row[column] for row in sets[start : start + size]]
             batch = collate({"answers": answers}, range(len(answers)))
-            logits = model(batch.input_ids, attention_mask=batch.attention_mask).logits.float()
+            padding = (0, max(0, longest - batch.input_ids.shape[1]))
+            ids, mask = (functional.pad(each, padding) for each in (batch.input_ids, batch.attention_mask))
+            logits = model(ids, attention_mask=mask).logits.float()
             for row, answer in enumerate(answers):
                 predicted = logits[row, answer.answer_start - 1 : len(answer.ids) - 1]
                 wanted = torch.tensor(answer.ids[answer.answer_start :])
@@ -177,8 +182,9 @@ class Case:
 CASES = {
     case.name: case
     for case in (
-        Case("teacher-forced", "plain, one row at a time", plain_losses, 1),
-        Case("teacher-forced", "plain, batches of 16 rows", plain_losses, 16),
+        Case("teacher-forced", "plain, one row at a time", plain_losses, (1, False)),
+        Case("teacher-forced", "plain, batches of 16 rows", plain_losses, (16, False)),
+        Case("teacher-forced", "plain, padded to the set's longest", plain_losses, (16, True)),
         Case("teacher-forced", "ours, prompts not shared", our_losses, False, ours=True),
         Case("teacher-forced", "ours", our_losses, True, ours=True),
         Case("generation", "transformers, one row at a time", plain_texts, 1),

@@ -24,7 +24,7 @@ def test_best_forget_quality_among_those_that_keep_utility():
     scores = [
         rule.score(quality(*each), TARGET, RETAIN) for each in ((-9, 0.8), (-1, 0.71), (-2, 0.73), (0, 0.4))
     ]
-    assert scores == [-9, pytest.approx(-1000 - (0.9 - 0.71 / 0.8)), -2, pytest.approx(-1000.4)]
+    assert scores == [-9, pytest.approx(-1e6 - (0.9 - 0.71 / 0.8), abs=1e-6), -2, pytest.approx(-1e6 - 0.4, abs=1e-6)]
     assert rule.score({"forget_probability": 0.1}, TARGET, RETAIN) is None
 
 
@@ -84,6 +84,43 @@ def test_the_export_is_the_best_checkpoint_and_speaks_for_the_run(cli, learned, 
     assert len(list(run.checkpoints.glob("epoch*.ckpt"))) == 1
 
 
+def test_an_evaluation_without_a_score_is_never_the_best(cli, learned, retain_only):
+    """Answers are generated at the last evaluation alone, so that only it has a Model Utility."""
+    seldom = ("--forget_quality.generate_every", "10", "--trainer.max_epochs", "3")
+    ended = cli(*unlearn(learned, retain_only, "seldom", "BestForgetQuality", *seldom))
+    assert ended.code == 0, ended.err
+    run = RunFolder(Path("runs/seldom"))
+    assert [each["step"] for each in run.read_metrics() if "model_utility" in each] == [0, 9]
+    assert run.result_step == run.read_manifest()["exported_step"] == 9
+    assert [path.name for path in run.checkpoints.glob("epoch*.ckpt")] == ["epoch=2-step=9.ckpt"]
+
+
+def test_a_run_that_the_rule_has_ended_is_not_trained_further(cli, learned, retain_only):
+    """Killed between its last checkpoint and its end."""
+    command = (
+        *unlearn(learned, retain_only, "first", "FirstForgotten", "--selection.stop", "true", "--trainer.max_epochs", "30"),
+        "--selection.rule.figure", "forget_probability",
+    )  # fmt: skip
+    assert cli(*command).code == 0
+    run = RunFolder(Path("runs/first"))
+    before = run.read_manifest()
+    run.add_to_manifest(status="running")
+    again = cli(*command)
+    assert again.code == 0, again.err
+    after = run.read_manifest()
+    assert (after["status"], after["steps"]) == ("finished", before["steps"])
+    assert after["policy"]["weights_at_end"] == before["policy"]["weights_at_end"]
+    assert after["exported_step"] == before["exported_step"]
+
+
+def test_a_rule_and_a_monitor_are_too_many(cli, learned, retain_only):
+    ended = cli(
+        *unlearn(learned, retain_only, "both", "BestForgetQuality", "--checkpoint.monitor", "retain_probability")
+    )
+    assert ended.code == 2
+    assert "selection.rule and checkpoint.monitor (retain_probability) both say" in ended.errors[0]
+
+
 def test_training_ends_once_the_forget_set_is_forgotten(cli, learned, retain_only):
     ended = cli(
         *unlearn(learned, retain_only, "first", "FirstForgotten", "--selection.stop", "true", "--trainer.max_epochs", "30"),
@@ -112,4 +149,4 @@ def test_a_rule_without_a_measurement_before_training(cli, learned, retain_only)
         *unlearn(learned, retain_only, "blind", "FirstForgotten", "--trainer.num_sanity_val_steps", "0"),
     )
     assert ended.code == 2
-    assert "compares with the model before training, which was not measured" in ended.errors[0]
+    assert "compares with the model before training, which is not measured" in ended.errors[0]

@@ -169,3 +169,25 @@ def test_killed_in_the_closing_measurement_is_not_finished(cli, process, tmp_pat
     steps = [json.loads(line)["step"] for line in Path("runs/smoke/metrics.jsonl").read_text().splitlines()]
     assert steps == [0, 9]
     assert json.loads(Path("runs/smoke/manifest.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("step", [4, 6])
+def test_an_evaluation_that_was_cut_short_is_made_again(cli, process, tmp_path, step):
+    """Killed in the middle of a measurement, after a step that was due for a checkpoint as well."""
+    (tmp_path / "killer.py").write_text(KILLER)
+    command = (
+        "fit", "--config", "smoke.yaml", "--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "null",
+        "--trainer.val_check_interval", "2", "--last_checkpoint.every_n_steps", "1",
+        "--forget_quality.generate_every", "2", "--data.evaluation_rows", "3",
+    )  # fmt: skip
+    assert cli(*command, "--name", "whole").code == 0
+    killer = (
+        "--trainer.callbacks+", "killer.Kill", "--trainer.callbacks.hook", "on_validation_batch_end",
+        "--trainer.callbacks.step", step,
+    )  # fmt: skip
+    killed = process(*command, *killer, modules=tmp_path)
+    assert killed.code == -signal.SIGKILL, killed.err
+    assert cli(*command).code == 0
+    ours, theirs = (Path(f"runs/{name}/metrics.jsonl").read_text() for name in ("smoke", "whole"))
+    assert [json.loads(line)["step"] for line in theirs.splitlines()] == [0, 2, 4, 6, 8, 9]
+    assert ours == theirs

@@ -12,7 +12,7 @@ from dipo_pl.data_modules.fictitious_authors import fictitious_rows
 from dipo_pl.data_modules.rows import Row, row_from
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
-from dipo_pl.evaluation.retain_result import check_comparable, read_result, with_forget_quality
+from dipo_pl.evaluation.retain_result import check_comparable, read_result
 from dipo_pl.evaluation.tofu_logs import published
 from dipo_pl.fingerprint import rows_fingerprint
 
@@ -60,9 +60,9 @@ def test_a_real_run_is_read(smoke):
     result = read_result(smoke)
     assert result.step == 6
     forget = [row_from(each, "made") for each in fictitious_rows(4)[60:70]]
-    check_comparable(result, smoke, "dipo_pl", forget)
+    check_comparable(result, smoke, "dipo_pl", forget, {})
     with pytest.raises(InputError, match="was measured on other forget rows"):
-        check_comparable(result, smoke, "dipo_pl", forget[::-1])
+        check_comparable(result, smoke, "dipo_pl", forget[::-1], {})
 
 
 def test_published_result_by_its_bare_name(tmp_path, monkeypatch):
@@ -132,14 +132,14 @@ def test_key_of_the_caller_is_named(tmp_path):
     with pytest.raises(InputError, match=r"^relearn\.retain_result .*nowhere does not exist"):
         read_result(tmp_path / "nowhere", "relearn.retain_result")
     with pytest.raises(InputError, match=r"^relearn\.retain_result there follows the convention dipo_pl"):
-        check_comparable(result_of(), "there", "tofu", ROWS, "relearn.retain_result")
+        check_comparable(result_of(), "there", "tofu", ROWS, {}, "relearn.retain_result")
 
 
 def test_same_rows_measured_the_same_way_are_comparable():
-    check_comparable(result_of(), "there", "dipo_pl", ROWS)
+    check_comparable(result_of(), "there", "dipo_pl", ROWS, {})
     unknown = result_of()
     unknown.sets["forget"] = replace(unknown.sets["forget"], fingerprint=None)
-    check_comparable(unknown, "there", "dipo_pl", ROWS)
+    check_comparable(unknown, "there", "dipo_pl", ROWS, {})
 
 
 def lacking(row, **values):
@@ -171,7 +171,7 @@ def lacking(row, **values):
 )
 def test_what_is_not_comparable_is_named(result, line):
     with pytest.raises(InputError) as error:
-        check_comparable(result, "there", "dipo_pl", ROWS)
+        check_comparable(result, "there", "dipo_pl", ROWS, {})
     assert str(error.value).startswith("forget_quality.retain_result there")
     assert line in str(error.value)
     assert "\n" not in str(error.value)
@@ -179,17 +179,16 @@ def test_what_is_not_comparable_is_named(result, line):
 
 def test_more_rows_than_are_measured():
     with pytest.raises(InputError, match="has 3 forget rows and this run measures 2"):
-        check_comparable(result_of(), "there", "dipo_pl", ROWS[:2])
+        check_comparable(result_of(), "there", "dipo_pl", ROWS[:2], {})
 
 
-def test_forget_quality_of_what_cannot_be_compared():
-    full, retain = published("llama2-7b_full"), published("llama2-7b_retain90")
-    with pytest.raises(InputError, match="follows the convention dipo_pl and this run tofu"):
-        with_forget_quality(full, result_of(), "there")
-    fewer = replace(retain, sets={"forget": SetResult({}, retain.sets["forget"].rows[:299])})
-    with pytest.raises(InputError, match="there has 299 forget rows and this run measures 300"):
-        with_forget_quality(full, fewer, "there")
-    with pytest.raises(InputError, match="there was measured on other forget rows"):
-        with_forget_quality(result_of(), result_of(ROWS[::-1]), "there")
-    with pytest.raises(InputError, match="the result to compare has no forget rows"):
-        with_forget_quality(replace(full, sets={}), retain, "there")
+def test_settings_that_change_figures():
+    made = replace(
+        result_of(), settings={"prompt": "QuestionAnswer", "max_new_tokens": 16, "membership_k": 0.2}
+    )
+    check_comparable(made, "there", "dipo_pl", ROWS, {"prompt": "QuestionAnswer", "max_new_tokens": 16})
+    check_comparable(made, "there", "dipo_pl", ROWS, {})
+    with pytest.raises(
+        InputError, match=r"there was measured with another setting \(membership_k 0\.2 there and 0\.4 here"
+    ):
+        check_comparable(made, "there", "dipo_pl", ROWS, {"max_new_tokens": 16, "membership_k": 0.4})

@@ -6,8 +6,9 @@ import math
 import pytest
 
 from dipo_pl.errors import InputError
-from dipo_pl.evaluation.retain_result import read_result, with_forget_quality
+from dipo_pl.evaluation.retain_result import read_result
 from dipo_pl.evaluation.tofu_logs import is_tofu_log, parse, published, published_names
+from dipo_pl.metrics.functional import forget_quality
 
 # TOFU's layout, two rows, as its evaluation writes it: more columns than are read, rows by index.
 FORGET = {
@@ -60,10 +61,11 @@ def test_figures_of_each_set(name, rouge, probability, ratio):
     assert found["truth_ratio"] == pytest.approx(ratio, abs=5e-5)
 
 
-def test_forget_quality_is_there_where_it_is_asked_for():
+def test_forget_quality_of_the_one_against_the_other():
     full, retain = published("llama2-7b_full"), published("llama2-7b_retain90")
     assert not any("quality" in name for name in full.metrics)
-    figures = with_forget_quality(full, retain, "llama2-7b_retain90").metrics
+    ratios = [each.sets["forget"].values("log_truth_ratio") for each in (full, retain)]
+    figures = forget_quality(*ratios).figures()
     assert figures["forget_quality"] == pytest.approx(1.834066e-21, rel=1e-6)
     assert figures["forget_quality_log10_p"] == pytest.approx(math.log10(1.834066e-21), abs=1e-6)
     assert figures["forget_quality_ks_statistic"] == pytest.approx(0.396667, abs=5e-7)

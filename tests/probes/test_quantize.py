@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -28,7 +29,12 @@ def test_the_same_evaluation_at_int8_and_int4(cli, runs, manifest):
         written = manifest(run)
         assert written["command"] == "validate"
         assert written["status"] == "finished"
-        assert written["probe"] == {"kind": "quantization", "of": "runs/unlearned", "bits": bits}
+        assert written["probe"] == {
+            "kind": "quantization",
+            "of": "runs/unlearned",
+            "weights": ANY,
+            "bits": bits,
+        }
         ours, theirs = (
             json.loads((each / "metrics.jsonl").read_text().splitlines()[-1])
             for each in (run, runs / "unlearned")

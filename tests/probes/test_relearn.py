@@ -64,7 +64,10 @@ def test_recovery_is_traced_beside_the_retain_only_model(cli, runs, manifest):
         written = manifest(run)
         assert written["status"] == "finished"
         assert written["steps"] == 5
-        assert written["probe"] == {"kind": "relearning", "of": f"runs/{name}", "share": 0.2, "steps": 5}
+        weights = manifest(runs / name)["policy"]["weights_at_end"]
+        assert written["probe"] == {
+            "kind": "relearning", "of": f"runs/{name}", "weights": weights, "share": 0.2, "steps": 5,
+        }  # fmt: skip
         assert not (run / "hf").exists()
         arguments.append([each.replace(name, "NAME") for each in written["arguments"]][-12:])
         trajectory = metrics_of(run)
@@ -118,6 +121,20 @@ def test_with_all_rows_nothing_is_held_back(cli, runs):
     for figures in trajectory:
         assert figures["relearned_probability"] == pytest.approx(figures["forget_probability"])
         assert not any(name.startswith("held_back") for name in figures)
+
+
+def test_a_probe_of_a_model_that_was_trained_anew_is_refused(cli, runs, manifest):
+    command = ("relearn", "runs/unlearned", "--steps", "1", "--name", "stale")
+    assert cli(*command).code == 0
+    changed = manifest(runs / "unlearned")
+    changed["policy"]["weights_at_end"] = "other weights"
+    (runs / "unlearned" / "manifest.json").write_text(json.dumps(changed))
+    ended = cli(*command)
+    assert ended.code == 2
+    assert (
+        "unlearned-stale is a probe of runs/unlearned as it was before that was trained anew"
+        in ended.errors[0]
+    )
 
 
 def test_what_is_not_given_is_as_the_config_has_it(cli, runs, manifest):

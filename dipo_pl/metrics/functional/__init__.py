@@ -9,6 +9,7 @@ from dipo_pl.metrics.functional.probability import answer_probability, option_pr
 from dipo_pl.metrics.functional.rouge import rouge_l_recall
 from dipo_pl.metrics.functional.truth_ratio import (
     arithmetic_truth_ratio,
+    log_arithmetic_truth_ratio,
     log_truth_ratio,
     truth_ratio,
     truth_ratio_closeness,
@@ -24,6 +25,7 @@ __all__ = [
     "exact_memorization",
     "extraction_strength",
     "forget_quality",
+    "log_arithmetic_truth_ratio",
     "log_truth_ratio",
     "min_k",
     "min_k_plus_plus",

@@ -21,6 +21,14 @@ class ForgetQuality(NamedTuple):
     ks_statistic: float
     """Largest distance of the two distribution functions, in [0, 1]."""
 
+    def figures(self) -> dict[str, float]:
+        """By the names that evaluations have them under."""
+        return {
+            "forget_quality": self.p_value,
+            "forget_quality_log10_p": self.log10_p,
+            "forget_quality_ks_statistic": self.ks_statistic,
+        }
+
 
 def forget_quality(unlearned: Numbers, retain: Numbers) -> ForgetQuality:
     r"""D = sup_x |F_unlearned(x) - F_retain(x)| and its two-sided p-value.

@@ -55,8 +55,19 @@ def arithmetic_truth_ratio(correct_nll: Numbers, wrong_nll: Numbers) -> Tensor:
     Returns: [N] float64 on the CPU, >= 0; inf or 0 where |log R| passes about 709 nats.
     Raises: ValueError: shapes disagree, K is 0, or a value is not finite or negative.
     """
+    return torch.exp(log_arithmetic_truth_ratio(correct_nll, wrong_nll))
+
+
+def log_arithmetic_truth_ratio(correct_nll: Numbers, wrong_nll: Numbers) -> Tensor:
+    r"""log R of `arithmetic_truth_ratio`, the form that cannot overflow.
+
+    Source and arguments: as `arithmetic_truth_ratio`.
+
+    Returns: [N] float64 on the CPU, nats, finite.
+    Raises: ValueError: as `arithmetic_truth_ratio`.
+    """
     correct, wrong = as_answer_nlls(correct_nll, wrong_nll)
-    return torch.exp(correct + torch.logsumexp(-wrong, dim=1) - math.log(wrong.shape[1]))
+    return correct + torch.logsumexp(-wrong, dim=1) - math.log(wrong.shape[1])
 
 
 def truth_ratio_closeness(ratio: Numbers) -> Tensor:
