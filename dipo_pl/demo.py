@@ -1,12 +1,12 @@
 """`dipo-pl demo`: the whole story on fictitious authors, through the same commands that a user gives."""
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dipo_pl.command_line import Parser, one_line_errors
 from dipo_pl.report.contents import read_report
 from dipo_pl.report.pictures import trajectory, write_png
 from dipo_pl.run_folder import RunFolder
@@ -19,9 +19,11 @@ def demo(arguments: Sequence[str], debug: bool = False) -> int:
 
     Returns the exit code of the first step that fails, else 0. Steps that are finished are not repeated.
     """
-    parser = argparse.ArgumentParser(
-        prog="dipo-pl demo", description=demo.__doc__.split("\n")[0] if demo.__doc__ else ""
-    )
+    return one_line_errors(lambda: _demo(arguments, debug), debug)
+
+
+def _demo(arguments: Sequence[str], debug: bool) -> int:
+    parser = Parser("demo", demo.__doc__.split("\n")[0] if demo.__doc__ else "")
     parser.add_argument("--output_dir", default="runs", help="folder that the three run folders are made in")
     folder = Path(parser.parse_args(arguments).output_dir)
     from dipo_pl.cli import run

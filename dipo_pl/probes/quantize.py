@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dipo_pl.probes.command_line import Parser, as_words, one_line_errors
-from dipo_pl.probes.finished_run import FinishedRun
+from dipo_pl.command_line import Parser, one_line_errors
+from dipo_pl.probes.finished_run import FinishedRun, as_words
 from dipo_pl.run_folder import RunFolder
 
 DESCRIPTION = """\
@@ -21,6 +21,7 @@ def quantize(arguments: Sequence[str], debug: bool = False) -> int:
 
 def _quantize(arguments: Sequence[str], debug: bool) -> int:
     parser = Parser("quantize", DESCRIPTION)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run")
     parser.add_argument(
         "--bits", type=int, choices=(8, 4), action="append", help="of a weight; repeatable; both by default"
     )

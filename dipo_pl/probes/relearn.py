@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from dipo_pl.command_line import Parser, one_line_errors
 from dipo_pl.errors import InputError
-from dipo_pl.probes.command_line import Parser, as_words, one_line_errors
-from dipo_pl.probes.finished_run import FinishedRun
+from dipo_pl.probes.finished_run import FinishedRun, as_words
 from dipo_pl.run_folder import RunFolder
 
 # Of the probed run's evaluation; what else it measures, relearning does not change.
@@ -25,6 +25,7 @@ def relearn(arguments: Sequence[str], debug: bool = False) -> int:
 
 def _relearn(arguments: Sequence[str], debug: bool) -> int:
     parser = Parser("relearn", DESCRIPTION)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run")
     parser.add_argument("--share", type=float, help="of the forget rows to train on, in (0, 1]; 0.1")
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps, at least 1; 20")
     parser.add_argument("--lr", type=float, help="learning rate, > 0; 1e-5, too little for a small model")

@@ -5,8 +5,8 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from dipo_pl.command_line import Parser, one_line_errors
 from dipo_pl.errors import InputError
 from dipo_pl.report.contents import Report, read_report
 from dipo_pl.report.latex import as_latex
@@ -39,23 +39,12 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{self.prog}: {message} (--help tells what it takes)")
-
-
 def report(arguments: Sequence[str], debug: bool = False) -> int:
     """Prints the table of some runs, and writes what is asked for; returns the exit code.
 
     Runs that cannot be read are named on standard error, one line each, and left out.
     """
-    try:
-        return _report(arguments)
-    except InputError as error:
-        if debug:
-            raise
-        print(f"dipo-pl: error: {error}", file=sys.stderr)
-        return 2
+    return one_line_errors(lambda: _report(arguments), debug)
 
 
 def _report(arguments: Sequence[str]) -> int:
@@ -126,12 +115,11 @@ def _formats(given: str | None) -> list[str] | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="dipo-pl report",
-        description="What runs found, side by side: a table in the terminal, and by --output files and a page.",
+    parser = Parser(
+        "report",
+        "What runs found, side by side: a table in the terminal, and by --output files and a page.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "runs",

@@ -24,7 +24,12 @@ def test_best_forget_quality_among_those_that_keep_utility():
     scores = [
         rule.score(quality(*each), TARGET, RETAIN) for each in ((-9, 0.8), (-1, 0.71), (-2, 0.73), (0, 0.4))
     ]
-    assert scores == [-9, pytest.approx(-1e6 - (0.9 - 0.71 / 0.8), abs=1e-6), -2, pytest.approx(-1e6 - 0.4, abs=1e-6)]
+    assert scores == [
+        -9,
+        pytest.approx(-1e6 - (0.9 - 0.71 / 0.8), abs=1e-6),
+        -2,
+        pytest.approx(-1e6 - 0.4, abs=1e-6),
+    ]
     assert rule.score({"forget_probability": 0.1}, TARGET, RETAIN) is None
 
 
@@ -115,7 +120,9 @@ def test_a_run_that_the_rule_has_ended_is_not_trained_further(cli, learned, reta
 
 def test_a_rule_and_a_monitor_are_too_many(cli, learned, retain_only):
     ended = cli(
-        *unlearn(learned, retain_only, "both", "BestForgetQuality", "--checkpoint.monitor", "retain_probability")
+        *unlearn(
+            learned, retain_only, "both", "BestForgetQuality", "--checkpoint.monitor", "retain_probability"
+        )
     )
     assert ended.code == 2
     assert "selection.rule and checkpoint.monitor (retain_probability) both say" in ended.errors[0]
