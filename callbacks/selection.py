@@ -18,6 +18,12 @@ from dipo_pl.run_folder import RunFolder
 Figures = Mapping[str, Any]
 
 
+_NO_UTILITY = (
+    "selection.rule BestForgetQuality needs Model Utility, which is not measured: see forget_quality.utility_sets and "
+    "forget_quality.generate_every"
+)
+
+
 class SelectionRule(ABC):
     """Scores each evaluation; the checkpoint of the first one with the highest score is kept."""
 
@@ -32,6 +38,18 @@ class SelectionRule(ABC):
         Raises:
             InputError: what the rule needs is never measured in this run.
         """
+
+    def check(self, measuring: ForgetQuality) -> None:
+        """What can be said before anything is measured.
+
+        Raises:
+            InputError: as `score`.
+        """
+        if measuring.retain is None:
+            raise InputError(
+                f"selection.rule {type(self).__name__} needs a retain-only model: give its result as "
+                "forget_quality.retain_result"
+            )
 
     @abstractmethod
     def ends(self, scores: Sequence[float]) -> bool:
@@ -57,17 +75,14 @@ class BestForgetQuality(SelectionRule):
         self.utility_share = utility_share
         self.patience = patience
 
+    def check(self, measuring: ForgetQuality) -> None:
+        super().check(measuring)
+        if not measuring.utility_sets or measuring.generate_every == 0:
+            raise InputError(_NO_UTILITY)
+
     def score(self, figures: Figures, target: Figures, retain: Figures | None) -> float | None:
-        if retain is None:
-            raise InputError(
-                "selection.rule BestForgetQuality needs Forget Quality: give a retain-only model's result as "
-                "forget_quality.retain_result"
-            )
         if "model_utility" not in target:
-            raise InputError(
-                "selection.rule BestForgetQuality needs Model Utility, which is not measured: see "
-                "forget_quality.utility_sets and forget_quality.generate_every"
-            )
+            raise InputError(_NO_UTILITY)
         if "model_utility" not in figures:
             return None
         share = figures["model_utility"] / target["model_utility"] if target["model_utility"] else 1.0
@@ -93,13 +108,20 @@ class FirstForgotten(SelectionRule):
     def __init__(self, figure: str = "forget_rouge_l_recall") -> None:
         self.figure = figure
 
+    def check(self, measuring: ForgetQuality) -> None:
+        super().check(measuring)
+        assert measuring.retain is not None
+        self._refuse_without(measuring.retain.metrics, "the retain-only model's result")
+
+    def _refuse_without(self, figures: Figures, whose: str) -> None:
+        if self.figure not in figures:
+            raise InputError(
+                f"selection.rule FirstForgotten needs {self.figure!r}, which is not in {whose}: choose another "
+                "--selection.rule.figure, or see forget_quality.generate_every and forget_quality.measures"
+            )
+
     def score(self, figures: Figures, target: Figures, retain: Figures | None) -> float | None:
-        for whose, known in (("a retain-only model's result", retain), ("this run", target)):
-            if known is None or self.figure not in known:
-                raise InputError(
-                    f"selection.rule FirstForgotten needs {self.figure!r} of {whose}, which is not measured: see "
-                    f"forget_quality.retain_result and the rule's `figure` (measured: {', '.join(target)})"
-                )
+        self._refuse_without(target, "what is measured here")
         assert retain is not None
         if self.figure not in figures:
             return None
@@ -127,7 +149,10 @@ class Selection(Callback):
         unmeasured = (
             trainer.num_sanity_val_steps == 0 and not RunFolder.of(trainer).evaluation_file(0).is_file()
         )
-        if self.rule is not None and stage == "fit" and unmeasured:
+        if self.rule is None or stage != "fit":
+            return
+        self.rule.check(ForgetQuality.of(trainer))
+        if unmeasured:
             raise InputError(
                 f"selection.rule {type(self.rule).__name__} compares with the model before training, which is not "
                 "measured: set trainer.num_sanity_val_steps to -1"
@@ -169,7 +194,12 @@ class Selection(Callback):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, which keeps no checkpoint that has no score."""
+    """Lightning's ModelCheckpoint, which keeps no checkpoint where the monitor was not measured or has no score."""
+
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        # Lightning would fail; answers may be generated at some evaluations alone.
+        if self.monitor is None or self.monitor in monitor_candidates:
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         scored = current is None or not torch.isneginf(current)

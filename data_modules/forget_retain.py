@@ -149,6 +149,13 @@ class ForgetRetain(LightningDataModule):
                 "both ways, and will not be forgotten well"
             )
         self.evaluation_sets = self._chosen(rows.evaluation)
+        for each in self.evaluation_sets:
+            seen = shared_rows(each.rows, [*rows.forget, *rows.retain]) if each.name == "holdout" else 0
+            if seen:
+                raise InputError(
+                    f"{seen} of {len(each.rows)} holdout rows also stand in the forget or retain set: a holdout is for rows "
+                    "that no model has seen"
+                )
         self.tokenizer: PreTrainedTokenizerBase = self._module.policy.tokenizer(self.texts())
         self._encode_training_rows()
         self._encode_evaluation_sets()
@@ -167,6 +174,8 @@ class ForgetRetain(LightningDataModule):
     def _chosen(self, sets: Sequence[EvaluationSet]) -> list[EvaluationSet]:
         known = {evaluation_set.name: evaluation_set for evaluation_set in sets}
         names = list(known) if self.evaluate is None else self.evaluate
+        if not names:
+            raise InputError(f"data.evaluate names no set; this data has {', '.join(known)}")
         for name in names:
             if name not in known:
                 raise InputError(f"data.evaluate names {name!r}; this data has {', '.join(known)}")

@@ -138,6 +138,9 @@ class DiPOCLI(LightningCLI):
         settings = self.settings
         if settings.trainer is None:
             raise InputError("trainer: must be a mapping of keys, got null")
+        for key in ("val_check_interval", "check_val_every_n_epoch"):
+            if settings.trainer[key] == 0:
+                raise InputError(f"trainer.{key} must be greater than 0, got 0")
         if settings.name is None:
             settings.name = _default_name(settings.config or [], self.subcommand or "")
         if settings.name in ("", ".", "..") or Path(settings.name).name != settings.name:
@@ -188,7 +191,7 @@ class DiPOCLI(LightningCLI):
         if not before:
             return
         now = yaml.safe_load(self._parser(self.subcommand).dump(self.settings, skip_none=False))
-        fixed = ["model", "data", "seed_everything"]
+        fixed = ["model", "data", "seed_everything", "forget_quality"]
         fixed += [f"trainer.{key}" for key in ("precision", "accumulate_grad_batches", "gradient_clip_val")]
         changes = [change for key in fixed for change in _changes(_at(before, key), _at(now, key), key)]
         if changes:

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from dipo_pl.console import cause_of
 from dipo_pl.errors import InputError
 
 
@@ -20,11 +21,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def one_line_errors(command: Callable[[], int], debug: bool) -> int:
-    """The command's exit code, or 2 and one line where what was given is wrong."""
+    """The command's exit code, or one line and 2 where what was given is wrong, 1 where something else failed."""
     try:
         return command()
-    except InputError as error:
+    except Exception as error:
         if debug:
             traceback.print_exception(error)
-        print(f"dipo-pl: error: {error}", file=sys.stderr)
-        return 2
+        cause, given = cause_of(error)
+        kind = "" if given else f"{type(error).__name__}: "
+        print(f"dipo-pl: {'error' if given else 'failed'}: {kind}{cause}", file=sys.stderr)
+        return 2 if given else 1

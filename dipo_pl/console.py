@@ -36,6 +36,8 @@ def write_traceback(error: Exception, log: Path) -> Path | None:
         try:
             path.write_text(text, encoding="utf-8")
         except OSError:
+            if path.is_file() and not path.stat().st_size:
+                path.unlink()
             continue
         return path
     return None

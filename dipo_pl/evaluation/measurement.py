@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from dipo_pl.errors import TrainingError
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
 from dipo_pl.fingerprint import rows_fingerprint
 from dipo_pl.measures import Answered, Measure, Probability, Rouge, TruthRatio
@@ -46,6 +47,13 @@ def _of_set(answered: Answered, measures: Sequence[Measure]) -> SetResult:
     columns: dict[str, list[float]] = {}
     for measure in measures:
         values = measure.rows(answered)
+        for name, each in values.items():
+            if each.shape != (len(answered.observations),) or not each.isfinite().all():
+                raise TrainingError(
+                    f"{type(measure).__name__} must give a finite number {name} for each of the "
+                    f"{len(answered.observations)} rows of {answered.name}, and gives {each.tolist()[:5]} of shape "
+                    f"{list(each.shape)}"
+                )
         figures |= measure.figures(answered, values)
         columns |= {name: each.tolist() for name, each in values.items()}
     texts = answered.generations

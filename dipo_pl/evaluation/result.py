@@ -1,6 +1,7 @@
 """The result of one evaluation: every row's values, and the figures made of them."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -78,8 +79,26 @@ class EvaluationResult:
         try:
             given = json.loads(path.read_text(encoding="utf-8"))
             sets = {name: SetResult(**each) for name, each in given.pop("sets").items()}
+            _check_numbers(given["metrics"], "metrics")
+            for name, each in sets.items():
+                _check_numbers(each.metrics, f"metrics of {name}")
+                for number, row in enumerate(each.rows):
+                    _check_numbers(row, f"row {number} of {name}")
             return cls(sets=sets, **given)
         except FileNotFoundError:
             raise InputError(f"{path} does not exist: give an evaluation file or a run folder") from None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise InputError(f"{path} is not an evaluation ({error!r})") from None
+
+
+def _check_numbers(values: Mapping[str, Any], where: str) -> None:
+    """
+    Raises:
+        ValueError: something that is no text is no finite number either, or a list of them is empty.
+    """
+    for name, value in values.items():
+        if name in ("question", "answers", "generation"):
+            continue
+        numbers = value if isinstance(value, list) else [value]
+        if not numbers or not all(type(each) in (int, float) and math.isfinite(each) for each in numbers):
+            raise ValueError(f"{name} in {where} is {value!r}, no finite number")

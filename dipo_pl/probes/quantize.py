@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dipo_pl.command_line import Parser, one_line_errors
+from dipo_pl.errors import InputError
 from dipo_pl.probes.finished_run import FinishedRun, as_words
 from dipo_pl.run_folder import RunFolder
 
@@ -26,6 +27,10 @@ def _quantize(arguments: Sequence[str], debug: bool) -> int:
         "--bits", type=int, choices=(8, 4), action="append", help="of a weight; repeatable; both by default"
     )
     given, further = parser.parse_known_args(arguments)
+    if any(each.split("=")[0] in ("--name", "--output_dir") for each in further):
+        raise InputError(
+            "quantize names its folders itself, RUN-int8 and RUN-int4: leave --name and --output_dir out"
+        )
     kinds = [f"int{bits}" for bits in dict.fromkeys(given.bits or (8, 4))]
     runs = [FinishedRun.read(each) for each in given.runs]
     for each in runs:

@@ -85,7 +85,9 @@ def read_report(paths: Sequence[Path], retain_only: Path | None = None, unfinish
         raise InputError(f"nothing to report: {left_out[0]}{others}")
     runs = with_different_names(runs)
     refuse_incomparable(runs)
-    runs = with_different_names([*runs, *_retain_only_runs(runs)])
+    references, strangers = _retain_only_runs(runs)
+    left_out += strangers
+    runs = with_different_names([*runs, *references])
     runs = _in_order([_with_kind(each, runs, retain_only) for each in runs])
     refuse_incomparable(runs)
     rows = _rows(runs)
@@ -99,21 +101,39 @@ def read_report(paths: Sequence[Path], retain_only: Path | None = None, unfinish
     )
 
 
-def _retain_only_runs(runs: Sequence[Run]) -> list[Run]:
-    """What the runs were measured against, as far as it can still be read, where no retain-only model was given."""
+def _retain_only_runs(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """What the runs were measured against, as far as it can still be read, where no retain-only model was given.
+
+    Also what is left out, since it lies where a config names it and is another model.
+    """
     if any(each.kind is Kind.RETAIN_ONLY for each in runs):
-        return []
+        return [], []
     given = {each.path.resolve() for each in runs}
     named = {each.retain_result.resolve(): each.retain_result for each in runs if each.retain_result}
-    found = []
+    found, others = [], []
     for resolved, path in named.items():
         if resolved in given:
-            return []
+            return [], []
         try:
-            found.append(replace(read_run(path), kind=Kind.RETAIN_ONLY))
+            reference = replace(read_run(path), kind=Kind.RETAIN_ONLY)
         except InputError:
             continue
-    return found
+        strangers = [
+            each.name for each in runs if _same(path, each.retain_result) and _is_other(each, reference)
+        ]
+        if strangers:
+            others.append(f"{path} is not the model that {', '.join(strangers)} was measured against")
+        else:
+            found.append(reference)
+    return found, others
+
+
+def _is_other(run: Run, reference: Run) -> bool:
+    """Whether the run's Forget Quality cannot be one against this model. (A config may name another folder's runs.)"""
+    recorded, computed = run.metrics.get("forget_quality_ks_statistic"), _forget_quality(run, reference)
+    if recorded is None or computed is None:
+        return False
+    return abs(recorded - computed["forget_quality_ks_statistic"]) > 1e-9
 
 
 def _with_kind(run: Run, runs: Sequence[Run], retain_only: Path | None) -> Run:

@@ -146,7 +146,7 @@ def read_run(path: Path, unfinished: bool = False) -> Run:
         KeyError,
         AttributeError,
         ArithmeticError,
-        RecursionError,
+        RuntimeError,
     ) as error:
         raise InputError(f"{path} cannot be read ({_one_line(error)})") from error
     return run
@@ -203,6 +203,8 @@ def _kind(manifest: dict[str, Any], config: dict[str, Any]) -> Kind:
     if probe:
         if probe.get("kind") not in _PROBES:
             raise InputError(f"probe.kind is {probe.get('kind')!r}, which is none of {', '.join(_PROBES)}")
+        if not isinstance(probe.get("of"), str):
+            raise InputError(f"probe.of is {probe.get('of')!r}, no folder")
         if not isinstance(probe.get("bits", 0), int):
             raise InputError(f"probe.bits is {probe['bits']!r}, no whole number")
         return _PROBES[probe["kind"]]

@@ -48,17 +48,65 @@ def test_first_forgotten():
     assert rule.score({"forget_probability": 0.1}, TARGET, RETAIN) is None
 
 
-def test_what_a_rule_needs_and_does_not_have():
-    with pytest.raises(
-        InputError, match=r"give a retain-only model's result as forget_quality\.retain_result"
-    ):
-        BestForgetQuality().score(quality(-1, 0.8), TARGET, None)
+def test_what_a_rule_needs_of_the_figures():
     with pytest.raises(InputError, match="needs Model Utility, which is not measured"):
         BestForgetQuality().score(quality(-1, 0.8), {"step": 0}, RETAIN)
-    with pytest.raises(InputError, match="needs 'forget_knowledge' of a retain-only model's result"):
+    with pytest.raises(InputError, match="needs 'forget_knowledge', which is not in what is measured here"):
         FirstForgotten("forget_knowledge").score(TARGET, TARGET, RETAIN)
     with pytest.raises(InputError, match="utility_share must be in"):
         BestForgetQuality(utility_share=1.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (
+            ("BestForgetQuality", "--forget_quality.retain_result", "null"),
+            "needs a retain-only model: give its result as",
+        ),
+        (
+            ("FirstForgotten", "--forget_quality.retain_result", "null"),
+            "needs a retain-only model: give its result as",
+        ),
+        (
+            ("FirstForgotten", "--selection.rule.figure", "nope"),
+            "needs 'nope', which is not in the retain-only model's",
+        ),
+        (
+            ("BestForgetQuality", "--forget_quality.generate_every", "0"),
+            "needs Model Utility, which is not measured",
+        ),
+        (
+            ("BestForgetQuality", "--forget_quality.utility_sets", "[]"),
+            "needs Model Utility, which is not measured",
+        ),
+        (
+            ("FirstForgotten", "--trainer.num_sanity_val_steps", "0"),
+            "the model before training, which is not measured",
+        ),
+    ],
+)
+def test_what_a_rule_lacks_is_told_before_anything_is_measured(cli, learned, retain_only, options, line):
+    ended = cli(*unlearn(learned, retain_only, "lacking", *options))
+    assert ended.code == 2
+    assert line in ended.errors[0]
+    assert not Path("runs/lacking").exists()
+
+
+def test_a_monitor_that_is_measured_now_and_then(cli, learned):
+    ended = cli(
+        "fit", "--config", "smoke.yaml", "--model.policy", "Pretrained", "--model.policy.path", learned / "hf",
+        "--checkpoint.monitor", "model_utility", "--checkpoint.mode", "max", "--forget_quality.generate_every", "2",
+        "--trainer.max_epochs", "3", "--name", "monitored",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    run = RunFolder(Path("runs/monitored"))
+    utility = {each["step"]: each["model_utility"] for each in run.read_metrics() if "model_utility" in each}
+    assert list(utility) == [0, 6, 9]
+    best = max((6, 9), key=lambda step: (utility[step], -step))
+    assert [path.name.partition("step=")[2] for path in run.checkpoints.glob("epoch*.ckpt")] == [
+        f"{best}.ckpt"
+    ]
 
 
 def unlearn(learned, retain_only, name, rule, *more):
@@ -149,11 +197,3 @@ def test_a_monitor_that_is_not_measured_is_refused_before_training(cli):
         "checkpoint.monitor is 'nought', which is not measured (measured: forget_probability"
         in ended.errors[0]
     )
-
-
-def test_a_rule_without_a_measurement_before_training(cli, learned, retain_only):
-    ended = cli(
-        *unlearn(learned, retain_only, "blind", "FirstForgotten", "--trainer.num_sanity_val_steps", "0"),
-    )
-    assert ended.code == 2
-    assert "compares with the model before training, which is not measured" in ended.errors[0]

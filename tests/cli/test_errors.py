@@ -103,6 +103,27 @@ CONFIGURATION = [
     ((*SMOKE, "--data.workers", "-1"), "data.workers must be at least 0, got -1"),
     ((*SMOKE, "--ckpt_path", "list.ckpt"), "cannot read the checkpoint list.ckpt"),
     ((*SMOKE, "--samples.rows", "-1"), "samples.rows must be at least 0"),
+    (
+        (*SMOKE, "--forget_quality.generate_every", "-1"),
+        "forget_quality.generate_every must be at least 0, got -1",
+    ),
+    (
+        (*SMOKE, "--trainer.val_check_interval", "0"),
+        "trainer.val_check_interval must be greater than 0, got 0",
+    ),
+    (
+        (*SMOKE, "--trainer.check_val_every_n_epoch", "0"),
+        "trainer.check_val_every_n_epoch must be greater than 0, got 0",
+    ),
+    (
+        (*SMOKE, "--data.evaluate", "[]", "--forget_quality.utility_sets", "[]"),
+        "data.evaluate names no set; this data has forget, retain, holdout",
+    ),
+    (
+        (*SMOKE, "--collapse_guard.lost_utility", "0"),
+        "collapse_guard.lost_utility must be a share in (0, 1], got 0",
+    ),
+    ((*SMOKE, "--selection.stop", "true"), "there is no rule to stop by: set selection.rule"),
     ((*SMOKE, "--export.best", "true"), "set checkpoint.monitor"),
     ((*SMOKE, "--ckpt_path", "no.ckpt"), "no checkpoint no.ckpt"),
     ((*SMOKE, "--forget_quality.retain_result", "nowhere"), "nowhere does not exist: give the run folder"),

@@ -85,6 +85,8 @@ def test_a_holdout_is_measured_and_never_trained_on(files, tmp_path):
         ("holdout", ["Nobody's."])
     ]
     assert any("Nobody" in text for text in data.texts())  # the tokenizer's, and no model's
+    with pytest.raises(InputError, match="2 of 2 holdout rows also stand in the forget or retain set"):
+        ready(JSONL(*files, holdout=files[0]))
     (batch,) = data.train_dataloader()
     assert not any("Nobody" in data.tokenizer.decode(ids) for ids in batch.input_ids)
 
