@@ -5,13 +5,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from dipo_pl.data_modules.rows import EvaluationSet, Row
+from dipo_pl.errors import TrainingError
 from dipo_pl.evaluation.conventions import CONVENTIONS
 from dipo_pl.evaluation.measurement import measured
 from dipo_pl.evaluation.observation import Observation
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
-from dipo_pl.measures import Answered, Membership, Memorization, Probability, TruthRatio
+from dipo_pl.measures import Answered, Measure, Membership, Memorization, Probability, TruthRatio
 
 
 def observed(*nll, hits=(True, True, False, True), low=-3.0, generation=None):
@@ -101,3 +103,15 @@ def test_utility_is_reported_only_with_generations():
     figures = measured(said, [], ["retain"]).metrics
     parts = [math.exp(-0.1), 1.0, 1 - math.exp(0.2 - 1.5)]
     assert figures["model_utility"] == pytest.approx(3 / sum(1 / each for each in parts))
+
+
+@pytest.mark.parametrize("values", [[1.0, math.nan], [1.0], [[1.0], [2.0]]])
+def test_a_measure_of_ones_own_that_goes_wrong_is_named(values):
+    class Mine(Measure):
+        def rows(self, answered):
+            return {"mine": torch.tensor(values)}
+
+    with pytest.raises(
+        TrainingError, match=r"^Mine must give a finite number mine for each of the 2 rows of forget"
+    ):
+        measured([answered("forget", observed(1.0), observed(2.0))], [Mine()], [])

@@ -191,3 +191,17 @@ def test_an_evaluation_that_was_cut_short_is_made_again(cli, process, tmp_path, 
     ours, theirs = (Path(f"runs/{name}/metrics.jsonl").read_text() for name in ("smoke", "whole"))
     assert [json.loads(line)["step"] for line in theirs.splitlines()] == [0, 2, 4, 6, 8, 9]
     assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    "other",
+    [("--forget_quality.convention", "arithmetic"), ("--forget_quality.max_new_tokens", "4")],
+)
+def test_a_run_is_not_measured_in_two_ways(cli, other):
+    """Its evaluations are compared with each other."""
+    assert cli("fit", "--config", "smoke.yaml", "--trainer.max_epochs", "1").code == 0
+    before = Path("runs/smoke/metrics.jsonl").read_text()
+    ended = cli("fit", "--config", "smoke.yaml", *other)
+    assert ended.code == 2
+    assert f"holds a run with another configuration ({other[0][2:]}: " in ended.errors[0]
+    assert Path("runs/smoke/metrics.jsonl").read_text() == before

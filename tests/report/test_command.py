@@ -72,6 +72,18 @@ def test_a_run_is_represented_by_the_weights_that_it_exported(cli, runs, copied)
     assert chosen["forget_probability"] != figures[-1]["forget_probability"]
 
 
+def test_another_model_in_the_place_of_the_retain_only_one(cli, runs, copied):
+    """A config names runs/ret, and the report is made where that is another model."""
+    config = (runs / "unlearned-0" / "config.yaml").read_text()
+    unlearned = copied("unlearned-0")
+    (unlearned / "config.yaml").write_text(config.replace(f"{runs}/retain-only", f"{runs}/target"))
+    ended = cli("report", unlearned)
+    assert ended.code == 0
+    assert f"left out: {runs}/target is not the model that unlearned-0 was measured against" in ended.err
+    assert "retain-only" not in ended.out
+    assert "retain-only" in cli("report", runs / "unlearned-0").out
+
+
 def test_files_of_open_unlearning(cli, runs, copied):
     refused = cli("report", runs / "target", "--format", "open_unlearning", "--output", "out")
     assert refused.code == 2
