@@ -51,7 +51,8 @@ class ForgetQuality(Callback):
         utility_sets: the evaluation sets whose probability, ROUGE-L recall and truth ratio enter Model
             Utility; TOFU's nine numbers by default. A model made from scratch knows no real authors.
         convention: `dipo_pl` takes all rows, and truth ratios from means of losses; `tofu` is the same on the
-            first 300 rows of a set (data.evaluation_rows 300); `open_unlearning` adds its 1e-10 to denominators;
+            first 300 rows of a set (data.evaluation_rows 300); `open_unlearning` adds its 1e-10 to denominators, and
+            gives no extraction strength below 1/n;
             `arithmetic` averages probabilities of wrong answers instead of losses. Results of different conventions
             are not compared.
         measures: what is measured beyond probability, truth ratio and ROUGE; null is Memorization, Membership and

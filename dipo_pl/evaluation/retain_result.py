@@ -33,7 +33,8 @@ def read_result(path: str | Path, key: str = KEY) -> EvaluationResult:
         if str(path) in tofu_logs.published_names():
             return tofu_logs.published(str(path))
         raise InputError(
-            f"{key} {path} does not exist: give the run folder of a retain-only model, one of its evaluation files, "
+            f"{key} {path} does not exist: give the run folder{' of a retain-only model' if key == KEY else ''}, one of "
+            "its evaluation files, "
             f"open-unlearning's TOFU_EVAL.json, TOFU's aggregated log, or one of {', '.join(tofu_logs.published_names())}"
         )
     if file.is_dir():
