@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning import Trainer
 from safetensors.torch import load_file
 
-from dipo_pl.callbacks.selection import BestForgetQuality, FirstForgotten
+from dipo_pl.callbacks.selection import BestCheckpoint, BestForgetQuality, FirstForgotten
 from dipo_pl.errors import InputError
 from dipo_pl.run_folder import RunFolder
 
@@ -146,6 +147,13 @@ def test_an_evaluation_without_a_score_is_never_the_best(cli, learned, retain_on
     assert [each["step"] for each in run.read_metrics() if "model_utility" in each] == [0, 9]
     assert run.result_step == run.read_manifest()["exported_step"] == 9
     assert [path.name for path in run.checkpoints.glob("epoch*.ckpt")] == ["epoch=2-step=9.ckpt"]
+
+
+def test_no_checkpoint_is_kept_for_an_evaluation_without_a_score(tmp_path):
+    keeper = BestCheckpoint(tmp_path, monitor="selection", mode="max", save_top_k=1)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    assert not keeper.check_monitor_top_k(trainer, torch.tensor(float("-inf")))
+    assert keeper.check_monitor_top_k(trainer, torch.tensor(-1e6))
 
 
 def test_a_run_that_the_rule_has_ended_is_not_trained_further(cli, learned, retain_only):

@@ -123,6 +123,14 @@ def test_with_all_rows_nothing_is_held_back(cli, runs):
         assert not any(name.startswith("held_back") for name in figures)
 
 
+def test_answers_are_generated_at_the_end_wherever_it_comes(cli, runs):
+    """Three steps an epoch: training ends within its second one, where only the probe knows that it does."""
+    assert cli("relearn", "runs/unlearned", "--share", "1", "--steps", "4", "--name", "short").code == 0
+    trajectory = metrics_of(runs / "unlearned-short")
+    assert [each["step"] for each in trajectory] == [0, 2, 4]
+    assert ["forget_rouge_l_recall" in each for each in trajectory] == [True, False, True]
+
+
 def test_a_probe_of_a_model_that_was_trained_anew_is_refused(cli, runs, manifest):
     command = ("relearn", "runs/unlearned", "--steps", "1", "--name", "stale")
     assert cli(*command).code == 0
