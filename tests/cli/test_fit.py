@@ -263,7 +263,7 @@ def test_a_monitored_metric_keeps_the_best_checkpoint(cli):
         "epoch=0-step=3.ckpt",
     }
     state = torch.load("runs/smoke/checkpoints/last.ckpt", weights_only=True)["callbacks"]
-    (best,) = (each["best_model_path"] for name, each in state.items() if name.startswith("ModelCheckpoint"))
+    (best,) = (each["best_model_path"] for name, each in state.items() if name.startswith("BestCheckpoint"))
     assert best.endswith("epoch=0-step=3.ckpt")
 
 

@@ -89,7 +89,7 @@ class TestRealRows:
         text = f"<s>Question: {row.question}\nAnswer: {row.answer}</s>"
         assert data.tokenizer.decode(batch.input_ids[0][batch.attention_mask[0]]) == text
         facts = next(iter(data.val_dataloader()[0]))
-        assert len(facts.answers.lengths) == 16 * 5  # the answer twice, and three wrong ones
+        assert len(facts.answers.lengths) == 20 * 5  # the answer twice, and three wrong ones
 
 
 class TestFolder:
