@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from dipo_pl.callbacks.selection import BestCheckpoint, BestForgetQuality, FirstForgotten
 from dipo_pl.errors import InputError
+from dipo_pl.evaluation.result import EvaluationResult
 from dipo_pl.run_folder import RunFolder
 
 TARGET = {"step": 0, "model_utility": 0.8, "forget_rouge_l_recall": 1.0}
@@ -172,6 +173,20 @@ def test_a_run_that_the_rule_has_ended_is_not_trained_further(cli, learned, reta
     assert (after["status"], after["steps"]) == ("finished", before["steps"])
     assert after["policy"]["weights_at_end"] == before["policy"]["weights_at_end"]
     assert after["exported_step"] == before["exported_step"]
+
+
+def test_an_evaluation_ahead_of_the_checkpoint_does_not_end_training(cli, learned, retain_only):
+    """Killed after a measurement and before its checkpoint: the run goes on from the one before."""
+    command = (
+        *unlearn(learned, retain_only, "ahead", "FirstForgotten", "--selection.stop", "true"),
+        "--model.optimizer.lr", "1e-6", "--selection.rule.figure", "forget_probability",
+    )  # fmt: skip
+    assert cli(*command, "--trainer.max_epochs", "2").code == 0
+    run = RunFolder(Path("runs/ahead"))
+    run.add_evaluation(EvaluationResult("dipo_pl", {"forget_probability": 0.0}, {}, step=9))
+    ended = cli(*command, "--trainer.max_epochs", "4")
+    assert ended.code == 0, ended.err
+    assert run.read_manifest()["steps"] == 12
 
 
 def test_a_rule_and_a_monitor_are_too_many(cli, learned, retain_only):
