@@ -8,7 +8,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.errors import InputError, TrainingError
-from dipo_pl.run_folder import RunFolder
 
 Figures = Mapping[str, Any]
 
@@ -74,8 +73,7 @@ class CollapseGuard(Callback):
         module: Any = pl_module
         if not training or ForgetQuality.of(trainer).result is None or "pairs" not in module.trains_on:
             return
-        records = RunFolder.of(trainer).read_metrics() if trainer.is_global_zero else []
-        records = trainer.strategy.broadcast(records)
+        records = ForgetQuality.trajectory(trainer)
         done = trainer.global_step / max(trainer.estimated_stepping_batches, 1)
         for sign, line in self.signs(records, done).items():
             if sign in self._said:

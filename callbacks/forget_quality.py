@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from dipo_pl.batch import EvaluationBatch
 from dipo_pl.data_modules.rows import EvaluationSet
 from dipo_pl.errors import InputError, TrainingError
-from dipo_pl.evaluation.conventions import CONVENTIONS, ConventionName
+from dipo_pl.evaluation.conventions import CONVENTIONS, UTILITY_SETS, ConventionName
 from dipo_pl.evaluation.measurement import measured
 from dipo_pl.evaluation.observation import Observation
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
@@ -76,9 +76,7 @@ class ForgetQuality(Callback):
         if generate_every < 0:
             raise InputError(f"forget_quality.generate_every must be at least 0, got {generate_every}")
         self.retain_result = retain_result
-        self.utility_sets = (
-            ["retain", "real_authors", "world_facts"] if utility_sets is None else utility_sets
-        )
+        self.utility_sets = list(UTILITY_SETS) if utility_sets is None else utility_sets
         self.convention = CONVENTIONS[convention]
         self.measures = [Memorization(), Membership(), Fluency()] if measures is None else measures
         self.generate_every = generate_every
@@ -94,6 +92,17 @@ class ForgetQuality(Callback):
         """The one of a trainer."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         return next(each for each in callbacks if isinstance(each, cls))
+
+    @staticmethod
+    def trajectory(trainer: Trainer) -> list[dict[str, Any]]:
+        """The figures of all evaluations up to this step, as the first process finds them in metrics.jsonl.
+
+        Later ones have been left by a run cut short, and are about to give way.
+        """
+        records = RunFolder.of(trainer).read_metrics() if trainer.is_global_zero else []
+        past = [each for each in records if each["step"] <= trainer.global_step]
+        found: list[dict[str, Any]] = trainer.strategy.broadcast(past)
+        return found
 
     def state_dict(self) -> dict[str, int]:
         return {"evaluations": self._evaluations}

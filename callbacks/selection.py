@@ -181,13 +181,11 @@ class Selection(Callback):
             trainer.should_stop = True
 
     def _scores(self, trainer: Trainer) -> list[float | None]:
-        """Of all evaluations so far, the one before training included; none that a run cut short has left ahead."""
+        """Of all evaluations so far, the one before training included."""
         retain = ForgetQuality.of(trainer).retain
-        records = RunFolder.of(trainer).read_metrics() if trainer.is_global_zero else []
-        records = trainer.strategy.broadcast(records)
         figures = None if retain is None else retain.metrics
-        past = [each for each in records if each["step"] <= trainer.global_step]
-        return [self.rule.score(each, past[0], figures) for each in past] if self.rule else []
+        records = ForgetQuality.trajectory(trainer)
+        return [self.rule.score(each, records[0], figures) for each in records] if self.rule else []
 
     def _ends(self, scores: Sequence[float | None]) -> bool:
         trained = [score for score in scores[1:] if score is not None]

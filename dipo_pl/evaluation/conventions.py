@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+# What Model Utility is made of on TOFU.
+UTILITY_SETS = ("retain", "real_authors", "world_facts")
+
 ConventionName = Literal["dipo_pl", "tofu", "open_unlearning", "arithmetic"]
 
 

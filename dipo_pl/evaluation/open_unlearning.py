@@ -21,13 +21,12 @@ from typing import Any
 
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation.by_index import finite, in_order, same_rows
-from dipo_pl.evaluation.conventions import CONVENTIONS
+from dipo_pl.evaluation.conventions import CONVENTIONS, UTILITY_SETS
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
 from dipo_pl.metrics.functional import log_truth_ratio, option_probability
 from dipo_pl.run_folder import write_text
 
 PREFIXES = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
-UTILITY_SETS = ["retain", "real_authors", "world_facts"]
 ATTACKS = {
     "loss": "mia_loss",
     "zlib": "mia_zlib",
@@ -113,7 +112,7 @@ def parse(given: Mapping[str, Any], source: str) -> EvaluationResult:
     flat = {
         f"{name}_{figure}": value for name, each in sets.items() for figure, value in each.metrics.items()
     }
-    utility_sets = UTILITY_SETS if "model_utility" in figures else []
+    utility_sets = UTILITY_SETS if "model_utility" in figures else ()
     return EvaluationResult(_CONVENTION.name, flat | figures, sets, utility_sets=list(utility_sets))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation.by_index import finite, in_order, same_rows
-from dipo_pl.evaluation.conventions import CONVENTIONS
+from dipo_pl.evaluation.conventions import CONVENTIONS, UTILITY_SETS
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
 from dipo_pl.metrics.functional import (
     answer_probability,
@@ -26,7 +26,6 @@ LOGS = {
     "world_facts": "eval_real_world_wo_options.json",
 }
 OPTION_SETS = ("real_authors", "world_facts")
-UTILITY_SETS = ["retain", "real_authors", "world_facts"]
 
 _ORIGINAL, _CORRECT, _WRONG, _ROUGE = COLUMNS = (
     "avg_gt_loss",
@@ -65,7 +64,7 @@ def parse(given: Mapping[str, Any], source: str) -> EvaluationResult:
         if key in given
     }
     values = {f"{name}_{key}": each for name, found in sets.items() for key, each in found.metrics.items()}
-    utility_sets = UTILITY_SETS if sets.keys() >= set(UTILITY_SETS) else []
+    utility_sets = UTILITY_SETS if sets.keys() >= set(UTILITY_SETS) else ()
     if utility_sets:
         parts = [value for name in utility_sets for value in sets[name].metrics.values()]
         values["model_utility"] = model_utility(parts)

@@ -97,7 +97,7 @@ _OF_SETS = [
     ("refusals", "Refusals", "share of generations that refuse", Better.NEITHER, Better.NEITHER, ()),
 ]  # fmt: skip
 
-_MEMBERSHIP = {
+MEMBERSHIP_SCORES = {
     "loss": "Loss",
     "zlib": "Zlib",
     "min_k": "Min-K%",
@@ -105,7 +105,6 @@ _MEMBERSHIP = {
     "reference": "Reference",
     "gradient_norm": "Gradient norm",
 }
-MEMBERSHIP_SCORES = _MEMBERSHIP
 MEMBERSHIP_DIRECTION = "1: fully recognised as seen; 0.5: not to be told from unseen; below: over-forgotten"
 
 
@@ -156,7 +155,7 @@ def _columns() -> Iterable[Column]:
                 f"of a probe, {of_whom}: {meaning}",
                 Better.NEITHER,
             )
-    for name, title in _MEMBERSHIP.items():
+    for name, title in MEMBERSHIP_SCORES.items():
         yield Column(
             f"membership_{name}_auc",
             f"AUC {title}",
