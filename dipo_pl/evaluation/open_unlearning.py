@@ -1,11 +1,13 @@
-"""open-unlearning's TOFU_EVAL.json and TOFU_SUMMARY.json, read and written.
+"""open-unlearning's TOFU_EVAL.json and TOFU_SUMMARY.json, MUSE_EVAL.json and MUSE_SUMMARY.json, read and written.
 
 Known from its source (https://github.com/locuslab/open-unlearning, `src/evals/base.py`, `src/evals/metrics/*.py`,
 `configs/eval/tofu_metrics/*.yaml`): TOFU_EVAL.json is {metric: {"agg_value": number, "value_by_index": {"0": {...}}}},
 sorted by name, indented by 4; rows are numbered from 0 in the order of the set and hold `prob` and `avg_loss` (lists
 for several answers), `rougeL_recall` and `generation`, or `score`; an attack mia_* holds such an object under `forget`
 and `holdout`, and its AUC as `auc` and `agg_value`, 1.0 for a forget set fully recognised. TOFU_SUMMARY.json is
-{metric: agg_value}.
+{metric: agg_value}. In MUSE_EVAL.json VerbMem and KnowMem are metrics of ROUGE whose agg_value is the mean of
+`rougeL_f1`, and exact memorization and extraction strength are of the passages that VerbMem has continued, not of the
+forget set (`configs/eval/muse_metrics/*.yaml`).
 
 Guessed, or seen in files of derived projects only: rows that are null as a whole, several answers as a list of objects,
 truth ratios under both spellings (forget_truth_ratio, retain_Truth_Ratio), an agg_value that is no number.
@@ -36,6 +38,12 @@ ATTACKS = {
     "gradient_norm": "mia_gradnorm",
 }
 MEMORIZATION = ("exact_memorization", "extraction_strength")
+# MUSE's sets with generations: the figure of each, here and there.
+MUSE_SETS = {
+    "verbatim": ("forget_verbatim", "forget_verbmem_ROUGE"),
+    "forget_questions": ("forget_knowledge", "forget_knowmem_ROUGE"),
+    "retain_questions": ("retain_knowledge", "retain_knowmem_ROUGE"),
+}
 
 _CONVENTION = CONVENTIONS["open_unlearning"]
 _WITH_PARAPHRASE = ("forget", "retain")
@@ -51,19 +59,20 @@ _SET_FIGURES = {
     ("retain", "truth_ratio"): "retain_Truth_Ratio",
     ("real_authors", "truth_ratio"): "ra_Truth_Ratio",
     ("world_facts", "truth_ratio"): "wf_Truth_Ratio",
-    **{("forget", name): name for name in MEMORIZATION},
 }
 _FIGURES = {
     "forget_quality": "forget_quality",
     "model_utility": "model_utility",
     **{f"membership_{name}_auc": key for name, key in ATTACKS.items()},
     "priv_leak": "privleak",
+    **dict(MUSE_SETS.values()),
 }
 _NAMES = {
     key.lower(): key
     for key in (
         *_SET_FIGURES.values(),
         *_FIGURES.values(),
+        *MEMORIZATION,
         *(f"{prefix}_Q_A_Prob" for prefix in PREFIXES.values()),
         *(f"{prefix}_Q_A_PERT_Prob" for prefix in PREFIXES.values()),
         *(f"{name}_Q_A_PARA_Prob" for name in _WITH_PARAPHRASE),
@@ -78,7 +87,7 @@ def is_open_unlearning(given: Mapping[str, Any]) -> bool:
 
 
 def parse(given: Mapping[str, Any], source: str) -> EvaluationResult:
-    """The result in a TOFU_EVAL.json, or the figures in a TOFU_SUMMARY.json, whose sets have no rows.
+    """The result in a TOFU_EVAL.json or MUSE_EVAL.json, or the figures in a summary, whose sets have no rows.
 
     Figures are those of the file. Truth ratios and probabilities among options are made from the rows' losses where
     it has them: open-unlearning's own go wrong where it skips a row, and are 0 where they are too small. What it
@@ -100,13 +109,14 @@ def parse(given: Mapping[str, Any], source: str) -> EvaluationResult:
     if figures.get("forget_quality"):
         figures["forget_quality_log10_p"] = math.log10(figures["forget_quality"])
     sets = {}
-    for name in (*PREFIXES, "holdout"):
+    muse = _is_muse(figures)
+    for name in (*PREFIXES, "holdout", *MUSE_SETS):
         found = {
             figure: value
-            for (of, figure), key in _SET_FIGURES.items()
+            for (of, figure), key in _set_figures(muse).items()
             if of == name and (value := _figure(logs, key, source)) is not None
         }
-        rows = _rows(logs, name, source)
+        rows = _rows(logs, name, source, name == _memorized(muse))
         if found or rows:
             sets[name] = SetResult(found, rows)
     flat = {
@@ -117,7 +127,9 @@ def parse(given: Mapping[str, Any], source: str) -> EvaluationResult:
 
 
 def evaluation(result: EvaluationResult) -> dict[str, Any]:
-    """The result as the object in TOFU_EVAL.json; what was not measured is left out.
+    """The result as the object in TOFU_EVAL.json, or MUSE_EVAL.json where it has figures of MUSE.
+
+    What was not measured is left out.
 
     Raises:
         InputError: the result follows another convention than `open_unlearning`.
@@ -128,17 +140,18 @@ def evaluation(result: EvaluationResult) -> dict[str, Any]:
             f"with forget_quality.convention {_CONVENTION.name} to write its files"
         )
     logs: dict[str, Any] = {}
-    for name, prefix in PREFIXES.items():
+    muse = _is_muse(result.metrics)
+    for name in MUSE_SETS if muse else PREFIXES:
         if name in result.sets:
-            logs |= _set_logs(name, prefix, result.sets[name].rows)
-    for (name, figure), key in _SET_FIGURES.items():
+            logs |= _set_logs(name, result.sets[name].rows, name == _memorized(muse))
+    for (name, figure), key in _set_figures(muse).items():
         if name in result.sets and figure in result.sets[name].metrics:
             logs[key] = {"agg_value": result.sets[name].metrics[figure]} | _without_figure(logs.get(key, {}))
         else:
             logs.pop(key, None)
     for figure, key in _FIGURES.items():
         if figure in result.metrics:
-            logs[key] = {"agg_value": result.metrics[figure]}
+            logs[key] = {"agg_value": result.metrics[figure]} | _without_figure(logs.get(key, {}))
     for attack, key in ATTACKS.items():
         scores = {
             name: {
@@ -155,7 +168,7 @@ def evaluation(result: EvaluationResult) -> dict[str, Any]:
 
 
 def summary(result: EvaluationResult) -> dict[str, float]:
-    """The result as the object in TOFU_SUMMARY.json.
+    """The result as the object in TOFU_SUMMARY.json or MUSE_SUMMARY.json.
 
     Raises:
         InputError: as `evaluation`.
@@ -169,10 +182,24 @@ def write(result: EvaluationResult, folder: Path) -> list[Path]:
     Raises:
         InputError: as `evaluation`.
     """
-    contents = {"TOFU_EVAL": evaluation(result), "TOFU_SUMMARY": summary(result)}
+    benchmark = "MUSE" if _is_muse(result.metrics) else "TOFU"
+    contents = {f"{benchmark}_EVAL": evaluation(result), f"{benchmark}_SUMMARY": summary(result)}
     for name, content in contents.items():
         write_text(folder / f"{name}.json", json.dumps(content, indent=4))
     return [folder / f"{name}.json" for name in contents]
+
+
+def _is_muse(figures: Mapping[str, float]) -> bool:
+    return any(figure in figures for figure, _ in MUSE_SETS.values())
+
+
+def _memorized(muse: bool) -> str:
+    """The set that exact memorization and extraction strength are of."""
+    return "verbatim" if muse else "forget"
+
+
+def _set_figures(muse: bool) -> dict[tuple[str, str], str]:
+    return ({} if muse else _SET_FIGURES) | {(_memorized(muse), name): name for name in MEMORIZATION}
 
 
 def _figure(logs: Mapping[str, Any], key: str, source: str) -> float | None:
@@ -183,7 +210,7 @@ def _figure(logs: Mapping[str, Any], key: str, source: str) -> float | None:
     return finite(value, f"{source}, {key}") if isinstance(value, int | float) else None
 
 
-def _rows(logs: Mapping[str, Any], name: str, source: str) -> list[dict[str, Any]]:
+def _rows(logs: Mapping[str, Any], name: str, source: str, memorized: bool) -> list[dict[str, Any]]:
     columns: dict[str, list[Any]] = {}
     by_key: dict[str, list[Any]] = {}
 
@@ -199,6 +226,13 @@ def _rows(logs: Mapping[str, Any], name: str, source: str) -> list[dict[str, Any
         scores = logs.get(key)
         if name in ("forget", "holdout") and isinstance(scores, Mapping):
             add(attack, scores.get(name), f"{key}, {name}", _field("score"))
+    if memorized:
+        for key in MEMORIZATION:
+            add(key, logs.get(key), key, _field("score"))
+    if name in MUSE_SETS:
+        _, rouge = MUSE_SETS[name]
+        add("rouge_l_f1", logs.get(rouge), rouge, _field("rougeL_f1"))
+        add("generation", logs.get(rouge), rouge, lambda entry, where: entry.get("generation"))
     if name in PREFIXES:
         prefix = PREFIXES[name]
         original, wrong = f"{prefix}_Q_A_Prob", f"{prefix}_Q_A_PERT_Prob"
@@ -211,9 +245,6 @@ def _rows(logs: Mapping[str, Any], name: str, source: str) -> list[dict[str, Any
         rouge = f"{prefix}_Q_A_ROUGE"
         add("rouge_l_recall", logs.get(rouge), rouge, _field("rougeL_recall"))
         add("generation", logs.get(rouge), rouge, lambda entry, where: entry.get("generation"))
-        if name == "forget":
-            for key in MEMORIZATION:
-                add(key, logs.get(key), key, _field("score"))
         skipped = any(None in columns.get(each, []) for each in ("correct", "wrong"))
         for column, key, field, made in (
             ("log_truth_ratio", _SET_FIGURES[name, "truth_ratio"], "score", ("correct", "wrong")),
@@ -284,37 +315,9 @@ def _losses(entry: Any, where: str) -> list[float] | None:
     return [finite(each, where) for each in (values if isinstance(values, list) else [values])]
 
 
-def _set_logs(name: str, prefix: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    def losses(place: int) -> Callable[[dict[str, Any]], Any]:
-        return lambda row: _probability(row["nll"][place]) if len(row.get("nll", [])) > place else None
-
-    def wrong(row: dict[str, Any]) -> Any:
-        values = row.get("nll", [])[2:]
-        return {"prob": [math.exp(-each) for each in values], "avg_loss": values} if values else None
-
-    def rouge(row: dict[str, Any]) -> Any:
-        return (
-            {key: row[name] for key, name in texts.items() if name in row}
-            if "rouge_l_recall" in row
-            else None
-        )
-
-    texts = {"rougeL_recall": "rouge_l_recall", "generation": "generation"}
-    made = {
-        f"{prefix}_Q_A_Prob": losses(0),
-        f"{prefix}_Q_A_PERT_Prob": wrong,
-        f"{prefix}_Q_A_ROUGE": rouge,
-        _SET_FIGURES[name, "truth_ratio"]: lambda row: (
-            {"score": math.exp(row["log_truth_ratio"])} if "log_truth_ratio" in row else None
-        ),
-    }
-    if name in _WITH_PARAPHRASE:
-        made[f"{prefix}_Q_A_PARA_Prob"] = losses(1)
-    else:
-        made[f"{prefix}_Q_A_Prob_normalised"] = lambda row: (
-            {"prob": row["probability"]} if "probability" in row else None
-        )
-    if name == "forget":
+def _set_logs(name: str, rows: list[dict[str, Any]], memorized: bool) -> dict[str, Any]:
+    made = _muse_columns(name) if name in MUSE_SETS else _tofu_columns(name)
+    if memorized:
         made |= {key: partial(_score, name=key) for key in MEMORIZATION}
     logs = {}
     for key, make in made.items():
@@ -326,12 +329,50 @@ def _set_logs(name: str, prefix: str, rows: list[dict[str, Any]]) -> dict[str, A
     return logs
 
 
+def _muse_columns(name: str) -> dict[str, Callable[[dict[str, Any]], Any]]:
+    _, key = MUSE_SETS[name]
+    return {key: partial(_rouge, of="rougeL_f1", score="rouge_l_f1")}
+
+
+def _tofu_columns(name: str) -> dict[str, Callable[[dict[str, Any]], Any]]:
+    prefix = PREFIXES[name]
+
+    def losses(place: int) -> Callable[[dict[str, Any]], Any]:
+        return lambda row: _probability(row["nll"][place]) if len(row.get("nll", [])) > place else None
+
+    def wrong(row: dict[str, Any]) -> Any:
+        values = row.get("nll", [])[2:]
+        return {"prob": [math.exp(-each) for each in values], "avg_loss": values} if values else None
+
+    made: dict[str, Callable[[dict[str, Any]], Any]] = {
+        f"{prefix}_Q_A_Prob": losses(0),
+        f"{prefix}_Q_A_PERT_Prob": wrong,
+        f"{prefix}_Q_A_ROUGE": partial(_rouge, of="rougeL_recall", score="rouge_l_recall"),
+        _SET_FIGURES[name, "truth_ratio"]: lambda row: (
+            {"score": math.exp(row["log_truth_ratio"])} if "log_truth_ratio" in row else None
+        ),
+    }
+    if name in _WITH_PARAPHRASE:
+        made[f"{prefix}_Q_A_PARA_Prob"] = losses(1)
+    else:
+        made[f"{prefix}_Q_A_Prob_normalised"] = lambda row: (
+            {"prob": row["probability"]} if "probability" in row else None
+        )
+    return made
+
+
 def _without_figure(log: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in log.items() if key != "agg_value"}
 
 
 def _probability(nll: float) -> dict[str, float]:
     return {"prob": math.exp(-nll), "avg_loss": nll}
+
+
+def _rouge(row: Mapping[str, Any], of: str, score: str) -> dict[str, Any] | None:
+    if score not in row:
+        return None
+    return {of: row[score]} | ({"generation": row["generation"]} if "generation" in row else {})
 
 
 def _score(row: Mapping[str, Any], name: str) -> dict[str, float | None]:

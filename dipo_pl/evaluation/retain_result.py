@@ -9,7 +9,8 @@ from dipo_pl.data_modules.rows import Row
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation import open_unlearning, tofu_logs
 from dipo_pl.evaluation.by_index import finite
-from dipo_pl.evaluation.result import EvaluationResult
+from dipo_pl.evaluation.published_results import published, published_names
+from dipo_pl.evaluation.result import EvaluationResult, SetResult
 from dipo_pl.fingerprint import rows_fingerprint
 from dipo_pl.run_folder import RunFolder
 
@@ -22,20 +23,21 @@ def read_result(path: str | Path, key: str = KEY) -> EvaluationResult:
 
     Args:
         path: the folder of a finished run (the evaluation of its exported weights, else its last), one of its
-            evaluation files, open-unlearning's TOFU_EVAL.json, TOFU's aggregated log, whole or reduced, or the name of
-            a published result.
+            evaluation files, open-unlearning's TOFU_EVAL.json or MUSE_EVAL.json, TOFU's aggregated log, whole or
+            reduced, or the name of a published result.
         key: of the configuration, to name in an error.
     Raises:
         InputError: there is no such thing, it is unfinished or empty, or it is something else.
     """
     file = Path(path)
     if not file.exists():
-        if str(path) in tofu_logs.published_names():
-            return tofu_logs.published(str(path))
+        if str(path) in published_names():
+            return published(str(path))
         raise InputError(
             f"{key} {path} does not exist: give the run folder{' of a retain-only model' if key == KEY else ''}, one of "
             "its evaluation files, "
-            f"open-unlearning's TOFU_EVAL.json, TOFU's aggregated log, or one of {', '.join(tofu_logs.published_names())}"
+            "open-unlearning's TOFU_EVAL.json or MUSE_EVAL.json, TOFU's aggregated log, or one of "
+            f"{', '.join(published_names())}"
         )
     if file.is_dir():
         file = _evaluation_of(RunFolder(file), key)
@@ -61,7 +63,7 @@ def read_result(path: str | Path, key: str = KEY) -> EvaluationResult:
         return open_unlearning.parse(given, source)
     raise InputError(
         f"{source} is not an evaluation: give one of a run's evaluation files, open-unlearning's TOFU_EVAL.json or "
-        "TOFU's aggregated log"
+        "MUSE_EVAL.json, or TOFU's aggregated log"
     )
 
 
@@ -75,21 +77,42 @@ def check_comparable(
 ) -> None:
     """That a retain-only model's result is of the rows that are measured here, and in the same way.
 
+    Truth ratios are asked for where the rows here have wrong answers to make them of. A result that has figures and no
+    rows will do where there are none, if it is of the same corpus.
+
     Args:
         path: where the result is from.
         convention: that figures follow here.
         forget: the forget rows that are measured here.
-        settings: that change figures here.
+        settings: that change figures here, and the `corpus` where it is a named one.
         key: of the configuration, to name in an error.
     Raises:
-        InputError: the convention, a setting, the number of forget rows or their fingerprint differs, or truth ratios
-            are missing.
+        InputError: the convention, a setting, the number of forget rows or their fingerprint differs, truth ratios
+            are missing, or rows are and the corpus is not known to be the same.
     """
     source = f"{key} {path}"
-    _check_rows(result, source, convention, forget)
-    if difference := result.other_settings(settings):
+    if result.convention != convention:
         raise InputError(
-            f"{source} was measured with another setting ({difference}): measure that model again"
+            f"{source} follows the convention {result.convention} and this run {convention}, whose numbers mean other "
+            f"things: set forget_quality.convention to {result.convention}, or give a result of {convention}"
+        )
+    found = result.sets.get(_FORGET)
+    has_truth_ratios = any(row.wrong_answers for row in forget)
+    if found is not None and found.rows:
+        _check_rows(found, source, forget)
+        if has_truth_ratios:
+            _check_truth_ratios(found, source)
+    elif has_truth_ratios:
+        raise InputError(f"{source} has no forget rows: give a result with every row's truth ratio")
+    elif "corpus" not in result.settings.keys() & settings.keys():
+        raise InputError(
+            f"{source} has no forget rows, and that it is of the corpus here ({settings.get('corpus', 'unnamed')}, there "
+            f"{result.settings.get('corpus', 'unnamed')}) is not known: give a retain-only model's run folder"
+        )
+    if difference := result.other_settings({**settings, "forget_rows": len(forget)}):
+        raise InputError(
+            f"{source} was measured with another setting ({difference}): give a result of the same, or measure that "
+            "model again"
         )
 
 
@@ -108,26 +131,21 @@ def _evaluation_of(run: RunFolder, key: str) -> Path:
     return run.evaluation_file(step)
 
 
-def _check_rows(result: EvaluationResult, source: str, convention: str, forget: Sequence[Row]) -> None:
+def _check_rows(found: SetResult, source: str, forget: Sequence[Row]) -> None:
     count, fingerprint = len(forget), rows_fingerprint(forget)
-    if result.convention != convention:
-        raise InputError(
-            f"{source} follows the convention {result.convention} and this run {convention}, whose numbers mean other "
-            f"things: set forget_quality.convention to {result.convention}, or give a result of {convention}"
-        )
-    found = result.sets.get(_FORGET)
-    if found is None or not found.rows:
-        raise InputError(f"{source} has no forget rows: give a result with every row's truth ratio")
     if len(found.rows) != count:
         raise InputError(
-            f"{source} has {len(found.rows)} forget rows and this run measures {count}: p-values of different counts "
-            "say different things; measure the same rows"
+            f"{source} has {len(found.rows)} forget rows and this run measures {count}: figures of different rows say "
+            "different things; measure the same ones"
         )
     if found.fingerprint not in (None, fingerprint):
         raise InputError(
             f"{source} was measured on other forget rows (fingerprint {str(found.fingerprint)[:12]}, here "
             f"{fingerprint[:12]}): give the result for this forget set"
         )
+
+
+def _check_truth_ratios(found: SetResult, source: str) -> None:
     for number, row in enumerate(found.rows):
         if "log_truth_ratio" not in row:
             raise InputError(

@@ -1,8 +1,6 @@
-"""TOFU's aggregated evaluation logs, and the reduced ones of published models that come with the package."""
+"""TOFU's aggregated evaluation logs, whole or reduced to what is read of them."""
 
-import json
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any
 
 from dipo_pl.errors import InputError
@@ -69,28 +67,6 @@ def parse(given: Mapping[str, Any], source: str) -> EvaluationResult:
         parts = [value for name in utility_sets for value in sets[name].metrics.values()]
         values["model_utility"] = model_utility(parts)
     return EvaluationResult(_CONVENTION.name, values, sets, utility_sets=list(utility_sets))
-
-
-def published_names() -> list[str]:
-    """The results that come with the package."""
-    return sorted(
-        each.name.removesuffix(".json") for each in _folder().iterdir() if each.name.endswith(".json")
-    )
-
-
-def published(name: str) -> EvaluationResult:
-    """A result that comes with the package, such as `llama2-7b_retain90`.
-
-    Raises:
-        InputError: there is none of that name.
-    """
-    if name not in published_names():
-        raise InputError(f"no published result {name!r}: use {', '.join(published_names())}")
-    return parse(json.loads((_folder() / f"{name}.json").read_text(encoding="utf-8")), name)
-
-
-def _folder() -> Any:
-    return resources.files("dipo_pl.evaluation") / "published"
 
 
 def _set_result(name: str, log: Any, where: str, fingerprint: str | None) -> SetResult:

@@ -33,9 +33,10 @@ class TruthRatio(Measure):
         return {"truth_ratio": float(aggregate(values["log_truth_ratio"].exp()).mean())}
 
     def across(self, sets: Mapping[str, SetResult], retain: EvaluationResult | None) -> dict[str, float]:
-        if retain is None or "truth_ratio" not in sets[FORGET].metrics:
-            return {}
-        unlearned, retain_only = (
-            each.values("log_truth_ratio") for each in (sets[FORGET], retain.sets[FORGET])
-        )
-        return forget_quality(unlearned, retain_only).figures()
+        both = [sets.get(FORGET), None if retain is None else retain.sets.get(FORGET)]
+        ratios = [
+            found.values("log_truth_ratio")
+            for found in both
+            if found is not None and found.rows and all("log_truth_ratio" in row for row in found.rows)
+        ]
+        return forget_quality(*ratios).figures() if len(ratios) == 2 else {}

@@ -6,6 +6,7 @@ from dipo_pl.metrics.functional import (
     answer_probability,
     arithmetic_truth_ratio,
     auroc,
+    before_next_question,
     distinct_ngrams,
     exact_memorization,
     extraction_strength,
@@ -19,6 +20,7 @@ from dipo_pl.metrics.functional import (
     priv_leak,
     refusals,
     repetition,
+    rouge_l_f1,
     rouge_l_recall,
     truth_ratio,
     truth_ratio_closeness,
@@ -30,7 +32,7 @@ from dipo_pl.metrics.membership import MembershipAUC
 from dipo_pl.metrics.memorization import ExactMemorization, ExtractionStrength
 from dipo_pl.metrics.per_row import PerRow
 from dipo_pl.metrics.probability import AnswerProbability, OptionProbability
-from dipo_pl.metrics.rouge import RougeLRecall
+from dipo_pl.metrics.rouge import RougeLF1, RougeLRecall
 from dipo_pl.metrics.truthfulness import TruthRatio
 from dipo_pl.metrics.utility import ModelUtility
 
@@ -44,11 +46,13 @@ __all__ = [
     "ModelUtility",
     "OptionProbability",
     "PerRow",
+    "RougeLF1",
     "RougeLRecall",
     "TruthRatio",
     "answer_probability",
     "arithmetic_truth_ratio",
     "auroc",
+    "before_next_question",
     "distinct_ngrams",
     "exact_memorization",
     "extraction_strength",
@@ -62,6 +66,7 @@ __all__ = [
     "priv_leak",
     "refusals",
     "repetition",
+    "rouge_l_f1",
     "rouge_l_recall",
     "truth_ratio",
     "truth_ratio_closeness",

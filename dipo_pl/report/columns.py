@@ -1,6 +1,7 @@
 """The figures that reports show: what each is called, what it means, and which of two is better."""
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -67,7 +68,17 @@ SET_NAMES = {
     "real_authors": "real authors",
     "world_facts": "world facts",
     "holdout": "what no model has seen",
+    "verbatim": "passages of what is to be forgotten",
+    "forget_questions": "questions about what is to be forgotten",
+    "retain_questions": "questions about what is to be kept",
 }
+
+# On these a model should come near one that never saw the forget set.
+_FORGOTTEN = ("forget", "verbatim", "forget_questions")
+
+# A set, or a figure, of one of several requests.
+_REQUEST = re.compile(r"request_(\d+)_")
+_KNOWLEDGE = "answers to questions (KnowMem, ROUGE-L F1)"
 
 # (name, title, meaning, better on the forget set, better on sets that are kept, headline on these sets)
 _OF_SETS = [
@@ -138,11 +149,26 @@ def _columns() -> Iterable[Column]:
         Better.HIGHER,
         headline=True,
     )
+    yield Column(
+        "forget_verbatim",
+        "VerbMem",
+        f"{SET_NAMES['forget']}: passages that the model continues, against how they go on (ROUGE-L F1)",
+        Better.NEAR_RETAIN_ONLY,
+        headline=True,
+    )
+    for name, better in (("forget", Better.NEAR_RETAIN_ONLY), ("retain", Better.HIGHER)):
+        yield Column(
+            f"{name}_knowledge", f"KnowMem({name})", f"{SET_NAMES[name]}: {_KNOWLEDGE}", better, headline=True
+        )
     for name, of_whom in SET_NAMES.items():
         for part, title, meaning, on_forget, on_kept, headline in _OF_SETS:
-            better = {"forget": on_forget, "holdout": Better.NEITHER}.get(name, on_kept)
+            better = on_forget if name in _FORGOTTEN else on_kept
             yield Column(
-                f"{name}_{part}", f"{title}({name})", f"{of_whom}: {meaning}", better, name in headline
+                f"{name}_{part}",
+                f"{title}({name})",
+                f"{of_whom}: {meaning}",
+                Better.NEITHER if name == "holdout" else better,
+                name in headline,
             )
     for part, of_whom in (
         ("relearned", "forget rows that were relearned"),
@@ -173,13 +199,30 @@ def _columns() -> Iterable[Column]:
     )
 
 
+def _of_request(place: int) -> Iterable[Column]:
+    name, of_whom = f"request_{place}", f"what was to be forgotten by request {place}"
+    for questions in ("", "_questions"):
+        for part, title, meaning, on_forget, *_ in _OF_SETS:
+            yield Column(
+                f"{name}{questions}_{part}",
+                f"{title}(request {place}{questions.replace('_', ' ')})",
+                f"{questions[1:] + ' about ' if questions else ''}{of_whom}: {meaning}",
+                on_forget,
+            )
+    yield Column(
+        f"{name}_knowledge", f"KnowMem(request {place})", f"{of_whom}: {_KNOWLEDGE}", Better.NEAR_RETAIN_ONLY
+    )
+
+
 COLUMNS: dict[str, Column] = {each.key: each for each in _columns()}
 
 
 def columns_of(figures: Iterable[str]) -> list[Column]:
     """The columns for these figures, in the order of reports; figures that are not known come last."""
     found = set(figures)
-    unknown = sorted(found - COLUMNS.keys())
-    return [each for key, each in COLUMNS.items() if key in found] + [
+    requests = {int(match[1]) for key in found if (match := _REQUEST.match(key))}
+    known = COLUMNS | {each.key: each for place in sorted(requests) for each in _of_request(place)}
+    unknown = sorted(found - known.keys())
+    return [each for key, each in known.items() if key in found] + [
         Column(key, key, "a figure that reports do not know", Better.NEITHER) for key in unknown
     ]

@@ -11,7 +11,7 @@ from scipy.stats import ks_2samp
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dipo_pl.data_modules.fictitious_authors import fictitious_rows
-from dipo_pl.evaluation.tofu_logs import published
+from dipo_pl.evaluation.published_results import published
 from dipo_pl.generation import generate
 from dipo_pl.metrics.functional import repetition, word_entropy
 

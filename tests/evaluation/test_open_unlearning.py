@@ -9,8 +9,8 @@ import pytest
 
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation.open_unlearning import evaluation, is_open_unlearning, parse, summary, write
+from dipo_pl.evaluation.published_results import published
 from dipo_pl.evaluation.retain_result import read_result
-from dipo_pl.evaluation.tofu_logs import published
 
 ORIGINAL, CORRECT, WRONG = [1.0, 0.5], [1.5, 20.0], [[2.0, 4.0], [1.0, 2.0]]
 EPSILON = 1e-10
@@ -326,6 +326,74 @@ def test_absent_figures_are_left_out():
     del result.sets["retain"].metrics["truth_ratio"]
     assert "retain_Truth_Ratio" not in evaluation(result)
     assert summary(replace(result, sets={}, metrics={"model_utility": 0.5})) == {"model_utility": 0.5}
+
+
+def rouge(f1s, generations):
+    """As open-unlearning writes a metric of ROUGE whose rouge_type is rougeL_f1."""
+    return {
+        "agg_value": sum(f1s) / len(f1s),
+        "value_by_index": {
+            str(row): {
+                "rouge1_recall": 0.9, "rougeL_f1": f1, "rougeL_recall": 0.7,
+                "input": "...", "ground_truth": "A.", "generation": said,
+            }
+            for row, (f1, said) in enumerate(zip(f1s, generations, strict=True))
+        },
+    }  # fmt: skip
+
+
+MUSE = {
+    "forget_verbmem_ROUGE": rouge([0.25, 0.5, 0.75], ["it went", "on", "so"]),
+    "forget_knowmem_ROUGE": rouge([0.0, 0.5], ["Rome", "Oslo"]),
+    "retain_knowmem_ROUGE": rouge([1.0], ["Paris"]),
+    "exact_memorization": {"agg_value": 0.6, "value_by_index": by_index([0.5, 0.6, 0.7])},
+    "extraction_strength": {"agg_value": 0.2, "value_by_index": by_index([0.1, 0.2, 0.3])},
+    "mia_min_k": attack([1.0, 4.0], [3.0, 5.0, 2.0], 5 / 6),
+    "privleak": {"agg_value": -66.0},
+}
+MUSE_FIGURES = {
+    "forget_verbatim": 0.5, "forget_knowledge": 0.25, "retain_knowledge": 1.0,
+    "verbatim_exact_memorization": 0.6, "verbatim_extraction_strength": 0.2,
+    "membership_min_k_auc": 5 / 6, "priv_leak": -66.0,
+}  # fmt: skip
+
+
+def test_a_file_of_muse():
+    result = parse(MUSE, "file")
+    assert result.metrics == MUSE_FIGURES
+    assert result.sets.keys() == {"forget", "holdout", "verbatim", "forget_questions", "retain_questions"}
+    assert result.sets["verbatim"].rows[1] == {
+        "row": 1, "rouge_l_f1": 0.5, "generation": "on", "exact_memorization": 0.6, "extraction_strength": 0.2,
+    }  # fmt: skip
+    assert result.sets["forget_questions"].rows[1] == {"row": 1, "rouge_l_f1": 0.5, "generation": "Oslo"}
+    assert result.sets["forget"].rows == [{"row": 0, "min_k": 1.0}, {"row": 1, "min_k": 4.0}]
+    assert parse({key: value["agg_value"] for key, value in MUSE.items()}, "file").metrics == MUSE_FIGURES
+    with pytest.raises(
+        InputError, match=r"file, forget_verbmem_ROUGE, row 0 is not what open-unlearning writes"
+    ):
+        parse({"forget_verbmem_ROUGE": {"agg_value": 0.5, "value_by_index": by_index([0.5])}}, "file")
+
+
+def test_a_result_of_muse_is_written_under_its_names(tmp_path):
+    result = parse(MUSE, "file")
+    # What a measured result has besides has no name there.
+    result.sets["forget"].metrics["probability"] = result.metrics["forget_probability"] = 0.5
+    paths = write(result, tmp_path)
+    assert [each.name for each in paths] == ["MUSE_EVAL.json", "MUSE_SUMMARY.json"]
+    written, short = (json.loads(each.read_text()) for each in paths)
+    assert written.keys() == MUSE.keys()
+    assert written["forget_verbmem_ROUGE"] == {
+        "agg_value": 0.5,
+        "value_by_index": {
+            "0": {"rougeL_f1": 0.25, "generation": "it went"},
+            "1": {"rougeL_f1": 0.5, "generation": "on"},
+            "2": {"rougeL_f1": 0.75, "generation": "so"},
+        },
+    }
+    for key in ("exact_memorization", "extraction_strength", "mia_min_k", "privleak"):
+        assert written[key] == MUSE[key]
+    assert short == {key: value["agg_value"] for key, value in MUSE.items()}
+    assert read_result(paths[0]) == parse(MUSE, "file")
 
 
 def test_numbers_of_another_convention_are_not_written_as_open_unlearnings():

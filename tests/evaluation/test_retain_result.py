@@ -11,12 +11,15 @@ import pytest
 from dipo_pl.data_modules.fictitious_authors import fictitious_rows
 from dipo_pl.data_modules.rows import Row, row_from
 from dipo_pl.errors import InputError
+from dipo_pl.evaluation.published_results import published
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
 from dipo_pl.evaluation.retain_result import check_comparable, read_result
-from dipo_pl.evaluation.tofu_logs import published
 from dipo_pl.fingerprint import rows_fingerprint
 
-ROWS = [Row(messages=(("user", f"Who wrote {each}?"),), answer=f"Author {each}.") for each in range(3)]
+ROWS = [
+    Row((("user", f"Who wrote {each}?"),), f"Author {each}.", wrong_answers=("Nobody.",)) for each in range(3)
+]
+TEXTS = [Row((), f"Article {each}.") for each in range(3)]
 LOG_RATIOS = [0.5, -0.25, 1.0]
 
 
@@ -81,7 +84,9 @@ def test_reduced_log_is_told_by_its_content(tmp_path):
 def test_nothing_there(tmp_path):
     line = refusal(tmp_path / "nowhere")
     assert "nowhere does not exist: give the run folder" in line
-    assert line.endswith("or one of llama2-7b_full, llama2-7b_retain90")
+    assert line.endswith(
+        "or one of llama2-7b_full, llama2-7b_retain90, muse_books_retrained, muse_news_retrained"
+    )
 
 
 @pytest.mark.parametrize("status", ["running", "failed"])
@@ -175,6 +180,41 @@ def test_what_is_not_comparable_is_named(result, line):
     assert str(error.value).startswith("forget_quality.retain_result there")
     assert line in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def without_truth_ratios(rows=TEXTS, **changes):
+    values = [{"row": row, "nll": [1.0]} for row in range(len(rows))]
+    return result_of(sets={"forget": SetResult({}, values, rows_fingerprint(rows))}, **changes)
+
+
+def test_truth_ratios_are_asked_for_only_where_there_are_wrong_answers():
+    check_comparable(without_truth_ratios(), "there", "dipo_pl", TEXTS, {})
+    with pytest.raises(InputError, match="there has no truth ratio of forget row 0"):
+        check_comparable(without_truth_ratios(ROWS), "there", "dipo_pl", ROWS, {})
+
+
+def test_without_wrong_answers_rows_must_be_the_same_all_the_same():
+    for rows, line in ((TEXTS[::-1], "was measured on other forget rows"), (TEXTS[:2], "has 2 forget rows")):
+        with pytest.raises(InputError, match=line):
+            check_comparable(without_truth_ratios(rows), "there", "dipo_pl", TEXTS, {})
+
+
+def test_figures_without_rows_need_a_corpus_in_common():
+    figures = result_of(sets={}, settings={"corpus": "MUSE-News"})
+    check_comparable(figures, "there", "dipo_pl", TEXTS, {"corpus": "MUSE-News"})
+    refused = {
+        "it is of the corpus here (unnamed, there MUSE-News) is not known": (figures, TEXTS, {}),
+        "it is of the corpus here (MUSE-News, there unnamed) is not known": (
+            result_of(sets={}), TEXTS, {"corpus": "MUSE-News"},
+        ),
+        "(corpus MUSE-News there and MUSE-Books here)": (figures, TEXTS, {"corpus": "MUSE-Books"}),
+        "has no forget rows: give a result with every row's truth ratio": (figures, ROWS, {"corpus": "MUSE-News"}),
+    }  # fmt: skip
+    for line, (result, rows, settings) in refused.items():
+        with pytest.raises(InputError) as error:
+            check_comparable(result, "there", "dipo_pl", rows, settings)
+        assert line in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 def test_more_rows_than_are_measured():

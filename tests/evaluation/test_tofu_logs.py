@@ -6,8 +6,9 @@ import math
 import pytest
 
 from dipo_pl.errors import InputError
+from dipo_pl.evaluation.published_results import published
 from dipo_pl.evaluation.retain_result import read_result
-from dipo_pl.evaluation.tofu_logs import is_tofu_log, parse, published, published_names
+from dipo_pl.evaluation.tofu_logs import is_tofu_log, parse
 from dipo_pl.metrics.functional import forget_quality
 
 # TOFU's layout, two rows, as its evaluation writes it: more columns than are read, rows by index.
@@ -139,9 +140,3 @@ def test_what_cannot_be_read_is_named(given, line):
         parse(given, "log")
     assert line in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_unknown_published_name():
-    assert published_names() == ["llama2-7b_full", "llama2-7b_retain90"]
-    with pytest.raises(InputError, match="no published result 'phi': use llama2-7b_full, llama2-7b_retain90"):
-        published("phi")

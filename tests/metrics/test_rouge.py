@@ -1,10 +1,11 @@
 import functools
+import itertools
 import random
 
 import pytest
 import torch
 
-from dipo_pl.metrics import rouge_l_recall
+from dipo_pl.metrics import RougeLF1, before_next_question, rouge_l_f1, rouge_l_recall
 from dipo_pl.metrics.functional import rouge
 
 
@@ -58,20 +59,99 @@ def test_no_answers_give_no_values():
 def test_builds_the_scorer_once(monkeypatch):
     built = []
     scorer = rouge.RougeScorer
-    monkeypatch.setattr(rouge, "RougeScorer", lambda *a, **k: built.append(1) or scorer(*a, **k))
+    monkeypatch.setattr(rouge, "RougeScorer", lambda *a, **k: built.append(k) or scorer(*a, **k))
     rouge._scorer.cache_clear()
     for _ in range(3):
         rouge_l_recall(["a", "b"], ["a", "c"])
-    assert len(built) == 1
+        rouge_l_f1(["a", "b"], ["a", "c"])
+    assert built == [{"use_stemmer": True}, {"use_stemmer": False}]
 
 
-def test_refuses_lengths_that_differ():
+@pytest.mark.parametrize("score", [rouge_l_recall, rouge_l_f1])
+def test_refuses_lengths_that_differ(score):
     with pytest.raises(ValueError, match="predictions and references must pair up, got 2 and 1"):
-        rouge_l_recall(["a", "b"], ["a"])
+        score(["a", "b"], ["a"])
 
 
-def test_refuses_what_is_no_list_of_strings():
+@pytest.mark.parametrize("score", [rouge_l_recall, rouge_l_f1])
+def test_refuses_what_is_no_list_of_strings(score):
     with pytest.raises(ValueError, match="predictions must be a list of strings, got the string 'ab'"):
-        rouge_l_recall("ab", ["a", "b"])
+        score("ab", ["a", "b"])
     with pytest.raises(ValueError, match=r"references must be strings, got None at row 1"):
-        rouge_l_recall(["a", "b"], ["a", None])
+        score(["a", "b"], ["a", None])
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "words", "stems"),
+    [
+        ("the cat sat on the mat", "the cat sat on the mat", 1, 1),
+        # 4 words in common: of 5 that are said and 6 that are true.
+        ("the cat on mat sat", "the cat sat on the mat", 2 * 4 / (5 + 6), 2 * 4 / (5 + 6)),
+        # What the prediction adds costs as much as what it leaves out.
+        ("red blue and nothing more", "red blue", 2 * 2 / 7, 2 * 2 / 7),
+        ("red blue", "red blue and nothing more", 2 * 2 / 7, 2 * 2 / 7),
+        ("she was writing novels", "she was writes novel", 2 * 2 / 8, 1),
+        ("Harry's OWL.", "harry s owl", 1, 1),
+        ("purple", "red", 0, 0),
+        ("", "red", 0, 0),
+        ("red", "", 0, 0),
+    ],
+)
+def test_f1_worked_by_hand(prediction, reference, words, stems):
+    assert rouge_l_f1([prediction], [reference]).item() == pytest.approx(words)
+    assert rouge_l_f1([prediction], [reference], stemmer=True).item() == pytest.approx(stems)
+
+
+def longest_common(one, other):
+    """By trying all subsequences of one, longest first."""
+    for size in range(min(len(one), len(other)), 0, -1):
+        for places in itertools.combinations(range(len(one)), size):
+            rest = iter(other)
+            if all(one[place] in rest for place in places):
+                return size
+    return 0
+
+
+def test_f1_matches_a_definition():
+    rng = random.Random(1)
+    pairs = [
+        [rng.choices(["ab", "winning", "wins", "c"], k=rng.randint(1, 7)) for _ in "pr"] for _ in range(40)
+    ]
+    found = rouge_l_f1([" ".join(p) for p, _ in pairs], [" ".join(r) for _, r in pairs])
+    assert found.dtype == torch.float64
+    for value, (p, r) in zip(found.tolist(), pairs, strict=True):
+        common = longest_common(p, r)
+        precision, recall = common / len(p), common / len(r)
+        expected = 0.0 if common == 0 else 2 * precision * recall / (precision + recall)
+        assert value == pytest.approx(expected, rel=1e-12)
+    assert found.unique().numel() > 5
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("In Paris.\n\nQuestion: Who?\nAnswer: He.", "In Paris."),
+        ("In Paris.\nQuestion: Who?", "In Paris."),
+        ("In Paris. Question: Who?", "In Paris. "),
+        ("Questions were asked\nby many\n\nof them", "Questions were asked\nby many"),
+        ("\n\nIn Paris.", ""),
+        ("\nQuestionable\n\n", ""),
+        ("\n Question\n", "\n Question\n"),
+        ("", ""),
+    ],
+)
+def test_an_answer_ends_where_the_next_question_begins(text, answer):
+    assert before_next_question(text) == answer
+    # One after the other, as MUSE does it.
+    for mark in ("\n\n", "\nQuestion", "Question:"):
+        text = text.partition(mark)[0]
+    assert text == answer
+
+
+def test_f1_of_a_set():
+    for stemmer, expected in ((False, (0.5 + 0 + 1) / 3), (True, (1 + 0 + 1) / 3)):
+        metric = RougeLF1(stemmer=stemmer)
+        metric.update(torch.tensor([2, 0]), ["red writing", "blue"], ["red writes", "purple"])
+        # A row that a sampler repeats counts once.
+        metric.update(torch.tensor([1, 0]), ["c", "blue"], ["c", "purple"])
+        assert metric.compute().item() == pytest.approx(expected)

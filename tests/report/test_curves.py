@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from dipo_pl.evaluation.tofu_logs import published
+from dipo_pl.evaluation.published_results import published
 from dipo_pl.report.curves import ecdf, ks_gap, roc
 
 

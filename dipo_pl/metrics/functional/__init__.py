@@ -6,7 +6,7 @@ from dipo_pl.metrics.functional.membership import auroc, min_k, min_k_plus_plus,
 from dipo_pl.metrics.functional.memorization import exact_memorization, extraction_strength
 from dipo_pl.metrics.functional.model_utility import model_utility
 from dipo_pl.metrics.functional.probability import answer_probability, option_probability
-from dipo_pl.metrics.functional.rouge import rouge_l_recall
+from dipo_pl.metrics.functional.rouge import before_next_question, rouge_l_f1, rouge_l_recall
 from dipo_pl.metrics.functional.truth_ratio import (
     arithmetic_truth_ratio,
     log_arithmetic_truth_ratio,
@@ -21,6 +21,7 @@ __all__ = [
     "answer_probability",
     "arithmetic_truth_ratio",
     "auroc",
+    "before_next_question",
     "distinct_ngrams",
     "exact_memorization",
     "extraction_strength",
@@ -34,6 +35,7 @@ __all__ = [
     "priv_leak",
     "refusals",
     "repetition",
+    "rouge_l_f1",
     "rouge_l_recall",
     "truth_ratio",
     "truth_ratio_closeness",
