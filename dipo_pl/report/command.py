@@ -1,7 +1,6 @@
 """`dipo-pl report`: runs side by side, in the terminal and in files."""
 
 import argparse
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from dipo_pl.report.machine import as_csv, as_json
 from dipo_pl.report.markdown import as_markdown
 from dipo_pl.report.page import as_html
 from dipo_pl.report.pictures import HOW_TO_GET_PICTURES, all_pictures, drawable, write_png
-from dipo_pl.report.text import as_text
+from dipo_pl.report.text import as_text, terminal_width
 from dipo_pl.run_folder import write_text
 
 # The file of each format, and what writes it.
@@ -62,7 +61,7 @@ def _report(arguments: Sequence[str]) -> int:
     found = read_report(given.runs, given.retain_only, given.unfinished)
     for line in found.left_out:
         print(f"dipo-pl: left out: {line}", file=sys.stderr)
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    width = terminal_width()
     if given.output is None:
         print(as_text(found, width) if formats is None else _FORMATS[formats[0]][1](found), end="")
         return 0
@@ -126,7 +125,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="run folder, evaluation file of one, TOFU_EVAL.json of open-unlearning, or TOFU's aggregated log",
+        help="run folder, folder of a sequence of requests, evaluation file of a run, TOFU_EVAL.json of open-unlearning, or "
+        "TOFU's aggregated log",
     )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder to write files to; without it the table is printed"

@@ -1,8 +1,9 @@
 """How the pictures are drawn. matplotlib is an extra, imported when a picture is drawn."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dipo_pl.report.curves import Gap, Roc, ecdf
@@ -11,12 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, FigureBase
 
 # Okabe and Ito's colours, which colour-blind people can tell apart, darkest first; markers tell them apart in print.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 _MARKERS = "osD^vPX*"
 _RETAIN_ONLY = "#222222"
+_STAGES = "requests made (0: before the first)"
 
 
 class Trajectory(NamedTuple):
@@ -35,6 +37,15 @@ class Curve(NamedTuple):
     steps: Sequence[float]
     values: Sequence[float]
     retain_only: bool = False
+
+
+class Request(NamedTuple):
+    """A figure of what one request asked to forget, by stages; the request was made at `made`."""
+
+    name: str
+    made: int
+    stages: Sequence[int]
+    values: Sequence[float]
 
 
 def trajectory(runs: Sequence[Trajectory], retain_only_utility: float | None = None) -> "Figure":
@@ -116,17 +127,95 @@ def relearning(curves: Sequence[Curve], title: str) -> "Figure":
     return _finished(figure, axes)
 
 
+def utility_by_stage(curves: Sequence[Curve], title: str) -> "Figure":
+    """What is kept of a model while requests follow one another; a curve a sequence."""
+    figure, axes = _axes(_STAGES, f"{title} (up: keeps more)")
+    _draw_utility(axes, curves)
+    return _finished(figure, axes)
+
+
+def requests_by_stage(requests: Sequence[Request], title: str) -> "Figure":
+    """Whether what earlier requests forgot comes back; a ring where each was made, dotted before."""
+    figure, axes = _axes(_STAGES, f"{title} (down: forgot more)")
+    _draw_requests(axes, requests)
+    return _finished(figure, axes)
+
+
+def sequence(curves: Sequence[Curve], utility: str, requests: Sequence[Request], title: str) -> "Figure":
+    """Both of the above, of one sequence, side by side; one alone where the other has nothing to draw."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+    panels: list[tuple[str, Callable[[Axes], None]]] = []
+    if curves:
+        panels.append((f"{utility} (up: keeps more)", partial(_draw_utility, curves=curves)))
+    if requests:
+        panels.append((f"{title} (down: forgot more)", partial(_draw_requests, requests=requests)))
+    grid = figure.add_gridspec(1, len(panels), wspace=0.06)
+    names = []
+    for place, (y, draw) in enumerate(panels):
+        part = figure.add_subfigure(grid[0, place])
+        axes = _labelled(part.subplots(), _STAGES, y)
+        draw(axes)
+        names.append(_legend(part, axes))
+    figure.set_size_inches(6.2 * len(panels), _height(max(names)))
+    return figure
+
+
+def _draw_utility(axes: "Axes", curves: Sequence[Curve]) -> None:
+    for index, curve in enumerate(curves):
+        style = _style(index)
+        if curve.retain_only:
+            style = {"color": _RETAIN_ONLY, "linestyle": "--", "marker": "*"}
+        axes.plot(curve.steps, curve.values, markersize=5, linewidth=1.4, label=_label(curve.name), **style)
+    _whole_numbers(axes)
+
+
+def _draw_requests(axes: "Axes", requests: Sequence[Request]) -> None:
+    for index, request in enumerate(requests):
+        style = _style(index)
+        points = list(zip(request.stages, request.values, strict=True))
+        before = [each for each in points if each[0] <= request.made]
+        since = [each for each in points if each[0] >= request.made]
+        axes.plot(*_xy(before), **style | {"linestyle": ":", "alpha": 0.7}, markersize=4, linewidth=1.2)
+        axes.plot(*_xy(since), **style, markersize=5, linewidth=1.6, label=_label(request.name))
+        made = [each for each in points if each[0] == request.made]
+        axes.plot(
+            *_xy(made), linestyle="", marker="o", markersize=12, markerfacecolor="none",
+            markeredgecolor=style["color"],
+        )  # fmt: skip
+    axes.plot(
+        [], [], linestyle="", marker="o", markersize=10, markerfacecolor="none",
+        markeredgecolor=_RETAIN_ONLY, label="the request is made",
+    )  # fmt: skip
+    axes.set_ylim(min(0.0, axes.get_ylim()[0]))
+    _whole_numbers(axes)
+
+
+def _xy(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _whole_numbers(axes: "Axes") -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
 def _axes(x: str, y: str) -> tuple["Figure", "Axes"]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    axes = figure.subplots()
+    return figure, _labelled(figure.subplots(), x, y)
+
+
+def _labelled(axes: "Axes", x: str, y: str) -> "Axes":
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    return axes
 
 
 def _steps(axes: "Axes", values: Sequence[float], **style: Any) -> None:
@@ -135,10 +224,20 @@ def _steps(axes: "Axes", values: Sequence[float], **style: Any) -> None:
 
 
 def _finished(figure: "Figure", axes: "Axes") -> "Figure":
-    figure.legend(
-        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9, frameon=False
-    )
+    figure.set_figheight(_height(_legend(figure, axes)))
     return figure
+
+
+def _legend(figure: "FigureBase", axes: "Axes") -> int:
+    """Below the axes; returns how many names are in it."""
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    return len(names)
+
+
+def _height(names: int) -> float:
+    """Of a figure, in inches, such that the legend leaves room for the axes."""
+    return 4.4 + 0.2 * max(0, -(-names // 2) - 3)
 
 
 def _style(index: int) -> dict[str, Any]:

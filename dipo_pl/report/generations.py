@@ -29,10 +29,15 @@ def side_by_side(runs: Sequence[Run]) -> list[Answered]:
     names = {name: None for _, result in models for name in result.sets}
     found = []
     for name in sorted(names, key=lambda each: each != FORGET):
-        rows: dict[int, dict[str, Any]] = {}
-        answers: dict[int, list[tuple[str, str]]] = {}
-        for model, result in models:
-            for index, row in enumerate(result.sets[name].rows if name in result.sets else []):
+        measured = [(model, result.sets[name]) for model, result in models if name in result.sets]
+        # Stages of a sequence hold different rows under one name; results without texts are of the first ones.
+        texts = list(dict.fromkeys(each.fingerprint for _, each in measured if each.fingerprint))
+        rows: dict[tuple[int, int], dict[str, Any]] = {}
+        answers: dict[tuple[int, int], list[tuple[str, str]]] = {}
+        for model, each in measured:
+            of = texts.index(each.fingerprint) if each.fingerprint else 0
+            for number, row in enumerate(each.rows):
+                index = of, number
                 if row.get("generation") is not None:
                     # Results of other projects have no texts; the first one that has them tells the question.
                     if index not in rows or not rows[index].get("question"):
@@ -41,7 +46,9 @@ def side_by_side(runs: Sequence[Run]) -> list[Answered]:
         for index in sorted(rows):
             row = rows[index]
             truth = str((row.get("answers") or [""])[0])
-            found.append(Answered(name, index, str(row.get("question") or ""), truth, tuple(answers[index])))
+            found.append(
+                Answered(name, index[1], str(row.get("question") or ""), truth, tuple(answers[index]))
+            )
     return found
 
 

@@ -3,6 +3,7 @@
 import re
 
 from dipo_pl.report.contents import Report
+from dipo_pl.report.sequences import TITLE, stage_table
 from dipo_pl.report.table import Table
 
 _SPECIAL = {
@@ -15,35 +16,54 @@ _SPECIAL = {
 
 
 def as_latex(report: Report) -> str:
-    """A tabular of the headline figures, the best in bold; convention and notes as comments."""
+    """A tabular of the headline figures, the best in bold, and one a sequence; convention and notes as comments."""
     table = report.table.short
     comments = [f"Convention {report.convention}", table.marks, *report.notes]
-    head = " & ".join(["Model", *(_escaped(each.title) for each in table.columns)])
-    return "\n".join(
-        [
-            *(f"% {each}" for each in comments),
-            rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
-            r"\toprule",
-            rf"{head} \\",
-            r"\midrule",
-            *(
-                " & ".join([_escaped(row.name), *_cells(table, index)]) + r" \\"
-                for index, row in enumerate(table.rows)
-            ),
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
+    rows = [[_escaped(row.name), *_cells(table, index)] for index, row in enumerate(table.rows)]
+    lines = _tabular(
+        comments,
+        f"l{'r' * len(table.columns)}",
+        ["Model", *(_escaped(each.title) for each in table.columns)],
+        rows,
     )
+    for sequence in report.sequences:
+        stages = stage_table(sequence, report.utility_figure)
+        lines += _tabular(
+            [f"{TITLE}: {stages.title}. {stages.caption}"],
+            f"rl{'r' * len(stages.head[2:])}",
+            list(map(_escaped, stages.head)),
+            [
+                [number, _escaped(request) or "--", *map(_number, figures)]
+                for number, request, *figures in stages.rows
+            ],
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _tabular(comments: list[str], columns: str, head: list[str], rows: list[list[str]]) -> list[str]:
+    return [
+        *(f"% {each}" for each in comments),
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        rf"{' & '.join(head)} \\",
+        r"\midrule",
+        *(rf"{' & '.join(each)} \\" for each in rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
 
 
 def _cells(table: Table, row: int) -> list[str]:
     cells = []
     for column in table.columns:
-        text = re.sub(r"^(-?[\d.]+)e([+-])0?(\d+)$", _power, table.text(row, column))
-        text = f"${text}$" if text else "--"
+        text = _number(table.text(row, column))
         cells.append(rf"\textbf{{\boldmath {text}}}" if table.is_best(row, column) else text)
     return cells
+
+
+def _number(text: str) -> str:
+    text = re.sub(r"^(-?[\d.]+)e([+-])0?(\d+)$", _power, text)
+    return f"${text}$" if text else "--"
 
 
 def _power(match: re.Match[str]) -> str:

@@ -10,11 +10,17 @@ from dipo_pl.version import __version__
 
 
 def as_csv(report: Report) -> str:
-    """A line a model: name, kind, convention, seed, epoch and step, path, and every figure."""
+    """A line a model: name, kind, convention, seed, epoch and step, path, stage of a sequence, and every figure."""
     out = io.StringIO()
     keys = [each.key for each in report.table.columns]
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["name", "kind", "convention", "seed", "epoch", "step", "path", *keys])
+    stage = ["sequence", "mode", "stage", "request"]
+    writer.writerow(["name", "kind", "convention", "seed", "epoch", "step", "path", *stage, *keys])
+    stages = {
+        each.run.name: [sequence.name, sequence.mode, each.number, each.request]
+        for sequence in report.sequences
+        for each in sequence.stages
+    }
     for row in report.table.rows:
         # A row of the model as it was is not the run's last point.
         point = row.run.chosen if row.kind is row.run.kind else row.run.points[0]
@@ -22,6 +28,7 @@ def as_csv(report: Report) -> str:
             [
                 *(row.name, row.kind, row.run.result.convention, row.run.manifest.get("seed")),
                 *(point.epoch, point.step, row.run.path),
+                *stages.get(row.name, [None] * len(stage)),
                 *(row.values.get(key) for key in keys),
             ]
         )
@@ -29,7 +36,7 @@ def as_csv(report: Report) -> str:
 
 
 def as_json(report: Report) -> str:
-    """Runs with their fingerprints and all evaluations, the table, the best, the seeds, what was left out."""
+    """Runs with their fingerprints and all evaluations, the table, the best, seeds, sequences, what was left out."""
     rows = report.table.rows
     content = {
         "dipo_pl": __version__,
@@ -68,6 +75,27 @@ def as_json(report: Report) -> str:
                 "figures": {key: each._asdict() for key, each in group.figures.items()},
             }
             for group in report.seeds
+        ],
+        "sequences": [
+            {
+                "name": sequence.name,
+                "mode": sequence.mode,
+                "requests": sequence.requests,
+                "utility": report.utility_figure,
+                "request_figure": sequence.request_figure,
+                "stages": [
+                    {
+                        "stage": each.number,
+                        "request": each.request or None,
+                        "run": each.run.name,
+                        "figures": each.figures,
+                        "retain_only": each.retain_only,
+                    }
+                    for each in sequence.stages
+                ],
+                "by_request": sequence.matrix(),
+            }
+            for sequence in report.sequences
         ],
         "notes": report.notes,
         "left_out": report.left_out,

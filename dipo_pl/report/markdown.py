@@ -4,6 +4,7 @@ import re
 
 from dipo_pl.report.contents import Report
 from dipo_pl.report.seeds import METHOD
+from dipo_pl.report.sequences import TITLE, stage_table
 from dipo_pl.report.text import interval_text
 
 
@@ -34,6 +35,10 @@ def as_markdown(report: Report) -> str:
                 for column in shown
             ],
         )
+    for sequence in report.sequences:
+        stages = stage_table(sequence, report.utility_figure)
+        lines += ["", _escaped(f"{TITLE}: {stages.title}. {stages.caption}"), ""]
+        lines += _lines(list(stages.head), [list(map(_escaped, row)) for row in stages.rows])
     return "\n".join(lines) + "\n"
 
 

@@ -1,5 +1,6 @@
 """What the page's parts share: a table, a word for what is not there."""
 
+import re
 from html import escape
 
 NOT_MEASURED = '<span aria-hidden="true">&ndash;</span><span class="hidden">not measured</span>'
@@ -12,7 +13,8 @@ def missing(text: str) -> str:
 
 def table_html(explained: str, head: str, body: str, name: str, kind: str = "") -> str:
     """A table that scrolls in itself where the page is narrow; all but `head` and `body` is escaped."""
-    described = f"about-{name.lower().replace(' ', '-')}"
+    described = f"about-{re.sub('[^a-z0-9]+', '-', name.lower())}"
+    name = escape(name)
     # What scrolls must be reachable by keyboard, and a region needs a name.
     return (
         f'<p class="quiet" id="{described}">{escape(explained)}</p>'

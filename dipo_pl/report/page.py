@@ -10,7 +10,7 @@ from string import Template
 from dipo_pl.report.contents import Report
 from dipo_pl.report.generations import Answered, side_by_side
 from dipo_pl.report.markup import missing
-from dipo_pl.report.page_tables import figures_by_epoch, meanings, quantization, results, seeds
+from dipo_pl.report.page_tables import figures_by_epoch, meanings, quantization, results, seeds, stages
 from dipo_pl.report.pictures import HOW_TO_GET_PICTURES, Pictures, all_pictures, drawable
 from dipo_pl.report.provenance import facts
 from dipo_pl.report.svg import inline_svg
@@ -25,6 +25,11 @@ def as_html(report: Report) -> str:
         ("forgotten", "What was forgotten, and when", facts(report)),
         ("results", "Results", _results(report)),
         ("seeds", "Several seeds", seeds(report)),
+        (
+            "sequences",
+            pictures["sequences"].title,
+            _pictures(pictures["sequences"]) + stages(report),
+        ),
         (
             "trajectory",
             pictures["trajectory"].title,

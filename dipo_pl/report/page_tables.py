@@ -5,8 +5,9 @@ from html import escape
 
 from dipo_pl.report.contents import Report
 from dipo_pl.report.markup import NOT_MEASURED, missing, table_html
-from dipo_pl.report.runs import FORGET, Kind, Run
+from dipo_pl.report.runs import FORGET, Kind, Run, scores
 from dipo_pl.report.seeds import METHOD
+from dipo_pl.report.sequences import StageTable, stage_table
 from dipo_pl.report.text import interval_text
 
 
@@ -63,6 +64,28 @@ def seeds(report: Report) -> str:
         "interval is too narrow: it cannot reach beyond the least and the greatest value."
     )
     return table_html(caption, head, body, "Several seeds")
+
+
+def stages(report: Report) -> str:
+    """A table a sequence, a row a stage."""
+    return "".join(
+        f"<h3>{escape(each.title)}</h3>"
+        + _stages(stage_table(each, report.utility_figure), f"Stages of sequence {number}, {each.title}")
+        for number, each in enumerate(report.sequences, start=1)
+    )
+
+
+def _stages(table: StageTable, name: str) -> str:
+    stage, request, *figures = table.head
+    head = f'<th scope="col" class="left">{stage}, {request}</th>'
+    head += "".join(f'<th scope="col">{escape(each)}</th>' for each in figures)
+    body = "".join(
+        f'<tr><th scope="row" class="request">{number} <small>{escape(asked) or "none"}</small></th>'
+        + "".join(f"<td>{each or NOT_MEASURED}</td>" for each in values)
+        + "</tr>"
+        for number, asked, *values in table.rows
+    )
+    return table_html(table.caption, head, body, name)
 
 
 def figures_by_epoch(report: Report) -> str:
@@ -138,10 +161,11 @@ def meanings(report: Report) -> str:
 def _lowest_p(runs: Sequence[Run]) -> str:
     import math
 
-    measured = runs[0].result.sets.get(FORGET)
-    if measured is None or not measured.rows:
+    ratios = [scores(each.result.sets.get(FORGET), "log_truth_ratio") for each in runs]
+    sizes = {len(each) for each in ratios if each}
+    if len(sizes) != 1:
         return ""
-    n = len(measured.rows)
+    (n,) = sizes
     floor = math.log10(2) - math.log10(math.comb(2 * n, n))
     return f"With {n} forget rows log10 p cannot fall below {floor:.2f}: there the two distributions do not overlap."
 

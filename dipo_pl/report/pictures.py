@@ -1,17 +1,19 @@
 """Which pictures a report has, what each says in words, and why one may be missing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dipo_pl.errors import InputError
 from dipo_pl.report import figures
-from dipo_pl.report.columns import COLUMNS, MEMBERSHIP_DIRECTION, MEMBERSHIP_SCORES
+from dipo_pl.report.columns import COLUMNS, MEMBERSHIP_DIRECTION, MEMBERSHIP_SCORES, columns_of
 from dipo_pl.report.contents import Report
 from dipo_pl.report.curves import ks_gap, roc
 from dipo_pl.report.runs import FORGET, Kind, Run, scores
+from dipo_pl.report.sequences import TITLE, RequestSequence, shortened
 from dipo_pl.run_folder import replacing
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ def all_pictures(report: Report) -> list[Pictures]:
         _truth_ratios(report),
         _membership(report),
         _relearning(report),
+        _sequences(report),
     ]
 
 
@@ -87,6 +90,11 @@ def trajectory(report: Report) -> Pictures:
                 )
             )
     title = "Forget Quality against Model Utility"
+    if not known and all(not _ratios(each) for each in report.runs):
+        return Pictures(
+            "trajectory", title, (),
+            "Not here: Forget Quality compares truth ratios, and no forget row here has perturbed answers (as in MUSE).",
+        )  # fmt: skip
     if not known:
         return Pictures(
             "trajectory", title, (),
@@ -223,6 +231,108 @@ def _relearning(report: Report) -> Pictures:
         "Not measured: make a probe by `dipo-pl relearn` of the unlearned run, and one of the retain-only run, and "
         "add their folders.",
     )  # fmt: skip
+
+
+def _sequences(report: Report) -> Pictures:
+    pictures = []
+    utility = report.utility_figure
+    if utility is not None:
+        (column,) = columns_of([utility])
+        curves = _utility(report.sequences, utility)
+        pictures.append(
+            Picture(
+                "sequence_utility", f"{column.title} by stage",
+                f"{column.title} ({column.meaning}) after each request. Down the stages, a method that keeps what "
+                "should be kept stays where it was at 0, or near the retain-only model.",
+                "; ".join(f"{each.name}: {_by_stage(each.steps, each.values)}" for each in curves) + ".",
+                partial(figures.utility_by_stage, curves, column.title),
+            )
+        )  # fmt: skip
+    for number, sequence in enumerate(report.sequences):
+        if requests := _requests(sequence):
+            pictures.append(
+                Picture(
+                    f"sequence_requests{f'_{number + 1}' if number else ''}",
+                    f"What each request forgot, by stage: {sequence.title}",
+                    f"One line a request: {sequence.request_meaning}. A ring marks the stage at which the request was "
+                    "made; dotted is what was before. A line that rises after its ring comes back.",
+                    "; ".join(f"{each.name}: {_by_stage(each.stages, each.values)}" for each in requests) + ".",
+                    partial(figures.requests_by_stage, requests, _request_axis(sequence)),
+                )
+            )  # fmt: skip
+    if pictures:
+        return Pictures("sequences", TITLE, tuple(pictures))
+    return Pictures(
+        "sequences", TITLE, (),
+        "The stages have no figure in common that tells utility, and none of single requests."
+        if report.sequences
+        else "No run here is a stage of a sequence: make one by `dipo-pl sequence`, and add its folder.",
+    )  # fmt: skip
+
+
+def of_sequence(sequence: RequestSequence, utility: str | None) -> Picture:
+    """Utility and requests of one sequence, side by side.
+
+    Raises:
+        InputError: nothing was measured that can be drawn.
+    """
+    requests = _requests(sequence)
+    curves = [] if utility is None else _utility([sequence], utility)
+    if not curves and not requests:
+        raise InputError(
+            f"{sequence.name} cannot be drawn: its stages have no utility in common and no figures of requests"
+        )
+    return Picture(
+        "sequence", sequence.title, "", "",
+        partial(
+            figures.sequence, curves, "" if utility is None else _title(utility), requests, _request_axis(sequence)
+        ),
+    )  # fmt: skip
+
+
+def _utility(sequences: Sequence[RequestSequence], utility: str) -> list[figures.Curve]:
+    curves = []
+    models: dict[tuple[tuple[int, ...], tuple[float, ...]], str] = {}
+    for sequence in sequences:
+        known = [each for each in sequence.stages if utility in each.figures]
+        curves.append(
+            figures.Curve(
+                sequence.title,
+                [each.number for each in known],
+                [each.figures[utility] for each in known],
+            )
+        )
+        against = [each for each in sequence.stages if utility in each.retain_only]
+        if against:
+            values = tuple(each.retain_only[utility] for each in against)
+            # Methods and modes are measured against the same models.
+            models.setdefault((tuple(each.number for each in against), values), sequence.title)
+    for (stages, values), title in models.items():
+        name = "retain-only" if len(models) == 1 else f"retain-only of {title}"
+        curves.append(figures.Curve(name, stages, values, retain_only=True))
+    return curves
+
+
+def _requests(sequence: RequestSequence) -> list[figures.Request]:
+    return [
+        figures.Request(
+            f"{place}: {shortened(sequence.requests[place - 1])}", place, list(known), list(known.values())
+        )
+        for place, known in sequence.matrix().items()
+    ]
+
+
+def _request_axis(sequence: RequestSequence) -> str:
+    return _title(f"forget_{sequence.request_figure}").replace("forget", "each request")
+
+
+def _title(figure: str) -> str:
+    (column,) = columns_of([figure])
+    return column.title
+
+
+def _by_stage(stages: Sequence[float], values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.3f} at stage {stage:g}" for stage, value in zip(stages, values, strict=True))
 
 
 def _of_what(probe: Run, probed: Run | None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -48,6 +48,21 @@ class Kind(StrEnum):
 
 
 _PROBES = {"relearning": Kind.RELEARNED, "quantization": Kind.QUANTIZED}
+SUSTAINABILITY, SCALABILITY = "sustainability", "scalability"
+
+
+class Place(NamedTuple):
+    """Where a run stands in a sequence of requests.
+
+    Attributes:
+        mode: `sustainability`, each stage from the model before, or `scalability`, each from the first one.
+        stage: from 1 on.
+        requests: names of the forget sets that were asked for until then, one a stage.
+    """
+
+    mode: str
+    stage: int
+    requests: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -70,18 +85,27 @@ class Point:
             if f"{name}_{part}" in self.metrics
         )
 
+    def like(self, parts: frozenset[str]) -> dict[str, float]:
+        """The figures, without Model Utility where it is known to be made of other parts."""
+        return {
+            key: value
+            for key, value in self.metrics.items()
+            if key != "model_utility" or self.utility_parts in (frozenset(), parts)
+        }
+
 
 @dataclass(frozen=True)
 class Run:
     """What reports show of a run.
 
     Attributes:
-        name: of its folder or file, made different from those of the other runs.
+        name: of its folder (of a stage, after that of its sequence) or file, made different from those of the other runs.
         result: the evaluation that speaks for it: of the exported weights, else the last one.
         first: the evaluation before any step of training, if there was one.
         generated: the latest evaluation that holds generations, if there is one.
         points: all evaluations, in order.
         manifest, config: as in the folder; empty for a single file.
+        place: in a sequence of requests; None where it is no stage of one.
     """
 
     name: str
@@ -93,6 +117,7 @@ class Run:
     generated: EvaluationResult | None = None
     manifest: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
+    place: Place | None = None
 
     @property
     def chosen(self) -> Point:
@@ -180,22 +205,44 @@ def _read_folder(folder: RunFolder, unfinished: bool) -> Run:
         Point(_number(each.get("epoch")), each["step"], _figures(each), tuple(each.get("utility_sets", ())))
         for each in records
     )
+    kind = _kind(manifest, config)
+    place = _place(manifest) if kind is Kind.UNLEARNED else None
+    name = printable(folder.path.resolve().name)
     step = folder.result_step or 0
     result = EvaluationResult.read(folder.evaluation_file(step))
     first = None
     if records[0]["step"] == 0:
         first = result if step == 0 else EvaluationResult.read(folder.evaluation_file(0))
     return Run(
-        printable(folder.path.resolve().name),
+        name if place is None else f"{printable(folder.path.resolve().parent.name)}/{name}",
         folder.path,
-        _kind(manifest, config),
+        kind,
         result,
         points,
         first,
         _latest_generated(folder, result, [each["step"] for each in records if each["step"] < step]),
         manifest,
         config,
+        place,
     )
+
+
+def _place(manifest: dict[str, Any]) -> Place | None:
+    given = manifest.get("sequence")
+    if given is None:
+        return None
+    if not isinstance(given, dict):
+        raise InputError(f"sequence is {_one_line(given)}, no stage of one")
+    mode, stage, requests = (given.get(each) for each in ("mode", "stage", "requests"))
+    if mode not in (SUSTAINABILITY, SCALABILITY):
+        raise InputError(
+            f"sequence.mode is {_one_line(repr(mode))}, neither {SUSTAINABILITY} nor {SCALABILITY}"
+        )
+    if not isinstance(requests, list) or not requests or not all(isinstance(each, str) for each in requests):
+        raise InputError(f"sequence.requests is {_one_line(requests)}, no list of names")
+    if type(stage) is not int or stage != len(requests):
+        raise InputError(f"sequence.stage is {_one_line(stage)}, and {len(requests)} requests have been made")
+    return Place(mode, stage, tuple(map(printable, requests)))
 
 
 def _kind(manifest: dict[str, Any], config: dict[str, Any]) -> Kind:
@@ -254,17 +301,23 @@ def scores(measured: SetResult | None, name: str) -> list[float] | None:
     return values if len(values) == len(found) else None
 
 
+def of_other_rows(one: Run, other: Run) -> bool:
+    """Whether what two runs were to forget is known to differ, so that their figures of it do not compare."""
+    known = [each.result.sets[FORGET].fingerprint for each in (one, other) if FORGET in each.result.sets]
+    return len(known) == 2 and None not in known and known[0] != known[1]
+
+
 def with_different_names(runs: Sequence[Run]) -> list[Run]:
     """Puts as many of the parent folders' names before each name as it takes to tell them apart."""
     named = list(runs)
-    for depth in range(1, 20):
+    for _ in range(20):
         repeated = [each for each in named if sum(other.name == each.name for other in named) > 1]
         if not repeated:
             break
         for index, run in enumerate(named):
-            parents = run.path.resolve().parents
-            if run in repeated and depth <= len(parents):
-                named[index] = replace(run, name=f"{printable(parents[depth - 1].name)}/{run.name}")
+            parents, said = run.path.resolve().parents, run.name.count("/")
+            if run in repeated and said < len(parents):
+                named[index] = replace(run, name=f"{printable(parents[said].name)}/{run.name}")
     return named
 
 

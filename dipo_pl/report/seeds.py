@@ -46,11 +46,11 @@ def bootstrap_mean(values: Sequence[float]) -> Interval:
 
 
 def seed_groups(runs: Sequence[Run]) -> list[SeedGroup]:
-    """The groups of at least two seeds; of runs that repeat a seed the first counts."""
+    """The groups of at least two seeds; of runs that repeat a seed the first counts. Stages are in none."""
     groups: dict[tuple[Kind, str], dict[int, Run]] = {}
     for run in runs:
         seed = run.manifest.get("seed")
-        if run.config and not run.probe and isinstance(seed, int):
+        if run.config and not run.probe and run.place is None and isinstance(seed, int):
             groups.setdefault((run.kind, run.recipe), {}).setdefault(seed, run)
     return [_group(by_seed) for by_seed in groups.values() if len(by_seed) > 1]
 

@@ -1,7 +1,7 @@
 """The table of a report: a row a model, a column a figure, the best marked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dipo_pl.report.columns import Better, Column, columns_of
 from dipo_pl.report.runs import Kind, Run
@@ -20,16 +20,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows in the order of the report; `best` holds the (row, column) that are best of those that compete."""
+    """Rows in the order of the report.
+
+    Attributes:
+        best: the (row, column) that are best of those that compete.
+        one_task: whether all that compete were to forget the same; none is best otherwise.
+    """
 
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
     best: frozenset[tuple[int, str]] = field(default_factory=frozenset)
+    one_task: bool = True
 
     @property
     def short(self) -> "Table":
         """With the headline figures alone."""
-        return Table(self.rows, tuple(each for each in self.columns if each.headline), self.best)
+        return replace(self, columns=tuple(each for each in self.columns if each.headline))
 
     def text(self, row: int, column: Column) -> str:
         return column.text(self.rows[row].values.get(column.key))
@@ -40,6 +46,8 @@ class Table:
     @property
     def marks(self) -> str:
         """What the marks mean."""
+        if not self.one_task:
+            return "No figure is marked: the models were to forget different things."
         if not self.best:
             return "No figure is marked: there are no two models to choose between."
         marked = "Marked is the best of the models that compete, not of those that are there to compare with"
@@ -50,9 +58,11 @@ class Table:
         return f"{marked}; some figures of the forget set should come near a retain-only model's, and none is here."
 
 
-def make_table(rows: Sequence[Row]) -> Table:
+def make_table(rows: Sequence[Row], one_task: bool = True) -> Table:
     """Marks the best: in each column, all those that read like the best one."""
     columns = columns_of(key for row in rows for key in row.values)
+    if not one_task:
+        return Table(tuple(rows), tuple(columns), one_task=False)
     retain_only = next((row.values for row in rows if row.kind is Kind.RETAIN_ONLY), {})
     best: set[tuple[int, str]] = set()
     for column in columns:

@@ -1,9 +1,13 @@
 """The table for a terminal."""
 
+import shutil
+import sys
 from collections.abc import Sequence
+from textwrap import wrap
 
 from dipo_pl.report.contents import Report
 from dipo_pl.report.seeds import METHOD, SeedGroup
+from dipo_pl.report.sequences import TITLE, RequestSequence, shortened, stage_table
 from dipo_pl.report.table import Table
 
 
@@ -21,11 +25,33 @@ def as_text(report: Report, width: int | None = None) -> str:
     if report.seeds:
         lines += ["", f"Several seeds: mean [low, high], {METHOD}", ""]
         lines += _aligned(_seed_cells(report.seeds, table))
+    for each in report.sequences:
+        lines += ["", *sequence_lines(each, report.utility_figure, width)]
     return "\n".join(each.rstrip() for each in lines) + "\n"
 
 
+def sequence_lines(sequence: RequestSequence, utility: str | None, width: int | None = None) -> list[str]:
+    """The table of a sequence; each block of columns begins with stage and request."""
+    table = stage_table(sequence, utility)
+    names = [table.head[1], *(shortened(row[1]) or "-" for row in table.rows)]
+    longest = max(map(len, names))
+    cells = [
+        [row[0], name.ljust(longest), *(each or "-" for each in row[2:])]
+        for row, name in zip([table.head, *table.rows], names, strict=True)
+    ]
+    lines = [*wrap(f"{TITLE}: {table.title}. {table.caption}", width or 120), ""]
+    for block in _blocks(cells, width):
+        lines += [*block, ""]
+    return [each.rstrip() for each in lines[:-1]]
+
+
+def terminal_width() -> int | None:
+    """In characters; None where standard output goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 def _blocks(cells: list[list[str]], width: int | None) -> list[list[str]]:
-    """The table, cut between columns; each block begins with the model's name and kind."""
+    """The table, cut between columns; each block begins with the first two of them."""
     lines = _aligned(cells)
     if width is None or len(lines[0]) <= width or len(cells[0]) < 4:
         return [lines]

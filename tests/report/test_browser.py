@@ -52,9 +52,9 @@ def file(runs, tmp_path_factory):
 @pytest.fixture
 def opened(browser, file):
     """Opens the page; at the end there must have been no word on the console, no dialog and no request."""
-    contexts, said, asked = [], [], []
+    contexts, said, asked, given = [], [], [], []
 
-    def open_page(**options):
+    def open_page(file=file, **options):
         context = browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
@@ -62,6 +62,7 @@ def opened(browser, file):
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
         page.on("request", lambda request: asked.append(request.url))
+        given.append(file.as_uri())
         page.goto(file.as_uri())
         return page
 
@@ -69,7 +70,7 @@ def opened(browser, file):
     for context in contexts:
         context.close()
     assert said == []
-    assert set(asked) <= {file.as_uri()}
+    assert set(asked) <= {*given}
 
 
 def column(page, name):
@@ -308,3 +309,72 @@ def test_without_script_all_is_there(browser, file):
     assert page.locator("article.row").first.is_visible()
     assert page.get_by_role("columnheader", name="Model Utility").first.is_visible()
     context.close()
+
+
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>" + "unbroken" * 20
+
+
+@pytest.fixture
+def page_of_sequences(write_sequence, tmp_path):
+    """Two sequences; the name of a request is a script."""
+    folders = [
+        write_sequence(tmp_path / mode, mode, ["sust_1", EVIL, "sust_3"], retained=True)
+        for mode in ("sustainability", "scalability")
+    ]
+    path = tmp_path / "report.html"
+    path.write_text(as_html(read_report(folders)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_stages_are_read_row_by_row_at_any_width(opened, page_of_sequences, width):
+    page = opened(page_of_sequences, viewport={"width": width, "height": 740})
+    section = page.get_by_role("region", name="Requests one after another")
+    assert section.get_by_role("table").count() == 2
+    for number, name in ((1, "sustainability (sustainability)"), (2, "scalability (scalability)")):
+        assert section.get_by_role("heading", name=name, exact=True).count() == 1
+        scrolled = section.get_by_role("region", name=f"Stages of sequence {number}, {name}, table")
+        table = section.get_by_role("table", name=f"Stages of sequence {number}, {name}", exact=True)
+        assert table.evaluate(
+            "each => document.getElementById(each.getAttribute('aria-describedby')).textContent"
+        ).startswith("Request 1, 2, ...: knowledge of it")
+        scrolled.focus()
+        assert scrolled.evaluate("each => document.activeElement === each")
+        heads = table.get_by_role("columnheader").all_inner_texts()
+        assert heads == [
+            "stage, request", "KnowMem(retain)", "KnowMem(forget)", "VerbMem", "request 1", "request 2", "request 3",
+        ]  # fmt: skip
+        rows = table.get_by_role("rowheader")
+        assert [each.split()[:2] for each in rows.all_inner_texts()] == [
+            ["0", "none"], ["1", "sust_1"], ["2", EVIL.split()[0]], ["3", "sust_3"],
+        ]  # fmt: skip
+        assert EVIL in rows.nth(2).inner_text()
+        # What a screen reader says of a request that was not yet made.
+        last = table.get_by_role("row").nth(2).get_by_role("cell").last
+        assert last.locator(".hidden").inner_text() == "not measured"
+        page.keyboard.press("ArrowRight")
+    widths = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    assert widths[0] <= widths[1]
+
+
+def test_pictures_of_sequences_are_told_in_words(opened, page_of_sequences):
+    page = opened(page_of_sequences)
+    section = page.locator("#sequences")
+    pictures = section.get_by_role("img")
+    assert pictures.count() == 3
+    titles = [
+        each.evaluate("each => each.querySelector(':scope > title').textContent") for each in pictures.all()
+    ]
+    assert titles == [
+        "KnowMem(retain) by stage",
+        "What each request forgot, by stage: sustainability (sustainability)",
+        "What each request forgot, by stage: scalability (scalability)",
+    ]
+    said = pictures.first.evaluate("each => each.querySelector(':scope > desc').textContent")
+    assert "sustainability (sustainability): 0.700 at stage 0, 0.620 at stage 1" in said
+    assert "retain-only: 0.661 at stage 1" in said
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 1032, "height": 700})
+    for table in section.locator("table").all():
+        box = table.bounding_box()
+        assert box["x"] + box["width"] <= 1032

@@ -16,8 +16,8 @@ EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>&amp;\"'"
 # A name is drawn as the outlines of its letters.
 SVG_ONLY = ("path", "use", "g", "defs")
 SUBJECTS = [
-    "forgotten", "results", "seeds", "trajectory", "truth-ratio", "membership", "generations", "relearning",
-    "quantization", "meanings",
+    "forgotten", "results", "seeds", "sequences", "trajectory", "truth-ratio", "membership", "generations",
+    "relearning", "quantization", "meanings",
 ]  # fmt: skip
 
 
@@ -203,6 +203,7 @@ def test_what_was_not_measured_is_said_with_how_to_get_it(copied):
     page = as_html(read_report([run]))
     for name in (
         "seeds",
+        "sequences",
         "trajectory",
         "truth-ratio",
         "membership",
