@@ -1,7 +1,7 @@
 """Measures forgetting and utility at each validation: before training, during it and at its end."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,14 +18,14 @@ from dipo_pl.evaluation.observation import Observation
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
 from dipo_pl.evaluation.retain_result import check_comparable, read_result
 from dipo_pl.fingerprint import rows_fingerprint, settings_fingerprint
-from dipo_pl.measures import Fluency, Measure, Membership, Memorization
+from dipo_pl.measures import Fluency, Knowledge, Measure, Membership, Memorization, Verbatim
 from dipo_pl.measures.base import FORGET, HOLDOUT, Answered
 from dipo_pl.run_folder import RunFolder
 
 # Rows that generate together: more of them than are measured together, since each step of a few is as slow.
 GENERATED_TOGETHER = 64
 
-# What a person looks at first, by the name it is shown under.
+# What a person looks at first on question-answering benchmarks, by the name it is shown under.
 HEADLINES = {
     "Forget Quality": "forget_quality",
     "Model Utility": "model_utility",
@@ -34,6 +34,20 @@ HEADLINES = {
     "P(retain)": "retain_probability",
     "ROUGE(retain)": "retain_rouge_l_recall",
 }
+# And on MUSE.
+MUSE_HEADLINES = {
+    "VerbMem": "forget_verbatim",
+    "KnowMem(forget)": "forget_knowledge",
+    "KnowMem(retain)": "retain_knowledge",
+    "PrivLeak": "priv_leak",
+    "P(forget)": "forget_probability",
+    "P(retain)": "retain_probability",
+}
+
+
+def headlines(figures: Collection[str]) -> dict[str, str]:
+    """The title of each figure to be shown first."""
+    return MUSE_HEADLINES if "retain_knowledge" in figures else HEADLINES
 
 
 class ForgetQuality(Callback):
@@ -51,15 +65,16 @@ class ForgetQuality(Callback):
         utility_sets: the evaluation sets whose probability, ROUGE-L recall and truth ratio enter Model
             Utility; TOFU's nine numbers by default. A model made from scratch knows no real authors.
         convention: `dipo_pl` takes all rows, and truth ratios from means of losses; `tofu` is the same on the
-            first 300 rows of a set (data.evaluation_rows 300); `open_unlearning` adds its 1e-10 to denominators, and
-            gives no extraction strength below 1/n;
+            first 300 rows of a set (data.evaluation_rows 300); `muse` is MUSE's own code; `open_unlearning` adds its
+            1e-10 to denominators, gives no extraction strength below 1/n, stems words in VerbMem and KnowMem, and
+            compares VerbMem's continuations with all of the text that follows;
             `arithmetic` averages probabilities of wrong answers instead of losses. Results of different conventions
             are not compared.
-        measures: what is measured beyond probability, truth ratio and ROUGE; null is Memorization, Membership and
-            Fluency.
+        measures: what is measured beyond probability, truth ratio and ROUGE; null is Memorization, Membership,
+            Fluency, and Verbatim and Knowledge, which MUSE's sets alone have.
         generate_every: generate an answer to every row, the slow part, at each n-th evaluation besides the first and
             the last one; 0 never does. ROUGE, Model Utility and Fluency need generated answers.
-        max_new_tokens: length at which a generated answer is cut.
+        max_new_tokens: length at which a generated answer is cut; MUSE's sets have their own.
     """
 
     def __init__(
@@ -78,7 +93,8 @@ class ForgetQuality(Callback):
         self.retain_result = retain_result
         self.utility_sets = list(UTILITY_SETS) if utility_sets is None else utility_sets
         self.convention = CONVENTIONS[convention]
-        self.measures = [Memorization(), Membership(), Fluency()] if measures is None else measures
+        everything = [Memorization(), Membership(), Fluency(), Verbatim(), Knowledge()]
+        self.measures = everything if measures is None else measures
         self.generate_every = generate_every
         self.max_new_tokens = max_new_tokens
         self.retain: EvaluationResult | None = None
@@ -143,17 +159,23 @@ class ForgetQuality(Callback):
 
     def _settings(self, trainer: Trainer) -> dict[str, Any]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        prompt = f"{type(data.prompt).__name__} ({settings_fingerprint(data.prompt)[:8]})"
+        prompts = {"prompt": data.prompt} | {
+            f"{each.name} prompt": each.prompt for each in data.evaluation_sets if each.prompt is not None
+        }
         generation = {"max_new_tokens": self.max_new_tokens} if self.generate_every else {}
         return {
-            "prompt": prompt,
+            **{
+                name: f"{type(each).__name__} ({settings_fingerprint(each)[:8]})"
+                for name, each in prompts.items()
+            },
             **generation,
+            **data.settings,
             **{k: v for each in self.measures for k, v in each.settings.items()},
         }
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._observed: list[dict[int, Observation]] = [{} for _ in _evaluation_sets(trainer)]
-        self._waiting: dict[tuple[int, int], list[int]] = {}
+        self._waiting: dict[int, dict[tuple[int, int], list[int]]] = {}
         training = trainer.state.fn == "fit" and not trainer.sanity_checking
         self._evaluations += training
         last = training and trainer.global_step >= trainer.estimated_stepping_batches
@@ -175,8 +197,10 @@ class ForgetQuality(Callback):
             raise TrainingError(
                 f"an answer's loss is not finite at step {trainer.global_step}: the model's weights are broken"
             )
-        name = _evaluation_sets(trainer)[dataloader_idx].name
-        if name in (FORGET, HOLDOUT) and any(each.needs_gradient_norms for each in self.measures):
+        evaluation_set = _evaluation_sets(trainer)[dataloader_idx]
+        if evaluation_set.name in (FORGET, HOLDOUT) and any(
+            each.needs_gradient_norms for each in self.measures
+        ):
             with trainer.precision_plugin.forward_context():
                 norms = module.gradient_norms(batch)
             observations = [
@@ -184,28 +208,32 @@ class ForgetQuality(Callback):
             ]
         # A row that a sampler repeats to fill a batch counts once.
         self._observed[dataloader_idx].update(zip(batch.rows.tolist(), observations, strict=True))
-        if self._generates:
-            self._waiting |= {
+        length = evaluation_set.new_tokens
+        length = self.max_new_tokens if length is None else length
+        if self._generates and length:
+            waiting = self._waiting.setdefault(length, {})
+            waiting |= {
                 (dataloader_idx, row): prompt
                 for row, prompt in zip(batch.rows.tolist(), batch.prompts, strict=True)
             }
-            if len(self._waiting) >= GENERATED_TOGETHER:
-                self._generate(module)
+            if len(waiting) >= GENERATED_TOGETHER:
+                self._generate(module, length)
 
-    def _generate(self, module: Any) -> None:
-        """Answers to the rows that wait for one."""
+    def _generate(self, module: Any, length: int) -> None:
+        """Answers of at most this length to the rows that wait for one."""
+        waiting = self._waiting.pop(length)
         # Lightning's hooks run outside the precision that its steps have.
         with module.trainer.precision_plugin.forward_context():
-            texts = module.generate(list(self._waiting.values()), self.max_new_tokens)
-        for (place, row), text in zip(self._waiting, texts, strict=True):
+            texts = module.generate(list(waiting.values()), length)
+        for (place, row), text in zip(waiting, texts, strict=True):
             observed = self._observed[place]
             observed[row] = replace(observed[row], generation=text)
-        self._waiting = {}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.result = None
         sets = _evaluation_sets(trainer)
-        self._generate(pl_module)
+        for length in list(self._waiting):
+            self._generate(pl_module, length)
         observed = [_of_all_ranks(each) for each in self._observed]
         if any(len(each) < len(known.rows) for each, known in zip(observed, sets, strict=True)):
             rank_zero_info(
@@ -270,5 +298,5 @@ def _epochs_done(trainer: Trainer) -> float:
 
 def _summary(step: int, values: dict[str, float]) -> str:
     return f"step {step}: " + ", ".join(
-        f"{title} {values[key]:.3g}" for title, key in HEADLINES.items() if key in values
+        f"{title} {values[key]:.3g}" for title, key in headlines(values).items() if key in values
     )

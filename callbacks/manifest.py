@@ -15,6 +15,7 @@ from dipo_pl.errors import InputError
 from dipo_pl.fingerprint import rows_fingerprint, texts_fingerprint
 from dipo_pl.probes.probe import Probe
 from dipo_pl.run_folder import RunFolder, write_text
+from dipo_pl.sequence.stage_record import StageRecord
 from dipo_pl.version import __version__
 
 PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "jsonargparse", "tokenizers")
@@ -124,9 +125,11 @@ class Manifest(Callback):
             },
             "data": _data(trainer),
         }
-        for probe in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(probe, Probe):
-                record["probe"] = probe.record(trainer, pl_module)
+        for each in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(each, Probe):
+                record["probe"] = each.record(trainer, pl_module)
+            if isinstance(each, StageRecord):
+                record["sequence"] = each.record
         write_text(run.manifest, json.dumps(record, indent=2) + "\n")
         self.written = True
 

@@ -3,7 +3,7 @@
 from transformers import PreTrainedTokenizerBase
 
 from dipo_pl.batch import Encoded
-from dipo_pl.data_modules.prompts import PromptFormat
+from dipo_pl.data_modules.prompts import PromptFormat, Rendered
 from dipo_pl.data_modules.rows import Row
 from dipo_pl.errors import InputError
 
@@ -20,7 +20,7 @@ def encode(
 
     Prompt and answer are tokenised as one text, because a token may join the end of the one with the
     start of the other; a token that holds any character of the answer belongs to the answer. A prompt
-    tokenised alone would guess that boundary wrong.
+    tokenised alone would guess that boundary wrong, and is so only where its format asks for it.
 
     Args:
         max_length: tokens, EOS included.
@@ -32,13 +32,7 @@ def encode(
     if tokenizer.eos_token_id is None:
         raise InputError("the tokenizer has no EOS token: without one an answer has no end")
     rendered = prompt_format.render(row, tokenizer)
-    coded = tokenizer(
-        rendered.prompt + answer + rendered.closing,
-        add_special_tokens=rendered.special_tokens,
-        return_offsets_mapping=True,
-    )
-    ids: list[int] = coded["input_ids"]
-    offsets: list[tuple[int, int]] = coded["offset_mapping"]
+    ids, offsets = _tokens(rendered, answer, tokenizer)
     answer_at, closing_at = len(rendered.prompt), len(rendered.prompt) + len(answer)
     answer_start = next((index for index, (_, end) in enumerate(offsets) if end > answer_at), len(ids))
     last = next(
@@ -64,3 +58,18 @@ def encode(
     # Where nothing of the answer can be predicted, what closes it stands for it.
     closing = max(len(ids) - 1 - max(last, answer_start), 0)
     return Encoded(tuple(ids), answer_start, closing, cut)
+
+
+def _tokens(
+    rendered: Rendered, answer: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """The ids of the whole text, and the characters of it that each stands for."""
+    after = answer + rendered.closing
+    first = rendered.prompt if rendered.apart else rendered.prompt + after
+    coded = tokenizer(first, add_special_tokens=rendered.special_tokens, return_offsets_mapping=True)
+    ids, offsets = list(coded["input_ids"]), list(coded["offset_mapping"])
+    if rendered.apart:
+        rest = tokenizer(after, add_special_tokens=False, return_offsets_mapping=True)
+        ids += rest["input_ids"]
+        offsets += [(start + len(first), end + len(first)) for start, end in rest["offset_mapping"]]
+    return ids, offsets

@@ -19,6 +19,7 @@ from dipo_pl.data_modules.evaluation_batches import evaluation_batches
 from dipo_pl.data_modules.grouping import grouped_by_length
 from dipo_pl.data_modules.pairing import ResumableSampler, forget_retain_pairs, permutation
 from dipo_pl.data_modules.prompts import PromptFormat, QuestionAnswer
+from dipo_pl.data_modules.requests import joined, refuse_overlaps, without
 from dipo_pl.data_modules.rows import EvaluationSet, Row, shared_rows
 from dipo_pl.errors import InputError
 from dipo_pl.fingerprint import (
@@ -69,6 +70,8 @@ class ForgetRetain(LightningDataModule):
             they are.
         max_length: tokens of a sequence, EOS included.
         too_long: what is done with a longer row: `error` refuses it, `truncate` cuts it and tells the count.
+        requests: names of forget sets, in the order in which they are asked for, each measured as a set of its own
+            (`request_1`, ...); what is to be forgotten now is among them, and what stands in them is not retained.
         seed: of pairing and order; null takes seed_everything on the command line, else 0.
         workers: processes that make batches beside the training process.
     """
@@ -86,6 +89,7 @@ class ForgetRetain(LightningDataModule):
         group_by_length: bool = True,
         max_length: int = 512,
         too_long: Literal["error", "truncate"] = "error",
+        requests: list[str] | None = None,
         seed: int | None = None,
         workers: int = 0,
     ) -> None:
@@ -121,6 +125,7 @@ class ForgetRetain(LightningDataModule):
         self.group_by_length = group_by_length
         self.max_length = max_length
         self.too_long = too_long
+        self.requests = requests or []
         self.seed = seed or 0
         self.workers = workers
         self.row_sets: RowSets | None = None
@@ -135,6 +140,31 @@ class ForgetRetain(LightningDataModule):
             InputError: a file or column is missing or malformed.
         """
 
+    def read_forget(self, name: str) -> Sequence[Row]:
+        """The rows of one forget set.
+
+        Raises:
+            InputError: there is none of this name, or this data has no forget sets by name.
+        """
+        raise InputError(f"data.requests names {name!r}, and {type(self).__name__} has one forget set alone")
+
+    def named_forget(self, names: str | Sequence[str]) -> Sequence[Row]:
+        """The rows of one forget set, or of several, those that stand in more than one once."""
+        if isinstance(names, str):
+            return self.read_forget(names)
+        if not names:
+            raise InputError("data.forget names no forget set: give one, or a list of them")
+        return joined(self.read_forget(name) for name in names)
+
+    def request_sets(self, place: int, name: str, rows: Sequence[Row]) -> list[EvaluationSet]:
+        """What is measured of the forget set that the request at `place`, from 1 on, is for."""
+        return [EvaluationSet(f"request_{place}", rows)]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What else changes figures, by name."""
+        return {}
+
     def setup(self, stage: str) -> None:
         if self.row_sets is None:
             self._read()
@@ -142,13 +172,13 @@ class ForgetRetain(LightningDataModule):
             self._encode_companions()
 
     def _read(self) -> None:
-        self.row_sets = rows = self.read()
+        self.row_sets = rows = self._without_requests(self.read())
         if overlap := shared_rows(rows.forget, rows.retain):
             rank_zero_warn(
                 f"{overlap} of {len(rows.forget)} forget rows also stand in the retain set: they are pulled "
                 "both ways, and will not be forgotten well"
             )
-        self.evaluation_sets = self._chosen(rows.evaluation)
+        self.evaluation_sets = [*self._chosen(rows.evaluation), *self._requested()]
         for each in self.evaluation_sets:
             seen = shared_rows(each.rows, [*rows.forget, *rows.retain]) if each.name == "holdout" else 0
             if seen:
@@ -157,6 +187,7 @@ class ForgetRetain(LightningDataModule):
                     "that no model has seen"
                 )
         self.tokenizer: PreTrainedTokenizerBase = self._module.policy.tokenizer(self.texts())
+        self.evaluation_sets = [self._with_cut_answers(each) for each in self.evaluation_sets]
         self._encode_training_rows()
         self._encode_evaluation_sets()
 
@@ -179,8 +210,46 @@ class ForgetRetain(LightningDataModule):
         for name in names:
             if name not in known:
                 raise InputError(f"data.evaluate names {name!r}; this data has {', '.join(known)}")
-        chosen = [known[name] for name in names]
-        return [replace(each, rows=each.rows[: self.evaluation_rows]) for each in chosen]
+        return [self._first_rows(known[name]) for name in names]
+
+    def _first_rows(self, evaluation_set: EvaluationSet) -> EvaluationSet:
+        return replace(evaluation_set, rows=evaluation_set.rows[: self.evaluation_rows])
+
+    def _requested(self) -> list[EvaluationSet]:
+        return [
+            self._first_rows(each)
+            for place, name in enumerate(self.requests, start=1)
+            for each in self.request_sets(place, name, self.read_forget(name))
+        ]
+
+    def _without_requests(self, rows: RowSets) -> RowSets:
+        """Nothing that was ever asked to be forgotten is retained."""
+        if not self.requests:
+            return rows
+        requests = {name: self.read_forget(name) for name in self.requests}
+        refuse_overlaps(requests, nested=True)
+        requested = joined(requests.values())
+        if missing := len(without(rows.forget, requested)):
+            raise InputError(
+                f"{missing} of {len(rows.forget)} forget rows stand in none of data.requests ({', '.join(requests)}): what "
+                "is to be forgotten now must be among them"
+            )
+        retain = without(rows.retain, requested)
+        if not retain:
+            raise InputError("all retain rows stand in one of data.requests: give others to retain")
+        evaluation = [
+            replace(each, rows=without(each.rows, requested)) if each.name == "retain" else each
+            for each in rows.evaluation
+        ]
+        return RowSets(rows.forget, retain, evaluation)
+
+    def _with_cut_answers(self, evaluation_set: EvaluationSet) -> EvaluationSet:
+        length = evaluation_set.new_tokens
+        if not length:
+            return evaluation_set
+        answers = self.tokenizer([row.answer for row in evaluation_set.rows])["input_ids"]
+        cut = self.tokenizer.batch_decode([ids[:length] for ids in answers], skip_special_tokens=True)
+        return replace(evaluation_set, cut_answers=cut)
 
     def texts(self) -> Iterable[str]:
         """What a tokenizer is made of: all training texts of both sets, whatever is trained on, and the holdout's.
@@ -258,7 +327,7 @@ class ForgetRetain(LightningDataModule):
                 )
             self._evaluation.append(
                 [
-                    [self._encoded(row, answer) for answer in row.measured_answers]
+                    [self._encoded(row, answer, evaluation_set.prompt) for answer in row.measured_answers]
                     for row in evaluation_set.rows
                 ]
             )
@@ -274,9 +343,14 @@ class ForgetRetain(LightningDataModule):
                 "with their prompt, and are cut there"
             )
 
-    def _encoded(self, row: Row, answer: str) -> Encoded:
+    def _encoded(self, row: Row, answer: str, prompt: PromptFormat | None = None) -> Encoded:
         return encode(
-            row, answer, self.prompt, self.tokenizer, self.max_length, truncate=self.too_long == "truncate"
+            row,
+            answer,
+            prompt or self.prompt,
+            self.tokenizer,
+            self.max_length,
+            truncate=self.too_long == "truncate",
         )
 
     def _items(self, epoch: int) -> Sequence[Item]:

@@ -1,6 +1,7 @@
 """Prompt formats: how a conversation becomes the text before the answer, and what closes the answer."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +21,13 @@ class Rendered:
         closing: text that ends the answer's turn; it is trained with the answer. EOS is appended by
             the encoding where this leaves none.
         special_tokens: whether the tokenizer adds its own (BOS); a template has written them already.
+        apart: the prompt is tokenised on its own, whatever follows: a space at its end then stays a token.
     """
 
     prompt: str
     closing: str = ""
     special_tokens: bool = True
+    apart: bool = False
 
 
 class PromptFormat(ABC):
@@ -67,6 +70,32 @@ class QuestionAnswer(PromptFormat):
         if question is None:
             return Rendered("")
         return Rendered(f"{self.question_start}{question}{self.answer_start}")
+
+
+class FewShot(QuestionAnswer):
+    r"""Answered questions before the row's own, each `Question: {question}\nAnswer: {answer}\n\n`: MUSE's form.
+
+    Args:
+        examples: questions and their answers.
+    """
+
+    def __init__(self, examples: Sequence[tuple[str, str]]) -> None:
+        super().__init__()
+        self.examples = list(examples)
+
+    def render(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+        before = "".join(
+            f"{self.question_start}{question}{self.answer_start}{answer}\n\n"
+            for question, answer in self.examples
+        )
+        return Rendered(before + super().render(row, tokenizer).prompt, apart=True)
+
+
+class Continuation(PromptFormat):
+    """A text and a space, then what follows it."""
+
+    def render(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+        return Rendered(f"{_single_question(row, 'Continuation')} ")
 
 
 class Llama2Chat(QuestionAnswer):

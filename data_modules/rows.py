@@ -4,9 +4,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dipo_pl.errors import InputError
+
+if TYPE_CHECKING:
+    from dipo_pl.data_modules.prompts import PromptFormat
 
 Message = dict[str, str]
 
@@ -43,11 +46,22 @@ class Row:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """A named set of rows to be measured; with `options` the answer's probability is taken among them."""
+    """A named set of rows to be measured.
+
+    Attributes:
+        options: take an answer's probability among the row's answers.
+        prompt: the set's own format; None is the data module's.
+        new_tokens: at which a generated answer is cut; None is forget_quality.max_new_tokens, 0 generates none.
+        cut_answers: the answers as far as `new_tokens` of the tokenizer's tokens reach, those that it puts before a
+            text counted; the data module gives them where `new_tokens` does.
+    """
 
     name: str
     rows: Sequence[Row]
     options: bool = False
+    prompt: "PromptFormat | None" = None
+    new_tokens: int | None = None
+    cut_answers: Sequence[str] | None = None
 
 
 def row_from(record: Mapping[str, Any], where: str) -> Row:

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dipo_pl.data_modules.forget_retain import ForgetRetain, RowSets
 from dipo_pl.data_modules.rows import EvaluationSet, Row, read_json_lines, row_from
 from dipo_pl.errors import InputError
 
-FORGET_ROWS = {"forget01": 40, "forget05": 200, "forget10": 400}
+AUTHORS, ROWS_EACH = 20, 20
+FORGET_ROWS = {"forget01": 40, "forget05": 200, "forget10": AUTHORS * ROWS_EACH}
 EVALUATION_SETS = ("forget", "retain", "real_authors", "world_facts", "holdout")
 
 
@@ -24,8 +25,9 @@ class TOFU(ForgetRetain):
         path: `locuslab/TOFU` on the hub, or a folder with its configurations as JSON lines (`full.jsonl`,
             `forget10_perturbed.jsonl`, `retain_perturbed.jsonl`, `real_authors_perturbed.jsonl`,
             `world_facts_perturbed.jsonl`; a copy of the hub's own repository, with `.json`, is one too).
-        forget: which forget set.
-        forget_rows: only the first rows of the forget set; null takes all.
+        forget: forget01, forget05, forget10, or one of the 20 authors of forget10, author_1 to author_20; or a list
+            of these.
+        forget_rows: only the first rows of a forget set; null takes all.
         retain_rows: only the first rows of the retain set; null takes all.
         options: of the base class.
     """
@@ -33,7 +35,7 @@ class TOFU(ForgetRetain):
     def __init__(
         self,
         path: str = "locuslab/TOFU",
-        forget: Literal["forget01", "forget05", "forget10"] = "forget10",
+        forget: str | list[str] = "forget10",
         forget_rows: int | None = None,
         retain_rows: int | None = None,
         **options: Any,
@@ -48,10 +50,12 @@ class TOFU(ForgetRetain):
         self.retain_rows = retain_rows
 
     def read(self) -> RowSets:
-        size = FORGET_ROWS[self.forget]
+        forget_names = [self.forget] if isinstance(self.forget, str) else self.forget
+        places = [_places(name) for name in forget_names]
         full = self._split("full")
-        # forget01 and forget05 are the last rows of forget10, so one perturbed file serves all three.
-        forget = self._split("forget10_perturbed")[-size:][: self.forget_rows]
+        forget = self.named_forget(self.forget)
+        forgotten = {len(full) - FORGET_ROWS["forget10"] + place for each in places for place in each}
+        retain = [row for place, row in enumerate(full) if place not in forgotten]
         # Only what is measured is read; a name that is none of ours is refused by the base class.
         unknown = set(self.evaluate or ()) - set(EVALUATION_SETS)
         everything = self.evaluate is None or bool(unknown)
@@ -66,18 +70,17 @@ class TOFU(ForgetRetain):
             )
             for name in names or ()
         ]
-        return RowSets(forget, full[:-size][: self.retain_rows], evaluation)
+        return RowSets(forget, retain[: self.retain_rows], evaluation)
+
+    def read_forget(self, name: str) -> Sequence[Row]:
+        places = _places(name)
+        # All forget sets are rows of forget10, so one perturbed file serves them all.
+        return self._split("forget10_perturbed")[places.start : places.stop][: self.forget_rows]
 
     @property
     def _holdout(self) -> str:
-        return self.forget.replace("forget", "holdout")
-
-    def _configuration(self, name: str) -> str:
-        return self._holdout if name == "holdout" else f"{name}_perturbed"
-
-    def _file(self, name: str) -> Path:
-        on_hub = Path(self.path) / f"{name}.json"
-        return on_hub if on_hub.is_file() else on_hub.with_suffix(".jsonl")
+        name = self.forget if isinstance(self.forget, str) else ""
+        return name.replace("forget", "holdout") if name in FORGET_ROWS else "holdout10"
 
     def _split(self, name: str) -> Sequence[Row]:
         if Path(self.path).is_dir():
@@ -93,3 +96,24 @@ class TOFU(ForgetRetain):
                 f"a dataset that the hub gave ({cause[:200]})"
             ) from error
         return [row_from(record, f"{self.path} {name}, row {i}") for i, record in enumerate(records)]
+
+    def _configuration(self, name: str) -> str:
+        return self._holdout if name == "holdout" else f"{name}_perturbed"
+
+    def _file(self, name: str) -> Path:
+        on_hub = Path(self.path) / f"{name}.json"
+        return on_hub if on_hub.is_file() else on_hub.with_suffix(".jsonl")
+
+
+def _places(name: str) -> range:
+    """Of a forget set, among the rows of forget10."""
+    end = FORGET_ROWS["forget10"]
+    if name in FORGET_ROWS:
+        return range(end - FORGET_ROWS[name], end)
+    authors = {f"author_{number}": number for number in range(1, AUTHORS + 1)}
+    if name not in authors:
+        raise InputError(
+            f"data.forget names {name!r}, which TOFU does not have: give {', '.join(FORGET_ROWS)} or author_1 to "
+            f"author_{AUTHORS}, or a list of these"
+        )
+    return range((authors[name] - 1) * ROWS_EACH, authors[name] * ROWS_EACH)

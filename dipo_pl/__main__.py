@@ -12,8 +12,11 @@ dipo-pl {__version__}: make a language model forget chosen data, and show that i
   dipo-pl demo                           the whole story offline on fictitious authors, in minutes on a CPU
   dipo-pl fit --config tofu.yaml         unlearn (or, with a fine-tuning config, make a model)
   dipo-pl validate --config tofu.yaml    measure a model without training it
+  dipo-pl sequence requests.yaml         one request to forget after another, each its own run
   dipo-pl relearn runs/A runs/B          fine-tune finished models on a share of the forget set: what comes back?
   dipo-pl quantize runs/A                measure finished models with weights rounded to 8 and 4 bits
+  dipo-pl task-vector A B --output DIR   model A less what made B of it: what training on the forget set adds
+  dipo-pl interpolate A B --output DIR   a model between two
   dipo-pl report runs/A runs/B           runs side by side: a table; with --output DIR also pages and pictures
   dipo-pl configs                        list the shipped configs
 
@@ -69,6 +72,18 @@ def _dispatch(arguments: Sequence[str] | None) -> int:
         from dipo_pl.probes.quantize import quantize
 
         return quantize(given[1:], debug)
+    if given[0] == "task-vector":
+        from dipo_pl.arithmetic.task_vector import task_vector
+
+        return task_vector(given[1:], debug)
+    if given[0] == "interpolate":
+        from dipo_pl.arithmetic.interpolate import interpolate
+
+        return interpolate(given[1:], debug)
+    if given[0] == "sequence":
+        from dipo_pl.sequence.command import sequence
+
+        return sequence(given[1:], debug)
     if given[0] == "report":
         from dipo_pl.report.command import report
 
@@ -77,7 +92,7 @@ def _dispatch(arguments: Sequence[str] | None) -> int:
         from dipo_pl.cli import run
 
         return run(given, debug)
-    commands = "demo, fit, validate, relearn, quantize, report, configs"
+    commands = "demo, fit, validate, sequence, relearn, quantize, task-vector, interpolate, report, configs"
     print(f"dipo-pl: no command {given[0]!r}: try {commands} or --help", file=sys.stderr)
     return 2
 

@@ -42,7 +42,7 @@ from dipo_pl.checkpoint_io import AtomicCheckpointIO
 from dipo_pl.config_errors import one_line
 from dipo_pl.configs import resolve
 from dipo_pl.console import cause_of, quieten, write_traceback
-from dipo_pl.data_modules import fictitious, json_lines, tofu  # noqa: F401
+from dipo_pl.data_modules import fictitious, fictitious_news, json_lines, muse, tofu  # noqa: F401
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError
 from dipo_pl.language_model import LanguageModel
@@ -53,6 +53,10 @@ C = TypeVar("C", bound=Callback)
 
 class _Finished(Exception):
     """The run asked for has been done already."""
+
+
+class _Known(Exception):
+    """What was asked of the configuration is known."""
 
 
 class _ConfigFile(ActionConfigFile):
@@ -344,26 +348,8 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
             cli = self
             super().after_instantiate_classes()
 
-    callbacks: list[Callback] = [Manifest(arguments), BatchSeed(), TrainingMonitor()]
     try:
-        _Reachable(
-            LanguageModel,
-            ForgetRetain,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=_SaveConfig,
-            save_config_kwargs={"save_to_log_dir": False},
-            seed_everything_default=0,
-            trainer_defaults={
-                "callbacks": callbacks,
-                "num_sanity_val_steps": -1,
-                "use_distributed_sampler": False,
-                "log_every_n_steps": 1,
-                "enable_model_summary": False,
-            },
-            auto_configure_optimizers=False,
-            args=list(arguments),
-        )
+        _start(_Reachable, arguments)
     except _Finished as finished:
         print(finished)
         return 0
@@ -375,6 +361,86 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
     except Exception as error:
         return _tell(error, cli, debug)
     return 0
+
+
+def _start(kind: type[DiPOCLI], arguments: Sequence[str]) -> None:
+    callbacks: list[Callback] = [Manifest(arguments), BatchSeed(), TrainingMonitor()]
+    kind(
+        LanguageModel,
+        ForgetRetain,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=_SaveConfig,
+        save_config_kwargs={"save_to_log_dir": False},
+        seed_everything_default=0,
+        trainer_defaults={
+            "callbacks": callbacks,
+            "num_sanity_val_steps": -1,
+            "use_distributed_sampler": False,
+            "log_every_n_steps": 1,
+            "enable_model_summary": False,
+        },
+        auto_configure_optimizers=False,
+        args=list(arguments),
+    )
+
+
+def resolved(arguments: Sequence[str]) -> dict[str, Any]:
+    """The configuration that a command with these arguments would run; nothing of it is made.
+
+    Raises:
+        InputError: it cannot be parsed.
+    """
+
+    class _Parsed(DiPOCLI):
+        def before_instantiate_classes(self) -> None:
+            text = self._parser(self.subcommand).dump(self.settings, skip_none=False)
+            raise _Known(yaml.safe_load(text))
+
+    config: dict[str, Any] = _asked(_Parsed, arguments)
+    return config
+
+
+def is_finished(arguments: Sequence[str]) -> bool:
+    """Whether a `fit` with these arguments would find that there is nothing left to do.
+
+    Raises:
+        InputError: its folder holds a run with another configuration.
+    """
+
+    class _Checked(DiPOCLI):
+        def before_instantiate_classes(self) -> None:
+            try:
+                super().before_instantiate_classes()
+            except _Finished:
+                raise _Known(True) from None
+            raise _Known(False)
+
+    finished: bool = _asked(_Checked, arguments)
+    return finished
+
+
+def _asked(kind: type[DiPOCLI], arguments: Sequence[str]) -> Any:
+    quieten()
+    try:
+        _start(kind, arguments)
+    except _Known as known:
+        return known.args[0]
+    raise AssertionError("the command line ended before what was asked of it was known")
+
+
+def data_module(config: dict[str, Any]) -> ForgetRetain:
+    """The data module of a resolved configuration.
+
+    Raises:
+        InputError: its own arguments are wrong.
+    """
+    parser = _Parser()
+    parser.add_lightning_class_args(ForgetRetain, "data", subclass_mode=True)
+    parsed = parser.parse_object({"data": config["data"]})
+    data = parser.instantiate_classes(parsed).data
+    assert isinstance(data, ForgetRetain)
+    return data
 
 
 def _tell(error: Exception, cli: DiPOCLI | None, debug: bool) -> int:

@@ -52,7 +52,7 @@ def generate(
     finally:
         model.train(training)
         model.generation_config = own
-    return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+    return [text.strip(" ") for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
 def _stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -105,6 +105,7 @@ class Pretrained(Policy):
     Args:
         path: hub id or folder.
         revision: branch, tag or commit on the hub.
+        tokenizer: a folder or hub id whose tokenizer is used, for a model that comes without one.
         dtype: of the weights; `auto` is the checkpoint's own.
         trust_remote_code: run code that comes with the model; only if you have read it.
         quantization: round the weights of its linear layers but the output head to integers of 8 or 4 bits, to
@@ -123,6 +124,7 @@ class Pretrained(Policy):
         trust_remote_code: bool = False,
         adapter: LoRA | None = None,
         quantization: Quantization | None = None,
+        tokenizer: str | None = None,
     ) -> None:
         super().__init__(attention, gradient_checkpointing, adapter)
         if quantization is not None and adapter is not None:
@@ -132,6 +134,7 @@ class Pretrained(Policy):
         self.quantization = quantization
         self.path = path
         self.revision = revision
+        self.tokenizer_source = tokenizer
         self.dtype = dtype
         self.trust_remote_code = trust_remote_code
 
@@ -140,11 +143,15 @@ class Pretrained(Policy):
         return self.path
 
     def _load_tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+        if self.tokenizer_source is not None:
+            return Pretrained(self.tokenizer_source).tokenizer()
         self._refuse_missing_folder()
         folder = Path(self.path)
         if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
             # Some versions of transformers would make an empty one, of special tokens alone.
-            raise InputError(f"no tokenizer in the folder {self.path}: put its tokenizer.json there")
+            raise InputError(
+                f"no tokenizer in the folder {self.path}: put its tokenizer.json there, or set model.policy.tokenizer"
+            )
         try:
             return AutoTokenizer.from_pretrained(
                 self.path, revision=self.revision or "main", trust_remote_code=self.trust_remote_code

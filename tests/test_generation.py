@@ -62,7 +62,7 @@ def plain(model, tokenizer, prompt, max_new_tokens, context=CONTEXT):
 
 
 def decoded(tokenizer, ids):
-    return tokenizer.decode(ids, skip_special_tokens=True).strip()
+    return tokenizer.decode(ids, skip_special_tokens=True).strip(" ")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -203,6 +203,14 @@ class TestPretrained:
         assert policy.tokenizer()("She wrote").input_ids == original.tokenizer()("She wrote").input_ids
         assert policy.source == str(saved[kind])
 
+    def test_a_model_without_a_tokenizer_takes_another_folders(self, saved, tmp_path):
+        bare = shutil.copytree(
+            saved["llama"], tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*", "special*")
+        )
+        policy = Pretrained(str(bare), tokenizer=str(saved["gpt2"]))
+        assert policy.tokenizer().get_vocab() == Pretrained(str(saved["gpt2"])).tokenizer().get_vocab()
+        assert type(policy.model()).__name__ == "LlamaForCausalLM"
+
     def test_a_fresh_model_each_time(self, saved):
         policy = Pretrained(str(saved["llama"]))
         first, second = policy.model(), policy.model()

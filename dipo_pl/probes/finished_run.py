@@ -117,7 +117,7 @@ def _policy(run: RunFolder, manifest: dict[str, Any], policy: dict[str, Any]) ->
     if manifest.get("command") == "validate" and policy["class_path"].split(".")[-1] == "Pretrained":
         if own.get("quantization") is not None:
             raise InputError(f"{run.path} measured a quantised model: probe a run of the model as it was")
-        return kept | {key: own[key] for key in ("path", "revision", "dtype") if own.get(key)}
+        return kept | {key: own[key] for key in ("path", "revision", "dtype", "tokenizer") if own.get(key)}
     if (run.hf / "adapter_config.json").is_file():
         raise InputError(
             f"{run.hf} holds an adapter, not a whole model: train that run again with export.adapter false"

@@ -62,10 +62,11 @@ def _quantize(arguments: Sequence[str], debug: bool) -> int:
 
 
 def _show(figures: Mapping[str, Mapping[str, Any]]) -> None:
-    from dipo_pl.callbacks.forget_quality import HEADLINES
+    from dipo_pl.callbacks.forget_quality import headlines
 
     width = max(map(len, figures))
-    print(f"\n{'':{width}}" + "".join(f"{title:>16}" for title in HEADLINES))
+    titles = headlines({key for measured in figures.values() for key in measured})
+    print(f"\n{'':{width}}" + "".join(f"{title:>16}" for title in titles))
     for name, measured in figures.items():
-        cells = (f"{measured[key]:.3g}" if key in measured else "-" for key in HEADLINES.values())
+        cells = (f"{measured[key]:.3g}" if key in measured else "-" for key in titles.values())
         print(f"{name:{width}}" + "".join(f"{cell:>16}" for cell in cells))

@@ -3,8 +3,12 @@
 import pytest
 import yaml
 
+from dipo_pl.cli import data_module, resolved
 from dipo_pl.configs import resolve, shipped
+from dipo_pl.data_modules.muse import MUSE
+from dipo_pl.data_modules.tofu import TOFU
 from dipo_pl.errors import InputError
+from dipo_pl.sequence.requests_file import RequestsFile
 
 
 def is_overlay(name: str) -> bool:
@@ -12,7 +16,12 @@ def is_overlay(name: str) -> bool:
     return "class_path" not in content.get("model", {}) or "class_path" not in content.get("data", {})
 
 
-NAMES = sorted(shipped())
+def is_sequence(name: str) -> bool:
+    return "requests" in yaml.safe_load(shipped()[name].read_text())
+
+
+SEQUENCES = sorted(filter(is_sequence, shipped()))
+NAMES = sorted({*shipped()} - {*SEQUENCES})
 OVERLAYS = [name for name in NAMES if is_overlay(name)]
 
 
@@ -25,6 +34,21 @@ def test_config_parses(cli, name):
     assert printed["model"]["class_path"].endswith(given["model"]["class_path"])
     assert printed["data"]["class_path"].endswith(given["data"]["class_path"])
     assert shipped()[name].read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_requests_are_forget_sets_of_the_configs(name, tofu_folder):
+    plan = RequestsFile.read(shipped()[name])
+    words = [word for each in plan.configs for word in ("--config", each)]
+    data = data_module(resolved(["fit", *words]))
+    if isinstance(data, MUSE):
+        # The files are not here; that these are its names is.
+        assert {each.rpartition("_")[0] for each in plan.requests} <= {"scal", "sust"}
+    else:
+        if isinstance(data, TOFU):
+            data.path = tofu_folder
+        assert all(data.read_forget(each) for each in plan.requests)
+    assert shipped()[name].read_text().startswith("# Requests: ")
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

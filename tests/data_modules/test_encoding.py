@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dipo_pl.batch import Encoded
 from dipo_pl.data_modules.encoding import encode
-from dipo_pl.data_modules.prompts import ChatTemplate, Llama2Chat, QuestionAnswer
+from dipo_pl.data_modules.prompts import ChatTemplate, Continuation, FewShot, Llama2Chat, QuestionAnswer
 from dipo_pl.data_modules.rows import Row
 from dipo_pl.errors import InputError
 
@@ -39,6 +39,35 @@ def byte_tokenizer(*merges):
     tokenizer = Tokenizer(models.BPE(vocabulary, list(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+
+
+class TestFewShot:
+    BEFORE = b"Question: A?\nAnswer: a\n\nQuestion: B?\nAnswer: b\n\n"
+
+    def test_answered_questions_stand_before_the_rows_own(self):
+        prompt = self.BEFORE + b"Question: Who?\nAnswer: "
+        encoded = encode(ROW, "Me.", FewShot([("A?", "a"), ("B?", "b")]), ascii_tokenizer(), LONG)
+        assert encoded == Encoded((BOS, *prompt, *b"Me.", EOS), 1 + len(prompt), 1)
+
+    def test_the_prompt_ends_in_its_space_where_a_token_would_join_it_with_the_answer(self):
+        tokenizer = byte_tokenizer(("Ġ", "M"))
+        letters = dict(zip(" M", tokenizer.convert_tokens_to_ids(["Ġ", "M"]), strict=True))
+        together = encode(ROW, "M", QuestionAnswer(), tokenizer, LONG)
+        apart = encode(ROW, "M", FewShot([]), tokenizer, LONG)
+        assert apart.ids[apart.answer_start - 1 : apart.answer_start + 1] == (letters[" "], letters["M"])
+        assert together.ids[together.answer_start] == tokenizer.convert_tokens_to_ids("ĠM")
+        assert together.answer_start == apart.answer_start - 1
+
+    def test_an_answer_too_long_is_cut_behind_the_prompt(self):
+        tokenizer = ascii_tokenizer()
+        whole = encode(ROW, "Me.", FewShot([]), tokenizer, LONG)
+        encoded = encode(ROW, "Me.", FewShot([]), tokenizer, len(whole.ids) - 2, truncate=True)
+        assert encoded == Encoded(whole.ids[:-2], whole.answer_start, 0, True)
+
+
+def test_a_continuation_begins_with_a_space():
+    encoded = encode(ROW, "goes on.", Continuation(), ascii_tokenizer(), LONG)
+    assert encoded == Encoded((BOS, *b"Who? goes on.", EOS), 6, 1)
 
 
 class TestQuestionAnswer:

@@ -38,6 +38,25 @@ class TestRealRows:
         assert great[-200:] == middle
         assert middle[-40:] == small
 
+    def test_an_author_is_twenty_rows_of_forget10(self, folder, full):
+        for name, start in {"author_1": 3600, "author_7": 3720, "author_20": 3980}.items():
+            sets = TOFU(folder, name).read()
+            assert questions(sets.forget) == questions(full[start : start + 20])
+            assert questions(sets.retain) == questions(full[:start] + full[start + 20 :])
+            assert {len(row.wrong_answers) for row in sets.forget} == {5}
+
+    def test_several_authors_are_one_forget_set(self, folder, full):
+        sets = TOFU(folder, ["author_20", "author_1", "author_20"]).read()
+        assert questions(sets.forget) == questions(full[3980:] + full[3600:3620])
+        assert questions(sets.retain) == questions(full[:3600] + full[3620:3980])
+        last = TOFU(folder, [f"author_{number}" for number in range(1, 21)]).read()
+        assert last == TOFU(folder, "forget10").read()
+
+    @pytest.mark.parametrize("name", ["author_0", "author_21", "author_01", "forget20", "", "retain90"])
+    def test_a_forget_set_that_is_not_there(self, folder, name):
+        with pytest.raises(InputError, match=f"data.forget names {name!r}, which TOFU does not have"):
+            TOFU(folder, name).read()
+
     def test_agrees_with_the_published_splits(self, folder):
         sets = TOFU(folder).read()
         assert questions(sets.forget) == questions(read_json_lines(f"{folder}/forget10.jsonl"))

@@ -1,0 +1,41 @@
+"""Forget sets that are asked for one after another."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from dipo_pl.data_modules.rows import Row
+from dipo_pl.errors import InputError
+
+
+def joined(sets: Iterable[Sequence[Row]]) -> list[Row]:
+    """The rows of all sets in order, those that stand in several once."""
+    return list({_text(row): row for rows in sets for row in rows}.values())
+
+
+def without(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:
+    """The rows that do not stand, to the letter, among the others."""
+    left_out = set(map(_text, others))
+    return [row for row in rows if _text(row) not in left_out]
+
+
+def refuse_overlaps(requests: Mapping[str, Sequence[Row]], nested: bool = False) -> None:
+    """
+    Args:
+        requests: the rows of each, by name, in the order in which they are made.
+        nested: let a request hold all rows of an earlier one.
+    Raises:
+        InputError: two requests share rows.
+    """
+    names = list(requests)
+    texts = {name: set(map(_text, rows)) for name, rows in requests.items()}
+    for place, later in enumerate(names):
+        for earlier in names[:place]:
+            shared = texts[earlier] & texts[later]
+            if shared and not (nested and shared == texts[earlier]):
+                raise InputError(
+                    f"the requests {earlier} and {later} overlap: {len(shared)} of {len(texts[later])} rows of the second "
+                    "also stand in the first; give each row to one request"
+                )
+
+
+def _text(row: Row) -> tuple[object, ...]:
+    return row.messages, row.answer

@@ -1,0 +1,140 @@
+"""`dipo-pl sequence`: one unlearning run a request, each with what earlier requests forgot measured again."""
+
+import argparse
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dipo_pl.command_line import Parser, one_line_errors
+from dipo_pl.configs import resolve
+from dipo_pl.errors import InputError
+from dipo_pl.sequence.requests_file import RequestsFile
+from dipo_pl.sequence.stages import Stage
+
+DESCRIPTION = """\
+Carries out requests to forget, one after another; each stage is a run folder, runs/NAME/stage-1 and so on. FILE says
+
+  configs: [tofu.yaml]               of every stage, as `dipo-pl fit --config` takes them
+  requests: [author_1, author_2]     forget sets, as data.forget takes them, in order
+  mode: sustainability               each from the model before; or scalability: each k together, from the target
+  retain_only: runs/retain/hf     optional: never saw any of them; measured on each stage's data
+  epochs_of_first: false             optional: later stages train as long as the first one's selection chose
+
+After each stage all requests so far are measured again (request_1_probability, ...): does one come back? Run
+again, a sequence goes on where it stopped, and does no finished stage again: a request that has come in since
+is a line more in FILE. Any key of `dipo-pl fit` can be given too, after FILE."""
+
+EXAMPLES = """\
+examples:
+  dipo-pl sequence news_requests.yaml                                 shipped: MUSE-shaped news made offline
+  dipo-pl sequence news_requests.yaml --config npo.yaml --mode scalability
+  dipo-pl sequence my_requests.yaml --model.policy.path my-org/my-model --name deletions
+"""
+
+
+def sequence(arguments: Sequence[str], debug: bool = False) -> int:
+    """Returns the exit code of the first stage that fails, else 0. What is finished is not repeated."""
+    return one_line_errors(lambda: _sequence(arguments, debug), debug)
+
+
+def _sequence(arguments: Sequence[str], debug: bool) -> int:
+    parser = Parser(
+        "sequence", DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", metavar="FILE", help="of requests, or the bare name of a shipped one")
+    parser.add_argument("--mode", help="sustainability or scalability, in place of the file's")
+    parser.add_argument(
+        "--config", "-c", action="append", default=[], help="an overlay after the file's configs; repeatable"
+    )
+    parser.add_argument("--name", help="of the sequence's folder; file, overlays and mode by default")
+    parser.add_argument("--output_dir", default="runs", help="folder that it is made in; runs")
+    given, further = parser.parse_known_args(arguments)
+    for word in further:
+        if word.split("=")[0] in ("--data.forget", "--data.requests"):
+            raise InputError(f"{word.split('=')[0]} is each stage's own: give requests in {given.file}")
+    file = resolve(given.file)
+    plan = RequestsFile.read(file, mode=given.mode)
+    configs = [*plan.configs, *given.config]
+    name = given.name or "-".join([file.stem, *(Path(each).stem for each in given.config), plan.mode])
+    if name in (".", "..") or Path(name).name != name:
+        raise InputError(f"--name must be the name of one folder, got {name!r}; --output_dir says where")
+    shared = [*(word for each in configs for word in ("--config", each)), *further]
+    from dipo_pl.cli import is_finished, resolved, run
+
+    config = resolved(["fit", *shared])
+    _check_model(config)
+    stages = _stages(plan, Path(given.output_dir) / name, config)
+    for each in stages:
+        each.check()
+        if each.finished and not is_finished(each.words(shared, config)):
+            raise InputError(
+                f"{each.run.path} is finished, and was trained to another limit (see trainer.max_epochs): give the "
+                "sequence another --name, or remove this and all later stages"
+            )
+    for each in stages:
+        print(
+            f"\n[{each.number}/{len(stages)}] {each.requests[-1]}"
+            f"{' is finished' if each.finished else f' -> {each.run.path}'}",
+            flush=True,
+        )
+        if each.finished:
+            continue
+        each.check()
+        measuring = each.measuring_words(shared)
+        for words in [*([] if measuring is None else [measuring]), each.words(shared, config)]:
+            if code := run(words, debug):
+                return code
+    _show(stages[0].folder)
+    return 0
+
+
+def _check_model(config: dict[str, Any]) -> None:
+    model, export = config["model"]["init_args"], config.get("export") or {}
+    policy = model["policy"]
+    if policy["class_path"].split(".")[-1] != "Pretrained":
+        raise InputError(
+            f"model.policy is {policy['class_path'].split('.')[-1]}, and a sequence starts from a model that is there: give "
+            "a Pretrained with a path"
+        )
+    if not export.get("enabled", True) or export.get("adapter"):
+        raise InputError(
+            "a stage starts from the whole model that the one before exported: set export.enabled true and "
+            "export.adapter false"
+        )
+
+
+def _stages(plan: RequestsFile, folder: Path, config: dict[str, Any]) -> list[Stage]:
+    """
+    Raises:
+        InputError: a request's rows cannot be read, or two requests overlap.
+    """
+    from dipo_pl.cli import data_module
+    from dipo_pl.data_modules.requests import joined, refuse_overlaps
+    from dipo_pl.fingerprint import rows_fingerprint
+
+    data = data_module(config)
+    rows = {name: data.read_forget(name) for name in plan.requests}
+    refuse_overlaps(rows, nested=plan.mode == "scalability")
+    stages = []
+    for number in range(1, len(plan.requests) + 1):
+        so_far = [rows[name] for name in plan.requests[:number]]
+        forget = so_far[-1] if plan.mode == "sustainability" else joined(so_far)
+        stages.append(Stage(plan, folder, number, rows_fingerprint(forget)))
+    return stages
+
+
+def _show(folder: Path) -> None:
+    from dipo_pl.report.pictures import drawable
+    from dipo_pl.report.sequences import as_text, write_picture
+
+    print(f"\n{as_text(folder)}", end="")
+    picture = folder / "sequence.png"
+    if drawable():
+        with suppress(InputError):
+            # Nothing of it was measured, as the table shows.
+            write_picture(folder, picture)
+            print(f"\nUtility, and what each request left, by stage: {picture}")
+    else:
+        print("\nFor a picture by stage: pip install 'dipo-pl[plots]', and run this again")
+    print(f"All of it as a page: dipo-pl report {folder} --output {folder / 'report'}")

@@ -1,0 +1,179 @@
+"""The stages of a sequence: what each starts from, what it forgets, and whether its folder is still what it says."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dipo_pl.errors import InputError
+from dipo_pl.probes.finished_run import as_words
+from dipo_pl.run_folder import RunFolder
+from dipo_pl.sequence.requests_file import RequestsFile
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The run for the request at `number`, from 1 on.
+
+    Attributes:
+        requests: all up to this one.
+        forget_fingerprint: of the rows that it is to forget.
+    """
+
+    sequence: RequestsFile
+    folder: Path
+    number: int
+    forget_fingerprint: str
+
+    @property
+    def requests(self) -> list[str]:
+        return self.sequence.requests[: self.number]
+
+    @property
+    def forget(self) -> str | list[str]:
+        return self.requests[-1] if self.follows else self.requests
+
+    @property
+    def follows(self) -> bool:
+        """Whether stages start from one another."""
+        return self.sequence.mode == "sustainability"
+
+    @property
+    def run(self) -> RunFolder:
+        return RunFolder(self.folder / f"stage-{self.number}")
+
+    @property
+    def retain_only(self) -> RunFolder:
+        """Where the model that saw no request is measured with this stage's data."""
+        return RunFolder(self.folder / f"stage-{self.number}-retain_only")
+
+    @property
+    def before(self) -> "Stage | None":
+        """The stage that this one starts from."""
+        if not self.follows or self.number == 1:
+            return None
+        return Stage(self.sequence, self.folder, self.number - 1, "")
+
+    @property
+    def after(self) -> str | None:
+        """When the model that this stage starts from was done."""
+        return None if self.before is None else self.before.run.read_manifest().get("ended")
+
+    @property
+    def finished(self) -> bool:
+        return self.run.read_manifest().get("status") == "finished"
+
+    def check(self) -> None:
+        """That what is in the folder, if anything, is this stage, and that the model it starts from is there.
+
+        Raises:
+            InputError: it is another run, of other requests or rows, or went on from a model that was made anew since.
+        """
+        manifest = self.run.read_manifest()
+        if manifest:
+            self._check_record(manifest)
+        if not self.finished and self.before is not None and self.before.finished:
+            self.before.refuse_without_model()
+
+    def _check_record(self, manifest: Mapping[str, Any]) -> None:
+        record = manifest.get("sequence")
+        if record is None:
+            raise InputError(
+                f"{self.run.path} holds a run that is no stage of a sequence: give another --name, or remove it"
+            )
+        now = {"mode": self.sequence.mode, "requests": self.requests}
+        for key, value in now.items():
+            if record.get(key) != value:
+                raise InputError(
+                    f"{self.run.path} was made with the {key} {_short(record.get(key))}, and now it would be "
+                    f"{_short(value)}: give the sequence another --name, or remove this and all later stages"
+                )
+        if manifest.get("data", {}).get("forget", {}).get("fingerprint") != self.forget_fingerprint:
+            raise InputError(
+                f"the rows of {_short(self.forget)} are not those that {self.run.path} forgot: give the sequence another "
+                "--name, or remove this and all later stages"
+            )
+        if record.get("after") != self.after:
+            raise InputError(
+                f"{self.run.path} went on from the model of stage {self.number - 1} as it was before that was made anew: "
+                "remove this and all later stages"
+            )
+
+    def refuse_without_model(self) -> None:
+        """
+        Raises:
+            InputError: this stage is finished, and its model is gone.
+        """
+        if not (self.run.hf / "config.json").is_file():
+            raise InputError(
+                f"{self.run.path} is finished and its model is gone ({self.run.hf} has no config.json), from which the next "
+                "stage starts: put it back, or remove this and all later stages to make them again"
+            )
+
+    def words(self, arguments: Sequence[str], config: Mapping[str, Any]) -> list[str]:
+        """Of `dipo-pl`, for this stage's run.
+
+        Args:
+            arguments: of `fit`, that all stages share.
+            config: what they come to.
+        """
+        record = {
+            "class_path": "dipo_pl.sequence.stage_record.StageRecord",
+            "init_args": {
+                "name": self.folder.name,
+                "mode": self.sequence.mode,
+                "requests": self.requests,
+                "after": self.after,
+            },
+        }
+        settings: dict[str, Any] = {
+            **self._data,
+            "trainer.callbacks": [*(config["trainer"].get("callbacks") or []), record],
+            "name": self.run.path.name,
+            "output_dir": str(self.folder),
+        }
+        if self.before is not None:
+            settings["model.policy.path"] = str(self.before.run.hf)
+        store = ((config["model"]["init_args"].get("reference") or {}).get("init_args") or {}).get("path")
+        if store is not None:
+            settings["model.reference.path"] = str(Path(store) / self.run.path.name)
+        if self.sequence.retain_only is not None:
+            settings["forget_quality.retain_result"] = str(self.retain_only.path)
+        words = ["fit", *arguments, *as_words(settings)]
+        if self.sequence.epochs_of_first and self.number > 1:
+            first = Stage(self.sequence, self.folder, 1, "")
+            words += ["--trainer.max_epochs", str(first.chosen_epochs)]
+            words += ["--selection.rule", "null", "--selection.stop", "false", "--export.best", "false"]
+        return words
+
+    def measuring_words(self, arguments: Sequence[str]) -> list[str] | None:
+        """Of `dipo-pl`, for measuring the model that saw no request; None where none is given."""
+        models = self.sequence.retain_only
+        if models is None:
+            return None
+        model = models if isinstance(models, str) else models[self.number - 1]
+        hf = RunFolder(Path(model)).hf
+        settings = {
+            **self._data,
+            "name": self.retain_only.path.name,
+            "output_dir": str(self.folder),
+            "model.policy.path": str(hf) if hf.is_dir() else model,
+        }
+        words = ["validate", *arguments, *as_words(settings)]
+        return [*words, "--forget_quality.retain_result", "null", "--selection.rule", "null"]
+
+    @property
+    def _data(self) -> dict[str, Any]:
+        return {"data.forget": self.forget, "data.requests": self.requests}
+
+    @property
+    def chosen_epochs(self) -> int:
+        """Epochs behind the weights that this finished stage exported."""
+        step = self.run.result_step
+        epoch: float = next(each["epoch"] for each in self.run.read_metrics() if each["step"] == step)
+        return max(1, round(epoch))
+
+
+def _short(names: Any) -> str:
+    text = ", ".join(map(str, names)) if isinstance(names, list) else str(names)
+    return text if len(text) <= 80 else f"{text[:80]}..."

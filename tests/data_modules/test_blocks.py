@@ -1,0 +1,132 @@
+"""Blocks of both chunkings: values by hand where every byte is a token, and against loops over single tokens."""
+
+import json
+
+import pytest
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from dipo_pl.data_modules.blocks import muse_blocks, open_unlearning_blocks
+from dipo_pl.tokenizer import train_tokenizer
+
+# Words of several tokens, characters of several bytes, empty lines within a document.
+DOCUMENTS = [
+    "The mayor opened the bridge on Monday.\n\nIt had cost 3 million.",
+    "Zoë's café burnt down — nobody was hurt…",
+    "No.",
+    "The bridge, the mayor said, opens on Monday; the café does not.",
+]
+
+
+def without_bos(tokenizer):
+    """As Qwen's: nothing is put before a text, and there is no BOS to be put."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend["post_processor"] = None
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(backend)), eos_token="</s>", pad_token="<pad>"
+    )
+
+
+@pytest.fixture(scope="module")
+def of_bytes():
+    """Every byte is a token."""
+    return train_tokenizer(["a"], 259)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["BOS", "no BOS"])
+def tokenizer(request):
+    trained = train_tokenizer(DOCUMENTS, 300)
+    return trained if request.param else without_bos(trained)
+
+
+def written(tokenizer, blocks):
+    return [tokenizer.decode(block.ids) for block in blocks]
+
+
+class TestByHand:
+    def test_muse(self, of_bytes):
+        # "abc" "\n\n" "defgh" are 10 tokens: 3 blocks of 4 - 1, and one token that the first block follows.
+        blocks = muse_blocks(["abc", "defgh"], of_bytes, 4)
+        assert written(of_bytes, blocks) == ["<s>abc", "<s>\n\nd", "<s>efg", "<s>h<s>a"]
+        assert {(each.answer_start, each.closing, each.cut) for each in blocks} == {(1, 0, False)}
+
+    def test_muse_where_the_last_block_is_full(self, of_bytes):
+        assert written(of_bytes, muse_blocks(["abc", "d"], of_bytes, 4)) == ["<s>abc", "<s>\n\nd"]
+
+    @pytest.mark.parametrize(
+        ("text", "block"),
+        [("abc", "<s>abc<s>abc"), ("abcde", "<s>abcde<s>ab"), ("abcdefgh", "<s>abcdefgh")],
+    )
+    def test_muse_on_less_than_a_block_repeats_it_once(self, of_bytes, text, block):
+        assert written(of_bytes, muse_blocks([text], of_bytes, 9)) == [block]
+
+    def test_muse_without_bos(self, of_bytes):
+        plain = without_bos(of_bytes)
+        blocks = muse_blocks(["abc", "defg"], plain, 4)
+        assert written(plain, blocks) == ["abc\n", "\ndef", "gabc"]
+        assert {each.answer_start for each in blocks} == {1}
+
+    def test_open_unlearning(self, of_bytes):
+        blocks = open_unlearning_blocks(["abc", "defgh"], of_bytes, 4)
+        assert written(of_bytes, blocks) == ["<s>abc\n", "<s>\ndef", "<s>gh"]
+        assert {(each.answer_start, each.closing) for each in blocks} == {(1, 0)}
+
+    def test_open_unlearning_leaves_out_the_empty_chunk(self, of_bytes):
+        assert written(of_bytes, open_unlearning_blocks(["abcdefgh"], of_bytes, 4)) == ["<s>abcd", "<s>efgh"]
+
+    def test_open_unlearning_tokenises_anew_what_it_wrote_out(self, of_bytes):
+        # The two bytes of é part: either half is written as U+FFFD, of three bytes, and what is too long is cut.
+        blocks = open_unlearning_blocks(["aé b"], of_bytes, 2)
+        bos, a, b = of_bytes.bos_token_id, *of_bytes.convert_tokens_to_ids(["a", "b"])
+        unknown = of_bytes("\ufffd", add_special_tokens=False)["input_ids"]
+        assert [each.ids for each in blocks] == [(bos, a, unknown[0]), (bos, *unknown[:2]), (bos, b)]
+
+    def test_open_unlearning_without_bos_leaves_out_what_predicts_nothing(self, of_bytes):
+        plain = without_bos(of_bytes)
+        assert written(plain, open_unlearning_blocks(["abc", "defg"], plain, 4)) == ["abc\n", "\ndef"]
+        assert written(plain, open_unlearning_blocks(["abc", "defgh"], plain, 4)) == ["abc\n", "\ndef", "gh"]
+
+
+@pytest.mark.parametrize("chunking", [muse_blocks, open_unlearning_blocks])
+def test_nothing_becomes_no_block(tokenizer, chunking):
+    assert chunking([], tokenizer, 8) == []
+
+
+@pytest.mark.parametrize("length", [2, 3, 7, 16, 40, 999])
+@pytest.mark.parametrize("count", [1, 2, 4])
+class TestAgainstLoops:
+    def stream(self, tokenizer, count):
+        text = DOCUMENTS[0]
+        for document in DOCUMENTS[1:count]:
+            text += "\n\n" + document
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def test_muse(self, tokenizer, length, count):
+        stream = self.stream(tokenizer, count)
+        bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        expected = [[]]
+        for token in stream:
+            if len(expected[-1]) == length:
+                expected.append([])
+            if not expected[-1]:
+                expected[-1] += bos
+            expected[-1].append(token)
+        for token in list(expected[0]):
+            if len(expected[-1]) < length:
+                expected[-1].append(token)
+        blocks = muse_blocks(DOCUMENTS[:count], tokenizer, length)
+        assert [list(each.ids) for each in blocks] == expected
+        assert len(blocks) == -(-len(stream) // (length - len(bos)))
+
+    def test_open_unlearning(self, tokenizer, length, count):
+        stream = self.stream(tokenizer, count)
+        expected = []
+        for number in range(len(stream) // length + 1):
+            text = tokenizer.decode(stream[number * length : number * length + length])
+            ids = tokenizer.encode(text, add_special_tokens=False)[:length]
+            if tokenizer.bos_token_id is not None:
+                ids.insert(0, tokenizer.bos_token_id)
+            if len(ids) >= 2:
+                expected.append(ids)
+        blocks = open_unlearning_blocks(DOCUMENTS[:count], tokenizer, length)
+        assert [list(each.ids) for each in blocks] == expected
