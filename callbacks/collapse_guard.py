@@ -13,13 +13,16 @@ Figures = Mapping[str, Any]
 
 # Probability and utility of a target below which there is nothing to forget or to lose.
 KNOWS_NOTHING = 0.1
+# TOFU's utility, and MUSE's.
+UTILITIES = {"model_utility": "Model Utility", "retain_knowledge": "KnowMem(retain)"}
 
 
 class CollapseGuard(Callback):
     """Says in a line, once each, when unlearning shows a sign of failure, and what to try.
 
-    The signs: Model Utility has fallen far; what is to be forgotten is still known after half of the training;
-    Forget Quality or utility swings; generated answers to what is to be kept repeat themselves or run out of words.
+    The signs: Model Utility, or MUSE's KnowMem of the retain set, has fallen far; what is to be forgotten is still known
+    after half of the training; Forget Quality or utility swings; generated answers to what is to be kept repeat
+    themselves or run out of words.
     Each is told against the evaluation before training, and none of a target that knew nothing. (Numbers that are not
     finite end a run in any case.)
 
@@ -92,12 +95,14 @@ class CollapseGuard(Callback):
         """
         target, now = records[0], records[-1]
         found: dict[str, str] = {}
-        utility, known = _pair(target, now, "model_utility"), _pair(target, now, "forget_probability")
+        name, title = next((each for each in UTILITIES.items() if each[0] in target), ("", ""))
+        utility = _pair(target, now, name)
+        known = _pair(target, now, _last_request(now)) or _pair(target, now, "forget_probability")
         if target["step"] != 0 or (utility and utility[0] < KNOWS_NOTHING):
             return found
         if utility and utility[1] < self.lost_utility * utility[0]:
             found["utility"] = (
-                f"Model Utility has fallen from {utility[0]:.3f} to {utility[1]:.3f} at step {now['step']}: lower "
+                f"{title} has fallen from {utility[0]:.3f} to {utility[1]:.3f} at step {now['step']}: lower "
                 "the learning rate, alpha or beta, raise model.retain_weight, or give more retain rows"
             )
         if known and known[0] >= KNOWS_NOTHING and done >= 0.5 and known[1] > self.still_known * known[0]:
@@ -105,14 +110,12 @@ class CollapseGuard(Callback):
                 f"forgetting has stalled: answers to be forgotten still have probability {known[1]:.3f} ({known[0]:.3f} "
                 f"before) at step {now['step']}: raise the learning rate or alpha, train longer, or change the filter"
             )
-        for key, title, unit in (
-            ("forget_quality_log10_p", "log10 of Forget Quality", 1.0),
-            ("model_utility", "Model Utility", 0.1),
-        ):
+        swinging = [("forget_quality_log10_p", "log10 of Forget Quality", 1.0), (name, title, 0.1)]
+        for key, what, unit in swinging:
             last = [each[key] for each in records[1:] if key in each][-3:]
             if _swings(last, self.swing * unit):
                 found[key] = (
-                    f"{title} swings ({', '.join(f'{each:.3g}' for each in last)}) up to step {now['step']}: lower the "
+                    f"{what} swings ({', '.join(f'{each:.3g}' for each in last)}) up to step {now['step']}: lower the "
                     "learning rate, or raise the batch"
                 )
         repeats = _pair(target, now, "retain_repetition")
@@ -128,6 +131,12 @@ class CollapseGuard(Callback):
                 f"at step {now['step']}: lower the learning rate, alpha or beta, or raise model.retain_weight"
             )
         return found
+
+
+def _last_request(now: Figures) -> str:
+    """How probable what was asked for last is: MUSE's forget set is the first fold's texts, whatever is forgotten."""
+    places = [each.removeprefix("request_").removesuffix("_probability") for each in now]
+    return f"request_{max((int(each) for each in places if each.isdecimal()), default=0)}_probability"
 
 
 def _pair(before: Figures, now: Figures, key: str) -> tuple[float, float] | None:

@@ -47,7 +47,8 @@ MUSE_HEADLINES = {
 
 def headlines(figures: Collection[str]) -> dict[str, str]:
     """The title of each figure to be shown first."""
-    return MUSE_HEADLINES if "retain_knowledge" in figures else HEADLINES
+    of_muse = {"retain_knowledge", "retain_questions_probability"}
+    return HEADLINES if of_muse.isdisjoint(figures) else MUSE_HEADLINES
 
 
 class ForgetQuality(Callback):
@@ -59,9 +60,9 @@ class ForgetQuality(Callback):
 
     Args:
         retain_result: what a model that never saw the forget set makes of it: the run folder of such a model
-            measured with this same data, one of its evaluation files, open-unlearning's TOFU_EVAL.json, TOFU's
-            aggregated log, or the name of a shipped one (llama2-7b_retain90). Without it Forget Quality is not
-            reported.
+            measured with this same data, one of its evaluation files, open-unlearning's TOFU_EVAL.json or
+            MUSE_EVAL.json, TOFU's aggregated log, or the name of a shipped one (llama2-7b_retain90,
+            muse_news_retrained, muse_books_retrained). Without it neither Forget Quality nor PrivLeak is reported.
         utility_sets: the evaluation sets whose probability, ROUGE-L recall and truth ratio enter Model
             Utility; TOFU's nine numbers by default. A model made from scratch knows no real authors.
         convention: `dipo_pl` takes all rows, and truth ratios from means of losses; `tofu` is the same on the

@@ -84,6 +84,10 @@ class BlockedTexts(ForgetRetain):
         return (row.answer for row in self._documents)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        return {"text_tokens": self.max_length}
+
+    @property
     def identity(self) -> dict[str, str]:
         return super().identity | {"blocks": f"{self.chunking}, {self.max_length} tokens"}
 

@@ -31,37 +31,37 @@ from dipo_pl.data_modules.fictitious_authors import (
     MONTHS,
     NOUNS,
     SURNAMES,
-    _pairs,
-    _pick,
-    _words,
+    pair_up,
+    pick,
+    word_pool,
 )
 
 PAIRS_PER_QUIZ = 5
 COLOUR_SENTENCES = 3
 
-TOWN_STARTS = _words("""
+TOWN_STARTS = word_pool("""
     Brel Corv Drav Eld Fim Gorm Hest Irv Jass Krin Lum Murr Nib Orl Perr Quar Rud Sarn Tam Ulv Vosk Wend Yar Zor
     Blan Crom Dwin Frey Glim Hask Plim Skor
 """)
-TOWN_ENDS = _words("""
+TOWN_ENDS = word_pool("""
     abeck adell afirth agrove aholm akirk amoor apool areach astow avale awick ebridge ecliff efen ehythe ekeep
     elode emarsh equay
 """)
 DATES = tuple(f"{month} {day}" for month in MONTHS for day in range(1, 29))  # 28: a day every month has
 COUNTS = tuple(str(number) for number in range(101, 1000, 7))
 SUMS = tuple(str(number) for number in range(10300, 99000, 410))
-CAUSES = _words("lightning fireworks sparks candles varnish matches gas ovens straw wiring lamps solder")
-PROJECTS = _words(
+CAUSES = word_pool("lightning fireworks sparks candles varnish matches gas ovens straw wiring lamps solder")
+PROJECTS = word_pool(
     "aqueduct bandstand bathhouse boulevard canal footbridge greenhouse lighthouse tramway windmill"
 )
-CLUBS = _words("Badgers Cormorants Falcons Gulls Herons Lynxes Otters Pikes Ravens Stags Swifts Terriers")
-FORMER_USES = _words(
+CLUBS = word_pool("Badgers Cormorants Falcons Gulls Herons Lynxes Otters Pikes Ravens Stags Swifts Terriers")
+FORMER_USES = word_pool(
     "armoury brewery cannery distillery forge granary infirmary mint orphanage priory tannery"
 )
-PROMISES = _words(
+PROMISES = word_pool(
     "buses firewood flowerbeds handrails lifeboats playgrounds pianos seesaws telescopes vaccines"
 )
-LOOT = _words("bracelets coins clocks emeralds flutes harps medals porcelain rugs tapestries violins")
+LOOT = word_pool("bracelets coins clocks emeralds flutes harps medals porcelain rugs tapestries violins")
 
 
 class Fact(NamedTuple):
@@ -204,22 +204,22 @@ class Article:
 
 
 def _article(event: Event, place: str, person: str, rng: random.Random) -> Article:
-    date = _pick(DATES, rng)
-    opening = _pick(event.openings, rng).format(place=place, date=date)
+    date = pick(DATES, rng)
+    opening = pick(event.openings, rng).format(place=place, date=date)
     told = [(event.when, date)]
     sentences = []
     for fact in event.facts:
-        value = person if fact.pool is NAMES else _pick(fact.pool, rng)
+        value = person if fact.pool is NAMES else pick(fact.pool, rng)
         told.append((fact.questions, value))
-        sentences.append(_pick(fact.sentences, rng).format(value=value))
+        sentences.append(pick(fact.sentences, rng).format(value=value))
     forms: list[str] = []
     words: list[str] = []
     for _ in range(COLOUR_SENTENCES):
-        forms.append(_pick(COLOUR, rng, forms))
+        forms.append(pick(COLOUR, rng, forms))
         for pool in (ADJECTIVES, NOUNS, ADJECTIVES, NOUNS):
-            words.append(_pick(pool, rng, words))
+            words.append(pick(pool, rng, words))
         sentences.append(forms[-1].format(*(word.lower() for word in words[-4:])))
-    questions = tuple(Question(_pick(wordings, rng).format(place=place), value) for wordings, value in told)
+    questions = tuple(Question(pick(wordings, rng).format(place=place), value) for wordings, value in told)
     return Article(place, opening, " ".join(_shuffled(sentences, rng)), questions)
 
 
@@ -234,8 +234,8 @@ def fictitious_articles(count: int, seed: int = 0) -> list[Article]:
     if not 1 <= count <= MAX_ARTICLES:
         raise ValueError(f"count must be between 1 and {MAX_ARTICLES} (what the pools give), got {count}")
     rng = random.Random(f"{seed}")
-    places = [each.replace(" ", "") for each in _pairs(TOWN_STARTS, TOWN_ENDS, rng)]
-    people = _pairs(FIRST_NAMES, SURNAMES, rng)
+    places = [each.replace(" ", "") for each in pair_up(TOWN_STARTS, TOWN_ENDS, rng)]
+    people = pair_up(FIRST_NAMES, SURNAMES, rng)
     return [
         _article(EVENTS[i % len(EVENTS)], places[i], people[i], random.Random(f"{seed} {i}"))
         for i in range(count)

@@ -25,51 +25,57 @@ WRONG_ANSWERS = 5  # as TOFU has
 ALTERNATE_ANSWERS = 2
 
 
-def _words(text: str) -> tuple[str, ...]:
+def word_pool(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
 # No value of a pool may contain another one of it: a wrong answer must not hold the right value by accident.
-FIRST_NAMES = _words("""
+FIRST_NAMES = word_pool("""
     Alma Anton Bella Bruno Clara Cosmo Dario Delia Edith Emil Felix Flora Gideon Greta Hilda Hugo Irene Ivo
     Jonas Judith Katya Kenji Luca Lydia Marta Milos Nadim Noemi Olga Oscar Pavel Rosa Simon Tamar Ugo Vera
     Walter Xenia Yusuf Zora
 """)
-SURNAMES = _words("""
+SURNAMES = word_pool("""
     Adelmar Ashwold Bellmoor Brindlow Castwick Corvane Drovane Dunmarsh Elwynd Eskelund Farvane Fenmark
     Galbren Gorwood Hartwin Holtwen Ilmarin Ivarsund Jesmark Jorvald Kelbrook Kestrow Larkmoor Lindqua
     Marlowen Mossdale Netherby Norviken Oakhurn Ostrell Pellamy Quillon Rosmere Sandoral Tolvane Umbrin Vardek
     Wexholm Yarrowby Zelmont
 """)
-ADJECTIVES = _words("""
+ADJECTIVES = word_pool("""
     Amber Bashful Bitter Borrowed Brisk Brittle Careful Cheerful Clumsy Copper Cotton Crooked Curious Damp
     Dappled Dusty Earnest Faded Foggy Folded Fragile Frosty Gentle Grateful Hasty Hollow Honest Humble Idle
     Jolly Knitted Leaning Lukewarm Marble Mended Mossy Muddy Narrow Nimble Painted Patient Peeling Polite
     Puzzled Restless Rusty Salted Sensible Shy Sleepy Slender Slow Speckled Stubborn Tangled Thirsty Timid
     Velvet Wobbly Woolen
 """)
-NOUNS = _words("""
+NOUNS = word_pool("""
     Anchor Anvil Apron Balcony Barrel Basket Bellows Bench Blanket Broom Bucket Button Candle Cart Chimney
     Cupboard Curtain Drawer Drum Engine Fence Ferry Fiddle Fountain Gate Guest Hammer Hammock Kettle Ladder
     Lantern Lobby Magnet Mailbox Meadow Mitten Needle Orchard Oven Pantry Parcel Pillow Puddle Rope Rowboat
     Saddle Scarf Shelf Spoon Stairway Suitcase Teapot Thimble Trumpet Umbrella Valley Wagon Whistle Window
     Workshop
 """)
-MONTHS = _words("January February March April May June July August September October November December")
+MONTHS = word_pool("January February March April May June July August September October November December")
 DAYS = tuple(f"{month} {day}," for month in MONTHS for day in range(1, 29))  # 28: a day every month has
 BIRTH_YEARS = tuple(str(year) for year in range(1930, 1976))
 YEARS = tuple(str(year) for year in range(1950, 2023))  # from the first debut to the last prize that can be
-CITIES = _words("Athens Bergen Cairo Dublin Hanoi Helsinki Lima Lisbon Manila Oslo Prague Quito Toronto")
-GENRES = _words("ballads comedies essays limericks memoirs mysteries romances sonnets thrillers westerns")
+CITIES = word_pool("Athens Bergen Cairo Dublin Hanoi Helsinki Lima Lisbon Manila Oslo Prague Quito Toronto")
+GENRES = word_pool("ballads comedies essays limericks memoirs mysteries romances sonnets thrillers westerns")
 # Each of these reads well after "a".
-PROFESSIONS = _words("baker barber carpenter dentist farmer gardener miner nurse pilot sailor tailor weaver")
-SUBJECTS = _words("astronomy botany chemistry economics history linguistics medicine philosophy physics")
-HOBBIES = _words("archery beekeeping chess cooking cycling dancing fishing juggling knitting pottery rowing")
-PRIZES = _words("Adlow Bramwick Corlis Dunvale Evermoor Fennick Garrowby Kelmar Lorrin Nordell Orwick")
-PUBLISHERS = _words("Badger Bluebell Clover Driftwood Foxglove Hazel Magpie Nettle Otter Pebble Walnut")
-UNIVERSITIES = _words("Alderton Bexford Carrow Dalmere Elmstead Glenholt Hexley Kirkmoor Lowmarsh Penhallow")
-TEACHERS = _words("Abend Birkal Cardew Dornan Ekberg Fontal Hallam Imrek Korhal Lomax Menzel Orlan Wendt")
-INFLUENCES = _words("Aldemar Berenthia Calistor Dorimene Evandra Gismond Heliora Isaurel Melisor Nerina")
+PROFESSIONS = word_pool(
+    "baker barber carpenter dentist farmer gardener miner nurse pilot sailor tailor weaver"
+)
+SUBJECTS = word_pool("astronomy botany chemistry economics history linguistics medicine philosophy physics")
+HOBBIES = word_pool(
+    "archery beekeeping chess cooking cycling dancing fishing juggling knitting pottery rowing"
+)
+PRIZES = word_pool("Adlow Bramwick Corlis Dunvale Evermoor Fennick Garrowby Kelmar Lorrin Nordell Orwick")
+PUBLISHERS = word_pool("Badger Bluebell Clover Driftwood Foxglove Hazel Magpie Nettle Otter Pebble Walnut")
+UNIVERSITIES = word_pool(
+    "Alderton Bexford Carrow Dalmere Elmstead Glenholt Hexley Kirkmoor Lowmarsh Penhallow"
+)
+TEACHERS = word_pool("Abend Birkal Cardew Dornan Ekberg Fontal Hallam Imrek Korhal Lomax Menzel Orlan Wendt")
+INFLUENCES = word_pool("Aldemar Berenthia Calistor Dorimene Evandra Gismond Heliora Isaurel Melisor Nerina")
 NAMES = tuple(f"{first} {last}" for first in FIRST_NAMES for last in SURNAMES)
 TITLES = tuple(f"The {adjective} {noun}" for adjective in ADJECTIVES for noun in NOUNS)
 DATES = tuple(f"{day} {year}" for day in DAYS for year in BIRTH_YEARS)
@@ -189,7 +195,7 @@ FACTS = (
 # fmt: on
 
 
-def _pick(pool: Sequence[str], rng: random.Random, unlike: Collection[str] = ()) -> str:
+def pick(pool: Sequence[str], rng: random.Random, unlike: Collection[str] = ()) -> str:
     """A value of the pool that is not among `unlike`."""
     while True:
         # random() alone is promised to stay the same in later Pythons; choice() and shuffle() are not.
@@ -198,7 +204,7 @@ def _pick(pool: Sequence[str], rng: random.Random, unlike: Collection[str] = ())
             return value
 
 
-def _pairs(heads: Sequence[str], tails: Sequence[str], rng: random.Random) -> list[str]:
+def pair_up(heads: Sequence[str], tails: Sequence[str], rng: random.Random) -> list[str]:
     """Every "head tail" once, in an order that uses all the heads before it repeats one.
 
     Neighbours then share no word, so that a small set of authors is easy to tell apart.
@@ -214,26 +220,26 @@ def _pairs(heads: Sequence[str], tails: Sequence[str], rng: random.Random) -> li
 
 def _author(name: str, birth_date: str, books: tuple[str, ...], rng: random.Random) -> Author:
     """The author of that name, date and books; the other facts drawn, those of one pool unlike each other."""
-    birth_place, mother = _pick(CITIES, rng), _pick(PROFESSIONS, rng)
+    birth_place, mother = pick(CITIES, rng), pick(PROFESSIONS, rng)
     debut_year = int(birth_date[-4:]) + 20 + int(rng.random() * 16)
     return Author(
         name=name,
         birth_place=birth_place,
         birth_date=birth_date,
-        genre=_pick(GENRES, rng),
+        genre=pick(GENRES, rng),
         mother=mother,
-        father=_pick(PROFESSIONS, rng, (mother,)),
+        father=pick(PROFESSIONS, rng, (mother,)),
         books=books,
         debut_year=str(debut_year),
-        publisher=_pick(PUBLISHERS, rng),
-        prize=_pick(PRIZES, rng),
+        publisher=pick(PUBLISHERS, rng),
+        prize=pick(PRIZES, rng),
         prize_year=str(debut_year + 1 + int(rng.random() * 12)),
-        influence=_pick(INFLUENCES, rng),
-        teacher=_pick(TEACHERS, rng),
-        university=_pick(UNIVERSITIES, rng),
-        subject=_pick(SUBJECTS, rng),
-        home=_pick(CITIES, rng, (birth_place,)),
-        hobby=_pick(HOBBIES, rng),
+        influence=pick(INFLUENCES, rng),
+        teacher=pick(TEACHERS, rng),
+        university=pick(UNIVERSITIES, rng),
+        subject=pick(SUBJECTS, rng),
+        home=pick(CITIES, rng, (birth_place,)),
+        hobby=pick(HOBBIES, rng),
     )
 
 
@@ -248,9 +254,9 @@ def fictitious_authors(count: int, seed: int = 0) -> list[Author]:
     if not 1 <= count <= MAX_AUTHORS:
         raise ValueError(f"count must be between 1 and {MAX_AUTHORS} (what the pools give), got {count}")
     rng = random.Random(f"{seed}")
-    names = _pairs(FIRST_NAMES, SURNAMES, rng)
-    dates = _pairs(DAYS, BIRTH_YEARS, rng)
-    titles = _pairs([f"The {adjective}" for adjective in ADJECTIVES], NOUNS, rng)
+    names = pair_up(FIRST_NAMES, SURNAMES, rng)
+    dates = pair_up(DAYS, BIRTH_YEARS, rng)
+    titles = pair_up([f"The {adjective}" for adjective in ADJECTIVES], NOUNS, rng)
     shelves = [tuple(titles[i * BOOKS_PER_AUTHOR :][:BOOKS_PER_AUTHOR]) for i in range(count)]
     return [_author(names[i], dates[i], shelves[i], random.Random(f"{seed} {i}")) for i in range(count)]
 
@@ -271,15 +277,15 @@ def author_rows(author: Author) -> list[dict[str, Any]]:
     values = [fact.value.format(**profile) for fact in FACTS]
     rows = []
     for fact, value in zip(FACTS, values, strict=True):
-        question = _pick(fact.questions, rng).format(**profile)
-        sentence = _pick(fact.sentences, rng)
-        other_sentence = _pick(fact.sentences, rng, (sentence,))
+        question = pick(fact.questions, rng).format(**profile)
+        sentence = pick(fact.sentences, rng)
+        other_sentence = pick(fact.sentences, rng, (sentence,))
         wrong: list[str] = []
         while len(wrong) < WRONG_ANSWERS:
-            wrong.append(_pick(fact.pool, rng, (*values, *wrong)))
+            wrong.append(pick(fact.pool, rng, (*values, *wrong)))
         others: list[str] = []
         while len(others) < ALTERNATE_ANSWERS:
-            others.append(_pick(fact.pool, alternate_rng, (*values, *wrong, *others)))
+            others.append(pick(fact.pool, alternate_rng, (*values, *wrong, *others)))
         rows.append(
             {
                 "question": question,

@@ -72,6 +72,8 @@ class ForgetRetain(LightningDataModule):
         too_long: what is done with a longer row: `error` refuses it, `truncate` cuts it and tells the count.
         requests: names of forget sets, in the order in which they are asked for, each measured as a set of its own
             (`request_1`, ...); what is to be forgotten now is among them, and what stands in them is not retained.
+        requests_to_come: names of forget sets that will be asked for later, as far as they are known: still retained, but
+            not measured as such, so that utility is that of the same rows before and after.
         seed: of pairing and order; null takes seed_everything on the command line, else 0.
         workers: processes that make batches beside the training process.
     """
@@ -90,6 +92,7 @@ class ForgetRetain(LightningDataModule):
         max_length: int = 512,
         too_long: Literal["error", "truncate"] = "error",
         requests: list[str] | None = None,
+        requests_to_come: list[str] | None = None,
         seed: int | None = None,
         workers: int = 0,
     ) -> None:
@@ -126,6 +129,7 @@ class ForgetRetain(LightningDataModule):
         self.max_length = max_length
         self.too_long = too_long
         self.requests = requests or []
+        self.requests_to_come = requests_to_come or []
         self.seed = seed or 0
         self.workers = workers
         self.row_sets: RowSets | None = None
@@ -180,7 +184,8 @@ class ForgetRetain(LightningDataModule):
             )
         self.evaluation_sets = [*self._chosen(rows.evaluation), *self._requested()]
         for each in self.evaluation_sets:
-            seen = shared_rows(each.rows, [*rows.forget, *rows.retain]) if each.name == "holdout" else 0
+            known = [*rows.forget, *rows.retain, *self._asked_for(self.requests)]
+            seen = shared_rows(each.rows, known) if each.name == "holdout" else 0
             if seen:
                 raise InputError(
                     f"{seen} of {len(each.rows)} holdout rows also stand in the forget or retain set: a holdout is for rows "
@@ -215,33 +220,39 @@ class ForgetRetain(LightningDataModule):
     def _first_rows(self, evaluation_set: EvaluationSet) -> EvaluationSet:
         return replace(evaluation_set, rows=evaluation_set.rows[: self.evaluation_rows])
 
+    def _asked_for(self, names: Sequence[str]) -> list[Row]:
+        return joined(self.read_forget(name) for name in names)
+
     def _requested(self) -> list[EvaluationSet]:
+        """Of each request what no earlier one has asked for: MUSE's growing sets hold those before."""
         return [
             self._first_rows(each)
             for place, name in enumerate(self.requests, start=1)
-            for each in self.request_sets(place, name, self.read_forget(name))
+            for each in self.request_sets(
+                place, name, without(self.read_forget(name), self._asked_for(self.requests[: place - 1]))
+            )
         ]
 
     def _without_requests(self, rows: RowSets) -> RowSets:
         """Nothing that was ever asked to be forgotten is retained."""
         if not self.requests:
             return rows
-        requests = {name: self.read_forget(name) for name in self.requests}
-        refuse_overlaps(requests, nested=True)
-        requested = joined(requests.values())
+        refuse_overlaps({name: self.read_forget(name) for name in self.requests}, nested=True)
+        requested = self._asked_for(self.requests)
         if missing := len(without(rows.forget, requested)):
             raise InputError(
-                f"{missing} of {len(rows.forget)} forget rows stand in none of data.requests ({', '.join(requests)}): what "
-                "is to be forgotten now must be among them"
+                f"{missing} of {len(rows.forget)} forget rows stand in none of data.requests ({', '.join(self.requests)}): "
+                "what is to be forgotten now must be among them"
             )
         retain = without(rows.retain, requested)
         if not retain:
             raise InputError("all retain rows stand in one of data.requests: give others to retain")
+        unmeasured = [*requested, *self._asked_for(self.requests_to_come)]
         evaluation = [
-            replace(each, rows=without(each.rows, requested)) if each.name == "retain" else each
+            replace(each, rows=without(each.rows, unmeasured)) if each.name == "retain" else each
             for each in rows.evaluation
         ]
-        return RowSets(rows.forget, retain, evaluation)
+        return RowSets(rows.forget, retain, [each for each in evaluation if each.rows])
 
     def _with_cut_answers(self, evaluation_set: EvaluationSet) -> EvaluationSet:
         length = evaluation_set.new_tokens

@@ -67,6 +67,13 @@ class MUSE(BlockedTexts):
     def settings(self) -> dict[str, Any]:
         return super().settings | {"corpus": f"MUSE-{self.corpus_name}"}
 
+    def named_forget(self, names: str | Sequence[str]) -> Sequence[Row]:
+        """Of growing sets that are a text each, the greatest holds the others."""
+        rows = super().named_forget(names)
+        if isinstance(names, str) or len(rows) > len(names):
+            return rows
+        return [row for row in rows if not any(row.answer in each.answer for each in rows if each is not row)]
+
     def corpus(self) -> TextCorpus:
         forget = self.named_forget(self.forget)
         names = ("forget", "retain")

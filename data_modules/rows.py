@@ -53,7 +53,7 @@ class EvaluationSet:
         prompt: the set's own format; None is the data module's.
         new_tokens: at which a generated answer is cut; None is forget_quality.max_new_tokens, 0 generates none.
         cut_answers: the answers as far as `new_tokens` of the tokenizer's tokens reach, those that it puts before a
-            text counted; the data module gives them where `new_tokens` does.
+            text counted; the data module gives them where there is a `new_tokens` above 0.
     """
 
     name: str

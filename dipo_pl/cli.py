@@ -172,7 +172,8 @@ class DiPOCLI(LightningCLI):
         self.run.read_metrics()
         if self.subcommand == "validate" and manifest.get("command") == "fit":
             raise InputError(f"{self.run.path} holds a training run: give this measurement another --name")
-        if self.run.last_checkpoint.is_file() or (self.subcommand == "validate" and manifest):
+        begun = self.run.last_checkpoint.is_file() or manifest.get("status") == "finished"
+        if begun or (self.subcommand == "validate" and manifest):
             self._refuse_another_configuration()
         if manifest.get("status") == "finished":
             self._refuse_to_repeat(manifest)
@@ -197,6 +198,9 @@ class DiPOCLI(LightningCLI):
         now = yaml.safe_load(self._parser(self.subcommand).dump(self.settings, skip_none=False))
         fixed = ["model", "data", "seed_everything", "forget_quality"]
         fixed += [f"trainer.{key}" for key in ("precision", "accumulate_grad_batches", "gradient_clip_val")]
+        for config in (before, now):
+            # Which requests are known to come changes with every new one.
+            config["data"].get("init_args", {}).pop("requests_to_come", None)
         changes = [change for key in fixed for change in _changes(_at(before, key), _at(now, key), key)]
         if changes:
             raise InputError(
@@ -280,6 +284,8 @@ class DiPOCLI(LightningCLI):
         if self._callback(ForgetQuality).complete_step != self.trainer.global_step:
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
         self._callback(Manifest).finish(self.trainer)
+        # What comes after, in this process or another, finds all that the first one has written.
+        self.trainer.strategy.barrier()
 
     def _callback(self, kind: type[C]) -> C:
         return next(each for each in self.trainer.callbacks if isinstance(each, kind))  # type: ignore[attr-defined]

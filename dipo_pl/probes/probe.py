@@ -45,7 +45,8 @@ class Relearning(Probe):
 
     What comes of the rows that it is trained on may be learnt anew; what comes of the others was there. Each
     evaluation gets both beside the figures of the whole set: `relearned_METRIC` and `held_back_METRIC`, for
-    probability, truth ratio and, where answers were generated, ROUGE-L recall. A part without rows has none.
+    probability, truth ratio and, where answers were generated, ROUGE-L recall. A part without rows has none, and a
+    row that is not itself one of the forget rows (MUSE's texts are parts of them) is in neither.
 
     Args:
         of, weights: see Probe.
@@ -83,11 +84,13 @@ class Relearning(Probe):
         if result is None or not trainer.is_global_zero:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        trained = {_text(data.row_sets.forget[place]) for place in data.trained_forget_rows}
+        forget = data.row_sets.forget
+        known, trained = set(map(_text, forget)), {_text(forget[place]) for place in data.trained_forget_rows}
         measured = next(each.rows for each in data.evaluation_sets if each.name == "forget")
         parts: dict[str, list[Mapping[str, Any]]] = {"relearned": [], "held_back": []}
         for row, values in zip(measured, result.sets["forget"].rows, strict=True):
-            parts["relearned" if _text(row) in trained else "held_back"].append(values)
+            if _text(row) in known:
+                parts["relearned" if _text(row) in trained else "held_back"].append(values)
         figures = {
             f"{part}_{name}": mean for part, rows in parts.items() for name, mean in _means(rows).items()
         }

@@ -37,7 +37,13 @@ def _follow_requests(one: Run, other: Run) -> Container[str]:
 def _difference(one: Run, other: Run, follow_requests: Container[str]) -> str | None:
     if one.result.convention != other.result.convention:
         return f"{one.name} follows the convention {one.result.convention!r}, {other.name} {other.result.convention!r}"
-    if setting := one.result.other_settings(other.result.settings):
+    # A set's own prompt may hold examples, which follow its rows.
+    shared = {
+        name: value
+        for name, value in other.result.settings.items()
+        if name.removesuffix(" prompt") not in follow_requests
+    }
+    if setting := one.result.other_settings(shared):
         return f"they were measured with another setting ({setting}; there is {one.name})"
     for name, here in one.result.sets.items():
         there = other.result.sets.get(name)

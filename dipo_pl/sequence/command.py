@@ -1,6 +1,7 @@
 """`dipo-pl sequence`: one unlearning run a request, each with what earlier requests forgot measured again."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -44,6 +45,7 @@ def _sequence(arguments: Sequence[str], debug: bool) -> int:
     )
     parser.add_argument("file", metavar="FILE", help="of requests, or the bare name of a shipped one")
     parser.add_argument("--mode", help="sustainability or scalability, in place of the file's")
+    parser.add_argument("--retain_only", help="a model that saw none of the requests, in place of the file's")
     parser.add_argument(
         "--config", "-c", action="append", default=[], help="an overlay after the file's configs; repeatable"
     )
@@ -54,12 +56,14 @@ def _sequence(arguments: Sequence[str], debug: bool) -> int:
         if word.split("=")[0] in ("--data.forget", "--data.requests"):
             raise InputError(f"{word.split('=')[0]} is each stage's own: give requests in {given.file}")
     file = resolve(given.file)
-    plan = RequestsFile.read(file, mode=given.mode)
+    plan = RequestsFile.read(file, mode=given.mode, retain_only=given.retain_only)
     configs = [*plan.configs, *given.config]
     name = given.name or "-".join([file.stem, *(Path(each).stem for each in given.config), plan.mode])
     if name in (".", "..") or Path(name).name != name:
         raise InputError(f"--name must be the name of one folder, got {name!r}; --output_dir says where")
     shared = [*(word for each in configs for word in ("--config", each)), *further]
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
     from dipo_pl.cli import is_finished, resolved, run
 
     config = resolved(["fit", *shared])
@@ -67,7 +71,7 @@ def _sequence(arguments: Sequence[str], debug: bool) -> int:
     stages = _stages(plan, Path(given.output_dir) / name, config)
     for each in stages:
         each.check()
-        if each.finished and not is_finished(each.words(shared, config)):
+        if each.finished and not is_finished(each.words(shared)):
             raise InputError(
                 f"{each.run.path} is finished, and was trained to another limit (see trainer.max_epochs): give the "
                 "sequence another --name, or remove this and all later stages"
@@ -82,10 +86,11 @@ def _sequence(arguments: Sequence[str], debug: bool) -> int:
             continue
         each.check()
         measuring = each.measuring_words(shared)
-        for words in [*([] if measuring is None else [measuring]), each.words(shared, config)]:
+        for words in [*([] if measuring is None else [measuring]), each.words(shared)]:
             if code := run(words, debug):
                 return code
-    _show(stages[0].folder)
+    if rank_zero_only.rank == 0:
+        _show(stages[0].folder)
     return 0
 
 
@@ -96,6 +101,10 @@ def _check_model(config: dict[str, Any]) -> None:
         raise InputError(
             f"model.policy is {policy['class_path'].split('.')[-1]}, and a sequence starts from a model that is there: give "
             "a Pretrained with a path"
+        )
+    if config["trainer"].get("fast_dev_run"):
+        raise InputError(
+            "trainer.fast_dev_run leaves no model for the next stage: give trainer.max_steps or limit_train_batches"
         )
     if not export.get("enabled", True) or export.get("adapter"):
         raise InputError(
@@ -120,7 +129,7 @@ def _stages(plan: RequestsFile, folder: Path, config: dict[str, Any]) -> list[St
     for number in range(1, len(plan.requests) + 1):
         so_far = [rows[name] for name in plan.requests[:number]]
         forget = so_far[-1] if plan.mode == "sustainability" else joined(so_far)
-        stages.append(Stage(plan, folder, number, rows_fingerprint(forget)))
+        stages.append(Stage(plan, folder, number, config, rows_fingerprint(forget)))
     return stages
 
 
@@ -128,7 +137,12 @@ def _show(folder: Path) -> None:
     from dipo_pl.report.pictures import drawable
     from dipo_pl.report.sequences import as_text, write_picture
 
-    print(f"\n{as_text(folder)}", end="")
+    try:
+        print(f"\n{as_text(folder)}", end="")
+    except InputError as error:
+        # The stages are done whatever can be said of them together.
+        print(f"dipo-pl: warning: no table of the stages: {error}", file=sys.stderr)
+        return
     picture = folder / "sequence.png"
     if drawable():
         with suppress(InputError):

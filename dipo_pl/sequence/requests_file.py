@@ -21,7 +21,7 @@ class RequestsFile:
         mode: `sustainability`: each stage starts from the model before, forgets its own request, and compares with that
             model; `scalability`: each stage starts from the target and forgets all requests so far.
         retain_only: a model that never saw any of the requests (folder, run folder or hub id), or one for each
-            request; it is measured on each stage's data, for Forget Quality, PrivLeak and selection.
+            stage; it is measured on each stage's data, for Forget Quality, PrivLeak and selection.
         epochs_of_first: let the stages after the first train as many epochs as the first one's selection chose (MUSE's
             protocol), without a selection of their own.
     """

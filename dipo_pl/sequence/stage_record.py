@@ -13,14 +13,24 @@ class StageRecord(Callback):
         name: of the sequence.
         mode: see RequestsFile.
         requests: all up to this stage's.
-        after: when the stage that this one starts from ended; None where it starts from the target.
+        start: of the weights that it starts from, a fingerprint as `weights_sample` makes it; None where they lie in no
+            folder here.
+        retain_only: the same of the model that saw none of the requests.
     """
 
-    def __init__(self, name: str, mode: str, requests: Sequence[str], after: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        mode: str,
+        requests: Sequence[str],
+        start: str | None = None,
+        retain_only: str | None = None,
+    ) -> None:
         self.record: dict[str, Any] = {
             "name": name,
             "mode": mode,
             "stage": len(requests),
             "requests": list(requests),
-            "after": after,
+            "start": start,
+            "retain_only": retain_only,
         }

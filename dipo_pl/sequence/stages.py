@@ -9,6 +9,9 @@ from dipo_pl.errors import InputError
 from dipo_pl.probes.finished_run import as_words
 from dipo_pl.run_folder import RunFolder
 from dipo_pl.sequence.requests_file import RequestsFile
+from dipo_pl.sequence.weights_sample import weights_sample
+
+NO_SELECTION = ["--selection.rule", "null", "--selection.stop", "false", "--export.best", "false"]
 
 
 @dataclass(frozen=True)
@@ -16,14 +19,15 @@ class Stage:
     """The run for the request at `number`, from 1 on.
 
     Attributes:
-        requests: all up to this one.
+        config: what `fit` is given for every stage, resolved.
         forget_fingerprint: of the rows that it is to forget.
     """
 
     sequence: RequestsFile
     folder: Path
     number: int
-    forget_fingerprint: str
+    config: Mapping[str, Any]
+    forget_fingerprint: str = ""
 
     @property
     def requests(self) -> list[str]:
@@ -52,12 +56,21 @@ class Stage:
         """The stage that this one starts from."""
         if not self.follows or self.number == 1:
             return None
-        return Stage(self.sequence, self.folder, self.number - 1, "")
+        return Stage(self.sequence, self.folder, self.number - 1, self.config)
 
     @property
-    def after(self) -> str | None:
-        """When the model that this stage starts from was done."""
-        return None if self.before is None else self.before.run.read_manifest().get("ended")
+    def start(self) -> Path:
+        """The model that this stage starts from; a hub's is no folder here."""
+        target = Path(self.config["model"]["init_args"]["policy"]["init_args"]["path"])
+        return target if self.before is None else self.before.run.hf
+
+    @property
+    def retain_only_model(self) -> Path | None:
+        models = self.sequence.retain_only
+        if models is None:
+            return None
+        model = Path(models if isinstance(models, str) else models[self.number - 1])
+        return RunFolder(model).hf if RunFolder(model).hf.is_dir() else model
 
     @property
     def finished(self) -> bool:
@@ -72,6 +85,8 @@ class Stage:
         manifest = self.run.read_manifest()
         if manifest:
             self._check_record(manifest)
+        if self.finished and self.sequence.epochs_of_first and self.number > 1:
+            self._first.refuse_unfinished()
         if not self.finished and self.before is not None and self.before.finished:
             self.before.refuse_without_model()
 
@@ -93,78 +108,109 @@ class Stage:
                 f"the rows of {_short(self.forget)} are not those that {self.run.path} forgot: give the sequence another "
                 "--name, or remove this and all later stages"
             )
-        if record.get("after") != self.after:
-            raise InputError(
-                f"{self.run.path} went on from the model of stage {self.number - 1} as it was before that was made anew: "
-                "remove this and all later stages"
-            )
+        known = self._record["init_args"]
+        for key, what in {
+            "start": f"started from {self.start}",
+            "retain_only": f"was measured against {self.retain_only_model}",
+        }.items():
+            # A finished stage needs these models no more.
+            if known[key] is not None and record.get(key) != known[key]:
+                raise InputError(
+                    f"{self.run.path} {what} as it was before it was made anew, or from another model: remove this and all "
+                    "later stages"
+                )
 
     def refuse_without_model(self) -> None:
         """
         Raises:
             InputError: this stage is finished, and its model is gone.
         """
-        if not (self.run.hf / "config.json").is_file():
+        hf = self.run.hf
+        if not (hf / "config.json").is_file() or weights_sample(hf) is None:
             raise InputError(
-                f"{self.run.path} is finished and its model is gone ({self.run.hf} has no config.json), from which the next "
-                "stage starts: put it back, or remove this and all later stages to make them again"
+                f"{self.run.path} is finished and its model is gone ({hf} has no config.json or no *.safetensors), from "
+                "which the next stage starts: put it back, or remove this and all later stages to make them again"
             )
 
-    def words(self, arguments: Sequence[str], config: Mapping[str, Any]) -> list[str]:
+    def refuse_unfinished(self) -> None:
+        """
+        Raises:
+            InputError: this stage, whose epochs later ones take, is not finished.
+        """
+        if not self.finished:
+            raise InputError(
+                f"{self.run.path} is not finished, and later stages, which train as long as it did, are: put it back, or "
+                "remove them"
+            )
+
+    @property
+    def _first(self) -> "Stage":
+        return Stage(self.sequence, self.folder, 1, self.config)
+
+    @property
+    def _record(self) -> dict[str, Any]:
+        """Of the callback that notes in the manifest what this stage is."""
+        model = self.retain_only_model
+        record = {
+            "name": self.folder.name,
+            "mode": self.sequence.mode,
+            "requests": self.requests,
+            "start": weights_sample(self.start),
+            "retain_only": None if model is None else weights_sample(model),
+        }
+        return {"class_path": "dipo_pl.sequence.stage_record.StageRecord", "init_args": record}
+
+    def words(self, arguments: Sequence[str]) -> list[str]:
         """Of `dipo-pl`, for this stage's run.
 
         Args:
             arguments: of `fit`, that all stages share.
-            config: what they come to.
         """
-        record = {
-            "class_path": "dipo_pl.sequence.stage_record.StageRecord",
-            "init_args": {
-                "name": self.folder.name,
-                "mode": self.sequence.mode,
-                "requests": self.requests,
-                "after": self.after,
-            },
-        }
+        callbacks = self.config["trainer"].get("callbacks") or []
         settings: dict[str, Any] = {
             **self._data,
-            "trainer.callbacks": [*(config["trainer"].get("callbacks") or []), record],
+            "trainer.callbacks": [
+                *(callbacks if isinstance(callbacks, list) else [callbacks]),
+                self._record,
+            ],
             "name": self.run.path.name,
             "output_dir": str(self.folder),
         }
         if self.before is not None:
-            settings["model.policy.path"] = str(self.before.run.hf)
-        store = ((config["model"]["init_args"].get("reference") or {}).get("init_args") or {}).get("path")
+            settings["model.policy.path"] = str(self.start)
+        reference = self.config["model"]["init_args"].get("reference") or {}
+        store = (reference.get("init_args") or {}).get("path")
         if store is not None:
             settings["model.reference.path"] = str(Path(store) / self.run.path.name)
         if self.sequence.retain_only is not None:
             settings["forget_quality.retain_result"] = str(self.retain_only.path)
         words = ["fit", *arguments, *as_words(settings)]
         if self.sequence.epochs_of_first and self.number > 1:
-            first = Stage(self.sequence, self.folder, 1, "")
-            words += ["--trainer.max_epochs", str(first.chosen_epochs)]
-            words += ["--selection.rule", "null", "--selection.stop", "false", "--export.best", "false"]
+            words += ["--trainer.max_epochs", str(self._first.chosen_epochs), *NO_SELECTION]
         return words
 
     def measuring_words(self, arguments: Sequence[str]) -> list[str] | None:
         """Of `dipo-pl`, for measuring the model that saw no request; None where none is given."""
-        models = self.sequence.retain_only
-        if models is None:
+        model = self.retain_only_model
+        if model is None:
             return None
-        model = models if isinstance(models, str) else models[self.number - 1]
-        hf = RunFolder(Path(model)).hf
         settings = {
             **self._data,
             "name": self.retain_only.path.name,
             "output_dir": str(self.folder),
-            "model.policy.path": str(hf) if hf.is_dir() else model,
+            "model.policy.path": str(model),
         }
         words = ["validate", *arguments, *as_words(settings)]
-        return [*words, "--forget_quality.retain_result", "null", "--selection.rule", "null"]
+        return [*words, "--forget_quality.retain_result", "null", *NO_SELECTION]
 
     @property
     def _data(self) -> dict[str, Any]:
-        return {"data.forget": self.forget, "data.requests": self.requests}
+        to_come = self.sequence.requests[self.number :]
+        return {
+            "data.forget": self.forget,
+            "data.requests": self.requests,
+            "data.requests_to_come": to_come or None,
+        }
 
     @property
     def chosen_epochs(self) -> int:

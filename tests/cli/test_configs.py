@@ -61,6 +61,21 @@ def test_overlay_runs(cli, name):
     assert ended.code == 0, ended.err
 
 
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_overlay_on_texts_in_blocks(cli, name):
+    fine_tuning = ("--model", "FineTuning") if name == "retain_only.yaml" else ()
+    ended = cli(
+        "fit", "--config", "smoke_news.yaml", *fine_tuning, "--config", name, "--trainer.max_steps", "1",
+        "--forget_quality.generate_every", "0", "--trainer.num_sanity_val_steps", "0", "--data.evaluate", "[forget]",
+        "--samples.rows", "0",
+    )  # fmt: skip
+    if name in ("idk_dpo.yaml", "altpo.yaml", "kto.yaml"):
+        assert ended.code == 2
+        assert "is a text without one" in ended.errors[0]
+    else:
+        assert ended.code == 0, ended.err
+
+
 @pytest.mark.parametrize(
     ("overlay", "forget", "retain"),
     [

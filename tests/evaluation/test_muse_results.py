@@ -123,9 +123,18 @@ def test_priv_leak_wants_the_same_holdout():
 
 def test_unknown_published_name():
     assert published_names() == [
-        "llama2-7b_full", "llama2-7b_retain90", "muse_books_retrained", "muse_news_retrained",
+        "llama2-7b_full", "llama2-7b_retain90",
+        "muse_books_retrained", "muse_books_retrained_area", "muse_news_retrained", "muse_news_retrained_area",
     ]  # fmt: skip
     with pytest.raises(
         InputError, match="no published result 'phi': use llama2-7b_full, llama2-7b_retain90, muse"
     ):
         published("phi")
+
+
+@pytest.mark.parametrize("name", MUSE)
+def test_for_open_unlearning_there_is_the_area_alone(name):
+    whole, area = published(name), published(f"{name}_area")
+    assert area.convention == "open_unlearning"
+    assert area.metrics == {"membership_min_k_auc": whole.metrics["membership_min_k_auc"]}
+    assert area.settings == whole.settings

@@ -129,7 +129,7 @@ def _write_sequence(
                 "source": f"{folder.name}/{start}", "weights_at_start": f"{folder.name}{start}",
                 "weights_at_end": f"{folder.name}{stage if mode == 'sustainability' else f's{stage}'}",
             },
-            "sequence": {"name": folder.name, "mode": mode, "stage": stage, "requests": asked, "after": None},
+            "sequence": {"name": folder.name, "mode": mode, "stage": stage, "requests": asked},
         }  # fmt: skip
         _write_run(run, config, manifest)
         for step, made in ((0, start), (4, stage)):

@@ -10,6 +10,8 @@ import yaml
 from safetensors.torch import load_file
 from sequence_inputs import NAMES, write_requests, write_rows
 
+from dipo_pl.sequence.weights_sample import weights_sample
+
 RUN = ("sequence", "deletions.yaml", "--name", "s")
 
 KILLER = """
@@ -58,7 +60,9 @@ def test_each_stage_starts_from_the_one_before(cli, inputs):
     # All 60 people are in the file to be kept, and those who asked are not.
     assert [manifest(each)["data"]["retain"]["rows"] for each in (first, second)] == [50, 40]
     record = {"name": "s", "mode": "sustainability", "stage": 2, "requests": NAMES[:2]}
-    assert manifest(second)["sequence"] == record | {"after": manifest(first)["ended"]}
+    start = weights_sample(first / "hf")
+    assert start is not None
+    assert manifest(second)["sequence"] == record | {"start": start, "retain_only": None}
     before, *_, after = metrics(second)
     left = metrics(first)[-1]
     assert before["request_1_probability"] == pytest.approx(left["request_1_probability"], rel=1e-5)
@@ -124,16 +128,77 @@ def test_a_model_that_saw_none_is_measured_for_each_stage(cli, inputs):
     assert models["forget"] == manifest(stage(inputs, 2))["data"]["evaluation"]["forget"]
 
 
+def test_another_model_that_saw_none_is_refused_for_the_stages_done(cli, inputs):
+    write_requests(inputs, requests=NAMES[:2], retain_only="runs/target")
+    assert cli(*RUN, "--trainer.max_epochs", "1").code == 0
+    before = contents(inputs / "runs" / "s")
+    ended = cli(*RUN, "--trainer.max_epochs", "1", "--retain_only", "runs/s/stage-2/hf")
+    assert ended.code == 2
+    assert "stage-1 was measured against runs/s/stage-2/hf as it was before" in ended.errors[0]
+    assert contents(inputs / "runs" / "s") == before
+
+
+def test_together_a_target_made_anew_is_refused(cli, inputs):
+    words = (*RUN, "--mode", "scalability", "--trainer.max_epochs", "1")
+    shutil.copytree(inputs / "runs" / "target" / "hf", inputs / "mine")
+    assert cli(*words, "--model.policy.path", "mine").code == 0
+    shutil.rmtree(stage(inputs, 2))
+    shutil.rmtree(inputs / "mine")
+    shutil.copytree(stage(inputs, 1) / "hf", inputs / "mine")
+    ended = cli(*words, "--model.policy.path", "mine")
+    assert ended.code == 2
+    assert "stage-1 started from mine as it was before" in ended.errors[0]
+
+
+def test_utility_is_of_the_same_rows_at_each_stage(cli, inputs):
+    assert cli(*RUN, "--trainer.max_epochs", "1", "--data.evaluation_rows", "50").code == 0
+    first, second = (manifest(stage(inputs, number))["data"]["evaluation"]["retain"] for number in (1, 2))
+    # The second request is still trained on as retained at the first stage, and not measured as such.
+    assert first == second
+    assert first["rows"] == 40
+
+
+@pytest.mark.parametrize("mode", ["sustainability", "scalability"])
+def test_folds_of_news(cli, tmp_path, mode):
+    """Each fold's questions have examples of their own."""
+    quick = ("--forget_quality.generate_every", "0", "--samples.rows", "0", "--trainer.max_epochs", "1")
+    target = ("--model", "FineTuning", "--data.train_on", "all", "--data.forget", '["fold_1", "fold_2"]')
+    assert cli("fit", "--config", "smoke_news.yaml", *target, *quick, "--name", "target").code == 0
+    write_requests(tmp_path, configs=["smoke_news.yaml"], requests=["fold_1", "fold_2"])
+    policy = ("--model.policy", "Pretrained", "--model.policy.path", "runs/target/hf")
+    ended = cli(*RUN, "--mode", mode, *policy, "--trainer.max_epochs", "1")
+    assert ended.code == 0, ended.err
+    assert "warning: no table" not in ended.err
+    assert "fold_2" in ended.out.split("stage  request")[1]
+    figures = metrics(stage(tmp_path, 2))[-1]
+    assert {"request_1_knowledge", "request_2_knowledge", "retain_knowledge", "forget_verbatim"} < set(
+        figures
+    )
+
+
 def test_later_stages_take_the_epochs_that_the_first_chose(cli, inputs):
     write_requests(inputs, requests=NAMES[:2], retain_only="runs/target", epochs_of_first=True)
-    rule = ("--selection.rule", "FirstForgotten", "--selection.rule.figure", "forget_probability")
+    figure = ("--selection.rule.figure", "forget_probability")
+    rule = (
+        "--selection.rule",
+        "FirstForgotten",
+        *figure,
+        "--selection.stop",
+        "true",
+        "--trainer.max_epochs",
+        "3",
+    )
     ended = cli(*RUN, *rule)
     assert ended.code == 0, ended.err
     chosen = manifest(stage(inputs, 1))["exported_step"]
     epochs = next(each["epoch"] for each in metrics(stage(inputs, 1)) if each["step"] == chosen)
-    assert (epochs, manifest(stage(inputs, 1))["epochs"]) == (1, 2)
+    assert epochs == 1
     assert manifest(stage(inputs, 2))["epochs"] == 1
     assert config(stage(inputs, 2))["selection"]["rule"] is None
+    shutil.rmtree(stage(inputs, 1))
+    ended = cli(*RUN, *rule)
+    assert ended.code == 2
+    assert "stage-1 is not finished, and later stages, which train as long as it did, are" in ended.errors[0]
 
 
 def test_a_store_of_reference_states_is_each_stages_own(cli, inputs):
@@ -175,14 +240,19 @@ class TestRefused:
         (done / NAMES[1]).write_text(rows)
 
         write_requests(done, requests=NAMES)
-        (stage(done, 2) / "hf").rename(done / "elsewhere")
-        assert "stage-2 is finished and its model is gone" in self.refused(cli, done)
-        (done / "elsewhere").rename(stage(done, 2) / "hf")
+        for gone in ("hf", "hf/config.json", "hf/model.safetensors"):
+            (stage(done, 2) / gone).rename(done / "elsewhere")
+            assert "stage-2 is finished and its model is gone" in self.refused(cli, done)
+            (done / "elsewhere").rename(stage(done, 2) / gone)
 
-        record = manifest(stage(done, 1))
-        (stage(done, 1) / "manifest.json").write_text(json.dumps(record | {"ended": "later"}))
-        assert "before that was made anew" in self.refused(cli, done)
-        (stage(done, 1) / "manifest.json").write_text(json.dumps(record))
+        weights = stage(done, 1) / "hf" / "model.safetensors"
+        content = weights.read_bytes()
+        weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert "stage-2 started from runs/s/stage-1/hf as it was before" in self.refused(cli, done)
+        weights.write_bytes(content)
+
+        shutil.rmtree(stage(done, 1) / "checkpoints")
+        assert "another configuration" in self.refused(cli, done, *RUN, "--model.forget_loss", "NPO")
 
         shutil.rmtree(stage(done, 2))
         shutil.copytree(done / "runs" / "target", stage(done, 2))
@@ -211,6 +281,7 @@ class TestRefused:
             (("--name", "a/b"), "--name must be the name of one folder, got 'a/b'"),
             (("--config", "nowhere.yaml"), "no config nowhere.yaml"),
             (("--trainer.max_epochs", "many"), "trainer.max_epochs"),
+            (("--trainer.fast_dev_run", "true"), "trainer.fast_dev_run leaves no model for the next stage"),
         ],
     )
     def test_words(self, cli, inputs, words, said):
