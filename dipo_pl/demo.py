@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dipo_pl.command_line import Parser, one_line_errors
+from dipo_pl.metrics.functional import before_next_question
 from dipo_pl.report.contents import read_report
 from dipo_pl.report.pictures import trajectory, write_png
 from dipo_pl.run_folder import RunFolder
@@ -134,8 +135,12 @@ def _show(corpus: Corpus, folder: Path, seconds: float) -> None:
         print(f"{model:12}" + "".join(f"{_number(values[key]):>16}" for key in titles.values()))
     was, became = (_generations(unlearned, each["step"], corpus.answered) for each in (before, after))
     for row, new in list(zip(was, became, strict=True))[:3]:
-        print(f"\nquestion   {row['question']}\ntruth      {row['answers'][0]}")
-        print(f"before     {row['generation']}\nafter      {new['generation']}")
+        texts = {"question": row["question"], "truth": row["answers"][0]}
+        texts |= {"before": row["generation"], "after": new["generation"]}
+        print()
+        for what, text in texts.items():
+            # A model that has learnt quizzes goes on with the next question.
+            print(f"{what:10} {' '.join(before_next_question(text).split())}")
     folders = [folder / name for name in dict.fromkeys((corpus.target, corpus.retain_result, corpus.run))]
     if corpus.forget_alone:
         # Its own data are other folds than those of the run that is shown.

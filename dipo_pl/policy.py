@@ -145,7 +145,7 @@ class Pretrained(Policy):
     def _load_tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
         if self.tokenizer_source is not None:
             return Pretrained(self.tokenizer_source).tokenizer()
-        self._refuse_missing_folder()
+        self.refuse_missing_folder()
         folder = Path(self.path)
         if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
             # Some versions of transformers would make an empty one, of special tokens alone.
@@ -160,7 +160,7 @@ class Pretrained(Policy):
             raise self._not_loaded("tokenizer", error) from error
 
     def _load_model(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-        self._refuse_missing_folder()
+        self.refuse_missing_folder()
         options: dict[str, Any] = {"attn_implementation": self.attention} if self.attention else {}
         try:
             model: PreTrainedModel
@@ -191,7 +191,11 @@ class Pretrained(Policy):
             quantize(model, self.quantization)
         return model
 
-    def _refuse_missing_folder(self) -> None:
+    def refuse_missing_folder(self) -> None:
+        """
+        Raises:
+            InputError: the path looks like that of a folder here, and there is none.
+        """
         # Without this a mistyped folder is looked for on the hub, and the error speaks of the hub.
         path = Path(self.path)
         looks_like_folder = (

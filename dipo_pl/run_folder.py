@@ -1,5 +1,6 @@
 """The run folder: where each thing that a run leaves behind lies, written whole or not at all."""
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -135,6 +136,24 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a folder, those that ask for it in this way.
+
+    Raises:
+        InputError: another one is in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{folder} is being worked on by another process: wait for it to end, or give another --name"
+            ) from None
+        yield
 
 
 def write_text(path: Path, text: str) -> None:

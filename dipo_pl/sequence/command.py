@@ -1,15 +1,17 @@
 """`dipo-pl sequence`: one unlearning run a request, each with what earlier requests forgot measured again."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from dipo_pl.command_line import Parser, one_line_errors
 from dipo_pl.configs import resolve
 from dipo_pl.errors import InputError
+from dipo_pl.run_folder import locked
 from dipo_pl.sequence.requests_file import RequestsFile
 from dipo_pl.sequence.stages import Stage
 
@@ -53,7 +55,7 @@ def _sequence(arguments: Sequence[str], debug: bool) -> int:
     parser.add_argument("--output_dir", default="runs", help="folder that it is made in; runs")
     given, further = parser.parse_known_args(arguments)
     for word in further:
-        if word.split("=")[0] in ("--data.forget", "--data.requests"):
+        if word.split("=")[0] in ("--data.forget", "--data.requests", "--data.requests_to_come"):
             raise InputError(f"{word.split('=')[0]} is each stage's own: give requests in {given.file}")
     file = resolve(given.file)
     plan = RequestsFile.read(file, mode=given.mode, retain_only=given.retain_only)
@@ -64,7 +66,7 @@ def _sequence(arguments: Sequence[str], debug: bool) -> int:
     shared = [*(word for each in configs for word in ("--config", each)), *further]
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-    from dipo_pl.cli import is_finished, resolved, run
+    from dipo_pl.cli import is_finished, resolved
 
     config = resolved(["fit", *shared])
     _check_model(config)
@@ -76,6 +78,19 @@ def _sequence(arguments: Sequence[str], debug: bool) -> int:
                 f"{each.run.path} is finished, and was trained to another limit (see trainer.max_epochs): give the "
                 "sequence another --name, or remove this and all later stages"
             )
+    # Further ranks of this same command work beside it.
+    keep_out = locked(stages[0].folder) if rank_zero_only.rank == 0 else nullcontext()  # type: ignore[attr-defined]
+    with keep_out:
+        code = _run(stages, shared, debug)
+    if code == 0:
+        rank_zero_only(_show)(stages[0].folder)
+    return code
+
+
+def _run(stages: Sequence[Stage], shared: Sequence[str], debug: bool) -> int:
+    """The exit code of the first stage that fails, else 0."""
+    from dipo_pl.cli import run
+
     for each in stages:
         print(
             f"\n[{each.number}/{len(stages)}] {each.requests[-1]}"
@@ -89,8 +104,6 @@ def _sequence(arguments: Sequence[str], debug: bool) -> int:
         for words in [*([] if measuring is None else [measuring]), each.words(shared)]:
             if code := run(words, debug):
                 return code
-    if rank_zero_only.rank == 0:
-        _show(stages[0].folder)
     return 0
 
 
@@ -151,4 +164,5 @@ def _show(folder: Path) -> None:
             print(f"\nUtility, and what each request left, by stage: {picture}")
     else:
         print("\nFor a picture by stage: pip install 'dipo-pl[plots]', and run this again")
-    print(f"All of it as a page: dipo-pl report {folder} --output {folder / 'report'}")
+    where = shlex.join(["dipo-pl", "report", str(folder), "--output", str(folder / "report")])
+    print(f"All of it as a page: {where}")

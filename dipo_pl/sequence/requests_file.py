@@ -42,7 +42,7 @@ class RequestsFile:
         """
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise InputError(f"cannot read the requests in {path} ({' '.join(str(error).split())})") from None
         keys = {each.name: each for each in fields(cls)}
         if not isinstance(content, dict):

@@ -85,6 +85,17 @@ class Stage:
         manifest = self.run.read_manifest()
         if manifest:
             self._check_record(manifest)
+        elif self.run.manifest.exists():
+            raise InputError(
+                f"cannot read {self.run.manifest}: put it back, or remove this and all later stages"
+            )
+        if self.retain_only_model is not None and not self.finished:
+            from dipo_pl.policy import Pretrained
+
+            try:
+                Pretrained(str(self.retain_only_model)).refuse_missing_folder()
+            except InputError as error:
+                raise InputError(f"retain_only: {error}") from None
         if self.finished and self.sequence.epochs_of_first and self.number > 1:
             self._first.refuse_unfinished()
         if not self.finished and self.before is not None and self.before.finished:
@@ -168,7 +179,8 @@ class Stage:
         """
         callbacks = self.config["trainer"].get("callbacks") or []
         settings: dict[str, Any] = {
-            **self._data,
+            "data": self._data,
+            "model.policy": self._policy(self.start),
             "trainer.callbacks": [
                 *(callbacks if isinstance(callbacks, list) else [callbacks]),
                 self._record,
@@ -176,8 +188,6 @@ class Stage:
             "name": self.run.path.name,
             "output_dir": str(self.folder),
         }
-        if self.before is not None:
-            settings["model.policy.path"] = str(self.start)
         reference = self.config["model"]["init_args"].get("reference") or {}
         store = (reference.get("init_args") or {}).get("path")
         if store is not None:
@@ -195,22 +205,28 @@ class Stage:
         if model is None:
             return None
         settings = {
-            **self._data,
+            "data": self._data,
+            "model.policy": self._policy(model),
             "name": self.retain_only.path.name,
             "output_dir": str(self.folder),
-            "model.policy.path": str(model),
         }
         words = ["validate", *arguments, *as_words(settings)]
         return [*words, "--forget_quality.retain_result", "null", *NO_SELECTION]
 
     @property
     def _data(self) -> dict[str, Any]:
-        to_come = self.sequence.requests[self.number :]
-        return {
-            "data.forget": self.forget,
-            "data.requests": self.requests,
-            "data.requests_to_come": to_come or None,
+        own = {
+            "forget": self.forget,
+            "requests": self.requests,
+            "requests_to_come": self.sequence.requests[self.number :],
         }
+        data = self.config["data"]
+        # Whole, since as words of their own some names would be read as something else.
+        return {"class_path": data["class_path"], "init_args": data["init_args"] | own}
+
+    def _policy(self, path: Path) -> dict[str, Any]:
+        policy = self.config["model"]["init_args"]["policy"]
+        return {"class_path": policy["class_path"], "init_args": policy["init_args"] | {"path": str(path)}}
 
     @property
     def chosen_epochs(self) -> int:

@@ -10,6 +10,7 @@ import yaml
 from safetensors.torch import load_file
 from sequence_inputs import NAMES, write_requests, write_rows
 
+from dipo_pl.run_folder import locked
 from dipo_pl.sequence.weights_sample import weights_sample
 
 RUN = ("sequence", "deletions.yaml", "--name", "s")
@@ -156,6 +157,16 @@ def test_utility_is_of_the_same_rows_at_each_stage(cli, inputs):
     # The second request is still trained on as retained at the first stage, and not measured as such.
     assert first == second
     assert first["rows"] == 40
+
+
+@pytest.mark.parametrize("name", ["null", "a: b.jsonl", "-x.jsonl", "12", "sp ace.jsonl"])
+def test_a_request_is_the_file_of_that_name(cli, inputs, name):
+    (inputs / NAMES[0]).rename(inputs / name)
+    write_requests(inputs, requests=[name])
+    ended = cli(*RUN, "--trainer.max_epochs", "1", "--forget_quality.generate_every", "0")
+    assert ended.code == 0, ended.err
+    assert manifest(stage(inputs, 1))["sequence"]["requests"] == [name]
+    assert config(stage(inputs, 1))["data"]["init_args"]["forget"] == name
 
 
 @pytest.mark.parametrize("mode", ["sustainability", "scalability"])
@@ -316,6 +327,22 @@ class TestRefused:
     def test_what_is_no_file_of_requests(self, cli, inputs, text):
         (inputs / "deletions.yaml").write_text(text)
         assert "deletions.yaml" in self.refused(cli, inputs)
+
+    @pytest.mark.parametrize("models", ["runs/nowhere", ["runs/target", "runs/nowhere"]])
+    def test_a_model_that_saw_none_and_is_not_there(self, cli, inputs, models):
+        write_requests(inputs, requests=NAMES[:2], retain_only=models)
+        assert "retain_only: no model folder runs/nowhere" in self.refused(cli, inputs)
+        assert not (inputs / "runs" / "s").exists()
+
+    def test_a_damaged_manifest(self, cli, done):
+        path = stage(done, 1) / "manifest.json"
+        path.write_text(path.read_text()[:50])
+        assert "cannot read runs/s/stage-1/manifest.json" in self.refused(cli, done)
+
+    def test_a_sequence_that_another_process_works_on(self, cli, inputs):
+        with locked(inputs / "runs" / "s"):
+            assert "runs/s is being worked on by another process" in self.refused(cli, inputs)
+        assert cli(*RUN, "--trainer.max_epochs", "1").code == 0
 
     def test_an_empty_request(self, cli, inputs):
         (inputs / NAMES[1]).write_text("")
