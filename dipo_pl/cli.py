@@ -49,6 +49,7 @@ from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError
 from dipo_pl.language_model import LanguageModel
 from dipo_pl.named_classes import guard_configs, refuse_functions
+from dipo_pl.redact import redact
 from dipo_pl.run_folder import RunFolder, write_text
 
 C = TypeVar("C", bound=Callback)
@@ -112,7 +113,7 @@ class _SaveConfig(SaveConfigCallback):
     """Writes config.yaml whole; Lightning's own may leave half of it, and refuses to write it twice."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        text = self.parser.dump(self.config, skip_none=False)
+        text = redact(self.parser.dump(self.config, skip_none=False))
         write_text(RunFolder.of(trainer).config, text)
 
 
@@ -231,7 +232,7 @@ class DiPOCLI(LightningCLI):
         before = self._configured_before
         if not before:
             return
-        now = load_yaml(self._parser(self.subcommand).dump(self.settings, skip_none=False))
+        now = load_yaml(redact(self._parser(self.subcommand).dump(self.settings, skip_none=False)))
         fixed = ["model", "data", "seed_everything", "forget_quality"]
         fixed += [f"trainer.{key}" for key in ("precision", "accumulate_grad_batches", "gradient_clip_val")]
         changes = [change for key in fixed for change in _changes(_at(before, key), _at(now, key), key)]

@@ -38,7 +38,7 @@ def load_yaml(text: str) -> Any:
 
 def refuse_what_nobody_means(text: str) -> None:
     """Raises as `load_yaml`."""
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    root = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     if root is not None:
         _values(root, {})
 

@@ -166,6 +166,7 @@ def overlay(key: str, value: object) -> Callable[[Path], None]:
     return file("mine.yaml", json.dumps(value))
 
 
+REMOTE = json.dumps({"model_type": "clip", "auto_map": {"AutoModelForCausalLM": "x/y--mine.Model"}})
 OPTIMIZER = "model.init_args.optimizer"
 MINE = "--config mine.yaml "
 JSONL = "--data JSONL --data.forget f.jsonl --data.retain r.jsonl "
@@ -180,12 +181,14 @@ class Case:
         command: words of `dipo-pl`; those that begin with an option follow `fit --config smoke.yaml`.
         line: part of the one line.
         fault: makes what is wrong, given the folder of a finished run of smoke.yaml.
+        begun: it shows only once the run has begun, which then leaves its record.
     """
 
     command: str
     line: str
     fault: Callable[[Path], None] = nothing
     code: int = 2
+    begun: bool = False
 
     @property
     def words(self) -> list[str]:
@@ -346,11 +349,6 @@ STRANGERS = [
         "model.optimizer names torch.hub.load, which is no class: a config names classes, not functions",
         overlay(OPTIMIZER, {"class_path": "torch.hub.load", "init_args": {"repo_or_dir": "x/y"}}),
     ),
-    Case(
-        MINE,
-        "model.optimizer names torch.serialization.load, which is no class",
-        overlay(OPTIMIZER, {"class_path": "torch.load", "init_args": {"weights_only": False}}),
-    ),
     Case("--model.optimizer torch.nn.Linear", "to be a subclass of <class 'Optimizer'>"),
     Case(
         MINE,
@@ -388,9 +386,7 @@ STRANGERS = [
         )
     ),
     Case(
-        "--model.policy.config "
-        + shlex.quote("{model_type: clip, auto_map: {AutoModelForCausalLM: mine.Model}}"),
-        "cannot make a random clip",
+        "--model.policy.config config.json", "cannot make a random config.json", file("config.json", REMOTE)
     ),
 ]
 
@@ -409,6 +405,7 @@ ROWS = [
     Case(
         "--model.constructor.center false --model.constructor.filter.rate 0.9",
         "Set center to true, or keep fewer tokens",
+        begun=True,
     ),
 ]
 
@@ -576,7 +573,9 @@ def test_what_is_wrong_is_said_in_a_line_and_nothing_is_touched(cli, smoke, case
     assert case.line in line
     assert len(line) <= 640
     assert not re.search(r"Traceback|Union subtypes|NestedArg|\x1b", ended.err + ended.out)
-    assert on_disk() == before
+    after = on_disk()
+    assert after == before or case.begun
+    assert after | before == after
 
 
 def test_the_payload_runs_where_pickles_are_trusted(tmp_path, monkeypatch):
