@@ -1,6 +1,7 @@
 """Bad input, case by case: the command, the fault, the line that is printed, the exit code, and what stays on disk."""
 
 import json
+import pickle
 import re
 import shlex
 import shutil
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+
+from dipo_pl.checkpoint_io import AtomicCheckpointIO
 
 RAN = "code-of-a-pickle-ran"
 
@@ -487,7 +490,11 @@ RESUMING = [
         "runs/smoke holds a training run: give this measurement another --name",
         run_of_smoke(),
     ),
-    Case("--model.reference StoredStates --model.reference.path store", "store", pickled_store),
+    Case(
+        "--model.reference StoredStates --model.reference.path store",
+        "store holds no stored states that can be used (manifest.json cannot be read",
+        pickled_store,
+    ),
 ]
 
 RESULTS = "--name other --forget_quality.retain_result "
@@ -584,6 +591,14 @@ def test_the_payload_runs_where_pickles_are_trusted(tmp_path, monkeypatch):
     pickle_at("evil.ckpt")
     torch.load("evil.ckpt", weights_only=False)
     assert Path(RAN).exists()
+
+
+def test_a_checkpoint_is_never_unpickled_whatever_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pickle_at("evil.ckpt")
+    with pytest.raises(pickle.UnpicklingError):
+        AtomicCheckpointIO().load_checkpoint("evil.ckpt", weights_only=False)
+    assert not Path(RAN).exists()
 
 
 def test_a_null_is_a_null_on_the_command_line(cli):
