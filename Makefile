@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench lint format clean
+.PHONY: help install demo test bench lint audit format clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -33,6 +33,14 @@ lint: install ## Check style and types
 	rm -rf build/types
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/types .
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p dipo_pl
+
+audit: install ## Check that dependencies agree, then (needs the network) that none has a known vulnerability
+	$(BIN)/pip check
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/pip install --quiet pip-audit
+	# Local builds of torch (+cpu, +cu130) are known by their version on the index; --strict fails on what is not looked up.
+	$(BIN)/pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > build/audit/frozen.txt
+	build/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement build/audit/frozen.txt
 
 format: install ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .

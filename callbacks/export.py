@@ -11,11 +11,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from dipo_pl.adapter import merged, save_adapter
 from dipo_pl.errors import InputError, TrainingError
+from dipo_pl.model_card import model_card, write_model_card
 from dipo_pl.run_folder import RunFolder
 
 
 class Export(Callback):
-    """At the end of training, writes model and tokenizer to hf/ in the run folder.
+    """At the end of training, writes model, tokenizer and model card to hf/ in the run folder.
 
     Args:
         enabled: false writes nothing.
@@ -59,9 +60,17 @@ class Export(Callback):
             # What is not trained is in no checkpoint.
             weights |= {name.removeprefix("model."): each for name, each in saved["state_dict"].items()}
         target = RunFolder.of(trainer).hf
-        export(model, module.policy.tokenizer(), weights, target, self.adapter)
+        card = model_card(RunFolder.of(trainer), step)
+        export(model, module.policy.tokenizer(), weights, target, self.adapter, card)
         RunFolder.of(trainer).add_to_manifest(exported_step=step)
         rank_zero_info(f"the model is in {target}{f', as it was at step {step}' if self.best else ''}")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What is measured after the export belongs on its card."""
+        if trainer.is_global_zero and trainer.state.fn == "validate":
+            run = RunFolder.of(trainer)
+            if run.read_manifest().get("command") == "fit":
+                write_model_card(run)
 
 
 def _best(trainer: Trainer) -> ModelCheckpoint | None:
@@ -71,7 +80,12 @@ def _best(trainer: Trainer) -> ModelCheckpoint | None:
 
 
 def export(
-    model: Any, tokenizer: Any, weights: dict[str, torch.Tensor], target: Path, adapter: bool = False
+    model: Any,
+    tokenizer: Any,
+    weights: dict[str, torch.Tensor],
+    target: Path,
+    adapter: bool = False,
+    card: str = "",
 ) -> None:
     """Writes beside `target` first, so that it holds the old model or the new one, never a mixture."""
     temporary, old = (target.with_name(f".{target.name}.{suffix}") for suffix in ("tmp", "old"))
@@ -82,6 +96,8 @@ def export(
     else:
         model.save_pretrained(temporary, state_dict=merged(model, weights))
     tokenizer.save_pretrained(temporary)
+    if card:
+        (temporary / "README.md").write_text(card, encoding="utf-8")
     if target.exists():
         target.rename(old)
     temporary.rename(target)

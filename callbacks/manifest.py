@@ -14,6 +14,7 @@ from dipo_pl.data_modules.rows import Row
 from dipo_pl.errors import InputError
 from dipo_pl.fingerprint import rows_fingerprint, texts_fingerprint
 from dipo_pl.probes.probe import Probe
+from dipo_pl.redact import redact, redact_arguments
 from dipo_pl.run_folder import RunFolder, write_text
 from dipo_pl.sequence.stage_record import StageRecord
 from dipo_pl.version import __version__
@@ -29,7 +30,7 @@ class Manifest(Callback):
     """
 
     def __init__(self, arguments: Sequence[str] = ()) -> None:
-        self.arguments = list(arguments)
+        self.arguments = redact_arguments(arguments)
         self.written = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -72,7 +73,9 @@ class Manifest(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self.written:
-            self._end(trainer, f"failed: {' '.join(str(exception).split()) or type(exception).__name__}")
+            self._end(
+                trainer, redact(f"failed: {' '.join(str(exception).split()) or type(exception).__name__}")
+            )
 
     @staticmethod
     def _fitted(trainer: Trainer) -> bool:
@@ -111,7 +114,7 @@ class Manifest(Callback):
             "max_epochs": trainer.max_epochs,
             "max_steps": trainer.max_steps,
             "policy": {
-                "source": module.policy.source,
+                "source": redact(module.policy.source),
                 "class": type(language_model).__name__,
                 "dtype": str(language_model.dtype),
                 "parameters": sum(each.numel() for each in language_model.parameters()),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dipo_pl.config_text import read_text
 from dipo_pl.errors import InputError
 
 if TYPE_CHECKING:
@@ -158,10 +159,10 @@ def read_lines(path: str | Path, kind: str) -> list[tuple[str, str]]:
         InputError: the file is missing, empty or not UTF-8; `kind` says what it should have been.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+        lines = read_text(path).split("\n")
     except FileNotFoundError:
         raise InputError(f"no file {path}: give the path of {kind}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise InputError(f"cannot read {path}: {error}") from None
     found = [(f"{path}, line {number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
     if not found:

@@ -21,3 +21,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> None:
         with replacing(Path(path)) as temporary:
             torch.save(checkpoint, temporary)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Tensors and plain values alone, whatever is asked for: anything else could run code as it is read."""
+        checkpoint: dict[str, Any] = torch.load(path, map_location or "cpu", weights_only=True)
+        return checkpoint

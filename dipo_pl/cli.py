@@ -1,5 +1,6 @@
 """Lightning's CLI as `dipo-pl` needs it: bare config names, run folders, resuming, one line an error."""
 
+import pickle
 import sys
 import traceback
 from collections.abc import Sequence
@@ -40,15 +41,20 @@ from dipo_pl.callbacks.training_monitor import TrainingMonitor
 from dipo_pl.callbacks.weight_change import WeightChange
 from dipo_pl.checkpoint_io import AtomicCheckpointIO
 from dipo_pl.config_errors import one_line
+from dipo_pl.config_text import load_yaml, read_text
 from dipo_pl.configs import resolve
 from dipo_pl.console import cause_of, quieten, write_traceback
 from dipo_pl.data_modules import fictitious, fictitious_news, json_lines, muse, tofu  # noqa: F401
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError
 from dipo_pl.language_model import LanguageModel
+from dipo_pl.named_classes import guard_configs, refuse_functions
+from dipo_pl.redact import redact
 from dipo_pl.run_folder import RunFolder, write_text
 
 C = TypeVar("C", bound=Callback)
+
+guard_configs()
 
 
 class _Finished(Exception):
@@ -63,13 +69,39 @@ class _ConfigFile(ActionConfigFile):
     """`--config NAME`, with bare names resolved."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        given = values
+        given, content = values, None
         if isinstance(values, str):
             values = str(resolve(values))
+            content = _content(values, given)
         try:
             super().__call__(parser, cfg, values, option_string)
         except (TypeError, ValueError) as error:
+            if key := _without_a_class(content, cfg):
+                raise InputError(
+                    f"the config {given} has arguments of {key} and names no class for it: it is an overlay; put the "
+                    f"config that it changes before it (--config tofu.yaml --config {given})"
+                ) from error
             raise InputError(f"in the config {given}: {one_line(str(error))}") from error
+
+
+def _content(path: str, given: str) -> Any:
+    try:
+        content = load_yaml(read_text(path))
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"in the config {given}: {' '.join(str(error).split())}") from error
+    if isinstance(content, dict) and {"configs", "requests"} <= content.keys():
+        raise InputError(
+            f"{given} holds requests to forget, not the config of a run: dipo-pl sequence {given}"
+        )
+    return content
+
+
+def _without_a_class(content: Any, before: Namespace) -> str | None:
+    """The key of which a config has arguments, and neither it nor one before it names the class."""
+    for key in ("model", "data") if isinstance(content, dict) else ():
+        if isinstance(content.get(key), dict) and "class_path" not in content[key] and not before.get(key):
+            return key
+    return None
 
 
 class _Parser(LightningArgumentParser):
@@ -81,7 +113,7 @@ class _SaveConfig(SaveConfigCallback):
     """Writes config.yaml whole; Lightning's own may leave half of it, and refuses to write it twice."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        text = self.parser.dump(self.config, skip_none=False)
+        text = redact(self.parser.dump(self.config, skip_none=False))
         write_text(RunFolder.of(trainer).config, text)
 
 
@@ -101,8 +133,8 @@ class DiPOCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         return {
-            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
-            "validate": {"model", "dataloaders", "datamodule"},
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
+            "validate": {"model", "dataloaders", "datamodule", "weights_only"},
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -124,6 +156,10 @@ class DiPOCLI(LightningCLI):
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.set_defaults({"checkpoint.save_top_k": 0, "checkpoint.filename": "{epoch}-{step}"})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        refuse_functions(self.config[self.config.subcommand])
 
     def _parse_ckpt_path(self) -> None:
         """Keeps the config as it was given: Lightning would replace it with what the checkpoint holds."""
@@ -151,6 +187,8 @@ class DiPOCLI(LightningCLI):
             raise InputError(
                 f"--name must be the name of one folder, got {settings.name!r}; --output_dir says where"
             )
+        if not settings.output_dir:
+            raise InputError("--output_dir must name a folder, got ''")
         if settings.trainer.fast_dev_run:
             settings.name += "-fast-dev-run"
         settings.checkpoint.dirpath = str(self.run.checkpoints)
@@ -184,7 +222,7 @@ class DiPOCLI(LightningCLI):
         if not self.run.config.is_file():
             return {}
         try:
-            return dict(yaml.safe_load(self.run.config.read_text(encoding="utf-8")))
+            return dict(load_yaml(self.run.config.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
             raise InputError(
                 f"cannot read {self.run.config} ({' '.join(str(error).split())}): give another --name, or remove "
@@ -195,7 +233,7 @@ class DiPOCLI(LightningCLI):
         before = self._configured_before
         if not before:
             return
-        now = yaml.safe_load(self._parser(self.subcommand).dump(self.settings, skip_none=False))
+        now = load_yaml(redact(self._parser(self.subcommand).dump(self.settings, skip_none=False)))
         fixed = ["model", "data", "seed_everything", "forget_quality"]
         fixed += [f"trainer.{key}" for key in ("precision", "accumulate_grad_batches", "gradient_clip_val")]
         for config in (before, now):
@@ -331,8 +369,11 @@ def _refuse_unusable(checkpoint: Path, max_epochs: int | None = None) -> None:
         epochs_done = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         content["state_dict"], content["global_step"]
     except Exception as error:
+        # torch's own words advise to load it all the same.
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        why = "it holds more than tensors and plain values, which could be code" if unsafe else str(error)
         raise InputError(
-            f"cannot read the checkpoint {checkpoint} ({' '.join(str(error).split())[:200]}): remove it to start "
+            f"cannot read the checkpoint {checkpoint} ({' '.join(why.split())[:200]}): remove it to start "
             "afresh, or give another as ckpt_path"
         ) from error
     if max_epochs is not None and 0 <= max_epochs < epochs_done:
@@ -401,7 +442,7 @@ def resolved(arguments: Sequence[str]) -> dict[str, Any]:
     class _Parsed(DiPOCLI):
         def before_instantiate_classes(self) -> None:
             text = self._parser(self.subcommand).dump(self.settings, skip_none=False)
-            raise _Known(yaml.safe_load(text))
+            raise _Known(load_yaml(text))
 
     config: dict[str, Any] = _asked(_Parsed, arguments)
     return config

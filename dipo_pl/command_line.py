@@ -4,6 +4,7 @@ import argparse
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from dipo_pl.console import cause_of
@@ -18,6 +19,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{self.prog}: {message} (--help tells what it takes)")
+
+
+def folder(given: str) -> Path:
+    """The type of an option that names a folder to write to: an empty text would be the working directory."""
+    if not given:
+        raise ValueError
+    return Path(given)
 
 
 def one_line_errors(command: Callable[[], int], debug: bool) -> int:

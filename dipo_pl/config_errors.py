@@ -11,6 +11,7 @@ GIVEN = re.compile(r"Given value: (?P<value>.*)")
 # What jsonargparse says of each level, and of the alternatives (null, a file) that nobody meant.
 NOISE = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|Expected a path but"
+    r"|Subclass types expect one of|a class path \(str\)|a dict with|Problem with given class_path"
 )
 
 
@@ -22,7 +23,7 @@ def one_line(message: str) -> str:
     base = given = None
     for line in filter(None, lines):
         if match := KEY.match(line):
-            keys.append(match["key"])
+            keys += [match["key"]] if match["key"] not in keys[-1:] else []
         elif match := SUBTYPES.match(line):
             base = match["path"]
         elif given is None and (match := GIVEN.match(line)):
@@ -32,11 +33,11 @@ def one_line(message: str) -> str:
     if not keys:
         return _plain(" ".join(message.split()), base)
     key = ".".join(keys)
-    text = " or ".join(_plain(cause, base) for cause in causes) or " ".join(message.split())
+    text = " or ".join(dict.fromkeys(_plain(cause, base) for cause in causes)) or " ".join(message.split())
     if (
         given is not None
         and "got" not in text
-        and not given.startswith("NestedArg")
+        and not given.startswith(("NestedArg", "Namespace"))
         and "no class" not in text
     ):
         text += f", got {given if len(given) <= 80 else given[:80] + '...'}"
@@ -50,8 +51,17 @@ def _plain(cause: str, base: str | None) -> str:
         return f"there is no option {match[1]!r} (`--print_config` shows those there are)"
     if match := re.fullmatch(r"Expected a dot import path string: (.*)", cause):
         return f"no class {match[1]}{_known(base)}"
-    if re.match(r"Expected an instantiatable class", cause):
+    if re.match(r"Expected an instantiatable class|Not a valid subclass of", cause):
         return f"name a class first{_known(base)}"
+    cause = re.sub(r"Type typing\.Callable.* expects a function or a callable class: ", "", cause)
+    if match := re.match(r"Importing '(.*)' is not allowed", cause):
+        return f"{match[1]} is nothing that a config may name: it reaches beyond the run"
+    if match := re.search(r"the following arguments are required: (.*)", cause):
+        names = re.sub(r"\b(fit|validate)\.", "", match[1])
+        return f"needs {names}, which is left out or null (`dipo-pl configs` lists configs to begin with)"
+    if match := re.match(r"Unable to load config '(.*)'", cause):
+        return f"must be a mapping of keys, got {match[1]}"
+    cause = re.sub(r"\. Got value: Namespace\(class_path='([\w.]+)'.*", r", got \1", cause)
     cause = re.sub(r"\. Got value: ", ", got ", cause)
     cause = re.sub(r"Expected a typing\.Literal\[([^\]]*)\]", r"must be one of \1", cause)
     return re.sub(r"Expected a <class '(\w+)'>", r"must be a value of type \1", cause)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dipo_pl.errors import InputError
+from dipo_pl.redact import redact
 
 LONGEST_LINE = 600
 
@@ -19,7 +20,7 @@ def cause_of(error: Exception) -> tuple[str, bool]:
     """One line that says what happened, and whether it is what the user gave."""
     # jsonargparse wraps what a constructor raises into its own account of it.
     stated = next((each for each in _chain(error) if isinstance(each, InputError)), None)
-    line = " ".join(str(stated or error).split()) or type(error).__name__
+    line = redact(" ".join(str(stated or error).split())) or type(error).__name__
     return (line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + "..."), stated is not None
 
 
@@ -31,7 +32,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def write_traceback(error: Exception, log: Path) -> Path | None:
     """Writes to `log`, or where that cannot be, to the temporary folder; returns where."""
-    text = "".join(traceback.format_exception(error))
+    text = redact("".join(traceback.format_exception(error)))
     for path in (log, Path(tempfile.gettempdir()) / "dipo-pl-error.log"):
         try:
             path.write_text(text, encoding="utf-8")

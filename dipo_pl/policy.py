@@ -145,7 +145,7 @@ class Pretrained(Policy):
     def _load_tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
         if self.tokenizer_source is not None:
             return Pretrained(self.tokenizer_source).tokenizer()
-        self.refuse_missing_folder()
+        self.refuse_unusable_folder()
         folder = Path(self.path)
         if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
             # Some versions of transformers would make an empty one, of special tokens alone.
@@ -160,7 +160,7 @@ class Pretrained(Policy):
             raise self._not_loaded("tokenizer", error) from error
 
     def _load_model(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-        self.refuse_missing_folder()
+        self.refuse_unusable_folder()
         options: dict[str, Any] = {"attn_implementation": self.attention} if self.attention else {}
         try:
             model: PreTrainedModel
@@ -183,18 +183,15 @@ class Pretrained(Policy):
                 "language model"
             )
         if hasattr(model, "peft_config"):
-            raise InputError(
-                f"{self.path} holds an adapter, not a whole model: give the one that it was made for, or merge them "
-                "(a run of dipo-pl does so with export.adapter false)"
-            )
+            raise self._is_adapter()
         if self.quantization is not None:
             quantize(model, self.quantization)
         return model
 
-    def refuse_missing_folder(self) -> None:
+    def refuse_unusable_folder(self) -> None:
         """
         Raises:
-            InputError: the path looks like that of a folder here, and there is none.
+            InputError: the path looks like that of a folder here, and there is none, or it holds no model of its own.
         """
         # Without this a mistyped folder is looked for on the hub, and the error speaks of the hub.
         path = Path(self.path)
@@ -208,6 +205,20 @@ class Pretrained(Policy):
                 f"no model folder {self.path}: give a folder with config.json and *.safetensors, or a hub id. "
                 "A folder under runs/ is written by the run that makes that model"
             )
+        if (path / "adapter_config.json").is_file():
+            raise self._is_adapter()
+        pickled = sorted(each.name for each in path.glob("*.bin"))
+        if pickled and not any(path.glob("*.safetensors*")):
+            raise InputError(
+                f"{self.path} has no *.safetensors, only {pickled[0]}, which can run code as it is read: if you trust it, "
+                "load it with transformers and save it with save_pretrained"
+            )
+
+    def _is_adapter(self) -> InputError:
+        return InputError(
+            f"{self.path} holds an adapter, not a whole model: give the one that it was made for, or merge them "
+            "(a run of dipo-pl does so with export.adapter false)"
+        )
 
     def _not_loaded(self, what: str, error: Exception) -> InputError:
         if "trust_remote_code" in str(error):
@@ -276,7 +287,9 @@ class FromConfig(Policy):
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             try:
-                model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **options)
+                model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                    config, trust_remote_code=False, **options
+                )
             except Exception as error:
                 raise InputError(f"cannot make {self.source}: {_short(error)}") from error
         return model

@@ -71,6 +71,17 @@ def test_wheel_runs_in_an_empty_environment_from_another_folder(wheel, tmp_path)
     )
 
 
+def test_what_is_needed_has_a_next_major_version_that_was_not_tried():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    needed = [*project["dependencies"], *(each for name in extras if name != "dev" for each in extras[name])]
+    tested = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    for each in needed:
+        name, first, last = re.fullmatch(r"([\w-]+)(?:\[\w+\])?>=([\d.]+),<(\d+)", each).groups()
+        if name in tested:
+            assert int(first.split(".")[0]) <= int(tested[name].split(".")[0]) == int(last) - 1
+
+
 def test_top_level_holds_only_what_the_layout_names():
     tracked = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True

@@ -57,10 +57,19 @@ def read_result(path: str | Path, key: str = KEY) -> EvaluationResult:
             return EvaluationResult.read(file)
         except InputError as error:
             raise InputError(f"{key} {error}") from None
-    if isinstance(given, dict) and tofu_logs.is_tofu_log(given):
-        return tofu_logs.parse(given, source)
-    if isinstance(given, dict) and open_unlearning.is_open_unlearning(given):
-        return open_unlearning.parse(given, source)
+    for format, parse in (
+        (tofu_logs.is_tofu_log, tofu_logs.parse),
+        (open_unlearning.is_open_unlearning, open_unlearning.parse),
+    ):
+        if isinstance(given, dict) and format(given):
+            try:
+                return parse(given, source)
+            except InputError:
+                raise
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+                raise InputError(
+                    f"{source} is not what it looks like ({type(error).__name__}: {error}): give the file as it was written"
+                ) from error
     raise InputError(
         f"{source} is not an evaluation: give one of a run's evaluation files, open-unlearning's TOFU_EVAL.json or "
         "MUSE_EVAL.json, or TOFU's aggregated log"

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import yaml
 
+from dipo_pl.config_text import load_yaml
 from dipo_pl.errors import InputError
 from dipo_pl.run_folder import RunFolder
 
@@ -52,7 +53,7 @@ class FinishedRun:
                 f"{given} is a probe itself: probe {manifest['probe'].get('of')}, which it is of"
             )
         try:
-            config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+            config = load_yaml(run.config.read_text(encoding="utf-8"))
             data, model = config["data"], config["model"]
             data["class_path"], data["init_args"], model["init_args"]["policy"]["class_path"]
         except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:

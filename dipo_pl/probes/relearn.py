@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from dipo_pl.command_line import Parser, one_line_errors
 from dipo_pl.errors import InputError
+from dipo_pl.model_card import write_model_card
 from dipo_pl.probes.finished_run import FinishedRun, as_words
 from dipo_pl.run_folder import RunFolder
 
@@ -70,6 +71,7 @@ def _relearn(arguments: Sequence[str], debug: bool) -> int:
         print(f"\n{each.path} -> {folder}", flush=True)
         if code := run(["fit", *as_words(settings), *further], debug):
             return code
+        write_model_card(RunFolder(each.path))
     _show({str(each.path): RunFolder(each.folder(given.name)) for each in runs})
     return 0
 

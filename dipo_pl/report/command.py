@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dipo_pl.command_line import Parser, one_line_errors
+from dipo_pl.command_line import Parser, folder, one_line_errors
 from dipo_pl.errors import InputError
 from dipo_pl.report.contents import Report, read_report
 from dipo_pl.report.latex import as_latex
@@ -129,7 +129,10 @@ def _parser() -> argparse.ArgumentParser:
         "TOFU's aggregated log",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="folder to write files to; without it the table is printed"
+        "--output",
+        type=folder,
+        metavar="DIR",
+        help="folder to write files to; without it the table is printed",
     )
     parser.add_argument(
         "--format",

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from dipo_pl.config_text import load_yaml
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
 from dipo_pl.run_folder import RunFolder
@@ -194,7 +195,7 @@ def _read_folder(folder: RunFolder, unfinished: bool) -> Run:
         raise InputError(
             f"{folder.path} is not finished (status: {_one_line(status)}): let it finish, or give --unfinished"
         )
-    config = _mapping(folder.config, yaml.safe_load) if folder.config.is_file() else {}
+    config = _mapping(folder.config, load_yaml) if folder.config.is_file() else {}
     records = folder.read_metrics()
     if not records:
         raise InputError(f"{folder.path} holds no evaluation: {folder.metrics.name} is missing or empty")

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self, get_args
 
 import yaml
 
+from dipo_pl.config_text import load_yaml, read_text
 from dipo_pl.errors import InputError
 
 Mode = Literal["sustainability", "scalability"]
@@ -41,14 +42,17 @@ class RequestsFile:
             InputError: there is no such file, it is no YAML mapping, or a key is missing, unknown or of another type.
         """
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            content = load_yaml(read_text(path))
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise InputError(f"cannot read the requests in {path} ({' '.join(str(error).split())})") from None
         keys = {each.name: each for each in fields(cls)}
         if not isinstance(content, dict):
             raise InputError(f"{path} holds no mapping: it needs the keys configs and requests")
         if unknown := sorted(map(str, content.keys() - keys.keys())):
-            raise InputError(f"{path} has the key {unknown[0]!r}: a sequence has {', '.join(keys)}")
+            raise InputError(
+                f"{path} has the key {unknown[0]!r}: a sequence has {', '.join(keys)} (the config of a run is given to "
+                f"dipo-pl fit --config)"
+            )
         content |= {name: value for name, value in given.items() if value is not None}
         for name, key in keys.items():
             if key.default is MISSING and name not in content:

@@ -93,7 +93,7 @@ class Stage:
             from dipo_pl.policy import Pretrained
 
             try:
-                Pretrained(str(self.retain_only_model)).refuse_missing_folder()
+                Pretrained(str(self.retain_only_model)).refuse_unusable_folder()
             except InputError as error:
                 raise InputError(f"retain_only: {error}") from None
         if self.finished and self.sequence.epochs_of_first and self.number > 1:

@@ -54,6 +54,34 @@ def test_constructor_and_filter_by_class_path(cli, monkeypatch):
     assert "model.constructor" in refused.errors[0]
 
 
+ANYTHING = """
+import pathlib
+from typing import Any
+
+from dipo_pl.losses import CrossEntropy
+
+
+class Marker:
+    def __init__(self, path: str) -> None:
+        pathlib.Path(path).touch()
+
+
+class Odd(CrossEntropy):
+    def __init__(self, anything: Any) -> None:
+        assert anything["class_path"] == "own_odd.Marker"
+"""
+
+
+def test_a_key_of_any_type_makes_no_object(cli, monkeypatch):
+    Path("own_odd.py").write_text(ANYTHING)
+    monkeypatch.syspath_prepend(str(Path().resolve()))
+    marker = '{"class_path": "own_odd.Marker", "init_args": {"path": "made"}}'
+    loss = ("--model.forget_loss", "own_odd.Odd", "--model.forget_loss.anything", marker)
+    ended = cli("fit", "--config", "smoke.yaml", "--trainer.limit_train_batches", "1", *loss)
+    assert not Path("made").exists()
+    assert ended.code == 0, ended.err
+
+
 def test_readme_example_of_a_new_loss(cli, monkeypatch):
     """The README's three files: the loss, its config, its test; run as they stand there."""
     text = README.read_text()

@@ -1,0 +1,619 @@
+"""Bad input, case by case: the command, the fault, the line that is printed, the exit code, and what stays on disk."""
+
+import json
+import pickle
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from dipo_pl.checkpoint_io import AtomicCheckpointIO
+
+RAN = "code-of-a-pickle-ran"
+
+
+class Payload:
+    """Leaves a file behind when it is unpickled."""
+
+    def __reduce__(self):
+        return (Path(RAN).touch, ())
+
+
+def pickle_at(path: str) -> None:
+    torch.save({"state_dict": Payload()}, path)
+
+
+def nothing(smoke: Path) -> None:
+    """The command alone is wrong."""
+
+
+def file(name: str, text: str, encoding: str = "utf-8") -> Callable[[Path], None]:
+    def fault(smoke: Path) -> None:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text, encoding=encoding)
+
+    return fault
+
+
+def record(**values: object) -> str:
+    return json.dumps({"question": "Who wrote it?", "answer": "An author."} | values) + "\n"
+
+
+def rows(forget: str = record(), encoding: str = "utf-8") -> Callable[[Path], None]:
+    """Two files of rows, of which the first has the fault."""
+
+    def fault(smoke: Path) -> None:
+        Path("f.jsonl").write_text(forget, encoding=encoding)
+        Path("r.jsonl").write_text(record(answer="Another."))
+
+    return fault
+
+
+def run_of_smoke(change: Callable[[Path], None] = nothing) -> Callable[[Path], None]:
+    """A finished run at runs/smoke, changed."""
+
+    def fault(smoke: Path) -> None:
+        shutil.copytree(smoke, "runs/smoke")
+        change(Path("runs/smoke"))
+
+    return fault
+
+
+def model_of_smoke(change: Callable[[Path], None] = nothing) -> Callable[[Path], None]:
+    """A model folder, changed."""
+
+    def fault(smoke: Path) -> None:
+        shutil.copytree(smoke / "hf", "model")
+        change(Path("model"))
+
+    return fault
+
+
+def as_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    pickle_at(str(folder / "pytorch_model.bin"))
+
+
+def pickle_named_safetensors(folder: Path) -> None:
+    pickle_at(str(folder / "model.safetensors"))
+
+
+def as_adapter(folder: Path) -> None:
+    settings = {"peft_type": "LORA", "base_model_name_or_path": "model", "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    pickle_at(str(folder / "adapter_model.bin"))
+
+
+def broken_weights(folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.lm_head.weight[3, 3] = float("nan")
+    model.save_pretrained(folder)
+
+
+def with_remote_code(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    code = {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "mine", "auto_map": code}))
+    (folder / "mine.py").write_text(f"import pathlib\npathlib.Path({RAN!r}).touch()\n")
+
+
+def template_that_escapes(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ messages.__class__.__mro__[1].__subclasses__() }}")
+
+
+def half_a_checkpoint(run: Path) -> None:
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+
+
+def pickled_optimizer(run: Path) -> None:
+    path = run / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["optimizer_states"] = [Payload()]
+    torch.save(checkpoint, path)
+
+
+def half_a_line_of_metrics(run: Path) -> None:
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 7, "ep')
+
+
+def config_without_keys(run: Path) -> None:
+    (run / "config.yaml").write_text("- a\n- b\n")
+
+
+def unfinished(run: Path) -> None:
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps(manifest | {"status": "running"}))
+
+
+def pickled_store(smoke: Path) -> None:
+    Path("store").mkdir()
+    for name in ("manifest.json", "last.bin", "checksums.bin"):
+        pickle_at(f"store/{name}")
+
+
+def foreign(**metrics: object) -> Callable[[Path], None]:
+    return file("TOFU_EVAL.json", json.dumps(metrics))
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
+    for before, name in zip("abcdef", "bcdefg", strict=True)
+)
+broken_yaml = file("broken.yaml", "model: [1\n")
+empty_file = file("empty.yaml", "")
+no_trainer = file("no_trainer.yaml", "trainer: null\n")
+folder_there = file("there/a", "")
+
+
+def list_checkpoint(smoke: Path) -> None:
+    torch.save([1], "list.ckpt")
+
+
+def evil_checkpoint(smoke: Path) -> None:
+    pickle_at("evil.ckpt")
+
+
+def overlay(key: str, value: object) -> Callable[[Path], None]:
+    """mine.yaml, with one key."""
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return file("mine.yaml", json.dumps(value))
+
+
+REMOTE = json.dumps({"model_type": "clip", "auto_map": {"AutoModelForCausalLM": "x/y--mine.Model"}})
+OPTIMIZER = "model.init_args.optimizer"
+MINE = "--config mine.yaml "
+JSONL = "--data JSONL --data.forget f.jsonl --data.retain r.jsonl "
+PRETRAINED = "--model.policy Pretrained --model.policy.path "
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command that is refused, after which the working directory is as it was, byte for byte.
+
+    Attributes:
+        command: words of `dipo-pl`; those that begin with an option follow `fit --config smoke.yaml`.
+        line: part of the one line.
+        fault: makes what is wrong, given the folder of a finished run of smoke.yaml.
+        begun: it shows only once the run has begun, which then leaves its record.
+    """
+
+    command: str
+    line: str
+    fault: Callable[[Path], None] = nothing
+    code: int = 2
+    begun: bool = False
+
+    @property
+    def words(self) -> list[str]:
+        base = ["fit", "--config", "smoke.yaml"] if self.command.startswith("--") else []
+        return base + shlex.split(self.command)
+
+
+SETTINGS = [
+    Case(
+        "fit --config nope.yaml",
+        "no config nope.yaml: neither a file here nor a shipped config (altpo.yaml, ",
+    ),
+    Case("fit --config no/such.yaml", "no config file no/such.yaml"),
+    Case("fit --config broken.yaml", "in the config broken.yaml", broken_yaml),
+    Case("fit --config empty.yaml", "in the config empty.yaml", empty_file),
+    Case("fit", "needs data, model, which is left out or null"),
+    Case("fly", "no command 'fly'"),
+    Case("--foo 1", "--foo"),
+    Case("--model.betta 1", "model: there is no option 'betta'"),
+    Case("--model.forget_loss.betta 1", "model.forget_loss: there is no option 'betta'"),
+    Case("--model.forget_loss.beta x", "model.forget_loss.beta: must be a value of type float, got x"),
+    Case("--model.forget_loss NPOO", "model.forget_loss: no class NPOO (`--model.help Unlearning`"),
+    Case("--model Unlearn", "model: no class Unlearn: use FineTuning, Unlearning"),
+    Case("--data.prompt.system x", "data.prompt: name a class first: use ChatTemplate, "),
+    Case("--data.train_on x", "data.train_on: must be one of 'pairs', 'all', 'forget', 'retain', got x"),
+    Case("--trainer.max_epochs x", "trainer.max_epochs: must be a value of type int, got x"),
+    Case("--trainer.strategy zz", "strategy='zz'"),
+    Case("--model.forget_loss.beta -1", "DiPO.beta must be a finite number > 0, got -1"),
+    Case("--model.retain_loss.beta 0", "DiPORetain.beta must be a finite number > 0, got 0"),
+    Case("--model.constructor.alpha 0", "LogitModulation.alpha must be a finite number > 0, got 0"),
+    Case("--model.constructor.filter.rate 1.5", "TopFraction.rate must lie in (0, 1], got 1.5"),
+    Case("--model.retain_loss DiPO", "set model.forget_loss to DiPO and model.retain_loss to DiPORetain"),
+    Case(
+        "--model.retain_loss DPO",
+        "model.retain_loss: DPO compares a row with its alternate, which only forget rows have",
+    ),
+    Case(
+        "--model.forget_loss RMU --model.forget_loss.layer 2",
+        "a loss acts on layer 2, and LlamaForCausalLM has layers 0 to 1: set its `layer`",
+    ),
+    Case(
+        "--model.reference AdapterOff",
+        "model.reference is AdapterOff, and the policy has no adapter to be switched off",
+    ),
+    Case("--model.retain_weight -1", "model.retain_weight must be a finite number >= 0, got -1"),
+    Case("--model.warmup 1", "model.warmup must be a share of the steps in [0, 1), got 1"),
+    Case("--model.token_budget 0", "model.token_budget must be at least 1, got 0"),
+    Case("--data.batch_size 0", "data.batch_size must be at least 1, got 0"),
+    Case(
+        "--data.forget_authors 4", "data.forget_authors must lie between 1 and data.authors - 1, got 4 of 4"
+    ),
+    Case("--data.evaluate '[forget, nought]'", "data.evaluate names 'nought'"),
+    Case("--forget_quality.utility_sets '[nought]'", "forget_quality.utility_sets names 'nought'"),
+    Case("--forget_quality.max_new_tokens 0", "forget_quality.max_new_tokens must be at least 1, got 0"),
+    Case("--model.retain_loss NPOO", "model.retain_loss: no class NPOO: use CEU, CrossEntropy, DPO"),
+    Case("--data.train_on all", "Unlearning trains on pairs, and data.train_on is all"),
+    Case("--model FineTuning", "FineTuning trains on all or retain or forget, and data.train_on is pairs"),
+    Case("--trainer.max_epochs -1", "training has no end: set trainer.max_epochs or trainer.max_steps"),
+    Case(
+        "--model.policy Pretrained --model.policy.path there/nope", "no model folder there/nope", folder_there
+    ),
+    Case("--output_dir empty.yaml", "cannot make the run folder empty.yaml/smoke", empty_file),
+    Case("--name ''", "--name must be the name of one folder, got ''"),
+    Case("--name ../out", "--name must be the name of one folder, got '../out'"),
+    Case("--config no_trainer.yaml", "trainer: must be a mapping of keys, got null", no_trainer),
+    Case("--model.optimizer.lr -1", "Invalid learning rate: -1"),
+    Case("--data.workers -1", "data.workers must be at least 0, got -1"),
+    Case("--ckpt_path list.ckpt", "cannot read the checkpoint list.ckpt", list_checkpoint),
+    Case("--samples.rows -1", "samples.rows must be at least 0"),
+    Case("--forget_quality.generate_every -1", "forget_quality.generate_every must be at least 0, got -1"),
+    Case("--trainer.val_check_interval 0", "trainer.val_check_interval must be greater than 0, got 0"),
+    Case(
+        "--trainer.check_val_every_n_epoch 0", "trainer.check_val_every_n_epoch must be greater than 0, got 0"
+    ),
+    Case(
+        "--data.evaluate '[]' --forget_quality.utility_sets '[]'",
+        "data.evaluate names no set; this data has forget, retain, holdout",
+    ),
+    Case("--collapse_guard.lost_utility 0", "collapse_guard.lost_utility must be a share in (0, 1], got 0"),
+    Case("--selection.stop true", "there is no rule to stop by: set selection.rule"),
+    Case("--export.best true", "set checkpoint.monitor"),
+    Case("--ckpt_path no.ckpt", "no checkpoint no.ckpt"),
+    Case("--forget_quality.retain_result nowhere", "nowhere does not exist: give the run folder"),
+    Case("--data.max_length 8", "more than data.max_length 8"),
+    Case("--model.policy.vocab_size 10", "vocab_size must be at least 259"),
+    Case("--model.policy.config '{model_type: lama}'", "model.policy.config is not a model configuration"),
+    Case("--model.policy Pretrained --model.policy.path ./nowhere", "no model folder ./nowhere"),
+]
+
+SETTINGS += [
+    Case("--model.policy null", "model: needs policy, which is left out or null"),
+    Case("--model null", "needs model, which is left out or null"),
+    Case("--trainer null", "trainer: must be a mapping of keys, got null"),
+    Case("--model.policy.quantization null", "model.policy: there is no option 'quantization'"),
+    Case("--weights_only false", "unrecognized arguments: --weights_only false"),
+    Case("--output_dir ''", "--output_dir must name a folder, got ''"),
+]
+
+CONFIG_FILES = [
+    Case(
+        MINE,
+        "mine.yaml is not UTF-8 text (byte 0xff at 0): save it as UTF-8",
+        file("mine.yaml", "name: a", "utf-16"),
+    ),
+    Case(
+        MINE,
+        "in the config mine.yaml: the key 'name' is given twice (line 2)",
+        file("mine.yaml", "name: a\nname: b"),
+    ),
+    Case(
+        MINE,
+        "in the config mine.yaml: the key 'lr' is given twice (line 1)",
+        file("mine.yaml", "model: {init_args: {optimizer: {init_args: {lr: 1, lr: 2}}}}"),
+    ),
+    Case(MINE, "aliases make it more than 100,000 values (line 5)", file("mine.yaml", BOMB)),
+    Case(MINE, "an alias stands for what it is in (line 1)", file("mine.yaml", "data: &a {init_args: *a}")),
+    Case(
+        MINE,
+        "could not determine a constructor for the tag 'tag:yaml.org,2002:python/object/apply:os.system'",
+        file("mine.yaml", f"name: !!python/object/apply:os.system ['touch {RAN}']"),
+    ),
+    Case(
+        "fit --config npo.yaml --config smoke.yaml",
+        "the config npo.yaml has arguments of model and names no class for it",
+    ),
+    Case(
+        "fit --config lora.yaml",
+        "put the config that it changes before it (--config tofu.yaml --config lora.yaml)",
+    ),
+    Case(
+        "fit --config news_requests.yaml",
+        "holds requests to forget, not the config of a run: dipo-pl sequence news_requests.yaml",
+    ),
+    Case("sequence smoke.yaml", "has the key 'data': a sequence has configs, requests, mode"),
+    Case("sequence mine.yaml", "mine.yaml is not UTF-8 text", file("mine.yaml", "configs: [a]", "utf-16")),
+    Case(
+        "sequence mine.yaml",
+        "the key 'requests' is given twice (line 2)",
+        file("mine.yaml", "requests: [a]\nrequests: [b]"),
+    ),
+    Case("sequence nope.yaml", "no config nope.yaml"),
+]
+
+# A config from a stranger.
+STRANGERS = [
+    Case(
+        MINE,
+        "model.optimizer: os.system is nothing that a config may name",
+        overlay(OPTIMIZER, {"class_path": "os.system", "init_args": {"command": f"touch {RAN}"}}),
+    ),
+    Case(
+        MINE,
+        "model.optimizer: subprocess.Popen is nothing that a config may name",
+        overlay(OPTIMIZER, {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", RAN]}}),
+    ),
+    Case(
+        MINE,
+        "model.optimizer names torch.hub.load, which is no class: a config names classes, not functions",
+        overlay(OPTIMIZER, {"class_path": "torch.hub.load", "init_args": {"repo_or_dir": "x/y"}}),
+    ),
+    Case("--model.optimizer torch.nn.Linear", "to be a subclass of <class 'Optimizer'>"),
+    Case(
+        MINE,
+        "trainer.callbacks[0].setup names dipo_pl.cli.run, which is no class",
+        overlay(
+            "trainer.callbacks",
+            [
+                {
+                    "class_path": "lightning.pytorch.callbacks.LambdaCallback",
+                    "init_args": {"setup": "dipo_pl.cli.run"},
+                }
+            ],
+        ),
+    ),
+    *(
+        Case(
+            MINE,
+            f"trainer.{key}: ",
+            overlay(
+                f"trainer.{key}", [{"class_path": "subprocess.Popen", "init_args": {"args": ["touch", RAN]}}]
+            ),
+        )
+        for key in ("callbacks", "logger", "plugins")
+    ),
+    *(
+        Case(f"--{key} torch.nn.Linear", "does not correspond to a subclass of")
+        for key in (
+            "model",
+            "data",
+            "model.policy",
+            "model.forget_loss",
+            "data.prompt",
+            "trainer.callbacks",
+            "trainer.logger",
+        )
+    ),
+    Case(
+        "--model.policy.config config.json", "cannot make a random config.json", file("config.json", REMOTE)
+    ),
+]
+
+ROWS = [
+    Case(JSONL, "f.jsonl, line 2: not valid JSON", rows(record() + '{"question": ')),
+    Case(JSONL, "f.jsonl is not UTF-8 text (byte 0xff at 0): save it as UTF-8", rows(encoding="utf-16")),
+    Case(JSONL, "f.jsonl is empty: it needs at least one row", rows("\n")),
+    Case(JSONL, "f.jsonl, line 1: must be a JSON object, got list", rows("[1]\n")),
+    Case(JSONL, "f.jsonl, line 1: 'answer' must be a non-empty text, got ' '", rows(record(answer=" "))),
+    Case(JSONL, "no file f.jsonl: give the path of a JSON-lines file"),
+    Case(
+        "--model.policy.config "
+        + shlex.quote("{model_type: gpt2, n_embd: 32, n_layer: 1, n_head: 2, n_positions: 16}"),
+        "the model's context is 16: set data.max_length to 16 and data.too_long to truncate",
+    ),
+    Case(
+        "--model.constructor.center false --model.constructor.filter.rate 0.9",
+        "Set center to true, or keep fewer tokens",
+        begun=True,
+    ),
+]
+
+MODELS = [
+    Case(
+        PRETRAINED + "./model",
+        "./model has no *.safetensors, only pytorch_model.bin, which can run code as it is read",
+        model_of_smoke(as_pickle),
+    ),
+    Case(
+        PRETRAINED + "./model", "cannot load the model of './model'", model_of_smoke(pickle_named_safetensors)
+    ),
+    Case(PRETRAINED + "./model", "./model holds an adapter, not a whole model", model_of_smoke(as_adapter)),
+    Case(PRETRAINED + "./model", "its weights are broken", model_of_smoke(broken_weights)),
+    Case(
+        PRETRAINED + "./model",
+        "which is not run unless model.policy.trust_remote_code is set: read it first",
+        model_of_smoke(with_remote_code),
+    ),
+    Case(
+        PRETRAINED + "./model --data.prompt ChatTemplate",
+        "the tokenizer's chat template refuses the row",
+        model_of_smoke(template_that_escapes),
+    ),
+    Case("task-vector model model --output out", "model has no model.safetensors", model_of_smoke(as_pickle)),
+    Case("task-vector model model --output model", "--output model is one of the models", model_of_smoke()),
+    Case("interpolate model nope --output out", "no model folder nope", model_of_smoke()),
+    Case(
+        "interpolate model model --output out --weight 2",
+        "--weight must be from 0 (A) to 1 (B), got 2",
+        model_of_smoke(),
+    ),
+]
+
+RESUMING = [
+    Case(
+        "--ckpt_path evil.ckpt",
+        "cannot read the checkpoint evil.ckpt (it holds more than tensors and plain values",
+        evil_checkpoint,
+    ),
+    Case(
+        "validate --config smoke.yaml --ckpt_path evil.ckpt",
+        "cannot read the checkpoint evil.ckpt (it holds more",
+        evil_checkpoint,
+    ),
+    Case(
+        "validate --config smoke.yaml --ckpt_path no.ckpt",
+        "no checkpoint no.ckpt: give a file, or leave ckpt_path out",
+    ),
+    Case(
+        "--trainer.max_epochs 3",
+        "cannot read the checkpoint runs/smoke/checkpoints/last.ckpt (it holds more",
+        run_of_smoke(pickled_optimizer),
+    ),
+    Case(
+        "--trainer.max_epochs 3",
+        "cannot read the checkpoint runs/smoke/checkpoints/last.ckpt",
+        run_of_smoke(half_a_checkpoint),
+    ),
+    Case(
+        "--trainer.max_epochs 1",
+        "trainer.max_epochs is 1, and runs/smoke/checkpoints/last.ckpt has 2 epochs behind it",
+        run_of_smoke(),
+    ),
+    Case("--trainer.max_epochs -1", "training has no end", run_of_smoke()),
+    Case(
+        "--trainer.max_epochs 3",
+        "runs/smoke/metrics.jsonl, line 4 is not an evaluation",
+        run_of_smoke(half_a_line_of_metrics),
+    ),
+    Case("--trainer.max_epochs 3", "cannot read runs/smoke/config.yaml", run_of_smoke(config_without_keys)),
+    Case(
+        "--model.forget_loss.beta 0.5",
+        "runs/smoke holds a run with another configuration (model.init_args.forget_loss",
+        run_of_smoke(),
+    ),
+    Case(
+        "validate --config smoke.yaml --name smoke",
+        "runs/smoke holds a training run: give this measurement another --name",
+        run_of_smoke(),
+    ),
+    Case(
+        "--model.reference StoredStates --model.reference.path store",
+        "store holds no stored states that can be used (manifest.json cannot be read",
+        pickled_store,
+    ),
+]
+
+RESULTS = "--name other --forget_quality.retain_result "
+OF_OPEN_UNLEARNING = RESULTS + "TOFU_EVAL.json --forget_quality.convention open_unlearning"
+COMPARED = [
+    Case(
+        RESULTS + "runs/smoke --data.evaluation_rows 5",
+        "has 10 forget rows and this run measures 5",
+        run_of_smoke(),
+    ),
+    Case(RESULTS + "runs/smoke --data.author_seed 1", "was measured on other forget rows", run_of_smoke()),
+    Case(RESULTS + ".", "is not the folder of a finished run"),
+    Case(RESULTS + "runs/smoke/manifest.json", "is not an evaluation", run_of_smoke()),
+    *(
+        Case(command, "TOFU_EVAL.json" + line, fault)
+        for command in (OF_OPEN_UNLEARNING, "report TOFU_EVAL.json")
+        for line, fault in (
+            (
+                " is not an evaluation: it cannot be read (Expecting",
+                file("TOFU_EVAL.json", '{"forget_Q_A_Prob": 5'),
+            ),
+            (" is not an evaluation: it cannot be read ('utf-8'", file("TOFU_EVAL.json", "{}", "utf-16")),
+            (
+                ", forget_Q_A_Prob is nan, not a finite number",
+                foreign(forget_Q_A_Prob={"agg_value": float("nan")}),
+            ),
+            (
+                ", forget_Q_A_Prob must hold values by row, got 5",
+                foreign(forget_Q_A_Prob={"value_by_index": 5}),
+            ),
+            (" is not what it looks like (ValueError", foreign(forget_quality={"agg_value": -1})),
+            (
+                ", forget_Q_A_ROUGE, row 0 is not what open-unlearning writes",
+                foreign(forget_Q_A_ROUGE={"value_by_index": {"0": 5}}),
+            ),
+        )
+    ),
+]
+
+OTHER_COMMANDS = [
+    Case("report nowhere", "nowhere"),
+    Case("report runs/smoke --output ''", "argument --output: invalid folder value: ''", run_of_smoke()),
+    Case("report runs/smoke --format docx", "--format has no 'docx': choose of", run_of_smoke()),
+    Case(
+        "report runs/smoke --format html",
+        "--format html makes files: say by --output in which folder",
+        run_of_smoke(),
+    ),
+    Case("report runs/smoke", "runs/smoke is not finished (status: running)", run_of_smoke(unfinished)),
+    Case(
+        "relearn runs/smoke",
+        "runs/smoke is not finished (status: running): let that run finish first",
+        run_of_smoke(unfinished),
+    ),
+    Case("relearn nowhere", "nowhere is not the folder of a run"),
+    Case(
+        "relearn runs/smoke --share 0",
+        "--share must be a share of the forget rows in (0, 1], got 0",
+        run_of_smoke(),
+    ),
+    Case(
+        "quantize runs/smoke",
+        "cannot read the configuration of the run in runs/smoke/config.yaml",
+        run_of_smoke(config_without_keys),
+    ),
+]
+
+CASES = [*SETTINGS, *CONFIG_FILES, *STRANGERS, *ROWS, *MODELS, *RESUMING, *COMPARED, *OTHER_COMMANDS]
+
+
+def on_disk() -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in Path().rglob("*")}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.command} ({case.line[:40]})")
+def test_what_is_wrong_is_said_in_a_line_and_nothing_is_touched(cli, smoke, case):
+    case.fault(smoke)
+    before = on_disk()
+    ended = cli(*case.words)
+    said = [each for each in ended.err.splitlines() if each.startswith("dipo-pl: ") and "warning" not in each]
+    assert ended.code == case.code, ended.err
+    (line,) = said
+    assert case.line in line
+    assert len(line) <= 640
+    assert not re.search(r"Traceback|Union subtypes|NestedArg|\x1b", ended.err + ended.out)
+    after = on_disk()
+    assert after == before or case.begun
+    assert after | before == after
+
+
+def test_the_payload_runs_where_pickles_are_trusted(tmp_path, monkeypatch):
+    """Without which the cases with one would show nothing."""
+    monkeypatch.chdir(tmp_path)
+    pickle_at("evil.ckpt")
+    torch.load("evil.ckpt", weights_only=False)
+    assert Path(RAN).exists()
+
+
+def test_a_checkpoint_is_never_unpickled_whatever_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pickle_at("evil.ckpt")
+    with pytest.raises(pickle.UnpicklingError):
+        AtomicCheckpointIO().load_checkpoint("evil.ckpt", weights_only=False)
+    assert not Path(RAN).exists()
+
+
+def test_a_null_is_a_null_on_the_command_line(cli):
+    ended = cli(
+        "fit",
+        "--config",
+        "smoke.yaml",
+        *shlex.split(PRETRAINED),
+        "x",
+        "--model.policy.quantization",
+        "null",
+        "--model.policy.revision",
+        "null",
+        "--print_config",
+    )
+    assert ended.code == 0, ended.err
+    assert "quantization: null" in ended.out
+    assert "revision: null" in ended.out

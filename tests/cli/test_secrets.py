@@ -1,0 +1,151 @@
+"""What gives access to something is in no file that a run leaves behind, and in no line that it prints."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dipo_pl.redact import redact, redact_arguments
+
+TOKEN = "hf_" + "QwErTyUiOpAsDfGhJkLzXcVbNm12345678"
+SECRETS = {
+    "TOKEN": TOKEN,
+    "PASSWORD": "hunter2-of-the-url",
+    "API_KEY": "key-of-the-logger",
+}
+URL = f"https://someone:{SECRETS['PASSWORD']}@example.org/models"
+
+MODULE = """
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from dipo_pl.losses import CrossEntropy
+
+
+class Remote(TensorBoardLogger):
+    def __init__(self, save_dir: str, api_key: str, server: str = "", name: str = "run", version: str = "") -> None:
+        super().__init__(save_dir, name, version)
+
+
+class Failing(CrossEntropy):
+    def __init__(self, server: str) -> None:
+        self.server = server
+
+    def terms_and_gradient(self, logits, targets, reference_logits):
+        raise OSError(f"no answer from {self.server}")
+"""
+
+LOGGER = {"class_path": "secretive.Remote", "init_args": {"save_dir": "runs", "name": "smoke", "server": URL}}
+
+
+@pytest.fixture
+def run(process, tmp_path):
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "secretive.py").write_text(MODULE)
+
+    def run(*words):
+        logger = (
+            "--trainer.logger",
+            json.dumps([LOGGER | {"init_args": LOGGER["init_args"] | {"api_key": SECRETS["API_KEY"]}}]),
+        )
+        more = (
+            "--trainer.max_epochs",
+            "1",
+            "--forget_quality.generate_every",
+            "0",
+            "--trainer.limit_train_batches",
+            "1",
+        )
+        return process(
+            "fit", "--config", "smoke.yaml", *more, *logger, *words,
+            modules=tmp_path / "modules", HF_TOKEN=TOKEN, HUGGING_FACE_HUB_TOKEN=TOKEN,
+        )  # fmt: skip
+
+    return run
+
+
+def refuse_secrets(ended, folder: Path) -> None:
+    written = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert any("tfevents" in path.name for path in written)
+    for name, secret in SECRETS.items():
+        assert secret not in ended.out + ended.err, name
+        assert [path.name for path, content in written.items() if secret.encode() in content] == [], name
+
+
+def test_a_run_writes_none(run, tmp_path):
+    ended = run()
+    assert ended.code == 0, ended.err
+    refuse_secrets(ended, tmp_path / "runs")
+    folder = tmp_path / "runs" / "smoke"
+    assert "https://REDACTED@example.org/models" in (folder / "config.yaml").read_text()
+    assert (
+        yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["logger"][0]["init_args"]["api_key"]
+        == "REDACTED"
+    )
+    again = run()
+    assert again.code == 0, again.err
+    assert "nothing to do" in again.out
+
+
+def test_a_run_that_fails_writes_none(run, tmp_path):
+    ended = run("--model.forget_loss", "secretive.Failing", "--model.forget_loss.server", URL)
+    assert ended.code == 1
+    assert "no answer from https://REDACTED@example.org/models" in ended.errors[0]
+    folder = tmp_path / "runs" / "smoke"
+    assert "no answer from https://REDACTED@example.org" in (folder / "error.log").read_text()
+    assert (
+        "no answer from https://REDACTED@example.org"
+        in json.loads((folder / "manifest.json").read_text())["status"]
+    )
+    refuse_secrets(ended, tmp_path / "runs")
+
+
+def test_a_key_that_does_not_exist_says_nothing_of_its_value(cli):
+    ended = cli("fit", "--config", "smoke.yaml", "--model.policy.token", TOKEN)
+    assert ended.code == 2
+    assert "there is no option 'token'" in ended.errors[0]
+    assert TOKEN not in ended.err
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        (f"cannot reach {URL}", "cannot reach https://REDACTED@example.org/models"),
+        ("s3://key@bucket/x", "s3://REDACTED@bucket/x"),
+        (f"with {TOKEN}.", "with REDACTED."),
+        ("api_key: abc\nwandb_api_key: abc", "api_key: REDACTED\nwandb_api_key: REDACTED"),
+        ('{"auth_token": "abc", "lr": 1}', '{"auth_token": "REDACTED", "lr": 1}'),
+        ("https://example.org/?token=abc&x=1", "https://example.org/?token=REDACTED&x=1"),
+        *((text, text) for text in (
+            "token: null", "evaluation_tokens: 8192", "token_budget: 64", "max_new_tokens: 16", "mail me@example.org",
+            "https://example.org/a@b", "tokenizer: hf_folder", "secretive.Remote", "path: hub/my_token_model",
+        )),
+    ],
+)  # fmt: skip
+def test_redaction(text, hidden):
+    assert redact(text) == hidden
+
+
+def test_the_word_after_a_secret_option_is_hidden():
+    given = [
+        "fit",
+        "--trainer.logger.api_key",
+        "abc",
+        "--x.token=abc",
+        "--data.evaluation_tokens",
+        "8",
+        "--lr",
+        "1",
+    ]
+    expected = [
+        "fit",
+        "--trainer.logger.api_key",
+        "REDACTED",
+        "--x.token=REDACTED",
+        "--data.evaluation_tokens",
+        "8",
+        "--lr",
+        "1",
+    ]
+    assert redact_arguments(given) == expected
