@@ -1,6 +1,5 @@
 """Writes the trained model as a Hugging Face folder."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from dipo_pl.adapter import merged, save_adapter
 from dipo_pl.errors import InputError, TrainingError
-from dipo_pl.run_folder import RunFolder
+from dipo_pl.run_folder import RunFolder, replacing_folder
 
 
 class Export(Callback):
@@ -73,16 +72,10 @@ def _best(trainer: Trainer) -> ModelCheckpoint | None:
 def export(
     model: Any, tokenizer: Any, weights: dict[str, torch.Tensor], target: Path, adapter: bool = False
 ) -> None:
-    """Writes beside `target` first, so that it holds the old model or the new one, never a mixture."""
-    temporary, old = (target.with_name(f".{target.name}.{suffix}") for suffix in ("tmp", "old"))
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    if adapter:
-        save_adapter(model, weights, temporary)
-    else:
-        model.save_pretrained(temporary, state_dict=merged(model, weights))
-    tokenizer.save_pretrained(temporary)
-    if target.exists():
-        target.rename(old)
-    temporary.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    """`target` holds the old model or the new one, never a mixture."""
+    with replacing_folder(target) as temporary:
+        if adapter:
+            save_adapter(model, weights, temporary)
+        else:
+            model.save_pretrained(temporary, state_dict=merged(model, weights))
+        tokenizer.save_pretrained(temporary)
