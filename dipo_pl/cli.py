@@ -48,6 +48,7 @@ from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError
 from dipo_pl.interruption import Interrupted, interruption
 from dipo_pl.language_model import LanguageModel
+from dipo_pl.processes import Processes
 from dipo_pl.run_folder import RunFolder, write_text
 
 C = TypeVar("C", bound=Callback)
@@ -89,6 +90,8 @@ class _SaveConfig(SaveConfigCallback):
 
 class DiPOCLI(LightningCLI):
     """Commands `fit` and `validate`, each with its run folder."""
+
+    processes: Processes | None = None
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = _Parser(**kwargs)
@@ -234,6 +237,8 @@ class DiPOCLI(LightningCLI):
         # Lightning's would save nothing on SIGTERM, wait for other processes within the handler, and under SLURM write
         # a checkpoint that may lie between two steps; see `dipo_pl.interruption`.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        self.processes = Processes(trainer)
+        self.processes.watch()
         return trainer
 
     def after_instantiate_classes(self) -> None:
@@ -490,6 +495,13 @@ def _tell(error: Exception, cli: DiPOCLI | None, debug: bool) -> int:
     """One line on standard error; the traceback goes to a file, or with `debug` to the screen."""
     if debug:
         traceback.print_exception(error)
+    others = Processes(None) if cli is None or cli.processes is None else cli.processes
+    first = others.cause(error)
+    if first is not None:
+        line, code = first
+        if line is not None:
+            print(f"dipo-pl: failed: {line}", file=sys.stderr)
+        return code
     cause, given = cause_of(error)
     # Before anything runs, what fails is what was given, though a library may have said so.
     if given or cli is None or not cli.started:
@@ -511,6 +523,10 @@ def _interrupted(interrupted: Interrupted, cli: DiPOCLI | None) -> int:
     begun = cli is not None and cli.started
     if cli is not None:
         cli.discard_what_was_begun()
+        if cli.processes is not None:
+            cli.processes.wait()
+            if cli.processes.is_launched:
+                return int(interrupted.code or 0)
     print(
         f"dipo-pl: {interrupted}{': the same command goes on' if begun else ''}",
         file=sys.stderr,

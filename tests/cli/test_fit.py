@@ -27,7 +27,7 @@ def test_run_folder_is_complete(smoke):
     assert sorted(path.name for path in (smoke / "evaluation").iterdir()) == [
         "step-000000.json", "step-000003.json", "step-000006.json",
     ]  # fmt: skip
-    assert [path.name for path in (smoke / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert {path.name for path in (smoke / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt"}
 
 
 def test_manifest_tells_what_made_the_result(smoke):
