@@ -348,6 +348,10 @@ def _newest_readable(run: RunFolder) -> Path | None:
             why = str(errors[0]).rpartition(": ")[0]
             rank_zero_warn(f"{why}: going on from the one before")
         return checkpoint
+    if len(errors) > 1:
+        # The one before cannot be read either.
+        stay = f"remove it and {run.previous_checkpoint.name} to start afresh"
+        raise InputError(str(errors[0]).replace("remove it to start afresh", stay)) from errors[0]
     if errors:
         raise errors[0]
     return None
