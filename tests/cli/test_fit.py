@@ -175,7 +175,7 @@ def test_the_best_checkpoint_can_be_exported(cli):
     assert ended.code == 0, ended.err
     run = Path("runs/smoke")
     best = max(metrics_of(run)[1:], key=lambda each: each["forget_probability"])
-    (checkpoint,) = (path for path in (run / "checkpoints").iterdir() if path.name != "last.ckpt")
+    (checkpoint,) = (run / "checkpoints").glob("epoch=*.ckpt")
     assert f"step={best['step']}" in checkpoint.name
     saved = torch.load(checkpoint, weights_only=True)["state_dict"]["model.lm_head.weight"]
     exported = AutoModelForCausalLM.from_pretrained(run / "hf").lm_head.weight

@@ -70,7 +70,14 @@ def two_epochs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from dipo_pl.cli import run
 
     folder = tmp_path_factory.mktemp("two_epochs")
-    constant = ("--trainer.max_epochs", "2", "--model.schedule", "constant_with_warmup", "--model.warmup", "0")
+    constant = (
+        "--trainer.max_epochs",
+        "2",
+        "--model.schedule",
+        "constant_with_warmup",
+        "--model.warmup",
+        "0",
+    )
     assert run([*RUN, *constant, "--output_dir", str(folder)]) == 0
     return folder / "smoke"
 
