@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench lint audit format clean
+.PHONY: help install demo test torture bench lint audit format clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -23,6 +23,9 @@ demo: install ## Train, unlearn, measure: the whole story offline on a CPU, in m
 
 test: install ## Run all tests
 	$(BIN)/python -m pytest
+
+torture: install ## Kill, interrupt, starve and damage short runs at random (OPTIONS='--faults 60 --seed 1')
+	$(BIN)/python tests/torture $(OPTIONS)
 
 bench: install ## Time and memory of a step (OPTIONS=--evaluation: of an evaluation), side by side with plain code
 	$(BIN)/python tests/benchmarks $(OPTIONS)

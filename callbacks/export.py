@@ -1,6 +1,5 @@
 """Writes the trained model as a Hugging Face folder."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from dipo_pl.adapter import merged, save_adapter
 from dipo_pl.errors import InputError, TrainingError
 from dipo_pl.model_card import model_card, write_model_card
-from dipo_pl.run_folder import RunFolder
+from dipo_pl.run_folder import RunFolder, replacing_folder
 
 
 class Export(Callback):
@@ -87,18 +86,12 @@ def export(
     adapter: bool = False,
     card: str = "",
 ) -> None:
-    """Writes beside `target` first, so that it holds the old model or the new one, never a mixture."""
-    temporary, old = (target.with_name(f".{target.name}.{suffix}") for suffix in ("tmp", "old"))
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    if adapter:
-        save_adapter(model, weights, temporary)
-    else:
-        model.save_pretrained(temporary, state_dict=merged(model, weights))
-    tokenizer.save_pretrained(temporary)
-    if card:
-        (temporary / "README.md").write_text(card, encoding="utf-8")
-    if target.exists():
-        target.rename(old)
-    temporary.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    """`target` holds the old model or the new one, never a mixture."""
+    with replacing_folder(target) as temporary:
+        if adapter:
+            save_adapter(model, weights, temporary)
+        else:
+            model.save_pretrained(temporary, state_dict=merged(model, weights))
+        tokenizer.save_pretrained(temporary)
+        if card:
+            (temporary / "README.md").write_text(card, encoding="utf-8")

@@ -102,6 +102,7 @@ class ForgetQuality(Callback):
         self.result: EvaluationResult | None = None
         self.complete_step = -1
         self._evaluations = 0
+        self._underway = False
         self._generates = False
 
     @classmethod
@@ -122,7 +123,8 @@ class ForgetQuality(Callback):
         return found
 
     def state_dict(self) -> dict[str, int]:
-        return {"evaluations": self._evaluations}
+        # One that is underway is made again by a run that resumes from here.
+        return {"evaluations": self._evaluations - self._underway}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._evaluations = state_dict["evaluations"]
@@ -179,6 +181,7 @@ class ForgetQuality(Callback):
         self._waiting: dict[int, dict[tuple[int, int], list[int]]] = {}
         training = trainer.state.fn == "fit" and not trainer.sanity_checking
         self._evaluations += training
+        self._underway = training
         last = training and trainer.global_step >= trainer.estimated_stepping_batches
         due = not training or last or self._evaluations % max(self.generate_every, 1) == 0
         self._generates = self.generate_every > 0 and due
@@ -266,6 +269,9 @@ class ForgetQuality(Callback):
                 logger.log_metrics(named, trainer.global_step)
             RunFolder.of(trainer).add_evaluation(self.result)
             rank_zero_info(_summary(trainer.global_step, values))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._underway = False
 
     def _retain_set(self, evaluation_set: EvaluationSet) -> SetResult | None:
         """The retain-only model's result on these same rows, if that is what it holds under their name."""

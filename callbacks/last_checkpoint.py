@@ -1,17 +1,24 @@
-"""The checkpoint that a run resumes from."""
+"""The checkpoint that a run resumes from, also after a signal."""
 
 import math
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from dipo_pl.errors import InputError
+from dipo_pl.interruption import Interrupted, interruption
 from dipo_pl.run_folder import RunFolder
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes checkpoints/last.ckpt, over the one before; the same command again resumes from it.
+    """Writes checkpoints/last.ckpt; the same command again resumes from it.
+
+    The one before becomes previous.ckpt, from which a run resumes whose last.ckpt cannot be read. The disk then holds
+    two checkpoints, and a third while it is written. A signal to end (see `dipo_pl.interruption`) has a checkpoint
+    written after the step, or in the midst of the measurement, that it finds the run in.
 
     Lightning's ModelCheckpoint writes its `last` only together with a best one (from 2.6 on), so with
     nothing to monitor it would leave nothing to resume from.
@@ -19,16 +26,29 @@ class LastCheckpoint(Checkpoint):
     Args:
         every_n_epochs: write at the end of each n-th epoch, after it has been measured.
         every_n_steps: write after each n-th optimizer step as well; null writes at epochs alone.
+        previous: keep the one before; false has one checkpoint on disk, and a second while it is written.
     """
 
-    def __init__(self, every_n_epochs: int = 1, every_n_steps: int | None = None) -> None:
+    def __init__(
+        self, every_n_epochs: int = 1, every_n_steps: int | None = None, previous: bool = True
+    ) -> None:
         for name, value in {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps}.items():
             if value is not None and value < 1:
                 raise InputError(f"last_checkpoint.{name} must be at least 1, got {value}")
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
+        self.previous = previous
         self._step_before = 0
         self._after_measuring = False
+        self._measuring = False
+        self._last_is_whole = True
+        # That all processes know of.
+        self._signal = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        resumed = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
+        self._last_is_whole = resumed != RunFolder.of(trainer).previous_checkpoint
+        interruption.defer()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -40,18 +60,34 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         # Between two optimizer steps gradients have been summed up that no checkpoint holds.
         stepped = trainer.global_step > self._step_before
+        if not stepped:
+            return
+        self._signal = _received(trainer)
         # The last batch of an epoch is left to the epoch's end, which comes after the measurement.
-        if not stepped or trainer.is_last_batch:
+        if trainer.is_last_batch:
             return
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         ends_here = trainer.should_stop or trainer.global_step == trainer.max_steps
-        if not (due or ends_here):
-            return
         # Written before an evaluation, a checkpoint would skip it on resume.
         if _is_measured(trainer, batch_idx):
-            self._after_measuring = True
-        else:
+            self._after_measuring = due or ends_here
+        elif due or ends_here or self._signal:
             self._save(trainer)
+            self._leave()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if _trains(trainer):
+            self._measuring = True
+            if self._signal:
+                self._save(trainer)
+                self._leave()
+            interruption.allow()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # From here on callbacks change what a checkpoint holds of them.
+        if _trains(trainer):
+            self._measuring = False
+            interruption.defer()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._after_measuring:
@@ -60,13 +96,58 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning ends an epoch that was cut short as well; resumed from here, its rest would be skipped.
-        complete = trainer.is_last_batch
+        if not trainer.is_last_batch:
+            return
+        self._signal = _received(trainer)
         last = trainer.current_epoch + 1 == trainer.max_epochs
-        if complete and (last or (trainer.current_epoch + 1) % self.every_n_epochs == 0):
+        if self._signal or last or (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._save(trainer)
+        self._leave()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        interruption.allow()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # Other processes need not be where a checkpoint is written by all of them.
+        if (
+            isinstance(exception, Interrupted)
+            and self._measuring
+            and not self._signal
+            and trainer.world_size == 1
+        ):
             self._save(trainer)
 
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._measuring:
+            # As Lightning has it in the first batch of an evaluation, which a resumed run then makes from its start.
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            underway = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            progress |= {"total": underway, "current": dict(underway), "is_last_batch": False}
+
+    def _leave(self) -> None:
+        if self._signal:
+            raise Interrupted(self._signal)
+
     def _save(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(RunFolder.of(trainer).last_checkpoint, weights_only=False)
+        run = RunFolder.of(trainer)
+        new = run.checkpoints / "next.ckpt"
+        trainer.save_checkpoint(new, weights_only=False)
+        if trainer.is_global_zero:
+            run.replace_checkpoint(new, keep=self.previous and self._last_is_whole)
+        trainer.strategy.barrier()
+        self._last_is_whole = True
+
+
+def _received(trainer: Trainer) -> int:
+    """The signal that any process has received; 0 is none."""
+    received = torch.tensor(interruption.received or 0, device=trainer.strategy.root_device)
+    return int(trainer.strategy.reduce(received, reduce_op="max"))
+
+
+def _trains(trainer: Trainer) -> bool:
+    return trainer.state.fn == "fit" and not trainer.sanity_checking
 
 
 def _is_measured(trainer: Trainer, batch_idx: int) -> bool:

@@ -12,7 +12,8 @@ from lightning import Callback, LightningModule, Trainer
 from dipo_pl.callbacks.weight_change import trained_weights
 from dipo_pl.data_modules.rows import Row
 from dipo_pl.errors import InputError
-from dipo_pl.fingerprint import rows_fingerprint, texts_fingerprint
+from dipo_pl.fingerprint import rows_fingerprint, texts_fingerprint, tokenizer_fingerprint
+from dipo_pl.interruption import Interrupted
 from dipo_pl.probes.probe import Probe
 from dipo_pl.redact import redact, redact_arguments
 from dipo_pl.run_folder import RunFolder, write_text
@@ -35,8 +36,15 @@ class Manifest(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         run = RunFolder.of(trainer)
-        before = run.read_manifest().get("data")
-        if stage == "fit" and before is not None and run.last_checkpoint.is_file():
+        manifest = run.read_manifest()
+        before = manifest.get("data")
+        if stage == "fit" and before is not None and run.to_resume_from:
+            for name, now in _batch_and_tokenizer(trainer).items():
+                if manifest.get(name, now) != now:
+                    raise InputError(
+                        f"the {name.replace('_', ' ')} is not that which {run.path} was trained with ({now}, there "
+                        f"{manifest[name]}): give another --name, or remove that folder"
+                    )
             for name, now in _data(trainer).items():
                 if name != "evaluation" and before.get(name) != now:
                     raise InputError(
@@ -72,7 +80,9 @@ class Manifest(Callback):
             self.finish(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self.written:
+        if isinstance(exception, Interrupted) and self.written:
+            self._end(trainer, str(exception))
+        elif self.written:
             self._end(
                 trainer, redact(f"failed: {' '.join(str(exception).split()) or type(exception).__name__}")
             )
@@ -107,7 +117,7 @@ class Manifest(Callback):
             "seed": data.seed,
             "device": str(pl_module.device),
             "world_size": trainer.world_size,
-            "global_batch": data.batch_size * trainer.world_size * trainer.accumulate_grad_batches,
+            **_batch_and_tokenizer(trainer),
             "precision": str(trainer.precision),
             "gradient_clip": trainer.gradient_clip_val,
             "attention": language_model.config._attn_implementation,
@@ -142,6 +152,14 @@ class Manifest(Callback):
         RunFolder.of(trainer).add_to_manifest(
             status=status, ended=_now(), epochs=trainer.current_epoch, steps=trainer.global_step
         )
+
+
+def _batch_and_tokenizer(trainer: Trainer) -> dict[str, Any]:
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return {
+        "global_batch": data.batch_size * trainer.world_size * trainer.accumulate_grad_batches,
+        "tokenizer": tokenizer_fingerprint(data.tokenizer),
+    }
 
 
 def _data(trainer: Trainer) -> dict[str, Any]:

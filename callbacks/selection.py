@@ -202,6 +202,10 @@ class BestCheckpoint(ModelCheckpoint):
         if self.monitor is None or self.monitor in monitor_candidates:
             super()._save_topk_checkpoint(trainer, monitor_candidates)
 
+    def file_exists(self, filepath: Any, trainer: Trainer) -> bool:
+        """Never: a file of the same step was left by a run cut short, and gives way."""
+        return False
+
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         scored = current is None or not torch.isneginf(current)
         return bool(scored and super().check_monitor_top_k(trainer, current))

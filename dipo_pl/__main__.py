@@ -34,7 +34,7 @@ dipo-pl {__version__}: make a language model forget chosen data, and show that i
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0, or 2 where the input is wrong, 1 where the run failed, 130 on Ctrl-C."""
+    """Runs one command; returns 0, or 2 where the input is wrong, 1 where the run failed, 128 + n on signal n."""
     try:
         return _dispatch(arguments)
     except KeyboardInterrupt:

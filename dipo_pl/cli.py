@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
+from zipfile import ZipFile
 
 import torch
 import yaml
@@ -14,7 +15,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 # Classes can be named in a config without their module only if they are imported before it is parsed.
 from dipo_pl import (  # noqa: F401
@@ -47,8 +48,10 @@ from dipo_pl.console import cause_of, quieten, write_traceback
 from dipo_pl.data_modules import fictitious, fictitious_news, json_lines, muse, tofu  # noqa: F401
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError
+from dipo_pl.interruption import Interrupted, interruption
 from dipo_pl.language_model import LanguageModel
 from dipo_pl.named_classes import guard_configs, refuse_functions
+from dipo_pl.processes import Processes
 from dipo_pl.redact import redact
 from dipo_pl.run_folder import RunFolder, write_text
 
@@ -119,6 +122,8 @@ class _SaveConfig(SaveConfigCallback):
 
 class DiPOCLI(LightningCLI):
     """Commands `fit` and `validate`, each with its run folder."""
+
+    processes: Processes | None = None
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = _Parser(**kwargs)
@@ -210,7 +215,7 @@ class DiPOCLI(LightningCLI):
         self.run.read_metrics()
         if self.subcommand == "validate" and manifest.get("command") == "fit":
             raise InputError(f"{self.run.path} holds a training run: give this measurement another --name")
-        begun = self.run.last_checkpoint.is_file() or manifest.get("status") == "finished"
+        begun = self.run.to_resume_from or manifest.get("status") == "finished"
         if begun or (self.subcommand == "validate" and manifest):
             self._refuse_another_configuration()
         if manifest.get("status") == "finished":
@@ -270,7 +275,13 @@ class DiPOCLI(LightningCLI):
         # First of all: a policy that training did not change is not exported.
         kwargs["callbacks"] = [WeightChange(), *_as_list(configured.callbacks)]
         kwargs["plugins"] = [*_as_list(configured.plugins), AtomicCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        # Lightning's would save nothing on SIGTERM, wait for other processes within the handler, and under SLURM write
+        # a checkpoint that may lie between two steps; see `dipo_pl.interruption`.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        self.processes = Processes(trainer)
+        self.processes.watch()
+        return trainer
 
     def after_instantiate_classes(self) -> None:
         self._there_before = {*self.run.path.rglob("*"), *(each for each in self._folders if each.exists())}
@@ -310,11 +321,14 @@ class DiPOCLI(LightningCLI):
     def fit(self, **kwargs: Any) -> None:
         asked = kwargs.pop("ckpt_path", None)
         resumes = asked in (None, "last")
-        checkpoint: Path | None = self.run.last_checkpoint if resumes else Path(asked)
-        if resumes and (self.settings.trainer.fast_dev_run or not self.run.last_checkpoint.is_file()):
-            checkpoint = None
+        checkpoint: Path | None = None
+        if not resumes:
+            checkpoint = Path(asked)
+            _refuse_unreadable(checkpoint)
+        elif not self.settings.trainer.fast_dev_run:
+            checkpoint = _newest_readable(self.run)
         if checkpoint is not None:
-            _refuse_unusable(checkpoint, self.settings.trainer.max_epochs)
+            _refuse_fewer_epochs(checkpoint, self.settings.trainer.max_epochs)
             rank_zero_info(f"resuming from {checkpoint}")
             # What is measured before training has been measured.
             self.trainer.num_sanity_val_steps = 0
@@ -330,7 +344,7 @@ class DiPOCLI(LightningCLI):
 
     def validate(self, **kwargs: Any) -> None:
         if kwargs.get("ckpt_path") is not None:
-            _refuse_unusable(Path(kwargs["ckpt_path"]))
+            _refuse_unreadable(Path(kwargs["ckpt_path"]))
         self.trainer.validate(**kwargs | {"verbose": False})
 
 
@@ -361,13 +375,43 @@ def _changes(before: Any, now: Any, key: str) -> list[str]:
     return [] if before == now else [f"{key}: {before!r} there, {now!r} here"]
 
 
-def _refuse_unusable(checkpoint: Path, max_epochs: int | None = None) -> None:
+def _newest_readable(run: RunFolder) -> Path | None:
+    """The checkpoint to resume from, if there is any.
+
+    Raises:
+        InputError: there are some, and none can be read.
+    """
+    errors: list[InputError] = []
+    for checkpoint in run.to_resume_from:
+        try:
+            _refuse_unreadable(checkpoint)
+        except InputError as error:
+            errors.append(error)
+            continue
+        if errors:
+            why = str(errors[0]).rpartition(": ")[0]
+            rank_zero_warn(f"{why}: going on from the one before")
+        return checkpoint
+    if len(errors) > 1:
+        # The one before cannot be read either.
+        stay = f"remove it and {run.previous_checkpoint.name} to start afresh"
+        raise InputError(str(errors[0]).replace("remove it to start afresh", stay)) from errors[0]
+    if errors:
+        raise errors[0]
+    return None
+
+
+def _refuse_unreadable(checkpoint: Path) -> None:
     if not checkpoint.is_file():
         raise InputError(f"no checkpoint {checkpoint}: give a file, or leave ckpt_path out")
     try:
         content = torch.load(checkpoint, map_location="meta", weights_only=True, mmap=True)
-        epochs_done = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        content["state_dict"], content["global_step"]
+        content["loops"]["fit_loop"], content["state_dict"], content["global_step"]
+        # torch does not compare what it reads with the checksums that it wrote.
+        with ZipFile(checkpoint) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} is damaged")
     except Exception as error:
         # torch's own words advise to load it all the same.
         unsafe = isinstance(error, pickle.UnpicklingError)
@@ -376,6 +420,11 @@ def _refuse_unusable(checkpoint: Path, max_epochs: int | None = None) -> None:
             f"cannot read the checkpoint {checkpoint} ({' '.join(why.split())[:200]}): remove it to start "
             "afresh, or give another as ckpt_path"
         ) from error
+
+
+def _refuse_fewer_epochs(checkpoint: Path, max_epochs: int | None) -> None:
+    content = torch.load(checkpoint, map_location="meta", weights_only=True, mmap=True)
+    epochs_done = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     if max_epochs is not None and 0 <= max_epochs < epochs_done:
         raise InputError(
             f"trainer.max_epochs is {max_epochs}, and {checkpoint} has {epochs_done} epochs behind it"
@@ -383,7 +432,10 @@ def _refuse_unusable(checkpoint: Path, max_epochs: int | None = None) -> None:
 
 
 def run(arguments: Sequence[str], debug: bool = False) -> int:
-    """Runs `fit` or `validate` with these arguments; returns the exit code and prints at most one error line."""
+    """Runs `fit` or `validate` with these arguments; returns the exit code and prints at most one error line.
+
+    A signal to end gives 128 and its number: 130 for SIGINT, 143 for SIGTERM, 138 for SIGUSR1.
+    """
     quieten()
     cli: DiPOCLI | None = None
 
@@ -396,15 +448,15 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
             super().after_instantiate_classes()
 
     try:
-        _start(_Reachable, arguments)
+        with interruption.listening():
+            _start(_Reachable, arguments)
     except _Finished as finished:
         print(finished)
         return 0
-    except KeyboardInterrupt:
-        return _interrupted(cli)
+    except Interrupted as interrupted:
+        return _interrupted(interrupted, cli)
     except SystemExit as ended:
-        # Lightning leaves in this way after a Ctrl-C that it has caught.
-        return _interrupted(cli) if ended.code == 1 else int(ended.code or 0)
+        return int(ended.code or 0)
     except Exception as error:
         return _tell(error, cli, debug)
     return 0
@@ -494,6 +546,13 @@ def _tell(error: Exception, cli: DiPOCLI | None, debug: bool) -> int:
     """One line on standard error; the traceback goes to a file, or with `debug` to the screen."""
     if debug:
         traceback.print_exception(error)
+    others = Processes(None) if cli is None or cli.processes is None else cli.processes
+    first = others.cause(error)
+    if first is not None:
+        line, code = first
+        if line is not None:
+            print(f"dipo-pl: failed: {line}", file=sys.stderr)
+        return code
     cause, given = cause_of(error)
     # Before anything runs, what fails is what was given, though a library may have said so.
     if given or cli is None or not cli.started:
@@ -511,10 +570,16 @@ def _tell(error: Exception, cli: DiPOCLI | None, debug: bool) -> int:
     return 1
 
 
-def _interrupted(cli: DiPOCLI | None) -> int:
-    resumes = cli is not None and cli.run.last_checkpoint.is_file()
+def _interrupted(interrupted: Interrupted, cli: DiPOCLI | None) -> int:
+    begun = cli is not None and cli.started
+    if cli is not None:
+        cli.discard_what_was_begun()
+        if cli.processes is not None:
+            cli.processes.wait()
+            if cli.processes.is_launched:
+                return int(interrupted.code or 0)
     print(
-        f"dipo-pl: interrupted{': the same command goes on from the last checkpoint' if resumes else ''}",
+        f"dipo-pl: {interrupted}{': the same command goes on' if begun else ''}",
         file=sys.stderr,
     )
-    return 130
+    return int(interrupted.code or 0)

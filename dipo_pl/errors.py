@@ -1,4 +1,6 @@
-"""The two ways a run ends early; the command line prints each as one line."""
+"""The ways a run ends early; the command line prints each as one line."""
+
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -7,3 +9,18 @@ class InputError(ValueError):
 
 class TrainingError(RuntimeError):
     """Training cannot go on (a loss that is not finite, say); what was saved before stays whole."""
+
+
+class WriteError(TrainingError):
+    """A file or folder cannot be written; what stood there before still does.
+
+    Attributes:
+        strerror: why, in the system's words.
+    """
+
+    def __init__(self, path: Path, cause: OSError) -> None:
+        self.strerror = cause.strerror
+        super().__init__(
+            f"cannot write {path} ({self.strerror}): what was there before is whole; make room or allow it, and give the "
+            "same command again"
+        )

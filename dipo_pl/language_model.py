@@ -63,8 +63,12 @@ class LanguageModel(LightningModule):
         self.model: PreTrainedModel | None = None
         self.frozen: frozenset[str] = frozenset()
         self.frozen_weights: str | None = None
+        # Of a policy that is to be trained, before a checkpoint is loaded.
+        self.starting_weights: str | None = None
+        self._is_trained = False
 
     def setup(self, stage: str) -> None:
+        self._is_trained = stage == "fit"
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if stage == "fit" and self.policy.quantization is not None:
             raise InputError(
@@ -86,6 +90,8 @@ class LanguageModel(LightningModule):
         if self.model is not None:
             return
         self.model = self.policy.model()
+        if self._is_trained:
+            self.starting_weights = weights_fingerprint(self.model)
         self._refuse_rows_beyond_the_context()
         self._set_frozen_weights_apart()
 
@@ -114,12 +120,14 @@ class LanguageModel(LightningModule):
         weights = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: weights[name] for name in weights if name not in self.frozen}
         checkpoint["frozen_weights"] = self.frozen_weights
+        checkpoint["starting_weights"] = self.starting_weights
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lets in only what this policy would have saved.
 
         Raises:
-            InputError: the checkpoint is of a policy that trains other weights, or leaves others as they are.
+            InputError: the checkpoint is of a policy that trains other weights, leaves others as they are, or started
+                from others.
         """
         given, wanted = set(checkpoint["state_dict"]), set(self.state_dict()) - self.frozen
         if given != wanted:
@@ -131,6 +139,12 @@ class LanguageModel(LightningModule):
             raise InputError(
                 f"the weights of {self.policy.source} that are not trained are not those that the checkpoint was "
                 "trained on: give that model, or another --name to begin anew"
+            )
+        start = checkpoint.get("starting_weights")
+        if self._is_trained and start not in (None, self.starting_weights):
+            raise InputError(
+                f"the weights of {self.policy.source} are not those that the checkpoint's training started from: give that "
+                "model, or another --name to begin anew"
             )
 
     def on_fit_start(self) -> None:

@@ -1,15 +1,19 @@
 """The run folder: where each thing that a run leaves behind lies, written whole or not at all."""
 
+import errno
 import fcntl
+import glob
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from dipo_pl.errors import InputError
+from dipo_pl.errors import InputError, WriteError
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -51,6 +55,22 @@ class RunFolder:
     @property
     def last_checkpoint(self) -> Path:
         return self.checkpoints / "last.ckpt"
+
+    @property
+    def previous_checkpoint(self) -> Path:
+        return self.checkpoints / "previous.ckpt"
+
+    def replace_checkpoint(self, new: Path, keep: bool) -> None:
+        """Puts a new checkpoint in the last one's place, which becomes the previous one, or is not kept."""
+        if keep and self.last_checkpoint.is_file():
+            os.replace(self.last_checkpoint, self.previous_checkpoint)
+        os.replace(new, self.last_checkpoint)
+        _sync(self.checkpoints)
+
+    @property
+    def to_resume_from(self) -> list[Path]:
+        """The checkpoints that are there, the newest first."""
+        return [each for each in (self.last_checkpoint, self.previous_checkpoint) if each.is_file()]
 
     @property
     def hf(self) -> Path:
@@ -126,16 +146,48 @@ class RunFolder:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path in the same folder; on success it is made durable and takes `path`'s place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Gives a temporary path in the same folder; on success it is made durable and takes `path`'s place.
+
+    Raises:
+        WriteError: it cannot be written; what stood at `path` still does.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # What kills have left: of a checkpoint, as many bytes as it has itself.
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            leftover.unlink(missing_ok=True)
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """As `replacing`, of a folder: `path` is the old one or the new one, never a mixture.
+
+    Between two renames it is neither; then the old one lies beside it under a hidden name.
+    """
+    temporary, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("tmp", "old"))
+    with _writing(path):
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            for each in (*temporary.rglob("*"), temporary):
+                _sync(each)
+            if path.exists():
+                path.rename(old)
+            temporary.rename(path)
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -160,6 +212,32 @@ def write_text(path: Path, text: str) -> None:
     """Writes a file that is never seen half-written."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (InputError, WriteError):
+        raise
+    except Exception as error:
+        cause = _system_error(error)
+        if cause is None:
+            raise
+        raise WriteError(path, cause) from error
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The first failure of the system behind an error: torch and safetensors report it as one of their own."""
+    while error is not None:
+        # What is not there was to be read.
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+            return error
+        stated = re.search(r"\(os error (\d+)\)", str(error))
+        if stated is not None:
+            return OSError(int(stated[1]), os.strerror(int(stated[1])))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _sync(path: Path) -> None:

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from dipo_pl.batch import Batch
-from dipo_pl.errors import InputError
+from dipo_pl.errors import InputError, WriteError
 from dipo_pl.hidden_states import Layer
 from dipo_pl.run_folder import replacing, write_text
 
@@ -336,7 +336,7 @@ _CONTRACT = "the data module's training_sequences must be those that it makes ba
 def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, WriteError) as error:
         raise InputError(
             f"cannot write the reference's states to {folder} ({error.strerror}): set model.reference.path to "
             "another folder"

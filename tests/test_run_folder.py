@@ -1,13 +1,17 @@
 """Files of a run are whole or absent, and a second try at a step takes the first one's place."""
 
+import os
 import re
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from dipo_pl.errors import InputError
+from dipo_pl.errors import InputError, WriteError
 from dipo_pl.evaluation.result import EvaluationResult
-from dipo_pl.run_folder import RunFolder, replacing, write_text
+from dipo_pl.run_folder import RunFolder, replacing, replacing_folder, write_text
 
 
 def test_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -85,3 +89,64 @@ def test_a_manifest_that_is_missing_or_broken_reads_as_none(tmp_path):
     assert run.read_manifest() == {}
     run.manifest.write_text("{")
     assert run.read_manifest() == {}
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_write_that_fails_names_the_file_and_leaves_the_old_one(tmp_path):
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+    with files_of_at_most(10), pytest.raises(WriteError, match=rf"^cannot write {path} \(File too large\): "):
+        write_text(path, "new" * 10)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_the_old_one_or_the_new_one(tmp_path):
+    path = tmp_path / "hf"
+
+    def write(text):
+        with replacing_folder(path) as temporary:
+            (temporary / "weights").write_text(text)
+
+    write("old")
+    with files_of_at_most(10), pytest.raises(WriteError, match=rf"^cannot write {path} \("):
+        write("new" * 10)
+    assert [(path / "weights").read_text(), list(tmp_path.iterdir())] == ["old", [path]]
+    write("new")
+    assert [(path / "weights").read_text(), list(tmp_path.iterdir())] == ["new", [path]]
+
+
+def test_all_is_on_disk_before_it_takes_its_place_and_its_place_after(tmp_path, monkeypatch):
+    done = []
+    fsync, replace, rename = os.fsync, os.replace, Path.rename
+
+    def synced(descriptor):
+        done.append(("sync", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", lambda *each: (done.append(("rename", each[1].name)), replace(*each)))
+    monkeypatch.setattr(
+        Path, "rename", lambda *each: (done.append(("rename", each[1].name)), rename(*each))[1]
+    )
+    write_text(tmp_path / "file", "text")
+    assert done == [("sync", f".file.{os.getpid()}.tmp"), ("rename", "file"), ("sync", tmp_path.name)]
+    done.clear()
+    with replacing_folder(tmp_path / "hf") as temporary:
+        (temporary / "weights").write_text("text")
+    assert done == [("sync", "weights"), ("sync", ".hf.tmp"), ("rename", "hf"), ("sync", tmp_path.name)]
+
+
+def test_what_a_kill_has_left_makes_room(tmp_path):
+    (tmp_path / ".last.ckpt.123.tmp").write_text("half")
+    write_text(tmp_path / "last.ckpt", "whole")
+    assert [each.name for each in tmp_path.iterdir()] == ["last.ckpt"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dipo_pl.command_line import Parser, folder, one_line_errors
-from dipo_pl.errors import InputError
+from dipo_pl.errors import InputError, WriteError
 from dipo_pl.report.contents import Report, read_report
 from dipo_pl.report.latex import as_latex
 from dipo_pl.report.machine import as_csv, as_json
@@ -91,7 +91,7 @@ def _write(found: Report, folder: Path, formats: Sequence[str]) -> list[Path]:
                 path = folder / f"{picture.name}.png"
                 write_png(picture, path)
                 written.append(path)
-    except OSError as error:
+    except (OSError, WriteError) as error:
         raise InputError(
             f"cannot write to --output {folder} ({error.strerror}): give another folder"
         ) from error

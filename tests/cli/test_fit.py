@@ -27,7 +27,7 @@ def test_run_folder_is_complete(smoke):
     assert sorted(path.name for path in (smoke / "evaluation").iterdir()) == [
         "step-000000.json", "step-000003.json", "step-000006.json",
     ]  # fmt: skip
-    assert [path.name for path in (smoke / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert {path.name for path in (smoke / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt"}
 
 
 def test_manifest_tells_what_made_the_result(smoke):
@@ -175,7 +175,7 @@ def test_the_best_checkpoint_can_be_exported(cli):
     assert ended.code == 0, ended.err
     run = Path("runs/smoke")
     best = max(metrics_of(run)[1:], key=lambda each: each["forget_probability"])
-    (checkpoint,) = (path for path in (run / "checkpoints").iterdir() if path.name != "last.ckpt")
+    (checkpoint,) = (run / "checkpoints").glob("epoch=*.ckpt")
     assert f"step={best['step']}" in checkpoint.name
     saved = torch.load(checkpoint, weights_only=True)["state_dict"]["model.lm_head.weight"]
     exported = AutoModelForCausalLM.from_pretrained(run / "hf").lm_head.weight

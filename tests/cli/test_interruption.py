@@ -1,0 +1,138 @@
+"""A signal to end saves, leaves with its code, and the same command ends as if there had been none."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+# GPT-2 has dropout; evaluations lie within epochs and at their ends, and answers are generated at every second one.
+RUN = (
+    "fit", "--config", "smoke.yaml", "--trainer.max_epochs", "3", "--data.evaluation_rows", "3",
+    "--trainer.check_val_every_n_epoch", "null", "--trainer.val_check_interval", "2",
+    "--forget_quality.generate_every", "2", "--forget_quality.max_new_tokens", "4",
+    "--model.policy.config", "{model_type: gpt2, n_embd: 32, n_layer: 2, n_head: 2, n_positions: 128}",
+    "--model.policy.vocab_size", "300",
+)  # fmt: skip
+
+SENDER = """
+import os
+
+from lightning import Callback
+
+
+class Send(Callback):
+    def __init__(self, hook: str, step: int, number: int, times: int = 1, sanity: bool = False) -> None:
+        def send(trainer, *_, **__):
+            if trainer.global_step == step and trainer.sanity_checking == sanity:
+                for _ in range(self.times):
+                    os.kill(os.getpid(), number)
+                self.times = 0
+
+        self.times = times
+        setattr(self, hook, send)
+"""
+
+
+def sender(hook: str, step: int, number: int, **more: object) -> list[str]:
+    keys = {"hook": hook, "step": step, "number": int(number), **more}
+    given = (word for key, value in keys.items() for word in (f"--trainer.callbacks.{key}", str(value)))
+    return ["--trainer.callbacks+", "sender.Send", *given]
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "sender.py").write_text(SENDER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "sender", raising=False)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from dipo_pl.cli import run
+
+    folder = tmp_path_factory.mktemp("whole")
+    assert run([*RUN, "--output_dir", str(folder)]) == 0
+    return folder / "smoke"
+
+
+def same(whole: Path, run: Path) -> bool:
+    files = ["metrics.jsonl", "hf/model.safetensors"]
+    files += [str(each.relative_to(whole)) for each in (whole / "evaluation").iterdir()]
+    return all((whole / each).read_bytes() == (run / each).read_bytes() for each in files)
+
+
+def saved_step() -> int:
+    return torch.load("runs/smoke/checkpoints/last.ckpt", weights_only=True)["global_step"]
+
+
+@pytest.mark.parametrize(
+    ("hook", "step", "number", "saved"),
+    [
+        ("on_train_batch_start", 4, signal.SIGTERM, 5),  # within an epoch
+        ("on_before_optimizer_step", 3, signal.SIGUSR1, 4),  # a measurement follows
+        ("on_train_batch_end", 6, signal.SIGINT, 6),  # the last batch of an epoch
+        ("on_validation_batch_end", 4, signal.SIGTERM, 4),  # in the midst of a measurement
+        ("on_train_batch_start", 8, signal.SIGTERM, 9),  # the last batch of all
+    ],
+)
+def test_saved_where_it_was_and_gone_on_with(cli, modules, whole, hook, step, number, saved):
+    ended = cli(*RUN, *sender(hook, step, number))
+    assert ended.code == 128 + number
+    name = signal.Signals(number).name
+    lines = [each for each in ended.err.splitlines() if each.startswith("dipo-pl:")]
+    assert lines == [f"dipo-pl: interrupted by {name}: the same command goes on"]
+    assert saved_step() == saved
+    assert json.loads(Path("runs/smoke/manifest.json").read_text())["status"] == f"interrupted by {name}"
+    again = cli(*RUN)
+    assert again.code == 0, again.err
+    assert "not resumable" not in again.err
+    assert same(whole, Path("runs/smoke"))
+
+
+def test_python_has_its_own_handlers_back(cli, modules):
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    assert cli(*RUN, *sender("on_validation_batch_end", 0, signal.SIGTERM, sanity=True)).code == 143
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+def test_within_accumulated_batches_the_step_is_ended_first(cli, modules):
+    accumulated = (*RUN, "--trainer.accumulate_grad_batches", "2", "--data.batch_size", "4")
+    assert cli(*accumulated, *sender("on_train_batch_start", 1, signal.SIGTERM)).code == 143
+    assert saved_step() == 2
+    assert cli(*accumulated).code == 0
+    assert cli(*accumulated, "--name", "straight").code == 0
+    assert same(Path("runs/straight"), Path("runs/smoke"))
+
+
+def test_a_second_one_leaves_at_once(process, modules):
+    ended = process(*RUN, *sender("on_train_batch_start", 4, signal.SIGTERM, times=2), modules=modules)
+    assert ended.code == -signal.SIGTERM
+    assert torch.load(modules / "runs/smoke/checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
+
+
+def test_a_command_of_several_runs_ends_as_a_whole(tmp_path):
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        demo = subprocess.Popen(
+            [sys.executable, "-m", "dipo_pl", "demo"], cwd=tmp_path, stdout=file, stderr=file, env=os.environ
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "runs/demo_target/metrics.jsonl").exists() and time.monotonic() < deadline:
+            assert demo.poll() is None, log.read_text()
+            time.sleep(0.1)
+        demo.send_signal(signal.SIGTERM)
+        assert demo.wait(60) == 143
+    finally:
+        demo.kill()
+    said = log.read_text()
+    assert said.count("dipo-pl: interrupted by SIGTERM: the same command goes on") == 1
+    assert "[1/3]" in said
+    assert "[2/3]" not in said

@@ -1,0 +1,54 @@
+"""Where one of several processes fails, all end soon, and what is said is the first cause."""
+
+import time
+
+import pytest
+
+RUN = (
+    "fit", "--config", "smoke.yaml", "--trainer.devices", "2", "--trainer.strategy", "ddp",
+    "--forget_quality.generate_every", "0", "--data.evaluation_rows", "3", "--trainer.num_sanity_val_steps", "0",
+    "--last_checkpoint.every_n_steps", "1",
+)  # fmt: skip
+
+FAILING = """
+import os
+import signal
+import time
+from pathlib import Path
+
+from lightning import Callback
+
+
+class Fail(Callback):
+    def __init__(self, rank: int, how: str) -> None:
+        self.rank, self.how = rank, how
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_rank != self.rank or trainer.global_step != 2:
+            return
+        Path("failed").write_text(str(time.time()))
+        if self.how == "raise":
+            raise ValueError("the first cause")
+        os.kill(os.getpid(), signal.SIGTERM if self.how == "interrupt" else signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(
+    ("rank", "how", "code", "line"),
+    [
+        (0, "raise", 1, "failed: ValueError: the first cause (traceback: runs/smoke/error.log)"),
+        (1, "raise", 1, "failed: ValueError: the first cause (traceback: runs/smoke/error.log)"),
+        (1, "kill", 1, "failed: the process of local rank 1 was ended by SIGKILL (for lack of memory, say)"),
+        (1, "interrupt", 143, "interrupted by SIGTERM: the same command goes on"),
+    ],
+)
+def test_all_end_and_the_first_cause_is_said(process, tmp_path, rank, how, code, line):
+    (tmp_path / "failing.py").write_text(FAILING)
+    how_words = ("--trainer.callbacks.rank", str(rank), "--trainer.callbacks.how", how)
+    ended = process(*RUN, "--trainer.callbacks+", "failing.Fail", *how_words, modules=tmp_path)
+    assert time.time() - float((tmp_path / "failed").read_text()) < 60
+    assert ended.code == code, ended.err
+    assert [each for each in ended.err.splitlines() if each.startswith("dipo-pl: ")] == [f"dipo-pl: {line}"]
+    checkpoint = tmp_path / "runs/smoke/checkpoints/last.ckpt"
+    assert checkpoint.is_file()
+    assert "Connection closed" not in ended.err
