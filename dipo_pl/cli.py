@@ -436,7 +436,7 @@ def data_module(config: dict[str, Any]) -> ForgetRetain:
     Raises:
         InputError: its own arguments are wrong.
     """
-    return _made(ForgetRetain, "data", config)
+    return _made(ForgetRetain, "data", config)  # type: ignore[type-abstract]
 
 
 def language_model(config: dict[str, Any]) -> LanguageModel:

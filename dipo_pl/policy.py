@@ -68,7 +68,9 @@ class Policy(ABC):
         Raises:
             InputError: it cannot be had.
         """
-        raise InputError(f"{type(self).__name__} cannot tell its model's configuration without making the model")
+        raise InputError(
+            f"{type(self).__name__} cannot tell its model's configuration without making the model"
+        )
 
     def tokenizer(self, texts: Iterable[str] = ()) -> PreTrainedTokenizerBase:
         """The tokenizer; `texts` are what one that does not exist yet is trained on.

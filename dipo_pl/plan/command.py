@@ -51,10 +51,14 @@ def plan(arguments: Sequence[str], debug: bool = False) -> int:
 
 
 def _plan(arguments: Sequence[str], debug: bool) -> int:
-    parser = Parser("plan", DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        "plan", DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--devices", type=int, help="of a node; else trainer.devices")
     parser.add_argument("--nodes", type=int, help="else trainer.num_nodes")
-    parser.add_argument("--memory", type=float, metavar="GIB", help="of a device: does it fit, and what would make it?")
+    parser.add_argument(
+        "--memory", type=float, metavar="GIB", help="of a device: does it fit, and what would make it?"
+    )
     parser.add_argument("--tokens", type=int, help="of the longest sequence; the data are then not read")
     parser.add_argument("--answer_tokens", type=int, help="of these; all but one by default")
     parser.add_argument("--rows", type=int, help="of an epoch (the forget rows), with --tokens")
@@ -65,7 +69,9 @@ def _plan(arguments: Sequence[str], debug: bool) -> int:
         raise InputError(f"--memory must be a device's memory in GiB, got {given.memory}")
     for name in ("rows", "retain_rows", "answer_tokens"):
         if getattr(given, name) is not None and given.tokens is None:
-            raise InputError(f"--{name} goes with --tokens, the length of the longest sequence: give that as well")
+            raise InputError(
+                f"--{name} goes with --tokens, the length of the longest sequence: give that as well"
+            )
     found = _found(given, further)
     remedies = []
     if given.memory is not None and not found.fits(given.memory):
@@ -101,7 +107,7 @@ def _found(given: argparse.Namespace, words: Sequence[str]) -> Plan:
     stored = isinstance(reference, StoredStates)
     title = _title(module, config, machine)
     memory = memory_of(module, workload.shapes, machine, workload.vocabulary, config["export"]["adapter"])
-    store = 0
+    store: int | None = 0
     if stored and memory.state_bytes:
         positions, sequences = workload.store_positions, workload.store_sequences
         store = None if positions is None or sequences is None else (
@@ -112,14 +118,16 @@ def _found(given: argparse.Namespace, words: Sequence[str]) -> Plan:
 
 def _title(module: Any, config: dict[str, Any], machine: "Machine") -> str:
     losses = [type(each).__name__ for each in getattr(module, "losses", {}).values()]
-    parts = [f"{type(module).__name__}{f' ({chr(32).join([chr(43).join(losses)])})' if losses else ''}"]
+    parts = [" of ".join([type(module).__name__, *([" + ".join(losses)] if losses else [])])]
     if getattr(module, "reference_layers", None):
         parts.append(type(module.reference).__name__)
     if module.policy.adapter is not None:
         parts.append(type(module.policy.adapter).__name__)
     if module.policy.gradient_checkpointing:
         parts.append("gradient checkpointing")
-    parts.append(f"{machine.dtype or 'float32'}{f' under {machine.autocast} autocast' if machine.autocast else ''}")
+    parts.append(
+        f"{machine.dtype or 'float32'}{f' under {machine.autocast} autocast' if machine.autocast else ''}"
+    )
     kind = "CPU" if machine.on_cpu else "GPU"
     parts.append(f"{machine.devices} {kind}{'s' if machine.devices > 1 else ''}, {machine.strategy}")
     return f"{module.policy.source}: {', '.join(parts)}"
@@ -148,14 +156,22 @@ def _table(found: Plan) -> list[str]:
         row("optimizer's moments", memory.moments, _share(found, "moments")),
         row("activations", memory.activations, f"of {largest}"),
         row("weights cast by autocast", memory.casts),
-        row("logits and their gradients", memory.head, "of groups of answer positions, and the head's gradient"),
+        row(
+            "logits and their gradients",
+            memory.head,
+            "of groups of answer positions, and the head's gradient",
+        ),
         row("keys and values", memory.cache, "while answers are generated"),
         row("strategy's own", memory.overhead),
         "peaks, with all that is there at the time",
         row("forward pass and losses", memory.forward + memory.overhead),
         row("backward pass", memory.backward + memory.overhead),
         row("optimizer's step", memory.optimizer + memory.overhead),
-        row("measuring answers", memory.evaluation + memory.overhead, f"of {'{} x {}'.format(*shapes.evaluation)} tokens"),
+        row(
+            "measuring answers",
+            memory.evaluation + memory.overhead,
+            f"of {'{} x {}'.format(*shapes.evaluation)} tokens",
+        ),
         row("generating answers", memory.generation + memory.overhead),
         row("greatest", memory.peak),
         f"files, {unit}",
@@ -163,7 +179,9 @@ def _table(found: Plan) -> list[str]:
         row("exported model", memory.export),
         row("reference's states", found.store),
         "parameters",
-        count("trained", memory.trained, f"of these {memory.adapter:,} in adapters" if memory.adapter else ""),
+        count(
+            "trained", memory.trained, f"of these {memory.adapter:,} in adapters" if memory.adapter else ""
+        ),
         count("frozen", memory.frozen),
         "the run",
         count("rows of an epoch", workload.rows),
@@ -182,20 +200,26 @@ def _share(found: Plan, part: Any) -> str:
     return f"one of {found.machine.devices} shares" if part in found.machine.sharded else ""
 
 
-def _remedies(given: argparse.Namespace, words: Sequence[str], found: Plan) -> Iterator[tuple[list[str], Plan]]:
+def _remedies(
+    given: argparse.Namespace, words: Sequence[str], found: Plan
+) -> Iterator[tuple[list[str], Plan]]:
     """Settings that would make it fit: those that do so alone, else the first that do together."""
     from dipo_pl.cli import resolved
 
     config = resolved(["fit", *words])
     batch = config["data"]["init_args"]["batch_size"]
     accumulate = (config["trainer"]["accumulate_grad_batches"] or 1) * batch
-    smaller = [f"--data.batch_size=1", f"--trainer.accumulate_grad_batches={accumulate}"]
+    smaller = ["--data.batch_size=1", f"--trainer.accumulate_grad_batches={accumulate}"]
     policy = config["model"]["init_args"]["policy"]["init_args"]
     settings = [] if policy["gradient_checkpointing"] else [["--model.policy.gradient_checkpointing=true"]]
     if found.memory.reference and not policy["adapter"]:
         settings.append(["--model.reference=StoredStates"])
     if batch > 1:
         settings.append(smaller)
+    if found.memory.evaluation + found.memory.overhead == found.memory.peak:
+        settings.append(
+            [f"--data.evaluation_tokens={max(1, config['data']['init_args']['evaluation_tokens'] // 8)}"]
+        )
     if found.machine.devices > 1 and "weights" not in found.machine.sharded:
         settings.append(["--trainer.strategy=fsdp2"])
     if not policy["adapter"]:
@@ -221,7 +245,10 @@ def _verdict(found: Plan, memory: float, remedies: Sequence[tuple[list[str], Pla
     if not remedies:
         return [*lines, "nor does it with all settings that save memory: take more devices"]
     lines.append("would fit with")
-    return [*lines, *(f"  {' '.join(words):<76} {each.memory.peak / GIB:,.1f} GiB" for words, each in remedies)]
+    return [
+        *lines,
+        *(f"  {' '.join(words):<76} {each.memory.peak / GIB:,.1f} GiB" for words, each in remedies),
+    ]
 
 
 def _record(found: Plan, memory: float | None, remedies: Sequence[tuple[list[str], Plan]]) -> dict[str, Any]:

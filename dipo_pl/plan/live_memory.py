@@ -39,7 +39,7 @@ class LiveMemory(TorchDispatchMode):
         return sum(self._casts.values())
 
     def hold(self, tensors: Iterable[Tensor], sharded: bool = False) -> float:
-        """Counts tensors that were made elsewhere, or counts them anew as `sharded`; returns their bytes, each storage once."""
+        """Counts tensors made elsewhere, or counts them anew as `sharded`; returns their bytes, each storage once."""
         total = 0.0
         seen = set()
         for each in tensors:

@@ -61,7 +61,8 @@ class Machine:
         for name, value in {"--devices": devices, "--nodes": nodes}.items():
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
-        strategy, options = trainer["strategy"], {}
+        strategy: Any = trainer["strategy"]
+        options: dict[str, Any] = {}
         if isinstance(strategy, dict):
             options = strategy.get("init_args") or {}
             strategy = strategy["class_path"].rpartition(".")[2]

@@ -93,7 +93,11 @@ class Memory:
 
 
 def memory_of(
-    module: LanguageModel, shapes: Shapes, machine: Machine, tokens: int | None = None, adapter_export: bool = False
+    module: LanguageModel,
+    shapes: Shapes,
+    machine: Machine,
+    tokens: int | None = None,
+    adapter_export: bool = False,
 ) -> Memory:
     """What training `module` takes; nothing of it is loaded, and `module` is of no further use.
 
@@ -127,7 +131,10 @@ class _Step:
     def __init__(
         self, module: LanguageModel, model: PreTrainedModel, shapes: Shapes, machine: Machine
     ) -> None:
-        self.module, self.model, self.shapes, self.machine = module, model, shapes, machine
+        self.live: LiveMemory
+        # Lightning's is anything that a step may return.
+        self.module: Any = module
+        self.model, self.shapes, self.machine = model, shapes, machine
         if module.token_budget is None:
             device = torch.device("cpu" if machine.on_cpu else "cuda")
             module.token_budget = default_token_budget(device)
@@ -136,7 +143,7 @@ class _Step:
         self.states: dict[Layer, tuple[int, torch.dtype]] = {}
 
     def memory(self, adapter_export: bool) -> Memory:
-        trained = [each for each in self.parameters]
+        trained = self.parameters
         with LiveMemory(self.machine.devices) as memory:
             self.live = memory
             weights = self._hold([*self.model.parameters(), *self.model.buffers()], "weights")
@@ -156,7 +163,11 @@ class _Step:
             generation = memory.live + cache
         state = {id(each): each for group in optimizer.state.values() for each in _tensors(group)}
         everything = self.model.state_dict()
-        names = {name for name, each in self.model.named_parameters(remove_duplicate=False) if not each.requires_grad}
+        names = {
+            name
+            for name, each in self.model.named_parameters(remove_duplicate=False)
+            if not each.requires_grad
+        }
         adapters = {name: each for name, each in everything.items() if ".lora_" in name}
         exported = adapters if adapter_export else {k: v for k, v in everything.items() if k not in adapters}
         kept = [each for name, each in everything.items() if name not in names]
@@ -184,7 +195,8 @@ class _Step:
     def _hold(self, tensors: Iterable[Tensor], part: Any) -> float:
         """Bytes of this device's share."""
         sharded = part in self.machine.sharded
-        return self.live.hold(tensors, sharded) / (self.machine.devices if sharded else 1)
+        held: float = self.live.hold(tensors, sharded)
+        return held / (self.machine.devices if sharded else 1)
 
     def _own_gradient(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
@@ -215,7 +227,7 @@ class _Step:
         self.model.eval()
         with torch.no_grad(), self._forward_context():
             for layer, states in answer_states(self.model, short, layers).items():
-                asked = getattr(self.module.reference, "dtype", None)  # type: ignore[union-attr]
+                asked = getattr(self.module.reference, "dtype", None)
                 lossless = self.machine.autocast if layer is None else None
                 name = asked or lossless
                 self.states[layer] = states.shape[1], getattr(torch, name) if name else states.dtype
@@ -271,9 +283,11 @@ class _Step:
         loss.backward()
         del loss
         backward = memory.peak
-        memory.restart()
+        before = memory.restart()
         optimizer.step()
-        peaks = {"forward": forward, "backward": backward, "optimizer": memory.peak}
+        # Each device steps on its share.
+        beside = (memory.peak - before) / (self.machine.devices if "moments" in self.machine.sharded else 1)
+        peaks = {"forward": forward, "backward": backward, "optimizer": before + beside}
         return peaks, activations - casts, casts, head
 
     def _evaluated(self) -> float:
@@ -313,14 +327,20 @@ class _Step:
         layers = [_bytes(layer.parameters()) for each in lists for layer in each]
         root = _bytes(self.model.parameters()) - sum(layers)
         # A layer, and the next one that is fetched meanwhile; all that is in no layer, the engine's whole head included.
-        copies = 2 if isinstance(getattr(getattr(self.module, "reference", None), "_model", None), nn.Module) else 1
+        copies = (
+            2
+            if isinstance(getattr(getattr(self.module, "reference", None), "_model", None), nn.Module)
+            else 1
+        )
         return 2 * max(layers) + copies * root
 
 
 def _skeleton(policy: Policy, machine: Machine, tokens: int | None) -> PreTrainedModel:
     """The policy's model on the meta device."""
     if policy.quantization is not None:
-        raise InputError("model.policy.quantization is for measuring alone: a quantised policy is not trained")
+        raise InputError(
+            "model.policy.quantization is for measuring alone: a quantised policy is not trained"
+        )
     config: Any = policy.configuration()
     options: dict[str, Any] = {"attn_implementation": policy.attention} if policy.attention else {}
     if isinstance(policy, FromConfig):
@@ -336,7 +356,9 @@ def _skeleton(policy: Policy, machine: Machine, tokens: int | None) -> PreTraine
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **options)
     except Exception as error:
-        raise InputError(f"cannot make {policy.source} from its configuration: {' '.join(str(error).split())}") from error
+        raise InputError(
+            f"cannot make {policy.source} from its configuration: {' '.join(str(error).split())}"
+        ) from error
     if policy.adapter is not None:
         policy.adapter.apply(model)
     if machine.dtype is not None:
@@ -356,7 +378,9 @@ def _on_a_device(model: PreTrainedModel) -> PreTrainedModel:
                     continue
                 if id(each) not in made:
                     empty = torch.empty(each.shape, dtype=each.dtype)
-                    made[id(each)] = nn.Parameter(empty, each.requires_grad) if own is module._parameters else empty
+                    made[id(each)] = (
+                        nn.Parameter(empty, each.requires_grad) if own is module._parameters else empty
+                    )
                 own[name] = made[id(each)]
     return model
 
@@ -383,7 +407,9 @@ class _Stored(Reference):
 
     def states(self, batch: Batch, layers: Collection[Layer] = (None,)) -> dict[Layer, Tensor]:
         count = len(batch.positions)
-        return {layer: torch.empty(count, width, dtype=dtype) for layer, (width, dtype) in self._states.items()}
+        return {
+            layer: torch.empty(count, width, dtype=dtype) for layer, (width, dtype) in self._states.items()
+        }
 
 
 def _surroundings(module: Unlearning, precision: Callable[[], Any]) -> Surroundings:

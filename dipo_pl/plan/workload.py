@@ -143,7 +143,12 @@ def of_data(
     room = sum(len(each.rows) for each in data.evaluation_sets) * (prompt + _new_tokens(config))
     stored = [each for name in _compared(module) for each in sequences[name]]
     return Workload(
-        Shapes(largest[1], measured, _generation(config, prompt, min(CACHE_TOKENS, room)), _accumulation(config) > 1),
+        Shapes(
+            largest[1],
+            measured,
+            _generation(config, prompt, min(CACHE_TOKENS, room)),
+            _accumulation(config) > 1,
+        ),
         len(data.tokenizer),
         rows,
         *_steps(config["trainer"], batches),
