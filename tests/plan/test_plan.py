@@ -128,6 +128,7 @@ def test_sharded_devices_hold_a_share_and_ddp_holds_buckets(cli):
 def test_a_device_that_is_too_small_is_told_and_what_would_help(cli):
     # Activations are most of it.
     words = [*SMOKE, "--tokens", "200", "--rows", "8", "--data.evaluation_tokens", "200"]
+    words += ["--forget_quality.generate_every", "0"]
     peak = planned(cli, *words)["bytes"]["peak"] / 2**30
     fits = cli("plan", *words, "--memory", peak / 0.89)
     assert fits.out.splitlines()[-1].startswith("fits: ")
