@@ -11,6 +11,7 @@ dipo-pl {__version__}: make a language model forget chosen data, and show that i
 
   dipo-pl demo                           the whole story offline on fictitious authors, in minutes on a CPU
   dipo-pl fit --config tofu.yaml         unlearn (or, with a fine-tuning config, make a model)
+  dipo-pl plan --config tofu.yaml        what a run will need: memory, files, tokens, steps
   dipo-pl validate --config tofu.yaml    measure a model without training it
   dipo-pl sequence requests.yaml         one request to forget after another, each its own run
   dipo-pl relearn runs/A runs/B          fine-tune finished models on a share of the forget set: what comes back?
@@ -84,6 +85,10 @@ def _dispatch(arguments: Sequence[str] | None) -> int:
         from dipo_pl.sequence.command import sequence
 
         return sequence(given[1:], debug)
+    if given[0] == "plan":
+        from dipo_pl.plan.command import plan
+
+        return plan(given[1:], debug)
     if given[0] == "report":
         from dipo_pl.report.command import report
 
@@ -92,7 +97,7 @@ def _dispatch(arguments: Sequence[str] | None) -> int:
         from dipo_pl.cli import run
 
         return run(given, debug)
-    commands = "demo, fit, validate, sequence, relearn, quantize, task-vector, interpolate, report, configs"
+    commands = "demo, fit, plan, validate, sequence, relearn, quantize, task-vector, interpolate, report, configs"
     print(f"dipo-pl: no command {given[0]!r}: try {commands} or --help", file=sys.stderr)
     return 2
 

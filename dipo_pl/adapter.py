@@ -85,7 +85,10 @@ class LoRA:
         # Apart from the global generator, and on the CPU: A depends on this seed alone.
         with torch.random.fork_rng(), torch.device("cpu"):
             torch.manual_seed(self.seed)
-            inject_adapter_in_model(config, model, NAME)
+            # Of a model that has shapes alone, so have the adapters.
+            inject_adapter_in_model(
+                config, model, NAME, low_cpu_mem_usage=model.get_input_embeddings().weight.is_meta
+            )
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))

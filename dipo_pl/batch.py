@@ -67,13 +67,15 @@ class Batch:
         place = torch.full((len(chosen),), -1, dtype=torch.long)
         place[kept] = torch.arange(len(kept))
         device, width = self.positions.device, self.input_ids.shape[1]
-        answers = torch.repeat_interleave(torch.tensor(chosen), torch.tensor(self.lengths)).to(device)
-        positions = self.positions[answers]
+        spans = [tokens for name, (_, tokens) in self.section_slices().items() if name in names]
+        positions, targets = (
+            torch.cat([each[:0], *(each[span] for span in spans)]) for each in (self.positions, self.targets)
+        )
         return Batch(
             input_ids=self.input_ids[kept],
             attention_mask=self.attention_mask[kept],
             positions=place.to(device)[positions // width] * width + positions % width,
-            targets=self.targets[answers],
+            targets=targets,
             lengths=tuple(self.lengths[index] for index in kept),
             sections={name: count for name, count in self.sections.items() if name in names},
             rows=tuple(self.rows[index] for index in kept),

@@ -56,6 +56,7 @@ from dipo_pl.redact import redact
 from dipo_pl.run_folder import RunFolder, write_text
 
 C = TypeVar("C", bound=Callback)
+T = TypeVar("T")
 
 guard_configs()
 
@@ -534,12 +535,24 @@ def data_module(config: dict[str, Any]) -> ForgetRetain:
     Raises:
         InputError: its own arguments are wrong.
     """
+    return _made(ForgetRetain, "data", config)  # type: ignore[type-abstract]
+
+
+def language_model(config: dict[str, Any]) -> LanguageModel:
+    """The LightningModule of a resolved configuration, whose policy is not loaded.
+
+    Raises:
+        InputError: its own arguments are wrong.
+    """
+    return _made(LanguageModel, "model", config)
+
+
+def _made(kind: type[T], key: str, config: dict[str, Any]) -> T:
     parser = _Parser()
-    parser.add_lightning_class_args(ForgetRetain, "data", subclass_mode=True)
-    parsed = parser.parse_object({"data": config["data"]})
-    data = parser.instantiate_classes(parsed).data
-    assert isinstance(data, ForgetRetain)
-    return data
+    parser.add_lightning_class_args(kind, key, subclass_mode=True)  # type: ignore[arg-type]
+    made = parser.instantiate_classes(parser.parse_object({key: config[key]}))[key]
+    assert isinstance(made, kind)
+    return made
 
 
 def _tell(error: Exception, cli: DiPOCLI | None, debug: bool) -> int:

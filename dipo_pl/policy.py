@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -60,6 +61,16 @@ class Policy(ABC):
     @abstractmethod
     def source(self) -> str:
         """What the policy was made from, in a word or two, for manifests and messages."""
+
+    def configuration(self) -> PreTrainedConfig:
+        """Of the model, without its weights.
+
+        Raises:
+            InputError: it cannot be had.
+        """
+        raise InputError(
+            f"{type(self).__name__} cannot tell its model's configuration without making the model"
+        )
 
     def tokenizer(self, texts: Iterable[str] = ()) -> PreTrainedTokenizerBase:
         """The tokenizer; `texts` are what one that does not exist yet is trained on.
@@ -158,6 +169,16 @@ class Pretrained(Policy):
             )
         except Exception as error:
             raise self._not_loaded("tokenizer", error) from error
+
+    def configuration(self) -> PreTrainedConfig:
+        self._refuse_missing_folder()
+        try:
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                self.path, revision=self.revision or "main", trust_remote_code=self.trust_remote_code
+            )
+        except Exception as error:
+            raise self._not_loaded("configuration", error) from error
+        return config
 
     def _load_model(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         self.refuse_unusable_folder()
@@ -267,7 +288,8 @@ class FromConfig(Policy):
             return Pretrained(self.tokenizer_source).tokenizer()
         return train_tokenizer(texts, self.vocab_size)
 
-    def _load_model(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    def configuration(self) -> PreTrainedConfig:
+        """As given, but for what the tokenizer decides: the vocabulary and its special tokens."""
         values = dict(self._values())
         model_type = values.pop("model_type")
         try:
@@ -278,6 +300,10 @@ class FromConfig(Policy):
         for name in values if isinstance(self.config, dict) else ():
             if hasattr(config, name) and not hasattr(known, name):
                 raise InputError(f"model.policy.config: a {model_type} configuration has no {name!r}")
+        return config
+
+    def _load_model(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        config = self.configuration()
         text_config = config.get_text_config()
         text_config.vocab_size = len(tokenizer)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):

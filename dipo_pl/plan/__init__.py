@@ -1,0 +1,1 @@
+"""What a run will need before it is started: memory of a device, files, tokens and steps; no weights are loaded."""
