@@ -80,15 +80,18 @@ class Manifest(Callback):
         return RunFolder.of(trainer).read_manifest().get("command") == "fit"
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module: Any = pl_module
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        run = RunFolder.of(trainer)
+        earlier = trainer.strategy.broadcast(run.read_manifest())
+        resumed = trainer.state.fn == "fit" and trainer.ckpt_path is not None and bool(earlier)
+        weights_at_start = (
+            earlier["policy"]["weights_at_start"] if resumed else trained_weights(module, trainer)
+        )
         if not trainer.is_global_zero:
             # The first process writes it; from here on no other one takes back what the run leaves behind either.
             self.written = True
             return
-        module: Any = pl_module
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        run = RunFolder.of(trainer)
-        earlier = run.read_manifest()
-        resumed = trainer.state.fn == "fit" and trainer.ckpt_path is not None and bool(earlier)
         language_model = module.language_model
         record = {
             "status": "running",
@@ -112,16 +115,14 @@ class Manifest(Callback):
             "max_steps": trainer.max_steps,
             "policy": {
                 "source": module.policy.source,
-                "class": type(language_model).__name__,
+                "class": type(language_model).__name__.removeprefix("FSDP"),
                 "dtype": str(language_model.dtype),
                 "parameters": sum(each.numel() for each in language_model.parameters()),
                 "trained_parameters": sum(
                     each.numel() for each in language_model.parameters() if each.requires_grad
                 ),
                 "frozen_weights": module.frozen_weights,
-                "weights_at_start": earlier["policy"]["weights_at_start"]
-                if resumed
-                else trained_weights(module),
+                "weights_at_start": weights_at_start,
             },
             "data": _data(trainer),
         }

@@ -21,6 +21,7 @@ from dipo_pl import (  # noqa: F401
     constructors,
     filters,
     finetuning,
+    fsdp2,
     losses,
     measures,
     policy,

@@ -17,6 +17,7 @@ from dipo_pl.engine import Objective
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation.observation import Observation, observations
 from dipo_pl.fingerprint import weights_fingerprint
+from dipo_pl.fsdp2 import FSDP2Strategy
 from dipo_pl.generation import generate
 from dipo_pl.gradient_norm import gradient_norm
 from dipo_pl.head import OutputHead
@@ -85,9 +86,18 @@ class LanguageModel(LightningModule):
     def configure_model(self) -> None:
         if self.model is not None:
             return
-        self.model = self.policy.model()
+        strategy = None if self._trainer is None else self._trainer.strategy
+        if isinstance(strategy, FSDP2Strategy):
+            self.model = strategy.load(self.policy.model)
+            self.before_sharding(strategy)
+            strategy.shard(self.model)
+        else:
+            self.model = self.policy.model()
         self._refuse_rows_beyond_the_context()
         self._set_frozen_weights_apart()
+
+    def before_sharding(self, strategy: FSDP2Strategy) -> None:
+        """Called while the policy is whole on the first process."""
 
     def _refuse_rows_beyond_the_context(self) -> None:
         config: Any = self.language_model.config.get_text_config()
@@ -153,7 +163,7 @@ class LanguageModel(LightningModule):
             row_states(self.language_model, answers, len(batch.rows)),
             answers.targets,
             answers.lengths,
-            OutputHead.of(self.language_model),
+            OutputHead.of(self.language_model).gathered(),
             detailed,
             self.token_budget,
         )
