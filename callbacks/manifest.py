@@ -34,8 +34,15 @@ class Manifest(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         run = RunFolder.of(trainer)
-        before = run.read_manifest().get("data")
+        manifest = run.read_manifest()
+        before = manifest.get("data")
         if stage == "fit" and before is not None and run.last_checkpoint.is_file():
+            if manifest.get("global_batch") != _global_batch(trainer):
+                raise InputError(
+                    f"{run.path} was trained with {manifest.get('global_batch')} rows a step, and here {trainer.world_size} "
+                    f"device(s) make it {_global_batch(trainer)}: set data.global_batch_size, which keeps it on any number "
+                    "of devices, or give another --name"
+                )
             for name, now in _data(trainer).items():
                 if name != "evaluation" and before.get(name) != now:
                     raise InputError(
@@ -107,7 +114,7 @@ class Manifest(Callback):
             "seed": data.seed,
             "device": str(pl_module.device),
             "world_size": trainer.world_size,
-            "global_batch": data.batch_size * trainer.world_size * trainer.accumulate_grad_batches,
+            "global_batch": _global_batch(trainer),
             "precision": str(trainer.precision),
             "gradient_clip": trainer.gradient_clip_val,
             "attention": language_model.config._attn_implementation,
@@ -140,6 +147,12 @@ class Manifest(Callback):
         RunFolder.of(trainer).add_to_manifest(
             status=status, ended=_now(), epochs=trainer.current_epoch, steps=trainer.global_step
         )
+
+
+def _global_batch(trainer: Trainer) -> int:
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    rows: int = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+    return rows
 
 
 def _data(trainer: Trainer) -> dict[str, Any]:

@@ -198,6 +198,10 @@ class DiPOCLI(LightningCLI):
         now = yaml.safe_load(self._parser(self.subcommand).dump(self.settings, skip_none=False))
         fixed = ["model", "data", "seed_everything", "forget_quality"]
         fixed += [f"trainer.{key}" for key in ("precision", "accumulate_grad_batches", "gradient_clip_val")]
+        size = "data.init_args.global_batch_size"
+        if _at(before, size) is not None and _at(before, size) == _at(now, size):
+            # How its rows are split is for the devices to say.
+            before["data"]["init_args"]["batch_size"] = _at(now, "data.init_args.batch_size")
         changes = [change for key in fixed for change in _changes(_at(before, key), _at(now, key), key)]
         if changes:
             raise InputError(

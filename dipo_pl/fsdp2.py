@@ -21,6 +21,7 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 from torch.distributed.tensor import DTensor
+from torch.nn import functional
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
@@ -75,13 +76,17 @@ class FSDP2Strategy(ModelParallelStrategy):
         Raises:
             InputError: it has weights outside of its decoder and head.
         """
-        whole = model.state_dict() if self.is_global_zero else {}
+        loaded = model.state_dict() if self.is_global_zero else {}
         head = model.get_output_embeddings()
         decoder = model.get_decoder()
         tied = head.weight is model.get_input_embeddings().weight
         for part in (*decoder_layers(model), decoder, *(() if tied else (head,))):
             # Also the outermost: what stays whole after an evaluation would not be what the optimizer changes.
             fully_shard(part, mesh=self.device_mesh["data_parallel"], reshard_after_forward=True)
+        if tied:
+            # The head's forward pass is no part of the decoder's, which alone has the embedding whole.
+            head.weight = model.get_input_embeddings().weight
+            head.forward = lambda states: functional.linear(states, whole(head.weight))
         outside = [name for name, each in model.named_parameters() if not isinstance(each, DTensor)]
         if outside:
             raise InputError(
@@ -92,9 +97,11 @@ class FSDP2Strategy(ModelParallelStrategy):
             buffers = dict(model.named_buffers())
             model.to_empty(device=self.root_device)
             _restore_buffers(model, buffers)
+            if tied:
+                head.weight = model.get_input_embeddings().weight
         model.to(self.root_device)
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-        set_model_state_dict(model, whole, options=options)
+        set_model_state_dict(model, loaded, options=options)
         return model
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
@@ -141,7 +148,15 @@ def is_sharded(model: nn.Module) -> bool:
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     """The state dict with whole tensors. Under FSDP2 all ranks must ask, and only the first one is answered."""
-    return get_model_state_dict(model, options=FULL) if is_sharded(model) else model.state_dict()
+    if not is_sharded(model):
+        return model.state_dict()
+    weights: dict[str, Tensor] = get_model_state_dict(model, options=FULL)
+    first: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        # Tied weights are one tensor again.
+        if weights and (other := first.setdefault(id(parameter), name)) != name:
+            weights[name] = weights[other]
+    return weights
 
 
 def whole(tensor: Tensor) -> Tensor:

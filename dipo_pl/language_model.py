@@ -7,7 +7,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 from transformers import PreTrainedModel, get_scheduler
 
@@ -146,6 +146,12 @@ class LanguageModel(LightningModule):
     def on_fit_start(self) -> None:
         # from_pretrained leaves a model in eval mode, and Lightning trains a module in the mode it is in.
         self.language_model.train()
+
+    def of_step(self, loss: Tensor, batch_idx: int) -> Tensor:
+        """The loss so that its mean over what a trainer accumulates is that of the optimizer step."""
+        data: Any = getattr(self._trainer, "datamodule", None)
+        weight = 1.0 if data is None else data.loss_weight(batch_idx)
+        return loss if weight == 1 else weight * loss
 
     def log_objective(self, name: str, objective: Objective, sequences: int) -> None:
         values = {f"train/{name}": objective.loss.detach()}

@@ -194,7 +194,7 @@ class Unlearning(LanguageModel):
             self.log("train/retain_weight", self.retain_weight.value)
             self.retain_weight.observe(objective.sections["retain"].loss)
         self.log("train/loss", objective.loss.detach(), prog_bar=True, batch_size=batch.sections["forget"])
-        return objective.loss
+        return self.of_step(objective.loss, batch_idx)
 
     def _weight(self, name: str) -> float:
         if name != "retain":
