@@ -88,7 +88,7 @@ class LanguageModel(LightningModule):
             return
         strategy = None if self._trainer is None else self._trainer.strategy
         if isinstance(strategy, FSDP2Strategy):
-            self.model = strategy.load(self.policy.model)
+            self.model = self.policy.prepared(strategy.load(self.policy.loaded))
             self.before_sharding(strategy)
             strategy.shard(self.model)
         else:

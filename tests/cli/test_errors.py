@@ -69,6 +69,43 @@ CONFIGURATION = [
     ((*SMOKE, "--model.token_budget", "0"), "model.token_budget must be at least 1, got 0"),
     ((*SMOKE, "--data.batch_size", "0"), "data.batch_size must be at least 1, got 0"),
     (
+        (*SMOKE, "--data.global_batch_size", "0"),
+        "data.global_batch_size must be at least 1, or null for none",
+    ),
+    (
+        (*SMOKE, "--data.global_batch_size", "12"),
+        "data.global_batch_size is 12, and 1 device with data.batch_size 8 take 8 rows at once, which does not "
+        "divide it: a data.batch_size of 6 does",
+    ),
+    (
+        (*SMOKE, "--data.global_batch_size", "16", "--trainer.accumulate_grad_batches", "4"),
+        "data.global_batch_size 16 and trainer.accumulate_grad_batches 4 both say how many batches are accumulated",
+    ),
+    (
+        (
+            *SMOKE,
+            "--trainer.strategy",
+            "fsdp2",
+            "--forget_quality.measures",
+            "Membership",
+            "--forget_quality.measures.gradient_norm",
+            "true",
+        ),
+        "Membership asks for gradient norms, which are not taken of a model in shards",
+    ),
+    *(
+        (
+            (*SMOKE, "--trainer.strategy", name),
+            f"trainer.strategy {name} leaves each device parts of the weights",
+        )
+        for name in ("fsdp", "deepspeed_stage_3_offload")
+    ),
+    ((*SMOKE, "--trainer.strategy", "ModelParallelStrategy"), "leaves each device parts of the weights"),
+    (
+        (*SMOKE, "--config", "deepspeed.yaml"),
+        "deepspeed is not installed: pip install 'dipo-pl[deepspeed]'",
+    ),
+    (
         (*SMOKE, "--data.forget_authors", "4"),
         "data.forget_authors must lie between 1 and data.authors - 1, got 4 of 4",
     ),
