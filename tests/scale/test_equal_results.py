@@ -68,7 +68,7 @@ def test_token_means_depend_on_the_split(runs):
 
 
 # Their papers and authors' code average over the tokens of a batch, or, KTO, compare a row with the others of its batch.
-BY_BATCH = {"CEU", "CrossEntropy", "GradientAscent", "KTO", "UNDIAL", "WGA"}
+BY_BATCH = {"CEU", "CrossEntropy", "GradientAscent", "KTO", "SatImp", "UNDIAL", "WGA"}
 
 
 @pytest.mark.parametrize("name", sorted({*losses.__all__} - {"Loss", "Terms", "LogProbabilityLoss"}))
@@ -78,7 +78,7 @@ def test_mean_of_halves_is_that_of_the_whole_but_for_these(name):
         loss.constructor = LogitModulation(TopFraction(0.2))
     torch.manual_seed(0)
     lengths, members = [9, 14, 11, 16], 1 + len(loss.companions)
-    head, reference_head = (OutputHead(torch.randn(31, 8)) for _ in range(2))
+    head, reference_head = (OutputHead(0.2 * torch.randn(31, 8)) for _ in range(2))
     states, reference = (torch.randn(members, sum(lengths), 8) for _ in range(2))
     targets = torch.randint(31, (members, sum(lengths)))
 
