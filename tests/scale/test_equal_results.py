@@ -1,11 +1,17 @@
 """However a step's rows are split over time and devices, a method over sequences ends with the same weights."""
 
 import json
+import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parent))
+from split_training import command
 
 from dipo_pl import losses
 from dipo_pl.constructors import LogitModulation
@@ -65,6 +71,20 @@ def test_split_ends_where_the_whole_does(runs, split, whole):
 def test_token_means_depend_on_the_split(runs):
     """GradDiff's mean is over tokens: rows of a small batch count more where they are short."""
     assert difference(weights(runs / "graddiff"), weights(runs / "graddiff-4-x-2")) > 1e-3
+
+
+def test_resuming_with_another_batch_is_refused(runs, cli):
+    """The config is the same; what it comes to on these devices is not."""
+    shutil.copytree(runs / "dipo-4-x-2", "runs/dipo-4-x-2")
+    manifest = Path("runs/dipo-4-x-2/manifest.json")
+    manifest.write_text(manifest.read_text().replace('"global_batch": 8', '"global_batch": 16'))
+    more = ("--data.batch_size", "2", "--trainer.max_epochs", "3")
+    ended = cli(*command(Path("runs"), "dipo 4 x 2", "dipo", *more))
+    (error,) = ended.errors
+    assert ended.code == 2
+    assert (
+        "was trained with 16 rows a step, and here 1 device(s) make it 8: set data.global_batch_size" in error
+    )
 
 
 # Their papers and authors' code average over the tokens of a batch, or, KTO, compare a row with the others of its batch.
