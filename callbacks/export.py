@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from dipo_pl.adapter import merged, save_adapter
 from dipo_pl.errors import InputError, TrainingError
+from dipo_pl.fsdp2 import is_sharded, whole_weights
 from dipo_pl.model_card import model_card, write_model_card
 from dipo_pl.run_folder import RunFolder, replacing_folder
 
@@ -42,11 +43,13 @@ class Export(Callback):
             )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.enabled or not trainer.is_global_zero:
-            return
         module: Any = pl_module
         model = module.language_model
-        weights = model.state_dict()
+        if not self.enabled or not (trainer.is_global_zero or is_sharded(model)):
+            return
+        weights = whole_weights(model)
+        if not trainer.is_global_zero:
+            return
         step = trainer.global_step
         if self.best:
             checkpoint = _best(trainer)

@@ -18,6 +18,7 @@ from dipo_pl.evaluation.observation import Observation
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
 from dipo_pl.evaluation.retain_result import check_comparable, read_result
 from dipo_pl.fingerprint import rows_fingerprint, settings_fingerprint
+from dipo_pl.fsdp2 import FSDP2Strategy, is_sharded
 from dipo_pl.measures import Fluency, Knowledge, Measure, Membership, Memorization, Verbatim
 from dipo_pl.measures.base import FORGET, HOLDOUT, Answered
 from dipo_pl.run_folder import RunFolder
@@ -137,6 +138,12 @@ class ForgetQuality(Callback):
                     f"forget_quality.utility_sets names {name!r}, which is not measured (measured: "
                     f"{', '.join(sets)}): take it out, or add it to data.evaluate"
                 )
+        norms = [type(each).__name__ for each in self.measures if each.needs_gradient_norms]
+        if norms and isinstance(trainer.strategy, FSDP2Strategy):
+            raise InputError(
+                f"forget_quality.measures: {norms[0]} asks for gradient norms, which are not taken of a model in shards: "
+                "leave them out (gradient_norm false), or measure with trainer.strategy ddp"
+            )
         limit = self.convention.rows
         for each in sets.values():
             if limit is not None and len(each.rows) > limit:
@@ -220,7 +227,7 @@ class ForgetQuality(Callback):
                 (dataloader_idx, row): prompt
                 for row, prompt in zip(batch.rows.tolist(), batch.prompts, strict=True)
             }
-            if len(waiting) >= GENERATED_TOGETHER:
+            if _due_on_any_rank(module, len(waiting) >= GENERATED_TOGETHER):
                 self._generate(module, length)
 
     def _generate(self, module: Any, length: int) -> None:
@@ -279,6 +286,15 @@ class ForgetQuality(Callback):
         if found is None or found.fingerprint != rows_fingerprint(evaluation_set.rows):
             return None
         return found
+
+
+def _due_on_any_rank(module: Any, due: bool) -> bool:
+    """Of a model in shards all ranks generate together."""
+    if not is_sharded(module.language_model):
+        return due
+    anywhere = torch.tensor(due, dtype=torch.int32, device=module.device)
+    torch.distributed.all_reduce(anywhere, torch.distributed.ReduceOp.MAX)
+    return bool(anywhere)
 
 
 def _of_all_ranks(observed: dict[int, Observation]) -> dict[int, Observation]:

@@ -50,6 +50,18 @@ class LastCheckpoint(Checkpoint):
         self._last_is_whole = resumed != RunFolder.of(trainer).previous_checkpoint
         interruption.defer()
 
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Tells Lightning's loop, which counts batches, the place on this number of devices."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        _, done = data.resume_at
+        moved = done - progress["current"]["ready"]
+        if moved:
+            for counts in (progress["current"], progress["total"]):
+                counts |= {name: count + moved for name, count in counts.items()}
+
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:

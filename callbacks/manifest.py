@@ -39,12 +39,18 @@ class Manifest(Callback):
         manifest = run.read_manifest()
         before = manifest.get("data")
         if stage == "fit" and before is not None and run.to_resume_from:
-            for name, now in _batch_and_tokenizer(trainer).items():
-                if manifest.get(name, now) != now:
-                    raise InputError(
-                        f"the {name.replace('_', ' ')} is not that which {run.path} was trained with ({now}, there "
-                        f"{manifest[name]}): give another --name, or remove that folder"
-                    )
+            if manifest.get("global_batch") != _global_batch(trainer):
+                raise InputError(
+                    f"{run.path} was trained with {manifest.get('global_batch')} rows a step, and here {trainer.world_size} "
+                    f"device(s) make it {_global_batch(trainer)}: set data.global_batch_size, which keeps it on any number "
+                    "of devices, or give another --name"
+                )
+            tokenizer = _tokenizer(trainer)
+            if manifest.get("tokenizer", tokenizer) != tokenizer:
+                raise InputError(
+                    f"the tokenizer is not that which {run.path} was trained with ({tokenizer}, there "
+                    f"{manifest['tokenizer']}): give another --name, or remove that folder"
+                )
             for name, now in _data(trainer).items():
                 if name != "evaluation" and before.get(name) != now:
                     raise InputError(
@@ -93,15 +99,18 @@ class Manifest(Callback):
         return RunFolder.of(trainer).read_manifest().get("command") == "fit"
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module: Any = pl_module
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        run = RunFolder.of(trainer)
+        earlier = trainer.strategy.broadcast(run.read_manifest())
+        resumed = trainer.state.fn == "fit" and trainer.ckpt_path is not None and bool(earlier)
+        weights_at_start = (
+            earlier["policy"]["weights_at_start"] if resumed else trained_weights(module, trainer)
+        )
         if not trainer.is_global_zero:
             # The first process writes it; from here on no other one takes back what the run leaves behind either.
             self.written = True
             return
-        module: Any = pl_module
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        run = RunFolder.of(trainer)
-        earlier = run.read_manifest()
-        resumed = trainer.state.fn == "fit" and trainer.ckpt_path is not None and bool(earlier)
         language_model = module.language_model
         record = {
             "status": "running",
@@ -117,7 +126,8 @@ class Manifest(Callback):
             "seed": data.seed,
             "device": str(pl_module.device),
             "world_size": trainer.world_size,
-            **_batch_and_tokenizer(trainer),
+            "global_batch": _global_batch(trainer),
+            "tokenizer": _tokenizer(trainer),
             "precision": str(trainer.precision),
             "gradient_clip": trainer.gradient_clip_val,
             "attention": language_model.config._attn_implementation,
@@ -125,16 +135,14 @@ class Manifest(Callback):
             "max_steps": trainer.max_steps,
             "policy": {
                 "source": redact(module.policy.source),
-                "class": type(language_model).__name__,
+                "class": type(language_model).__name__.removeprefix("FSDP"),
                 "dtype": str(language_model.dtype),
                 "parameters": sum(each.numel() for each in language_model.parameters()),
                 "trained_parameters": sum(
                     each.numel() for each in language_model.parameters() if each.requires_grad
                 ),
                 "frozen_weights": module.frozen_weights,
-                "weights_at_start": earlier["policy"]["weights_at_start"]
-                if resumed
-                else trained_weights(module),
+                "weights_at_start": weights_at_start,
             },
             "data": _data(trainer),
         }
@@ -154,12 +162,15 @@ class Manifest(Callback):
         )
 
 
-def _batch_and_tokenizer(trainer: Trainer) -> dict[str, Any]:
+def _global_batch(trainer: Trainer) -> int:
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    return {
-        "global_batch": data.batch_size * trainer.world_size * trainer.accumulate_grad_batches,
-        "tokenizer": tokenizer_fingerprint(data.tokenizer),
-    }
+    rows: int = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+    return rows
+
+
+def _tokenizer(trainer: Trainer) -> str:
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return tokenizer_fingerprint(data.tokenizer)
 
 
 def _data(trainer: Trainer) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from dipo_pl.batch import Batch
 from dipo_pl.errors import TrainingError
+from dipo_pl.fsdp2 import whole
 
 
 class TrainingMonitor(Callback):
@@ -45,7 +46,7 @@ class TrainingMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         gradients = [each.grad for each in pl_module.parameters() if each.grad is not None]
-        norm = get_total_norm(gradients)
+        norm = whole(get_total_norm(gradients))
         # With fp16 an overflow is the scaler's business: it skips the step and lowers its scale.
         if getattr(trainer.precision_plugin, "scaler", None) is None and not torch.isfinite(norm):
             self._stop(trainer, f"the gradient norm is {norm.item()}")

@@ -7,12 +7,15 @@ from torch import nn
 
 from dipo_pl.errors import TrainingError
 from dipo_pl.fingerprint import weights_fingerprint
+from dipo_pl.fsdp2 import is_sharded
 from dipo_pl.run_folder import RunFolder
 
 
-def trained_weights(module: Any) -> str:
-    """Fingerprint of the weights that are trained."""
+def trained_weights(module: Any, trainer: Trainer) -> str:
+    """Fingerprint of the weights that are trained; empty where another process takes it."""
     model = module.language_model
+    if not (trainer.is_global_zero or is_sharded(model)):
+        return ""
     if module.frozen:
         return weights_fingerprint(
             nn.ParameterList(each for each in model.parameters() if each.requires_grad)
@@ -37,17 +40,18 @@ class WeightChange(Callback):
             self._first_step = checkpoint["global_step"]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        unchanged = trainer.is_global_zero and self._record(trainer, pl_module)
+        weights = trained_weights(pl_module, trainer)
+        unchanged = trainer.is_global_zero and self._record(trainer, weights)
         trained = trainer.global_step > self._first_step and not trainer.fast_dev_run  # type: ignore[attr-defined]
         # All processes end together.
         if trainer.strategy.broadcast(unchanged) and trained:
             raise TrainingError(_where_to_look(trainer, pl_module))
 
     @staticmethod
-    def _record(trainer: Trainer, pl_module: LightningModule) -> bool:
+    def _record(trainer: Trainer, weights: str) -> bool:
         """Whether the weights are as they started."""
         policy = RunFolder.of(trainer).read_manifest()["policy"]
-        policy["weights_at_end"] = trained_weights(pl_module)
+        policy["weights_at_end"] = weights
         RunFolder.of(trainer).add_to_manifest(policy=policy)
         return bool(policy["weights_at_end"] == policy["weights_at_start"])
 

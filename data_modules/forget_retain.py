@@ -59,7 +59,10 @@ class ForgetRetain(LightningDataModule):
             rows, or those of one set (fine-tuning: `all` makes a target, `retain` a retain-only model).
         forget_share: with train_on `forget`, the share of its rows that training steps hold, drawn by the seed, in
             (0, 1]; a smaller share is part of a larger one.
-        batch_size: rows of a training step on one device; with `pairs`, that many of each set.
+        batch_size: rows that one device takes at once; with `pairs`, that many of each set.
+        global_batch_size: rows of an optimizer step over all devices; how many batches are accumulated follows from
+            it, from batch_size and from the number of devices, and the same rows make a step however they
+            are split. Null is batch_size times devices times trainer.accumulate_grad_batches.
         evaluation_tokens: tokens measured at once on one device, padding included; a row is measured with all its
             answers, and goes alone where these are more.
         evaluation_rows: measure only the first rows of each evaluation set; null measures all.
@@ -84,6 +87,7 @@ class ForgetRetain(LightningDataModule):
         train_on: TrainOn = "pairs",
         forget_share: float = 1.0,
         batch_size: int = 8,
+        global_batch_size: int | None = None,
         evaluation_tokens: int = 8192,
         evaluation_rows: int | None = None,
         evaluate: list[str] | None = None,
@@ -107,6 +111,10 @@ class ForgetRetain(LightningDataModule):
         for name, value in counts.items():
             if value < 1:
                 raise InputError(f"data.{name} must be at least 1, got {value}")
+        if global_batch_size is not None and global_batch_size < 1:
+            raise InputError(
+                f"data.global_batch_size must be at least 1, or null for none, got {global_batch_size}"
+            )
         if evaluation_rows is not None and evaluation_rows < 1:
             raise InputError(
                 f"data.evaluation_rows must be at least 1, or null for all, got {evaluation_rows}"
@@ -121,6 +129,7 @@ class ForgetRetain(LightningDataModule):
         self.train_on = train_on
         self.forget_share = forget_share
         self.batch_size = batch_size
+        self.global_batch_size = global_batch_size
         self.evaluation_tokens = evaluation_tokens
         self.evaluation_rows = evaluation_rows
         self.evaluate = evaluate
@@ -134,7 +143,8 @@ class ForgetRetain(LightningDataModule):
         self.workers = workers
         self.row_sets: RowSets | None = None
         self.companions: dict[str, list[tuple[str, ...]]] = {}
-        self._resume_at: tuple[int, int] | None = None
+        self._sampler: ResumableSampler | None = None
+        self.resume_at: tuple[int, int] | None = None
 
     @abstractmethod
     def read(self) -> RowSets:
@@ -170,10 +180,34 @@ class ForgetRetain(LightningDataModule):
         return {}
 
     def setup(self, stage: str) -> None:
+        if stage == "fit" and self.global_batch_size is not None:
+            self._derive_accumulation(self.global_batch_size)
         if self.row_sets is None:
             self._read()
         if stage == "fit" and self.train_on == "pairs":
             self._encode_companions()
+
+    def _derive_accumulation(self, size: int) -> None:
+        """
+        Raises:
+            InputError: the devices cannot take exactly this many rows, or another accumulation is asked for.
+        """
+        assert self.trainer is not None
+        devices, given = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        accumulation, rest = divmod(size, self.batch_size * devices)
+        if rest or not accumulation:
+            fitting = [each for each in range(1, self.batch_size + 1) if size % (each * devices) == 0]
+            advice = f"a data.batch_size of {fitting[-1]}" if fitting else f"a multiple of {devices}"
+            raise InputError(
+                f"data.global_batch_size is {size}, and {devices} device{'s' * (devices > 1)} with data.batch_size "
+                f"{self.batch_size} take {self.batch_size * devices} rows at once, which does not divide it: {advice} does"
+            )
+        if given not in (1, accumulation):
+            raise InputError(
+                f"data.global_batch_size {size} and trainer.accumulate_grad_batches {given} both say how many batches "
+                "are accumulated: leave the second at 1"
+            )
+        self.trainer.accumulate_grad_batches = accumulation
 
     def _read(self) -> None:
         self.row_sets = rows = self._without_requests(self.read())
@@ -371,7 +405,11 @@ class ForgetRetain(LightningDataModule):
         if not self.group_by_length:
             return items
         return grouped_by_length(
-            items, self._length, self.batch_size * self.trainer.world_size, self.seed, epoch
+            items,
+            self._length,
+            self.global_batch_size or self.batch_size * self.trainer.world_size,
+            self.seed,
+            epoch,
         )
 
     def _pairs(self, epoch: int) -> list[Item]:
@@ -400,14 +438,25 @@ class ForgetRetain(LightningDataModule):
         return max(len(self._training[name][row].ids) for name, row in item)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        assert self.trainer is not None
-        sampler = ResumableSampler(
-            self._items, self.batch_size, self.trainer.global_rank, self.trainer.world_size
-        )
-        if self._resume_at is not None:
-            sampler.resume(*self._resume_at)
+        self._sampler = self._ordered()
+        if self.resume_at is not None:
+            self._sampler.resume(*self.resume_at)
         sections = self._sections if self.train_on == "pairs" else ("train",)
-        return self._loader(_TrainingBatches(self._training, sections), sampler)
+        return self._loader(_TrainingBatches(self._training, sections), self._sampler)
+
+    def _ordered(self) -> ResumableSampler:
+        assert self.trainer is not None
+        return ResumableSampler(
+            self._items,
+            self.batch_size,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+            None if self.global_batch_size is None else self.trainer.accumulate_grad_batches,
+        )
+
+    def loss_weight(self, batch: int) -> float:
+        """What the loss of this batch of an epoch counts; 1 but where data.global_batch_size leaves a smaller step."""
+        return 1.0 if self._sampler is None else self._sampler.weight(batch)
 
     def val_dataloader(self) -> list[DataLoader[EvaluationBatch]]:
         assert self.trainer is not None
@@ -434,12 +483,22 @@ class ForgetRetain(LightningDataModule):
     def state_dict(self) -> dict[str, int]:
         assert self.trainer is not None
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return {"epoch": self.trainer.current_epoch, "batches_done": done}
+        state = {"epoch": self.trainer.current_epoch, "batches_done": done}
+        if self.global_batch_size is not None:
+            state["accumulation"] = self.trainer.accumulate_grad_batches
+        return state
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Lightning calls this before it asks for the training loader."""
-        self._resume_at = (state_dict["epoch"], state_dict["batches_done"])
-        rank_zero_info(f"resuming in epoch {self._resume_at[0]} after {self._resume_at[1]} batches")
+        """Lightning calls this before it asks for the training loader, or with sharded models after that."""
+        assert self.trainer is not None
+        epoch, done = state_dict["epoch"], state_dict["batches_done"]
+        if (before := state_dict.get("accumulation")) is not None:
+            # Checkpoints are of whole steps, which are other numbers of batches on other numbers of devices.
+            done = min(-(-done // before) * self.trainer.accumulate_grad_batches, len(self._ordered()))
+        self.resume_at = epoch, done
+        if self._sampler is not None:
+            self._sampler.resume(epoch, done)
+        rank_zero_info(f"resuming in epoch {epoch} after {done} batches")
 
 
 class _TrainingBatches(Dataset[Batch]):

@@ -36,17 +36,26 @@ class ResumableSampler(Sampler[Sequence[Any]]):
     Args:
         items: the epoch's items in global order.
         batch_size: items of one batch on one device.
-        rank, world_size: a global batch is world_size consecutive batches, one a rank. Where the last
-            one cannot be shared out evenly, items from the epoch's start fill it.
+        rank, world_size: world_size consecutive batches are taken at once, one a rank. Where the last
+            ones cannot be shared out evenly, items from the epoch's start fill them.
+        accumulation: batches of one rank that make an optimizer step. Given, nothing is filled: a rank may
+            have an item less, and `weight` says what its batch counts; one without any takes the epoch's first for
+            nothing.
     """
 
     def __init__(
-        self, items: Callable[[int], Sequence[Any]], batch_size: int, rank: int = 0, world_size: int = 1
+        self,
+        items: Callable[[int], Sequence[Any]],
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation: int | None = None,
     ) -> None:
         self.items = items
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
+        self.accumulation = accumulation
         self.epoch = 0
         self.first_batch = 0
 
@@ -64,10 +73,29 @@ class ResumableSampler(Sampler[Sequence[Any]]):
 
     def __iter__(self) -> Iterator[Sequence[Any]]:
         items = list(self.items(self.epoch))
-        missing = -len(items) % self.world_size
-        items += (items * missing)[:missing]
-        step = self.batch_size * self.world_size
-        for start in range(self.first_batch * step, len(items), step):
-            batch = items[start : start + step]
-            share = len(batch) // self.world_size
-            yield batch[self.rank * share : (self.rank + 1) * share]
+        if self.accumulation is None:
+            missing = -len(items) % self.world_size
+            items += (items * missing)[:missing]
+        together = self.batch_size * self.world_size
+        for start in range(self.first_batch * together, len(items), together):
+            batch = items[start : start + together]
+            yield batch[self._share(len(batch))] or items[:1]
+
+    def _share(self, count: int) -> slice:
+        """This rank's of that many items."""
+        return slice(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
+
+    def weight(self, batch: int) -> float:
+        r"""What the loss of an epoch's batch counts.
+
+            own items * ranks * accumulation / items of the step
+
+        So the mean over ranks and `accumulation` batches, which the trainer takes, is that over the step's items.
+        """
+        if self.accumulation is None:
+            return 1.0
+        together, size = self.batch_size * self.world_size, len(self.items(0))
+        step = together * self.accumulation
+        in_step = min(step, size - batch // self.accumulation * step)
+        own = self._share(min(together, size - batch * together))
+        return (own.stop - own.start) * self.world_size * self.accumulation / in_step

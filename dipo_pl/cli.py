@@ -4,6 +4,7 @@ import pickle
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 from zipfile import ZipFile
@@ -23,6 +24,7 @@ from dipo_pl import (  # noqa: F401
     constructors,
     filters,
     finetuning,
+    fsdp2,
     losses,
     measures,
     policy,
@@ -187,6 +189,7 @@ class DiPOCLI(LightningCLI):
         for key in ("val_check_interval", "check_val_every_n_epoch"):
             if settings.trainer[key] == 0:
                 raise InputError(f"trainer.{key} must be greater than 0, got 0")
+        _refuse_strategy(settings.trainer.strategy)
         if settings.name is None:
             settings.name = _default_name(settings.config or [], self.subcommand or "")
         if settings.name in ("", ".", "..") or Path(settings.name).name != settings.name:
@@ -245,6 +248,10 @@ class DiPOCLI(LightningCLI):
         for config in (before, now):
             # Which requests are known to come changes with every new one.
             config["data"].get("init_args", {}).pop("requests_to_come", None)
+        size = "data.init_args.global_batch_size"
+        if _at(before, size) is not None and _at(before, size) == _at(now, size):
+            # How its rows are split is for the devices to say.
+            before["data"]["init_args"]["batch_size"] = _at(now, "data.init_args.batch_size")
         changes = [change for key in fixed for change in _changes(_at(before, key), _at(now, key), key)]
         if changes:
             raise InputError(
@@ -347,6 +354,25 @@ class DiPOCLI(LightningCLI):
         if kwargs.get("ckpt_path") is not None:
             _refuse_unreadable(Path(kwargs["ckpt_path"]))
         self.trainer.validate(**kwargs | {"verbose": False})
+
+
+def _refuse_strategy(strategy: Any) -> None:
+    """What is known before anything is made."""
+    named = (
+        strategy if isinstance(strategy, str) else getattr(strategy, "class_path", type(strategy).__name__)
+    )
+    kind, stage = named.lower(), getattr(getattr(strategy, "init_args", None), "stage", None)
+    zero_3 = "deepspeed" in kind and (stage == 3 or "stage_3" in kind)
+    if zero_3 or ("fsdp" in kind and "fsdp2" not in kind) or "modelparallel" in kind:
+        raise InputError(
+            f"trainer.strategy {named} leaves each device parts of the weights that are not put together here: set "
+            "trainer.strategy fsdp2, which shards as much"
+        )
+    if "deepspeed" in kind and find_spec("deepspeed") is None:
+        raise InputError(
+            f"trainer.strategy is {named}, and deepspeed is not installed: pip install 'dipo-pl[deepspeed]', or set fsdp2, "
+            "which needs nothing more"
+        )
 
 
 def _default_name(configs: Sequence[Any], subcommand: str) -> str:

@@ -25,4 +25,4 @@ class FineTuning(LanguageModel):
             token_budget=self.token_budget,
         )
         self.log_objective("loss", objective, batch.sections["train"])
-        return objective.loss
+        return self.of_step(objective.loss, batch_idx)

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dipo_pl.data_modules.rows import Row
+from dipo_pl.fsdp2 import whole
 
 
 def rows_fingerprint(rows: Iterable[Row]) -> str:
@@ -30,11 +31,13 @@ def _digest(records: Iterable[Any]) -> str:
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """SHA-256 of all parameters by name, dtype, shape and bytes."""
+    """SHA-256 of all parameters by name, dtype, shape and bytes. Under FSDP2 all ranks must ask."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(
+            whole(parameter.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 

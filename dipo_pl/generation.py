@@ -4,9 +4,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
+
+from dipo_pl.fsdp2 import is_sharded
 
 # Tokens generated before rows that have ended leave the batch.
 STRETCH = 8
@@ -14,7 +17,6 @@ STRETCH = 8
 ROOM = 64
 
 
-@torch.inference_mode()
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -27,17 +29,23 @@ def generate(
     A row ends at the tokenizer's EOS, at any other end that the model's own generation config names (Llama-3
     ends a turn with <|eot_id|>), after `max_new_tokens` or where it reaches the model's context, but not
     before its first token; no row depends on which others are in its batch. Rows are taken in the order
-    given: those that are likely to end together should stand together.
+    given: those that are likely to end together should stand together. Of a model in shards all ranks must call it
+    together; each with its own prompts, and rows then end after their forward passes, not with them.
 
     Args:
         prompts: any number of them, at least one token each.
         cache_tokens: prompt and new tokens of the rows generated at a time, padding included; one row at least.
     """
-    if not prompts:
+    together = is_sharded(model)
+    if not prompts and not together:
         return []
     stops = _stops(model, tokenizer)
+    # In shards, a rank must not stop before the others: they would wait for it forever.
     greedy = GenerationConfig(
-        do_sample=False, use_cache=True, eos_token_id=stops, pad_token_id=tokenizer.eos_token_id
+        do_sample=False,
+        use_cache=True,
+        eos_token_id=None if together else stops,
+        pad_token_id=tokenizer.eos_token_id,
     )
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or float("inf")
     limits = [max(1, int(min(max_new_tokens, context - len(prompt)))) for prompt in prompts]
@@ -47,8 +55,12 @@ def generate(
     model.generation_config = greedy
     new: list[list[int]] = []
     try:
-        for batch in _batches(prompts, limits, cache_tokens):
-            new += _continued(model, greedy, prompts[batch], limits[batch])
+        # What a shard's forward pass gathers in inference mode would be of no use to a later backward pass.
+        with torch.no_grad() if together else torch.inference_mode():
+            for batch in _batches(prompts, limits, cache_tokens):
+                new += _continued(model, greedy, prompts[batch], limits[batch], stops)
+            while together and (stretch := _agreed(model, None)):
+                _idle(model, greedy, stretch)
     finally:
         model.train(training)
         model.generation_config = own
@@ -61,6 +73,8 @@ def _stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[i
 
 
 def _batches(prompts: Sequence[list[int]], limits: Sequence[int], cache_tokens: int) -> Iterator[slice]:
+    if not prompts:
+        return
     start = width = limit = 0
     for end, (prompt, own) in enumerate(zip(prompts, limits, strict=True)):
         width, limit = max(width, len(prompt)), max(limit, own)
@@ -71,19 +85,24 @@ def _batches(prompts: Sequence[list[int]], limits: Sequence[int], cache_tokens: 
 
 
 def _continued(
-    model: PreTrainedModel, greedy: GenerationConfig, prompts: Sequence[list[int]], limits: Sequence[int]
+    model: PreTrainedModel,
+    greedy: GenerationConfig,
+    prompts: Sequence[list[int]],
+    limits: Sequence[int],
+    ends_of_turn: Sequence[int],
 ) -> list[list[int]]:
     """The new tokens of each row, its end included. Prompts are padded on the left."""
     device = model.get_input_embeddings().weight.device
     width = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts], device=device)
-    stops = torch.tensor(greedy.eos_token_id, device=device)
+    stops = torch.tensor(ends_of_turn, device=device)
     cache = _cache(model)
     new: list[list[int]] = [[] for _ in prompts]
     going, done = list(range(len(prompts))), 0
     while going:
-        greedy.max_new_tokens = stretch = min(STRETCH, *(limits[row] - done for row in going))
+        stretch = _agreed(model, min(STRETCH, *(limits[row] - done for row in going)))
+        greedy.max_new_tokens = stretch
         ids = model.generate(
             input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=greedy
         )
@@ -103,6 +122,22 @@ def _continued(
             cache.reorder_cache(places)
         going = [going[place] for place in kept]
     return new
+
+
+def _agreed(model: PreTrainedModel, stretch: int | None) -> int:
+    """The tokens to generate now; of a model in shards the fewest that any rank asks for, 0 once none does."""
+    if not is_sharded(model):
+        return stretch or 0
+    asked = torch.tensor(stretch or STRETCH + 1, device=model.get_input_embeddings().weight.device)
+    dist.all_reduce(asked, dist.ReduceOp.MIN)
+    return 0 if asked > STRETCH else int(asked)
+
+
+def _idle(model: PreTrainedModel, greedy: GenerationConfig, stretch: int) -> None:
+    """The forward passes of a stretch, for a rank whose rows have all ended."""
+    greedy.max_new_tokens = stretch
+    ids = torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+    model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
 
 
 def _cache(model: PreTrainedModel) -> DynamicCache:

@@ -40,16 +40,21 @@ def answer_states(
     return {layer: states[layer].flatten(0, 1).index_select(0, batch.positions) for layer in layers}
 
 
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder's layers, whatever the architecture calls them."""
+    decoder: Any = model.get_decoder()
+    config: Any = model.config.get_text_config()
+    lists = [each for each in decoder.children() if isinstance(each, nn.ModuleList)]
+    return next(each for each in lists if len(each) == config.num_hidden_layers)
+
+
 def decoder_layer(model: PreTrainedModel, layer: int | float) -> nn.Module:
     """The layer of a number or of a share of the depth, whatever the architecture calls its layers.
 
     Raises:
         InputError: the model has no such layer.
     """
-    decoder: Any = model.get_decoder()
-    config: Any = model.config.get_text_config()
-    lists = [each for each in decoder.children() if isinstance(each, nn.ModuleList)]
-    layers = next(each for each in lists if len(each) == config.num_hidden_layers)
+    layers = decoder_layers(model)
     number = int(layer * len(layers)) if isinstance(layer, float) else layer
     if not 0 <= number < len(layers):
         raise InputError(

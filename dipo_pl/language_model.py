@@ -7,7 +7,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 from transformers import PreTrainedModel, get_scheduler
 
@@ -17,6 +17,7 @@ from dipo_pl.engine import Objective
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation.observation import Observation, observations
 from dipo_pl.fingerprint import weights_fingerprint
+from dipo_pl.fsdp2 import FSDP2Strategy
 from dipo_pl.generation import generate
 from dipo_pl.gradient_norm import gradient_norm
 from dipo_pl.head import OutputHead
@@ -89,11 +90,20 @@ class LanguageModel(LightningModule):
     def configure_model(self) -> None:
         if self.model is not None:
             return
-        self.model = self.policy.model()
+        strategy = None if self._trainer is None else self._trainer.strategy
+        if isinstance(strategy, FSDP2Strategy):
+            self.model = self.policy.prepared(strategy.load(self.policy.loaded))
+            self.before_sharding(strategy)
+            strategy.shard(self.model)
+        else:
+            self.model = self.policy.model()
         if self._is_trained:
             self.starting_weights = weights_fingerprint(self.model)
         self._refuse_rows_beyond_the_context()
         self._set_frozen_weights_apart()
+
+    def before_sharding(self, strategy: FSDP2Strategy) -> None:
+        """Called while the policy is whole on the first process."""
 
     def _refuse_rows_beyond_the_context(self) -> None:
         config: Any = self.language_model.config.get_text_config()
@@ -151,6 +161,12 @@ class LanguageModel(LightningModule):
         # from_pretrained leaves a model in eval mode, and Lightning trains a module in the mode it is in.
         self.language_model.train()
 
+    def of_step(self, loss: Tensor, batch_idx: int) -> Tensor:
+        """The loss so that its mean over what a trainer accumulates is that of the optimizer step."""
+        data: Any = getattr(self._trainer, "datamodule", None)
+        weight = 1.0 if data is None else data.loss_weight(batch_idx)
+        return loss if weight == 1 else weight * loss
+
     def log_objective(self, name: str, objective: Objective, sequences: int) -> None:
         values = {f"train/{name}": objective.loss.detach()}
         values |= {f"train/{name}_{part}": value for part, value in objective.parts.items()}
@@ -167,7 +183,7 @@ class LanguageModel(LightningModule):
             row_states(self.language_model, answers, len(batch.rows)),
             answers.targets,
             answers.lengths,
-            OutputHead.of(self.language_model),
+            OutputHead.of(self.language_model).gathered(),
             detailed,
             self.token_budget,
         )

@@ -93,6 +93,10 @@ class Policy(ABC):
         Raises:
             InputError: it cannot be had, disagrees with the tokenizer, or cannot be adapted as asked.
         """
+        return self.prepared(self.loaded())
+
+    def loaded(self) -> PreTrainedModel:
+        """The same before it is `prepared`, as it may be sent to another process."""
         tokenizer = self.tokenizer()
         model = self._load_model(tokenizer)
         rows = model.get_input_embeddings().weight.shape[0]
@@ -104,6 +108,10 @@ class Policy(ABC):
         check_head(model)
         if self.adapter is not None:
             self.adapter.apply(model)
+        return model
+
+    def prepared(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model in train mode."""
         if self.gradient_checkpointing:
             # The reentrant kind fails under DDP and skips layers whose inputs need no gradient.
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dipo_pl.batch import Batch, Encoded
+from dipo_pl.fsdp2 import frozen_twin
 from dipo_pl.head import OutputHead
 from dipo_pl.hidden_states import Layer, answer_states
 
@@ -53,6 +54,11 @@ class Reference(ABC):
     def attach(self, policy: PreTrainedModel, surroundings: Surroundings) -> None:
         """Called once, with the policy's starting weights, before a checkpoint is loaded."""
 
+    def shard(  # noqa: B027
+        self, policy: PreTrainedModel, shard: Callable[[PreTrainedModel], PreTrainedModel]
+    ) -> None:
+        """Called before `attach` and before FSDP2 shards the policy; a model of one's own is made and sharded here."""
+
     @abstractmethod
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
         """Moves or casts what the reference holds, as nn.Module._apply does."""
@@ -67,7 +73,7 @@ class Reference(ABC):
 
 
 class FrozenCopy(Reference):
-    """A second copy of the model in memory, frozen and in eval mode."""
+    """A second copy of the model in memory, frozen and in eval mode; under FSDP2 in shards, like the policy."""
 
     def __init__(self) -> None:
         self._model: PreTrainedModel | None = None
@@ -78,8 +84,12 @@ class FrozenCopy(Reference):
             raise RuntimeError("the reference is used before attach() has given it a model")
         return self._model
 
+    def shard(self, policy: PreTrainedModel, shard: Callable[[PreTrainedModel], PreTrainedModel]) -> None:
+        self._model = shard(frozen_twin(policy))
+
     def attach(self, policy: PreTrainedModel, surroundings: Surroundings) -> None:
-        self._model = copy.deepcopy(policy).eval().requires_grad_(False)
+        if self._model is None:
+            self._model = copy.deepcopy(policy).eval().requires_grad_(False)
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
         if self._model is not None:

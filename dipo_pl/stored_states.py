@@ -18,6 +18,7 @@ from dipo_pl.adapter import adapted_layers
 from dipo_pl.batch import Batch, Encoded, collate
 from dipo_pl.errors import InputError
 from dipo_pl.fingerprint import weights_fingerprint
+from dipo_pl.fsdp2 import is_sharded
 from dipo_pl.head import OutputHead
 from dipo_pl.hidden_states import Layer, answer_states
 from dipo_pl.reference import Reference, Surroundings
@@ -148,17 +149,24 @@ class StoredStates(Reference):
             for name, rows in surroundings.sequences.items()
             for number, sequence in zip(store.numbers[name], rows, strict=True)
         }
-        chunks = self._chunks(sequences)[surroundings.rank :: surroundings.world_size]
+        chunks = self._chunks(sequences)
+        # Of a model in shards all ranks compute together, whether they have anything missing or not.
+        together, rank, ranks = is_sharded(policy), surroundings.rank, surroundings.world_size
         bar = tqdm(
             desc=f"reference's states ({store.size})", unit=" positions", unit_scale=True,
             total=store.positions, initial=store.positions - store.missing_positions(), disable=surroundings.rank > 0,
         )  # fmt: skip
         with bar, _computing(policy, surroundings):
-            for chunk in chunks:
-                if missing.isdisjoint(chunk):
+            for start in range(0, len(chunks), ranks):
+                turn = chunks[start : start + ranks]
+                own = turn[min(rank, len(turn) - 1)]
+                needed = rank < len(turn) and not missing.isdisjoint(own)
+                if not (needed or (together and not all(map(missing.isdisjoint, turn)))):
                     continue
-                batch = _batch([sequences[number] for number in chunk], surroundings.device)
-                store.write(chunk, answer_states(policy, batch, store.layers))
+                batch = _batch([sequences[number] for number in own], surroundings.device)
+                states = answer_states(policy, batch, store.layers)
+                if needed:
+                    store.write(own, states)
                 # Other ranks' are counted too.
                 bar.update(store.positions - store.missing_positions() - bar.n)
 

@@ -15,6 +15,7 @@ from dipo_pl.constructors import LogitModulation, PreferenceConstructor
 from dipo_pl.dual_weight import DualWeight
 from dipo_pl.engine import Section, joint_objective
 from dipo_pl.errors import InputError
+from dipo_pl.fsdp2 import FSDP2Strategy
 from dipo_pl.head import OutputHead
 from dipo_pl.hidden_states import Layer, answer_states, decoder_layer
 from dipo_pl.language_model import LanguageModel, Schedule
@@ -128,9 +129,17 @@ class Unlearning(LanguageModel):
             # Refused now, not after the first measurement.
             if layer is not None:
                 decoder_layer(self.language_model, layer)
-        if self.reference_layers and not self._only_measures:
+        if self._compares:
             # Before a checkpoint is loaded: the reference is the policy as it started.
             self.reference.attach(self.language_model, self._surroundings())
+
+    def before_sharding(self, strategy: FSDP2Strategy) -> None:
+        if self._compares:
+            self.reference.shard(self.language_model, strategy.shard)
+
+    @property
+    def _compares(self) -> bool:
+        return bool(self.reference_layers) and not self._only_measures
 
     def _surroundings(self) -> Surroundings:
         trainer: Any = self.trainer
@@ -185,7 +194,7 @@ class Unlearning(LanguageModel):
             self.log("train/retain_weight", self.retain_weight.value)
             self.retain_weight.observe(objective.sections["retain"].loss)
         self.log("train/loss", objective.loss.detach(), prog_bar=True, batch_size=batch.sections["forget"])
-        return objective.loss
+        return self.of_step(objective.loss, batch_idx)
 
     def _weight(self, name: str) -> float:
         if name != "retain":

@@ -23,6 +23,8 @@ def is_sequence(name: str) -> bool:
 SEQUENCES = sorted(filter(is_sequence, shipped()))
 NAMES = sorted({*shipped()} - {*SEQUENCES})
 OVERLAYS = [name for name in NAMES if is_overlay(name)]
+# These need what a test machine may not have.
+GPU_ONLY = ["deepspeed.yaml", "gpu.yaml"]
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not is_overlay(name)])
@@ -51,7 +53,14 @@ def test_requests_are_forget_sets_of_the_configs(name, tofu_folder):
     assert shipped()[name].read_text().startswith("# Requests: ")
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
+@pytest.mark.parametrize("name", GPU_ONLY)
+def test_overlay_for_gpus_parses(cli, name):
+    ended = cli("fit", "--config", "smoke.yaml", "--config", name, "--print_config")
+    assert yaml.safe_load(ended.out)["trainer"]["accelerator"] == "gpu", ended.err
+    assert shipped()[name].read_text().startswith("# Overlay: ")
+
+
+@pytest.mark.parametrize("name", sorted({*OVERLAYS} - {*GPU_ONLY}))
 def test_overlay_runs(cli, name):
     fine_tuning = ("--model", "FineTuning") if name == "retain_only.yaml" else ()
     ended = cli(

@@ -240,6 +240,28 @@ SETTINGS = [
     Case("--model.warmup 1", "model.warmup must be a share of the steps in [0, 1), got 1"),
     Case("--model.token_budget 0", "model.token_budget must be at least 1, got 0"),
     Case("--data.batch_size 0", "data.batch_size must be at least 1, got 0"),
+    Case("--data.global_batch_size 0", "data.global_batch_size must be at least 1, or null for none"),
+    Case(
+        "--data.global_batch_size 12",
+        "data.global_batch_size is 12, and 1 device with data.batch_size 8 take 8 rows at once, which does not divide it: "
+        "a data.batch_size of 6 does",
+    ),
+    Case(
+        "--data.global_batch_size 16 --trainer.accumulate_grad_batches 4",
+        "data.global_batch_size 16 and trainer.accumulate_grad_batches 4 both say how many batches are accumulated",
+    ),
+    Case(
+        "--trainer.strategy fsdp2 --forget_quality.measures "
+        "'[{class_path: Membership, init_args: {gradient_norm: true}}]'",
+        "Membership asks for gradient norms, which are not taken of a model in shards",
+    ),
+    Case("--trainer.strategy fsdp", "trainer.strategy fsdp leaves each device parts of the weights"),
+    Case(
+        "--trainer.strategy deepspeed_stage_3_offload",
+        "trainer.strategy deepspeed_stage_3_offload leaves each device parts of the weights",
+    ),
+    Case("--trainer.strategy ModelParallelStrategy", "leaves each device parts of the weights"),
+    Case("--config deepspeed.yaml", "deepspeed is not installed: pip install 'dipo-pl[deepspeed]'"),
     Case(
         "--data.forget_authors 4", "data.forget_authors must lie between 1 and data.authors - 1, got 4 of 4"
     ),

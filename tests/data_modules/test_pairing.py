@@ -151,3 +151,41 @@ class TestResumableSampler:
     def test_another_pass_over_the_same_epoch(self):
         sampler = ResumableSampler(items_of(4), 2)
         assert list(sampler) == list(sampler) == [[0, 1], [2, 3]]
+
+
+def of_steps(size, batch_size, world, accumulation):
+    return [ResumableSampler(items_of(size), batch_size, rank, world, accumulation) for rank in range(world)]
+
+
+class TestStepsOfSeveralBatches:
+    @pytest.mark.parametrize(("size", "batch_size", "world"), SAMPLERS)
+    @pytest.mark.parametrize("accumulation", [1, 2, 3])
+    def test_weights_make_the_trainers_mean_that_over_a_steps_items(
+        self, size, batch_size, world, accumulation
+    ):
+        """The trainer divides by ranks and accumulation, also where an epoch ends within a step."""
+        samplers = of_steps(size, batch_size, world, accumulation)
+        batches = [list(sampler) for sampler in samplers]
+        assert [len(each) for each in batches] == [len(each) for each in samplers]
+        assert len({len(each) for each in batches}) == 1
+        step = batch_size * world * accumulation
+        for first in range(0, len(batches[0]), accumulation):
+            items = range(size)[first // accumulation * step :][:step]
+            total = 0.0
+            for rank, sampler in enumerate(samplers):
+                for number in range(first, min(first + accumulation, len(sampler))):
+                    mean = sum(item**2 for item in batches[rank][number]) / len(batches[rank][number])
+                    total += sampler.weight(number) * mean
+            assert total / world / accumulation == pytest.approx(sum(each**2 for each in items) / len(items))
+
+    def test_literal_batches_and_weights(self):
+        first, second = of_steps(size=7, batch_size=1, world=2, accumulation=2)
+        assert list(first) == [[0], [2], [4], [0]]
+        assert list(second) == [[1], [3], [5], [6]]
+        # The second step has three items: four places, of which one counts nothing.
+        assert [first.weight(each) for each in range(4)] == [1, 1, 4 / 3, 0]
+        assert [second.weight(each) for each in range(4)] == [1, 1, 4 / 3, 4 / 3]
+
+    def test_without_steps_all_count_alike(self):
+        sampler, _ = ranks(size=7, batch_size=2, world=2)
+        assert [sampler.weight(each) for each in range(len(sampler))] == [1, 1]

@@ -1,0 +1,27 @@
+"""All ways to split one training, run once."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from split_training import ALONE, CUT, SHARED, command, on_two_nodes
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all these runs, and of two that change from one process to two ranks or back midway."""
+    from dipo_pl.cli import run
+
+    folder = tmp_path_factory.mktemp("scale")
+    for name, (method, split) in ALONE.items():
+        assert run(command(folder, name, method, *split)) == 0
+    assert run(command(folder, "to fsdp2", "dipo", *ALONE["dipo"][1], *CUT)) == 0
+    commands = [command(folder, name, method, *split) for name, (method, split) in SHARED.items()]
+    on_fsdp2 = SHARED["dipo on fsdp2"][1]
+    commands.append(command(folder, "to fsdp2", "dipo", *on_fsdp2))
+    commands.append(command(folder, "from fsdp2", "dipo", *on_fsdp2, *CUT))
+    on_two_nodes(folder, commands)
+    assert run(command(folder, "from fsdp2", "dipo", *ALONE["dipo 4 x 2"][1])) == 0
+    return folder

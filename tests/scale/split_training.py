@@ -1,0 +1,76 @@
+"""One small training, split in many ways: batches of a step over time, over two DDP ranks, over two of FSDP2."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+# 20 forget rows, so that the third step of an epoch has 4. No decay: a run that is cut short has the same rates.
+TRAINING = (
+    "fit", "--config", "smoke.yaml", "--data.global_batch_size", "8", "--data.evaluation_rows", "4",
+    "--trainer.max_epochs", "2", "--trainer.logger", "false", "--model.schedule", "constant_with_warmup",
+    "--model.warmup", "0", "--samples.rows", "0",
+)  # fmt: skip
+SILENT = (
+    "--forget_quality.generate_every", "0", "--trainer.num_sanity_val_steps", "0", "--trainer.check_val_every_n_epoch",
+    "2", "--data.evaluate", "[forget, retain]",
+)  # fmt: skip
+METHODS = {
+    "dipo": SILENT,
+    "npo": (
+        *SILENT, "--model.forget_loss", "NPO", "--model.forget_loss.beta", "0.1", "--model.retain_loss", "ReferenceKL",
+    ),
+    # With generated answers, a tied head and states from disk.
+    "stored": ("--model.policy.config.tie_word_embeddings", "true", "--model.reference", "StoredStates"),
+    "graddiff": (*SILENT, "--config", "graddiff.yaml"),
+}  # fmt: skip
+TWO = ("--trainer.num_nodes", "2", "--data.batch_size", "2", "--trainer.strategy")
+# By name: the method, and how its batch of 8 is split.
+ALONE = {
+    "dipo": ("dipo", ("--data.batch_size", "8")),
+    "dipo 4 x 2": ("dipo", ("--data.batch_size", "2")),
+    "dipo 8 x 1": ("dipo", ("--data.batch_size", "1")),
+    "npo": ("npo", ("--data.batch_size", "8")),
+    "stored": ("stored", ("--data.batch_size", "8")),
+    "graddiff": ("graddiff", ("--data.batch_size", "8")),
+    "graddiff 4 x 2": ("graddiff", ("--data.batch_size", "2")),
+}
+SHARED = {
+    "dipo on ddp": ("dipo", (*TWO, "ddp")),
+    "dipo on fsdp2": ("dipo", (*TWO, "fsdp2")),
+    "npo on fsdp2": ("npo", (*TWO, "fsdp2")),
+    "stored on fsdp2": ("stored", (*TWO, "fsdp2")),
+}
+# In the midst of the second epoch.
+CUT = ("--trainer.max_steps", "5")
+
+
+def command(folder: Path, name: str, method: str, *more: str) -> list[str]:
+    return [*TRAINING, *METHODS[method], "--output_dir", str(folder), "--name", name.replace(" ", "-"), *more]
+
+
+def on_two_nodes(folder: Path, commands: list[list[str]]) -> None:
+    """Runs them by two launchers of torchrun on loopback, a process each."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    logs = [folder / f"node{node}.log" for node in range(2)]
+    launchers = []
+    for node, log in enumerate(logs):
+        torchrun = [
+            sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--node_rank",
+            str(node), "--master_addr", "127.0.0.1", "--master_port", str(port),
+        ]  # fmt: skip
+        script = [str(Path(__file__).with_name("ranks.py")), json.dumps(commands)]
+        with log.open("w") as out:
+            launchers.append(
+                subprocess.Popen([*torchrun, *script], stdout=out, stderr=out, cwd=folder, env={**os.environ})
+            )
+    try:
+        codes = [each.wait(timeout=240) for each in launchers]
+    finally:
+        for each in launchers:
+            each.terminate()
+    assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)

@@ -1,0 +1,122 @@
+"""However a step's rows are split over time and devices, a method over sequences ends with the same weights."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parent))
+from split_training import command
+
+from dipo_pl import losses
+from dipo_pl.constructors import LogitModulation
+from dipo_pl.engine import sequence_objective
+from dipo_pl.filters import TopFraction
+from dipo_pl.head import OutputHead
+
+
+def weights(run):
+    return load_file(run / "hf" / "model.safetensors")
+
+
+def evaluations(run):
+    """The figures of all evaluations but that of a run cut short, by step, and every row's losses in the last one."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    last = json.loads(sorted((run / "evaluation").iterdir())[-1].read_text())
+    losses_of_rows = [torch.tensor(row["nll"]) for each in last["sets"].values() for row in each["rows"]]
+    return {each["step"]: each for each in records if each["step"] != 5}, losses_of_rows
+
+
+def difference(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("split", "whole"),
+    [
+        ("dipo-4-x-2", "dipo"),
+        ("dipo-8-x-1", "dipo"),
+        ("dipo-on-ddp", "dipo"),
+        ("dipo-on-fsdp2", "dipo"),
+        ("npo-on-fsdp2", "npo"),
+        ("stored-on-fsdp2", "stored"),
+        ("to-fsdp2", "dipo"),
+        ("from-fsdp2", "dipo"),
+    ],
+)
+def test_split_ends_where_the_whole_does(runs, split, whole):
+    split, whole = runs / split, runs / whole
+    # A step of AdamW is 1e-3 for every weight.
+    assert difference(weights(split), weights(whole)) < 2e-5
+    (ours, our_rows), (theirs, their_rows) = evaluations(split), evaluations(whole)
+    assert ours.keys() == theirs.keys() >= {6}
+    for step in ours:
+        assert ours[step].keys() == theirs[step].keys()
+        for name, value in ours[step].items():
+            its = theirs[step][name]
+            assert value == (pytest.approx(its, rel=1e-4, abs=1e-6) if isinstance(its, float) else its), name
+    torch.testing.assert_close(our_rows, their_rows, rtol=1e-4, atol=1e-5)
+    manifests = [json.loads((run / "manifest.json").read_text()) for run in (split, whole)]
+    assert manifests[0]["global_batch"] == manifests[1]["global_batch"] == 8
+    starts = [each["policy"]["weights_at_start"] for each in manifests]
+    assert starts[0] == starts[1]
+
+
+def test_token_means_depend_on_the_split(runs):
+    """GradDiff's mean is over tokens: rows of a small batch count more where they are short."""
+    assert difference(weights(runs / "graddiff"), weights(runs / "graddiff-4-x-2")) > 1e-3
+
+
+def test_resuming_with_another_batch_is_refused(runs, cli):
+    """The config is the same; what it comes to on these devices is not."""
+    shutil.copytree(runs / "dipo-4-x-2", "runs/dipo-4-x-2")
+    manifest = Path("runs/dipo-4-x-2/manifest.json")
+    manifest.write_text(manifest.read_text().replace('"global_batch": 8', '"global_batch": 16'))
+    more = ("--data.batch_size", "2", "--trainer.max_epochs", "3")
+    ended = cli(*command(Path("runs"), "dipo 4 x 2", "dipo", *more))
+    (error,) = ended.errors
+    assert ended.code == 2
+    assert (
+        "was trained with 16 rows a step, and here 1 device(s) make it 8: set data.global_batch_size" in error
+    )
+
+
+# Their papers and authors' code average over the tokens of a batch, or, KTO, compare a row with the others of its batch.
+BY_BATCH = {"CEU", "CrossEntropy", "GradientAscent", "KTO", "SatImp", "UNDIAL", "WGA"}
+
+
+@pytest.mark.parametrize("name", sorted({*losses.__all__} - {"Loss", "Terms", "LogProbabilityLoss"}))
+def test_mean_of_halves_is_that_of_the_whole_but_for_these(name):
+    loss = getattr(losses, name)()
+    if name.startswith("DiPO"):
+        loss.constructor = LogitModulation(TopFraction(0.2))
+    torch.manual_seed(0)
+    lengths, members = [9, 14, 11, 16], 1 + len(loss.companions)
+    head, reference_head = (OutputHead(0.2 * torch.randn(31, 8)) for _ in range(2))
+    states, reference = (torch.randn(members, sum(lengths), 8) for _ in range(2))
+    targets = torch.randint(31, (members, sum(lengths)))
+
+    def value(rows):
+        first, last = sum(lengths[: rows.start]), sum(lengths[: rows.stop])
+        return sequence_objective(
+            states[:, first:last].flatten(0, 1), targets[:, first:last].flatten(), lengths[rows] * members, head,
+            loss, reference[:, first:last].flatten(0, 1), reference_head,
+        ).loss  # fmt: skip
+
+    whole, halves = value(slice(0, 4)), (value(slice(0, 2)) + value(slice(2, 4))) / 2
+    assert (abs(float(whole - halves)) > 1e-4 * abs(float(whole))) == (name in BY_BATCH)
+
+
+def test_export_of_shards_is_one_ordinary_folder(runs):
+    folders = [runs / name / "hf" for name in ("stored-on-fsdp2", "stored")]
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(each) for each in folders)
+    assert type(ours) is type(theirs)
+    assert ours.lm_head.weight is ours.model.embed_tokens.weight
+    assert ours.config.to_dict() | {"_name_or_path": ""} == theirs.config.to_dict() | {"_name_or_path": ""}
+    assert {each.name for each in folders[0].iterdir()} == {each.name for each in folders[1].iterdir()}
