@@ -124,7 +124,8 @@ def _show(corpus: Corpus, folder: Path, seconds: float) -> None:
 
     unlearned = RunFolder(folder / corpus.run)
     evaluations = unlearned.read_metrics()
-    before, after = evaluations[0], evaluations[-1]
+    before = evaluations[0]
+    after = next(each for each in evaluations if each["step"] == unlearned.result_step)
     retain_only = RunFolder(folder / corpus.retain_result).read_metrics()[-1]
     titles = headlines(before)
     # Forget Quality asks whether a model can be told from the retain-only one: of that model itself, it is 1.
