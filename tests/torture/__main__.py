@@ -155,11 +155,13 @@ def _differences(one: Path, other: Path) -> list[str]:
         torch.load(run / "checkpoints" / "last.ckpt", weights_only=True, map_location="cpu")
         for run in (one, other)
     ]
-    return different + [
-        key
-        for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "loops")
-        if not _same(*(each[key] for each in states))
-    ]
+    for each in states:
+        # How often a batch was measured, which is more often where a measurement was made again.
+        del each["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+        each |= {f"loops.{name}": progress for name, progress in each["loops"]["fit_loop"].items()}
+    keys = ["state_dict", "optimizer_states", "lr_schedulers", "global_step"]
+    keys += [name for name in states[0] if name.startswith("loops.")]
+    return different + [key for key in keys if not _same(*(each[key] for each in states))]
 
 
 def _same(one: Any, other: Any) -> bool:
