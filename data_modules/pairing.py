@@ -98,4 +98,5 @@ class ResumableSampler(Sampler[Sequence[Any]]):
         step = together * self.accumulation
         in_step = min(step, size - batch // self.accumulation * step)
         own = self._share(min(together, size - batch * together))
-        return (own.stop - own.start) * self.world_size * self.accumulation / in_step
+        weight: float = (own.stop - own.start) * self.world_size * self.accumulation / in_step
+        return weight

@@ -150,7 +150,7 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     """The state dict with whole tensors. Under FSDP2 all ranks must ask, and only the first one is answered."""
     if not is_sharded(model):
         return model.state_dict()
-    weights: dict[str, Tensor] = get_model_state_dict(model, options=FULL)
+    weights: dict[str, Any] = get_model_state_dict(model, options=FULL)
     first: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         # Tied weights are one tensor again.

@@ -179,7 +179,7 @@ class Pretrained(Policy):
             raise self._not_loaded("tokenizer", error) from error
 
     def configuration(self) -> PreTrainedConfig:
-        self._refuse_missing_folder()
+        self.refuse_unusable_folder()
         try:
             config: PreTrainedConfig = AutoConfig.from_pretrained(
                 self.path, revision=self.revision or "main", trust_remote_code=self.trust_remote_code

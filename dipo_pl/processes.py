@@ -45,7 +45,7 @@ class Processes:
         if self._launcher is not None:
             os.environ[FIRST] = str(os.getpid())
             # Lightning's ends this process as well, at once and by SIGKILL, before it can say anything.
-            subprocess_script._launch_process_observer = _watch_launched
+            subprocess_script._launch_process_observer = _watch_launched  # type: ignore[assignment]
         if self.is_launched:
             threading.Thread(target=self._watch_first, daemon=True).start()
 
