@@ -45,18 +45,18 @@ class Manifest(Callback):
                     f"device(s) make it {_global_batch(trainer)}: set data.global_batch_size, which keeps it on any number "
                     "of devices, or give another --name"
                 )
-            tokenizer = _tokenizer(trainer)
-            if manifest.get("tokenizer", tokenizer) != tokenizer:
-                raise InputError(
-                    f"the tokenizer is not that which {run.path} was trained with ({tokenizer}, there "
-                    f"{manifest['tokenizer']}): give another --name, or remove that folder"
-                )
             for name, now in _data(trainer).items():
                 if name != "evaluation" and before.get(name) != now:
                     raise InputError(
                         f"the {name} rows are not those that {run.path} was trained on ({now['rows']} rows, there "
                         f"{before.get(name, {}).get('rows')}): give another --name, or remove that folder"
                     )
+            tokenizer = _tokenizer(trainer)
+            if manifest.get("tokenizer", tokenizer) != tokenizer:
+                raise InputError(
+                    f"the tokenizer is not that which {run.path} was trained with ({tokenizer}, there "
+                    f"{manifest['tokenizer']}): give another --name, or remove that folder"
+                )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(trainer, pl_module)

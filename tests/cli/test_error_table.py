@@ -111,6 +111,7 @@ def template_that_escapes(folder: Path) -> None:
 def half_a_checkpoint(run: Path) -> None:
     checkpoint = run / "checkpoints" / "last.ckpt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    (run / "checkpoints" / "previous.ckpt").unlink()
 
 
 def pickled_optimizer(run: Path) -> None:
@@ -118,6 +119,7 @@ def pickled_optimizer(run: Path) -> None:
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["optimizer_states"] = [Payload()]
     torch.save(checkpoint, path)
+    (run / "checkpoints" / "previous.ckpt").unlink()
 
 
 def half_a_line_of_metrics(run: Path) -> None:

@@ -1,10 +1,6 @@
 """Failures that take a run, or more than one, to come about; test_error_table.py has all others."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import torch
@@ -82,30 +78,3 @@ def test_rows_that_changed_under_the_same_name_are_refused(cli):
     assert ended.code == 2
     assert "the forget rows are not those that runs/smoke was trained on (4 rows, there 4)" in ended.errors[0]
     assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before
-
-
-def test_ctrl_c_leaves_one_line_and_the_run_goes_on_from_there(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "dipo_pl",
-        *SMOKE,
-        "--trainer.max_epochs",
-        "500",
-        "--data.evaluation_rows",
-        "2",
-    ]
-    started = subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
-    checkpoint = tmp_path / "runs" / "smoke" / "checkpoints" / "last.ckpt"
-    for _ in range(600):
-        if checkpoint.is_file():
-            break
-        time.sleep(0.1)
-    started.send_signal(signal.SIGINT)
-    _, err = started.communicate(timeout=60)
-    assert started.returncode == 130, err
-    assert "dipo-pl: interrupted: the same command goes on from the last checkpoint" in err
-    assert "Traceback" not in err
-    torch.load(checkpoint, weights_only=True)
