@@ -37,7 +37,10 @@ CONFIGURATION = [
         "model.forget_loss: no class NPOO (`--model.help Unlearning`",
     ),
     ((*SMOKE, "--model", "Unlearn"), "model: no class Unlearn: use FineTuning, Unlearning"),
-    ((*SMOKE, "--data.prompt.system", "x"), "data.prompt: name a class first: use ChatTemplate, Continuation"),
+    (
+        (*SMOKE, "--data.prompt.system", "x"),
+        "data.prompt: name a class first: use ChatTemplate, Continuation",
+    ),
     (
         (*SMOKE, "--data.train_on", "x"),
         "data.train_on: must be one of 'pairs', 'all', 'forget', 'retain', got x",
