@@ -11,7 +11,7 @@ import pytest
 from dipo_pl.data_modules.fictitious_authors import fictitious_rows
 from dipo_pl.data_modules.rows import Row, row_from
 from dipo_pl.errors import InputError
-from dipo_pl.evaluation.published_results import published
+from dipo_pl.evaluation.published_results import published, published_names
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
 from dipo_pl.evaluation.retain_result import check_comparable, read_result
 from dipo_pl.fingerprint import rows_fingerprint
@@ -84,9 +84,7 @@ def test_reduced_log_is_told_by_its_content(tmp_path):
 def test_nothing_there(tmp_path):
     line = refusal(tmp_path / "nowhere")
     assert "nowhere does not exist: give the run folder" in line
-    assert line.endswith(
-        "or one of llama2-7b_full, llama2-7b_retain90, muse_books_retrained, muse_news_retrained"
-    )
+    assert line.endswith(f"or one of {', '.join(published_names())}")
 
 
 @pytest.mark.parametrize("status", ["running", "failed"])
