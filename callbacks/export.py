@@ -62,7 +62,9 @@ class Export(Callback):
             # What is not trained is in no checkpoint.
             weights |= {name.removeprefix("model."): each for name, each in saved["state_dict"].items()}
         target = RunFolder.of(trainer).hf
-        card = model_card(RunFolder.of(trainer), step)
+        # Lightning's fast_dev_run writes no config, which the card is made of.
+        run = RunFolder.of(trainer)
+        card = model_card(run, step) if run.config.is_file() else ""
         export(model, module.policy.tokenizer(), weights, target, self.adapter, card)
         RunFolder.of(trainer).add_to_manifest(exported_step=step)
         rank_zero_info(f"the model is in {target}{f', as it was at step {step}' if self.best else ''}")

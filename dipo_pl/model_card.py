@@ -18,7 +18,7 @@ HIDDEN = (
 def write_model_card(run: RunFolder) -> None:
     """Writes the card of the model that a run has exported anew, with what has been measured since."""
     step = run.read_manifest().get("exported_step")
-    if step is not None and run.hf.is_dir():
+    if step is not None and run.hf.is_dir() and run.config.is_file():
         write_text(run.hf / "README.md", model_card(run, step))
 
 

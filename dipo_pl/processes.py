@@ -34,7 +34,9 @@ class Processes:
         self._launcher = launcher if isinstance(launcher, _SubprocessScriptLauncher) else None
         self._parent = os.getppid()
         # Where another launcher made the processes, torchrun say, it ends them as well.
-        self.is_launched = os.environ.get(FIRST) == str(self._parent)
+        # Whatever else the first process has started has its surroundings too, but no further rank.
+        further = int(os.environ.get("LOCAL_RANK", "0")) > 0
+        self.is_launched = further and os.environ.get(FIRST) == str(self._parent)
 
     @property
     def _launched(self) -> list[Launched]:

@@ -70,7 +70,7 @@ def test_overlay_runs(cli, name):
     assert ended.code == 0, ended.err
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
+@pytest.mark.parametrize("name", sorted({*OVERLAYS} - {*GPU_ONLY}))
 def test_overlay_on_texts_in_blocks(cli, name):
     fine_tuning = ("--model", "FineTuning") if name == "retain_only.yaml" else ()
     ended = cli(

@@ -194,7 +194,7 @@ def test_the_best_checkpoint_is_exported_with_the_base(cli, base):
     )  # fmt: skip
     assert ended.code == 0, ended.err
     run = Path("runs/smoke-lora")
-    (best,) = (each.name for each in (run / "checkpoints").iterdir() if each.name != "last.ckpt")
+    (best,) = (each.name for each in (run / "checkpoints").iterdir() if each.name[0] == "e")
     assert best == "epoch=0-step=3.ckpt"
     model = AutoModelForCausalLM.from_pretrained(run / "hf").state_dict()
     is_base_and_adapters(model, base, checkpoint_of(run, best)["state_dict"])

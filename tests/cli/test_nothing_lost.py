@@ -160,7 +160,7 @@ def other_batch(folder: Path) -> None:
     [
         (other_weights, "the weights of model are not those that the checkpoint's training started from"),
         (other_tokenizer, "the tokenizer is not that which runs/smoke was trained with ("),
-        (other_batch, "the global batch is not that which runs/smoke was trained with (8, there 16)"),
+        (other_batch, "runs/smoke was trained with 16 rows a step, and here 1 device(s) make it 8"),
     ],
 )
 def test_a_run_goes_on_only_as_it_began(cli, whole, change, line):
