@@ -180,18 +180,21 @@ class ForgetRetain(LightningDataModule):
         return {}
 
     def setup(self, stage: str) -> None:
-        if stage == "fit" and self.global_batch_size is not None:
-            self._derive_accumulation(self.global_batch_size)
+        if stage == "fit":
+            self.derive_accumulation()
         if self.row_sets is None:
             self._read()
         if stage == "fit" and self.train_on == "pairs":
             self._encode_companions()
 
-    def _derive_accumulation(self, size: int) -> None:
-        """
+    def derive_accumulation(self) -> None:
+        """Has the trainer accumulate as many batches as `global_batch_size` asks for, where it does.
+
         Raises:
             InputError: the devices cannot take exactly this many rows, or another accumulation is asked for.
         """
+        if (size := self.global_batch_size) is None:
+            return
         assert self.trainer is not None
         devices, given = self.trainer.world_size, self.trainer.accumulate_grad_batches
         accumulation, rest = divmod(size, self.batch_size * devices)

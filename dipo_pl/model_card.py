@@ -116,7 +116,8 @@ def _figures(run: RunFolder, manifest: dict[str, Any], step: int) -> str:
 
 
 def _limits(run: RunFolder, manifest: dict[str, Any]) -> str:
-    probe = RunFolder(run.path.with_name(f"{run.path.name}-relearn"))
+    path = run.path.resolve()
+    probe = RunFolder(path.with_name(f"{path.name}-relearn"))
     record = probe.read_manifest()
     same = (record.get("probe") or {}).get("weights") == manifest["policy"].get("weights_at_end")
     curve = probe.read_metrics() if same and record.get("status") == "finished" else []

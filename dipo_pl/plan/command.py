@@ -208,8 +208,10 @@ def _remedies(
 
     config = resolved(["fit", *words])
     batch = config["data"]["init_args"]["batch_size"]
-    accumulate = (config["trainer"]["accumulate_grad_batches"] or 1) * batch
-    smaller = ["--data.batch_size=1", f"--trainer.accumulate_grad_batches={accumulate}"]
+    smaller = ["--data.batch_size=1"]
+    if config["data"]["init_args"].get("global_batch_size") is None:
+        accumulate = (config["trainer"]["accumulate_grad_batches"] or 1) * batch
+        smaller.append(f"--trainer.accumulate_grad_batches={accumulate}")
     policy = config["model"]["init_args"]["policy"]["init_args"]
     settings = [] if policy["gradient_checkpointing"] else [["--model.policy.gradient_checkpointing=true"]]
     if found.memory.reference and not policy["adapter"]:

@@ -81,16 +81,19 @@ def of_lengths(
     if rows is not None:
         stored = sum((lengths.retain_rows or rows) if name == "retain" else rows for name in compared)
     batches = None if rows is None else -(-rows // (data.batch_size * machine.devices))
+    data.trainer = ranks = _ranks(module, config, machine)
+    data.derive_accumulation()
+    accumulation = ranks.accumulate_grad_batches
     return Workload(
         Shapes(
             training={name: [row] * data.batch_size for name in sections},
             evaluation=(measured, lengths.tokens),
             generation=_generation(config, lengths.tokens - answer, CACHE_TOKENS),
-            accumulates=_accumulation(config) > 1,
+            accumulates=accumulation > 1,
         ),
         _known_vocabulary(module),
         rows,
-        *_steps(config["trainer"], batches),
+        *_steps(config["trainer"], batches, accumulation),
         None if epoch is None else epoch * lengths.tokens,
         None if epoch is None else epoch * answer,
         stored,
@@ -109,9 +112,7 @@ def of_data(
         raise InputError(
             f"{type(module).__name__} trains on {' or '.join(module.trains_on)}, and data.train_on is {data.train_on}"
         )
-    # All that a data module asks of its trainer.
-    ranks: Any = SimpleNamespace(lightning_module=module, global_rank=0, world_size=machine.devices)
-    data.trainer = ranks
+    data.trainer = ranks = _ranks(module, config, machine)
     data.setup("fit")
     sequences = data.training_sequences
     tokens = answers = rows = batches = 0
@@ -147,11 +148,11 @@ def of_data(
             largest[1],
             measured,
             _generation(config, prompt, min(CACHE_TOKENS, room)),
-            _accumulation(config) > 1,
+            ranks.accumulate_grad_batches > 1,
         ),
         len(data.tokenizer),
         rows,
-        *_steps(config["trainer"], batches),
+        *_steps(config["trainer"], batches, ranks.accumulate_grad_batches),
         tokens,
         answers,
         len(stored),
@@ -171,8 +172,14 @@ def _known_vocabulary(module: LanguageModel) -> int | None:
     return None
 
 
-def _accumulation(config: Mapping[str, Any]) -> int:
-    return int(config["trainer"]["accumulate_grad_batches"] or 1)
+def _ranks(module: LanguageModel, config: Mapping[str, Any], machine: Machine) -> Any:
+    """All that a data module asks of its trainer."""
+    return SimpleNamespace(
+        lightning_module=module,
+        global_rank=0,
+        world_size=machine.devices,
+        accumulate_grad_batches=int(config["trainer"]["accumulate_grad_batches"] or 1),
+    )
 
 
 def _new_tokens(config: Mapping[str, Any]) -> int:
@@ -184,7 +191,9 @@ def _generation(config: Mapping[str, Any], prompt: int, room: int) -> tuple[int,
     return (max(1, room // width), width) if config["forget_quality"]["generate_every"] else (0, width)
 
 
-def _steps(trainer: Mapping[str, Any], batches: int | None) -> tuple[int | None, int | None, int | None]:
+def _steps(
+    trainer: Mapping[str, Any], batches: int | None, accumulation: int
+) -> tuple[int | None, int | None, int | None]:
     """Batches of an epoch, epochs and steps, as Lightning's limits leave them."""
     most, epochs = trainer["max_steps"], trainer["max_epochs"]
     if batches is None:
@@ -193,7 +202,7 @@ def _steps(trainer: Mapping[str, Any], batches: int | None) -> tuple[int | None,
     if limit is not None:
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     # Lightning steps at an epoch's last batch, too.
-    an_epoch = -(-batches // int(trainer["accumulate_grad_batches"] or 1))
+    an_epoch = -(-batches // accumulation)
     if epochs is None and most in (None, -1):
         # Lightning's own default.
         epochs = 1000
