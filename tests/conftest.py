@@ -54,6 +54,12 @@ def cli(
     return run
 
 
+def _without_ranks() -> dict[str, str]:
+    """The environment, but for what runs on several ranks in this process have left: their ports are taken."""
+    left = {"MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE"}
+    return {name: value for name, value in os.environ.items() if name not in left}
+
+
 @pytest.fixture
 def process(tmp_path: Path) -> Callable[..., Ended]:
     """Runs `dipo-pl ...` as a process of its own, in an empty folder."""
@@ -64,7 +70,7 @@ def process(tmp_path: Path) -> Callable[..., Ended]:
         done = subprocess.run(
             [sys.executable, "-m", "dipo_pl", *map(str, arguments)],
             cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": path} | environment,
+            env=_without_ranks() | {"PYTHONPATH": path} | environment,
             capture_output=True,
             text=True,
             timeout=300,
