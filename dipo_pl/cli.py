@@ -46,7 +46,7 @@ from dipo_pl.data_modules import fictitious, fictitious_news, json_lines, muse, 
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError
 from dipo_pl.language_model import LanguageModel
-from dipo_pl.run_folder import RunFolder, write_text
+from dipo_pl.run_folder import RunFolder, refuse_unfit_name, write_text
 
 C = TypeVar("C", bound=Callback)
 
@@ -147,10 +147,7 @@ class DiPOCLI(LightningCLI):
                 raise InputError(f"trainer.{key} must be greater than 0, got 0")
         if settings.name is None:
             settings.name = _default_name(settings.config or [], self.subcommand or "")
-        if settings.name in ("", ".", "..") or Path(settings.name).name != settings.name:
-            raise InputError(
-                f"--name must be the name of one folder, got {settings.name!r}; --output_dir says where"
-            )
+        refuse_unfit_name(settings.name)
         if settings.trainer.fast_dev_run:
             settings.name += "-fast-dev-run"
         settings.checkpoint.dirpath = str(self.run.checkpoints)
