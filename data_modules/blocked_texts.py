@@ -14,8 +14,8 @@ from dipo_pl.data_modules.rows import EvaluationSet, Row
 from dipo_pl.data_modules.text_corpus import TextCorpus
 from dipo_pl.errors import InputError
 
-# MUSE's: of a passage that is continued, of an answer to a question.
-VERBATIM_TOKENS, ANSWER_TOKENS = 128, 32
+# Of an answer to a question, as MUSE has it.
+ANSWER_TOKENS = 32
 
 
 class BlockedTexts(ForgetRetain):
@@ -35,6 +35,9 @@ class BlockedTexts(ForgetRetain):
         too_long: what is done with a longer measured text.
         options: of the base class.
     """
+
+    # Of a passage that is continued: MUSE's.
+    verbatim_tokens = 128
 
     def __init__(
         self,
@@ -59,7 +62,7 @@ class BlockedTexts(ForgetRetain):
 
     def read(self) -> RowSets:
         corpus = self.corpus()
-        requested = (self.read_forget(name) for name in self.requests)
+        requested = map(self.forget_set, self.requests)
         holdout = corpus.texts.get("holdout", ())
         self._documents = joined([corpus.forget, corpus.retain, corpus.seen, holdout, *requested])
         seen = corpus.seen if self.train_on in ("all", "retain") else ()
@@ -71,7 +74,9 @@ class BlockedTexts(ForgetRetain):
         ]
         measured = [
             *(_texts(name, rows) for name, rows in corpus.texts.items()),
-            EvaluationSet("verbatim", corpus.verbatim, prompt=Continuation(), new_tokens=VERBATIM_TOKENS),
+            EvaluationSet(
+                "verbatim", corpus.verbatim, prompt=Continuation(), new_tokens=self.verbatim_tokens
+            ),
             *questions,
         ]
         return RowSets(corpus.forget, [*corpus.retain, *seen], [each for each in measured if each.rows])

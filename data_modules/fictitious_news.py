@@ -1,7 +1,6 @@
 """Fictitious news made on the spot: MUSE's shape without a download."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -13,15 +12,14 @@ from dipo_pl.data_modules.fictitious_articles import (
     editions,
     fictitious_articles,
 )
-from dipo_pl.data_modules.forget_retain import RowSets
 from dipo_pl.data_modules.prompts import FewShot
+from dipo_pl.data_modules.requests import listed
 from dipo_pl.data_modules.rows import EvaluationSet, Row
 from dipo_pl.data_modules.text_corpus import TextCorpus
 from dipo_pl.errors import InputError
 
 EXAMPLES = 10  # before a question, as MUSE has
 EXAMPLE_ARTICLES = 3
-VERBATIM_TOKENS = 64  # half of MUSE's: what follows an article's opening is hardly longer
 
 
 class FictitiousNews(BlockedTexts):
@@ -46,6 +44,9 @@ class FictitiousNews(BlockedTexts):
         forget: the fold to be forgotten, or several.
         options: of the base class.
     """
+
+    # Half of MUSE's: what follows an article's opening is hardly longer.
+    verbatim_tokens = 64
 
     def __init__(
         self,
@@ -87,10 +88,7 @@ class FictitiousNews(BlockedTexts):
         self.forget = forget
 
     def corpus(self) -> TextCorpus:
-        names = [self.forget] if isinstance(self.forget, str) else self.forget
-        if not names:
-            raise InputError("data.forget names no forget set: give one, or a list of them")
-        folds = [self._fold(name) for name in dict.fromkeys(names)]
+        folds = [self._fold(name) for name in dict.fromkeys(listed(self.forget))]
         return TextCorpus(
             forget=self._documents_of(folds),
             retain=self._documents_of([self.retained]),
@@ -107,14 +105,6 @@ class FictitiousNews(BlockedTexts):
             },
             examples={"forget": _examples(folds), "retain": _examples([self.seen])},
         )
-
-    def read(self) -> RowSets:
-        rows = super().read()
-        evaluation = [
-            replace(each, new_tokens=VERBATIM_TOKENS) if each.name == "verbatim" else each
-            for each in rows.evaluation
-        ]
-        return replace(rows, evaluation=evaluation)
 
     def read_forget(self, name: str) -> Sequence[Row]:
         return self._documents_of([self._fold(name)])

@@ -19,7 +19,7 @@ from dipo_pl.data_modules.evaluation_batches import evaluation_batches
 from dipo_pl.data_modules.grouping import grouped_by_length
 from dipo_pl.data_modules.pairing import ResumableSampler, forget_retain_pairs, permutation
 from dipo_pl.data_modules.prompts import PromptFormat, QuestionAnswer
-from dipo_pl.data_modules.requests import joined, refuse_overlaps, without
+from dipo_pl.data_modules.requests import joined, listed, refuse_overlaps, without
 from dipo_pl.data_modules.rows import EvaluationSet, Row, shared_rows
 from dipo_pl.errors import InputError
 from dipo_pl.fingerprint import (
@@ -142,6 +142,7 @@ class ForgetRetain(LightningDataModule):
         self.seed = seed or 0
         self.workers = workers
         self.row_sets: RowSets | None = None
+        self._forget_sets: dict[str, Sequence[Row]] = {}
         self.companions: dict[str, list[tuple[str, ...]]] = {}
         self._sampler: ResumableSampler | None = None
         self.resume_at: tuple[int, int] | None = None
@@ -165,10 +166,14 @@ class ForgetRetain(LightningDataModule):
     def named_forget(self, names: str | Sequence[str]) -> Sequence[Row]:
         """The rows of one forget set, or of several, those that stand in more than one once."""
         if isinstance(names, str):
-            return self.read_forget(names)
-        if not names:
-            raise InputError("data.forget names no forget set: give one, or a list of them")
-        return joined(self.read_forget(name) for name in names)
+            return self.forget_set(names)
+        return joined(map(self.forget_set, listed(names)))
+
+    def forget_set(self, name: str) -> Sequence[Row]:
+        """As `read_forget`, read once."""
+        if name not in self._forget_sets:
+            self._forget_sets[name] = self.read_forget(name)
+        return self._forget_sets[name]
 
     def request_sets(self, place: int, name: str, rows: Sequence[Row]) -> list[EvaluationSet]:
         """What is measured of the forget set that the request at `place`, from 1 on, is for."""
@@ -221,9 +226,10 @@ class ForgetRetain(LightningDataModule):
             )
         self.evaluation_sets = [*self._chosen(rows.evaluation), *self._requested()]
         for each in self.evaluation_sets:
+            if each.name != "holdout":
+                continue
             known = [*rows.forget, *rows.retain, *self._asked_for(self.requests)]
-            seen = shared_rows(each.rows, known) if each.name == "holdout" else 0
-            if seen:
+            if seen := shared_rows(each.rows, known):
                 raise InputError(
                     f"{seen} of {len(each.rows)} holdout rows also stand in the forget or retain set: a holdout is for rows "
                     "that no model has seen"
@@ -258,7 +264,7 @@ class ForgetRetain(LightningDataModule):
         return replace(evaluation_set, rows=evaluation_set.rows[: self.evaluation_rows])
 
     def _asked_for(self, names: Sequence[str]) -> list[Row]:
-        return joined(self.read_forget(name) for name in names)
+        return joined(map(self.forget_set, names))
 
     def _requested(self) -> list[EvaluationSet]:
         """Of each request what no earlier one has asked for: MUSE's growing sets hold those before."""
@@ -266,7 +272,7 @@ class ForgetRetain(LightningDataModule):
             self._first_rows(each)
             for place, name in enumerate(self.requests, start=1)
             for each in self.request_sets(
-                place, name, without(self.read_forget(name), self._asked_for(self.requests[: place - 1]))
+                place, name, without(self.forget_set(name), self._asked_for(self.requests[: place - 1]))
             )
         ]
 
@@ -274,7 +280,7 @@ class ForgetRetain(LightningDataModule):
         """Nothing that was ever asked to be forgotten is retained."""
         if not self.requests:
             return rows
-        refuse_overlaps({name: self.read_forget(name) for name in self.requests}, nested=True)
+        refuse_overlaps({name: self.forget_set(name) for name in self.requests}, nested=True)
         requested = self._asked_for(self.requests)
         if missing := len(without(rows.forget, requested)):
             raise InputError(

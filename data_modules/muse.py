@@ -9,6 +9,7 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dipo_pl.data_modules.blocked_texts import BlockedTexts
+from dipo_pl.data_modules.hub import load_split
 from dipo_pl.data_modules.rows import Row
 from dipo_pl.data_modules.text_corpus import TextCorpus
 from dipo_pl.errors import InputError
@@ -128,16 +129,7 @@ class MUSE(BlockedTexts):
         # A copy of the hub's repository is a data set like the original.
         if folder.is_dir() and not any(folder.glob("*/*.parquet")):
             return _from_folder(folder / subset, split)
-        import datasets
-
-        try:
-            records = datasets.load_dataset(self.path, subset, split=split)
-        except Exception as error:
-            cause = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(
-                f"cannot read MUSE's {subset}/{split} from data.path {self.path!r}, which is neither a folder here nor "
-                f"a dataset that the hub gave ({cause[:200]})"
-            ) from error
+        records = load_split(self.path, subset, split, f"MUSE's {subset}/{split}")
         return [(f"{self.path} {subset}/{split}[{i}]", record) for i, record in enumerate(records)]
 
 

@@ -6,15 +6,28 @@ from dipo_pl.data_modules.rows import Row
 from dipo_pl.errors import InputError
 
 
+def listed(names: str | Sequence[str]) -> list[str]:
+    """One forget set's name or several as a list.
+
+    Raises:
+        InputError: there is none.
+    """
+    if isinstance(names, str):
+        return [names]
+    if not names:
+        raise InputError("data.forget names no forget set: give one, or a list of them")
+    return list(names)
+
+
 def joined(sets: Iterable[Sequence[Row]]) -> list[Row]:
     """The rows of all sets in order, those that stand in several once."""
-    return list({_text(row): row for rows in sets for row in rows}.values())
+    return list({row.conversation: row for rows in sets for row in rows}.values())
 
 
 def without(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:
     """The rows that do not stand, to the letter, among the others."""
-    left_out = set(map(_text, others))
-    return [row for row in rows if _text(row) not in left_out]
+    left_out = {row.conversation for row in others}
+    return [row for row in rows if row.conversation not in left_out]
 
 
 def refuse_overlaps(requests: Mapping[str, Sequence[Row]], nested: bool = False) -> None:
@@ -26,7 +39,7 @@ def refuse_overlaps(requests: Mapping[str, Sequence[Row]], nested: bool = False)
         InputError: two requests share rows.
     """
     names = list(requests)
-    texts = {name: set(map(_text, rows)) for name, rows in requests.items()}
+    texts = {name: {row.conversation for row in rows} for name, rows in requests.items()}
     for place, later in enumerate(names):
         for earlier in names[:place]:
             shared = texts[earlier] & texts[later]
@@ -35,7 +48,3 @@ def refuse_overlaps(requests: Mapping[str, Sequence[Row]], nested: bool = False)
                     f"the requests {earlier} and {later} overlap: {len(shared)} of {len(texts[later])} rows of the second "
                     "also stand in the first; give each row to one request"
                 )
-
-
-def _text(row: Row) -> tuple[object, ...]:
-    return row.messages, row.answer

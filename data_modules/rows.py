@@ -31,6 +31,11 @@ class Row:
     alternate_answers: tuple[str, ...] = ()
 
     @property
+    def conversation(self) -> tuple[tuple[tuple[str, str], ...], str]:
+        """What two rows share that are the same to the letter."""
+        return self.messages, self.answer
+
+    @property
     def question(self) -> str:
         return self.messages[-1][1] if self.messages else ""
 
@@ -172,5 +177,5 @@ def read_lines(path: str | Path, kind: str) -> list[tuple[str, str]]:
 
 def shared_rows(forget: Iterable[Row], retain: Iterable[Row]) -> int:
     """How many forget rows also stand, to the letter, in the retain set."""
-    kept = {(row.messages, row.answer) for row in retain}
-    return sum((row.messages, row.answer) in kept for row in forget)
+    kept = {row.conversation for row in retain}
+    return sum(row.conversation in kept for row in forget)

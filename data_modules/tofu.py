@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from dipo_pl.data_modules.forget_retain import ForgetRetain, RowSets
+from dipo_pl.data_modules.hub import load_split
+from dipo_pl.data_modules.requests import listed
 from dipo_pl.data_modules.rows import EvaluationSet, Row, read_json_lines, row_from
 from dipo_pl.errors import InputError
 
@@ -50,8 +52,7 @@ class TOFU(ForgetRetain):
         self.retain_rows = retain_rows
 
     def read(self) -> RowSets:
-        forget_names = [self.forget] if isinstance(self.forget, str) else self.forget
-        places = [_places(name) for name in forget_names]
+        places = [_places(name) for name in listed(self.forget)]
         full = self._split("full")
         forget = self.named_forget(self.forget)
         forgotten = {len(full) - FORGET_ROWS["forget10"] + place for each in places for place in each}
@@ -85,16 +86,7 @@ class TOFU(ForgetRetain):
     def _split(self, name: str) -> Sequence[Row]:
         if Path(self.path).is_dir():
             return read_json_lines(self._file(name))
-        import datasets
-
-        try:
-            records = datasets.load_dataset(self.path, name, split="train")
-        except Exception as error:
-            cause = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(
-                f"cannot read TOFU's {name} from data.path {self.path!r}, which is neither a folder here nor "
-                f"a dataset that the hub gave ({cause[:200]})"
-            ) from error
+        records = load_split(self.path, name, "train", f"TOFU's {name}")
         return [row_from(record, f"{self.path} {name}, row {i}") for i, record in enumerate(records)]
 
     def _configuration(self, name: str) -> str:

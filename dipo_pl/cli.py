@@ -55,7 +55,7 @@ from dipo_pl.language_model import LanguageModel
 from dipo_pl.named_classes import guard_configs, refuse_functions
 from dipo_pl.processes import Processes
 from dipo_pl.redact import redact
-from dipo_pl.run_folder import RunFolder, write_text
+from dipo_pl.run_folder import RunFolder, refuse_unfit_name, write_text
 
 C = TypeVar("C", bound=Callback)
 T = TypeVar("T")
@@ -192,10 +192,7 @@ class DiPOCLI(LightningCLI):
         _refuse_strategy(settings.trainer.strategy)
         if settings.name is None:
             settings.name = _default_name(settings.config or [], self.subcommand or "")
-        if settings.name in ("", ".", "..") or Path(settings.name).name != settings.name:
-            raise InputError(
-                f"--name must be the name of one folder, got {settings.name!r}; --output_dir says where"
-            )
+        refuse_unfit_name(settings.name)
         if not settings.output_dir:
             raise InputError("--output_dir must name a folder, got ''")
         if settings.trainer.fast_dev_run:

@@ -1,9 +1,10 @@
 """What the commands beside Lightning's share: a parser whose errors are one line, and telling them."""
 
 import argparse
+import json
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,3 +40,9 @@ def one_line_errors(command: Callable[[], int], debug: bool) -> int:
         kind = "" if given else f"{type(error).__name__}: "
         print(f"dipo-pl: {'error' if given else 'failed'}: {kind}{cause}", file=sys.stderr)
         return 2 if given else 1
+
+
+def as_words(settings: Mapping[str, Any]) -> list[str]:
+    """`--key value` of each that is not None, in this order: what comes later overlays what came before."""
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+    return [word for key, text in texts.items() if settings[key] is not None for word in (f"--{key}", text)]

@@ -123,9 +123,7 @@ def _show(corpus: Corpus, folder: Path, seconds: float) -> None:
     from dipo_pl.callbacks.forget_quality import headlines
 
     unlearned = RunFolder(folder / corpus.run)
-    evaluations = unlearned.read_metrics()
-    before = evaluations[0]
-    after = next(each for each in evaluations if each["step"] == unlearned.result_step)
+    before, after = unlearned.read_metrics()[0], unlearned.figures
     retain_only = RunFolder(folder / corpus.retain_result).read_metrics()[-1]
     titles = headlines(before)
     # Forget Quality asks whether a model can be told from the retain-only one: of that model itself, it is 1.
@@ -142,10 +140,9 @@ def _show(corpus: Corpus, folder: Path, seconds: float) -> None:
         for what, text in texts.items():
             # A model that has learnt quizzes goes on with the next question.
             print(f"{what:10} {' '.join(before_next_question(text).split())}")
-    folders = [folder / name for name in dict.fromkeys((corpus.target, corpus.retain_result, corpus.run))]
-    if corpus.forget_alone:
-        # Its own data are other folds than those of the run that is shown.
-        folders = folders[1:]
+    # A target of other data than the run's is not shown beside it.
+    target = [] if corpus.forget_alone else [corpus.target]
+    folders = [folder / name for name in (*target, corpus.retain_result, corpus.run)]
     picture = unlearned.path / "trajectory.png"
     try:
         for each in trajectory(read_report(folders)).pictures[:1]:

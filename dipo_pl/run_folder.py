@@ -105,6 +105,12 @@ class RunFolder:
         steps: list[int] = [each["step"] for each in records]
         return exported if exported in steps else max(steps, default=None)
 
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Of the evaluation that speaks for the run; nothing where there is none."""
+        step = self.result_step
+        return next((each for each in self.read_metrics() if each["step"] == step), {})
+
     def read_metrics(self) -> list[dict[str, Any]]:
         """One object an evaluation, in order of steps.
 
@@ -142,6 +148,15 @@ class RunFolder:
         record = {"epoch": result.epoch, "step": step, **result.metrics, **made}
         earlier = [each for each in self.read_metrics() if each["step"] < step]
         write_text(self.metrics, "".join(json.dumps(each) + "\n" for each in [*earlier, record]))
+
+
+def refuse_unfit_name(name: str) -> None:
+    """
+    Raises:
+        InputError: a run's folder cannot be called so.
+    """
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise InputError(f"--name must be the name of one folder, got {name!r}; --output_dir says where")
 
 
 @contextmanager

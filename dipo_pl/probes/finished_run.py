@@ -1,7 +1,5 @@
 """A finished run as a probe needs it: its model, its data and the machine it ran on, as arguments."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -66,8 +64,7 @@ class FinishedRun:
     @property
     def figures(self) -> dict[str, Any]:
         """Of the evaluation of the model that the run exported, else of the last one."""
-        run = RunFolder(self.path)
-        return next((each for each in run.read_metrics() if each["step"] == run.result_step), {})
+        return RunFolder(self.path).figures
 
     @property
     def weights(self) -> str | None:
@@ -103,12 +100,6 @@ class FinishedRun:
             **{f"trainer.{key}": trainer.get(key) for key in HARDWARE},
             "trainer.callbacks": [callback],
         }
-
-
-def as_words(settings: Mapping[str, Any]) -> list[str]:
-    """`--key value` of each that is not None, in this order: what comes later overlays what came before."""
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
-    return [word for key, text in texts.items() if settings[key] is not None for word in (f"--{key}", text)]
 
 
 def _policy(run: RunFolder, manifest: dict[str, Any], policy: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from dipo_pl.callbacks.forget_quality import ForgetQuality
-from dipo_pl.data_modules.rows import Row
 from dipo_pl.metrics import functional as metrics
 from dipo_pl.run_folder import RunFolder
 
@@ -85,12 +84,13 @@ class Relearning(Probe):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         forget = data.row_sets.forget
-        known, trained = set(map(_text, forget)), {_text(forget[place]) for place in data.trained_forget_rows}
+        known = {row.conversation for row in forget}
+        trained = {forget[place].conversation for place in data.trained_forget_rows}
         measured = next(each.rows for each in data.evaluation_sets if each.name == "forget")
         parts: dict[str, list[Mapping[str, Any]]] = {"relearned": [], "held_back": []}
         for row, values in zip(measured, result.sets["forget"].rows, strict=True):
-            if _text(row) in known:
-                parts["relearned" if _text(row) in trained else "held_back"].append(values)
+            if row.conversation in known:
+                parts["relearned" if row.conversation in trained else "held_back"].append(values)
         figures = {
             f"{part}_{name}": mean for part, rows in parts.items() for name, mean in _means(rows).items()
         }
@@ -98,10 +98,6 @@ class Relearning(Probe):
         for logger in trainer.loggers:
             named = {f"evaluation/{name}": value for name, value in figures.items()}
             logger.log_metrics(named, trainer.global_step)
-
-
-def _text(row: Row) -> tuple[Any, ...]:
-    return row.messages, row.answer
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

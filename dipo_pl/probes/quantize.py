@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dipo_pl.command_line import Parser, one_line_errors
+from dipo_pl.command_line import Parser, as_words, one_line_errors
 from dipo_pl.errors import InputError
-from dipo_pl.probes.finished_run import FinishedRun, as_words
+from dipo_pl.probes.finished_run import FinishedRun
 from dipo_pl.run_folder import RunFolder
 
 DESCRIPTION = """\

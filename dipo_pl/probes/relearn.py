@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from dipo_pl.command_line import Parser, one_line_errors
+from dipo_pl.command_line import Parser, as_words, one_line_errors
 from dipo_pl.errors import InputError
 from dipo_pl.model_card import write_model_card
-from dipo_pl.probes.finished_run import FinishedRun, as_words
+from dipo_pl.probes.finished_run import FinishedRun
 from dipo_pl.run_folder import RunFolder
 
 # Of the probed run's evaluation; what else it measures, relearning does not change.

@@ -11,7 +11,7 @@ from typing import Any
 from dipo_pl.command_line import Parser, one_line_errors
 from dipo_pl.configs import resolve
 from dipo_pl.errors import InputError
-from dipo_pl.run_folder import locked
+from dipo_pl.run_folder import locked, refuse_unfit_name
 from dipo_pl.sequence.requests_file import RequestsFile
 from dipo_pl.sequence.stages import Stage
 
@@ -21,7 +21,7 @@ Carries out requests to forget, one after another; each stage is a run folder, r
   configs: [tofu.yaml]               of every stage, as `dipo-pl fit --config` takes them
   requests: [author_1, author_2]     forget sets, as data.forget takes them, in order
   mode: sustainability               each from the model before; or scalability: each k together, from the target
-  retain_only: runs/retain/hf     optional: never saw any of them; measured on each stage's data
+  retain_only: runs/retain/hf        optional: never saw any of them; measured on each stage's data
   epochs_of_first: false             optional: later stages train as long as the first one's selection chose
 
 After each stage all requests so far are measured again (request_1_probability, ...): does one come back? Run
@@ -61,8 +61,7 @@ def _sequence(arguments: Sequence[str], debug: bool) -> int:
     plan = RequestsFile.read(file, mode=given.mode, retain_only=given.retain_only)
     configs = [*plan.configs, *given.config]
     name = given.name or "-".join([file.stem, *(Path(each).stem for each in given.config), plan.mode])
-    if name in (".", "..") or Path(name).name != name:
-        raise InputError(f"--name must be the name of one folder, got {name!r}; --output_dir says where")
+    refuse_unfit_name(name)
     shared = [*(word for each in configs for word in ("--config", each)), *further]
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 

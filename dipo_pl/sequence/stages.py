@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dipo_pl.command_line import as_words
 from dipo_pl.errors import InputError
-from dipo_pl.probes.finished_run import as_words
 from dipo_pl.run_folder import RunFolder
 from dipo_pl.sequence.requests_file import RequestsFile
 from dipo_pl.sequence.weights_sample import weights_sample
@@ -56,7 +56,10 @@ class Stage:
         """The stage that this one starts from."""
         if not self.follows or self.number == 1:
             return None
-        return Stage(self.sequence, self.folder, self.number - 1, self.config)
+        return self._at(self.number - 1)
+
+    def _at(self, number: int) -> "Stage":
+        return Stage(self.sequence, self.folder, number, self.config)
 
     @property
     def start(self) -> Path:
@@ -97,7 +100,7 @@ class Stage:
             except InputError as error:
                 raise InputError(f"retain_only: {error}") from None
         if self.finished and self.sequence.epochs_of_first and self.number > 1:
-            self._first.refuse_unfinished()
+            self._at(1).refuse_unfinished()
         if not self.finished and self.before is not None and self.before.finished:
             self.before.refuse_without_model()
 
@@ -155,10 +158,6 @@ class Stage:
             )
 
     @property
-    def _first(self) -> "Stage":
-        return Stage(self.sequence, self.folder, 1, self.config)
-
-    @property
     def _record(self) -> dict[str, Any]:
         """Of the callback that notes in the manifest what this stage is."""
         model = self.retain_only_model
@@ -196,7 +195,7 @@ class Stage:
             settings["forget_quality.retain_result"] = str(self.retain_only.path)
         words = ["fit", *arguments, *as_words(settings)]
         if self.sequence.epochs_of_first and self.number > 1:
-            words += ["--trainer.max_epochs", str(self._first.chosen_epochs), *NO_SELECTION]
+            words += ["--trainer.max_epochs", str(self._at(1).chosen_epochs), *NO_SELECTION]
         return words
 
     def measuring_words(self, arguments: Sequence[str]) -> list[str] | None:
@@ -231,8 +230,7 @@ class Stage:
     @property
     def chosen_epochs(self) -> int:
         """Epochs behind the weights that this finished stage exported."""
-        step = self.run.result_step
-        epoch: float = next(each["epoch"] for each in self.run.read_metrics() if each["step"] == step)
+        epoch: float = self.run.figures["epoch"]
         return max(1, round(epoch))
 
 
