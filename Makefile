@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Two threads that wait for each other cost more than they gain on models this small.
 export OMP_NUM_THREADS ?= 1
+# Tests keep as many files at work at once; OPTIONS='-x -k resume' goes to pytest.
+PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test torture bench lint audit format clean
@@ -22,7 +24,7 @@ demo: install ## Train, unlearn, measure: the whole story offline on a CPU, in m
 	$(BIN)/dipo-pl demo
 
 test: install ## Run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
 
 torture: install ## Kill, interrupt, starve and damage short runs at random (OPTIONS='--faults 60 --seed 1')
 	$(BIN)/python tests/torture $(OPTIONS)
