@@ -4,7 +4,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,10 +54,13 @@ def cli(
     return run
 
 
-def _without_ranks() -> dict[str, str]:
-    """The environment, but for what runs on several ranks in this process have left: their ports are taken."""
-    left = {"MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE"}
-    return {name: value for name, value in os.environ.items() if name not in left}
+@pytest.fixture(autouse=True)
+def _same_environment_afterwards() -> Iterator[None]:
+    """Runs on several ranks in this process leave their port there, which is taken."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture
@@ -70,7 +73,7 @@ def process(tmp_path: Path) -> Callable[..., Ended]:
         done = subprocess.run(
             [sys.executable, "-m", "dipo_pl", *map(str, arguments)],
             cwd=tmp_path,
-            env=_without_ranks() | {"PYTHONPATH": path} | environment,
+            env=os.environ | {"PYTHONPATH": path} | environment,
             capture_output=True,
             text=True,
             timeout=300,

@@ -236,7 +236,8 @@ class _Step:
     def _forward_context(self) -> AbstractContextManager[Any]:
         if self.machine.autocast is None:
             return nullcontext()
-        return torch.autocast("cpu", getattr(torch, self.machine.autocast))
+        # As Lightning does: weights are cast each time they are used.
+        return torch.autocast("cpu", getattr(torch, self.machine.autocast), cache_enabled=False)
 
     def _batch(self) -> Batch:
         rows = [row for each in self.shapes.training.values() for row in range(len(each))]

@@ -7,7 +7,7 @@ malloc keeps nothing that is freed. Loaded are random weights; stored states lie
 import json
 import sys
 import warnings
-from contextlib import nullcontext, redirect_stderr
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -46,6 +46,7 @@ class Case:
     rows: int = 8
     vocabulary: int = 32_000
     accumulates: bool = False
+    autocast: bool = False
     model: str = "llama"
     width: int = 384
     layers: int = 6
@@ -89,9 +90,8 @@ class Case:
 
     def planned(self):
         shapes = Shapes(self.training(), (1, 2), (0, 2), self.accumulates)
-        return memory_of(
-            self.module(), shapes, Machine(1, "single device", (), True, None, None), self.vocabulary
-        )
+        machine = Machine(1, "single device", (), True, None, "bfloat16" if self.autocast else None)
+        return memory_of(self.module(), shapes, machine, self.vocabulary)
 
 
 # Those that the quick tests take.
@@ -115,6 +115,8 @@ CASES = {
     "NPO, StoredStates": Case("NPO", StoredStates),
     "GradDiff": Case("GradDiff"),
     "DiPO, FrozenCopy, GPT-2": Case(model="gpt2"),
+    "DiPO, FrozenCopy, autocast": Case(autocast=True),
+    "DiPO, FrozenCopy, autocast, checkpointing": Case(autocast=True, checkpointing=True),
 }
 
 
@@ -131,14 +133,18 @@ class Steps:
                 self.module.reference.attach(
                     self.model,
                     Surroundings(
-                        {None}, sequences, {}, Path(folder), torch.device("cpu"), nullcontext, 0, 1, int
+                        {None}, sequences, {}, Path(folder), torch.device("cpu"), self.precision, 0, 1, int
                     ),
                 )
         self.trained = [each for each in self.model.parameters() if each.requires_grad]
         self.optimizer = self.module.optimizer(self.trained)
 
+    def precision(self):
+        return torch.autocast("cpu", torch.bfloat16, self.case.autocast, cache_enabled=False)
+
     def take(self) -> None:
-        loss = self.module.training_step(self.batch, 0)
+        with self.precision():
+            loss = self.module.training_step(self.batch, 0)
         if not self.case.accumulates:
             self.optimizer.zero_grad()
         loss.backward()
