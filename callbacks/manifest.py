@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
@@ -11,7 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from dipo_pl.callbacks.weight_change import trained_weights
 from dipo_pl.data_modules.rows import Row
-from dipo_pl.errors import InputError
+from dipo_pl.errors import InputError, WriteError
 from dipo_pl.fingerprint import rows_fingerprint, texts_fingerprint, tokenizer_fingerprint
 from dipo_pl.interruption import Interrupted
 from dipo_pl.probes.probe import Probe
@@ -88,10 +89,11 @@ class Manifest(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, Interrupted) and self.written:
             self._end(trainer, str(exception))
-        elif self.written:
-            self._end(
-                trainer, redact(f"failed: {' '.join(str(exception).split()) or type(exception).__name__}")
-            )
+
+    def fail(self, trainer: Trainer, cause: str) -> None:
+        """Says why the run has failed; for the process to call that knows the first cause."""
+        with suppress(WriteError):
+            self._write_end(trainer, f"failed: {cause}")
 
     @staticmethod
     def _fitted(trainer: Trainer) -> bool:
@@ -155,8 +157,11 @@ class Manifest(Callback):
         self.written = True
 
     def _end(self, trainer: Trainer, status: str) -> None:
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            self._write_end(trainer, status)
+
+    @staticmethod
+    def _write_end(trainer: Trainer, status: str) -> None:
         RunFolder.of(trainer).add_to_manifest(
             status=status, ended=_now(), epochs=trainer.current_epoch, steps=trainer.global_step
         )

@@ -465,7 +465,9 @@ class ForgetRetain(LightningDataModule):
 
     def loss_weight(self, batch: int) -> float:
         """What the loss of this batch of an epoch counts; 1 but where data.global_batch_size leaves a smaller step."""
-        return 1.0 if self._sampler is None else self._sampler.weight(batch)
+        if self._sampler is None or self.trainer is None:
+            return 1.0
+        return self._sampler.weight(batch, int(self.trainer.num_training_batches))
 
     def val_dataloader(self) -> list[DataLoader[EvaluationBatch]]:
         assert self.trainer is not None

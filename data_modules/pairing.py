@@ -58,6 +58,8 @@ class ResumableSampler(Sampler[Sequence[Any]]):
         self.accumulation = accumulation
         self.epoch = 0
         self.first_batch = 0
+        # The same in every epoch, and pairs take a while to make.
+        self._size = len(items(0))
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this at every epoch; also for the epoch that a resumed run is in the middle of."""
@@ -69,7 +71,7 @@ class ResumableSampler(Sampler[Sequence[Any]]):
         self.epoch, self.first_batch = (epoch + 1, 0) if finished else (epoch, batches_done)
 
     def __len__(self) -> int:
-        return -(-len(self.items(0)) // (self.batch_size * self.world_size))
+        return -(-self._size // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[Sequence[Any]]:
         items = list(self.items(self.epoch))
@@ -85,16 +87,20 @@ class ResumableSampler(Sampler[Sequence[Any]]):
         """This rank's of that many items."""
         return slice(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
 
-    def weight(self, batch: int) -> float:
+    def weight(self, batch: int, batches: int | None = None) -> float:
         r"""What the loss of an epoch's batch counts.
 
             own items * ranks * accumulation / items of the step
+
+        Args:
+            batches: of an epoch, where some are left out.
 
         So the mean over ranks and `accumulation` batches, which the trainer takes, is that over the step's items.
         """
         if self.accumulation is None:
             return 1.0
-        together, size = self.batch_size * self.world_size, len(self.items(0))
+        together = self.batch_size * self.world_size
+        size = min(self._size, (len(self) if batches is None else batches) * together)
         step = together * self.accumulation
         in_step = min(step, size - batch // self.accumulation * step)
         own = self._share(min(together, size - batch * together))

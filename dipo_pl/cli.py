@@ -1,9 +1,11 @@
 """Lightning's CLI as `dipo-pl` needs it: bare config names, run folders, resuming, one line an error."""
 
+import os
 import pickle
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -49,12 +51,12 @@ from dipo_pl.configs import resolve
 from dipo_pl.console import cause_of, quieten, write_traceback
 from dipo_pl.data_modules import fictitious, fictitious_news, json_lines, muse, tofu  # noqa: F401
 from dipo_pl.data_modules.forget_retain import ForgetRetain
-from dipo_pl.errors import InputError
+from dipo_pl.errors import InputError, WriteError
 from dipo_pl.interruption import Interrupted, interruption
 from dipo_pl.language_model import LanguageModel
 from dipo_pl.named_classes import guard_configs, refuse_functions
-from dipo_pl.processes import Processes
-from dipo_pl.redact import redact
+from dipo_pl.processes import LOST, Processes
+from dipo_pl.redact import redact_values
 from dipo_pl.run_folder import RunFolder, refuse_unfit_name, write_text
 
 C = TypeVar("C", bound=Callback)
@@ -119,7 +121,11 @@ class _SaveConfig(SaveConfigCallback):
     """Writes config.yaml whole; Lightning's own may leave half of it, and refuses to write it twice."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        text = redact(self.parser.dump(self.config, skip_none=False))
+        text = self.parser.dump(self.config, skip_none=False)
+        settings = load_yaml(text)
+        shown = redact_values(settings)
+        if shown != settings:
+            text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
         write_text(RunFolder.of(trainer).config, text)
 
 
@@ -195,6 +201,8 @@ class DiPOCLI(LightningCLI):
         refuse_unfit_name(settings.name)
         if not settings.output_dir:
             raise InputError("--output_dir must name a folder, got ''")
+        # As the trainer has it.
+        settings.output_dir = os.path.normpath(os.path.expanduser(settings.output_dir))
         if settings.trainer.fast_dev_run:
             settings.name += "-fast-dev-run"
         settings.checkpoint.dirpath = str(self.run.checkpoints)
@@ -239,9 +247,11 @@ class DiPOCLI(LightningCLI):
         before = self._configured_before
         if not before:
             return
-        now = load_yaml(redact(self._parser(self.subcommand).dump(self.settings, skip_none=False)))
+        now = redact_values(load_yaml(self._parser(self.subcommand).dump(self.settings, skip_none=False)))
         fixed = ["model", "data", "seed_everything", "forget_quality"]
-        fixed += [f"trainer.{key}" for key in ("precision", "accumulate_grad_batches", "gradient_clip_val")]
+        clipping = ("gradient_clip_val", "gradient_clip_algorithm")
+        limits = ("overfit_batches", "limit_train_batches", "limit_val_batches")
+        fixed += [f"trainer.{key}" for key in ("precision", "accumulate_grad_batches", *clipping, *limits)]
         for config in (before, now):
             # Which requests are known to come changes with every new one.
             config["data"].get("init_args", {}).pop("requests_to_come", None)
@@ -305,10 +315,10 @@ class DiPOCLI(LightningCLI):
 
     def discard_what_was_begun(self) -> None:
         """Takes back what this start has written, if it ended before the run began (loggers open files early)."""
-        if self.started:
+        if self.started or (self.processes is not None and self.processes.is_launched):
             return
-        if self._config_before is not None:
-            self.run.config.write_bytes(self._config_before)
+        if self._config_before is not None and self.run.config.read_bytes() != self._config_before:
+            write_text(self.run.config, self._config_before.decode())
         begun = sorted({*self.run.path.rglob("*"), *self._folders} - self._there_before, reverse=True)
         for path in begun:
             if self.run.reference in (path, *path.parents):
@@ -325,13 +335,14 @@ class DiPOCLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         asked = kwargs.pop("ckpt_path", None)
-        resumes = asked in (None, "last")
+        named = None if asked in (None, "last") else Path(asked)
         checkpoint: Path | None = None
-        if not resumes:
-            checkpoint = Path(asked)
-            _refuse_unreadable(checkpoint)
-        elif not self.settings.trainer.fast_dev_run:
-            checkpoint = _newest_readable(self.run)
+        # What a run has started from is behind it once it has a checkpoint of its own, unless it is to go back to one.
+        if named is None or named.resolve().parent != self.run.checkpoints.resolve():
+            checkpoint = None if self.settings.trainer.fast_dev_run else _newest_readable(self.run)
+        if checkpoint is None and named is not None:
+            _refuse_unreadable(named)
+            checkpoint = named
         if checkpoint is not None:
             _refuse_fewer_epochs(checkpoint, self.settings.trainer.max_epochs)
             rank_zero_info(f"resuming from {checkpoint}")
@@ -588,8 +599,12 @@ def _tell(error: Exception, cli: DiPOCLI | None, debug: bool) -> int:
         line, code = first
         if line is not None:
             print(f"dipo-pl: failed: {line}", file=sys.stderr)
+        if line not in (None, LOST) and cli is not None and cli.started:
+            cli._callback(Manifest).fail(cli.trainer, str(line))
         return code
     cause, given = cause_of(error)
+    if cli is not None and cli.started:
+        cli._callback(Manifest).fail(cli.trainer, cause)
     # Before anything runs, what fails is what was given, though a library may have said so.
     if given or cli is None or not cli.started:
         print(
@@ -597,7 +612,8 @@ def _tell(error: Exception, cli: DiPOCLI | None, debug: bool) -> int:
             file=sys.stderr,
         )
         if cli is not None:
-            cli.discard_what_was_begun()
+            with suppress(OSError, WriteError):
+                cli.discard_what_was_begun()
         return 2
     log = write_traceback(error, cli.run.error_log)
     print(
@@ -609,7 +625,8 @@ def _tell(error: Exception, cli: DiPOCLI | None, debug: bool) -> int:
 def _interrupted(interrupted: Interrupted, cli: DiPOCLI | None) -> int:
     begun = cli is not None and cli.started
     if cli is not None:
-        cli.discard_what_was_begun()
+        with suppress(OSError, WriteError):
+            cli.discard_what_was_begun()
         if cli.processes is not None:
             cli.processes.wait()
             if cli.processes.is_launched:

@@ -7,11 +7,13 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dipo_pl.errors import InputError
+from dipo_pl.errors import InputError, WriteError
 from dipo_pl.redact import redact
+from dipo_pl.run_folder import write_text
 
 LONGEST_LINE = 600
 
@@ -33,14 +35,15 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def write_traceback(error: Exception, log: Path) -> Path | None:
     """Writes to `log`, or where that cannot be, to the temporary folder; returns where."""
     text = redact("".join(traceback.format_exception(error)))
-    for path in (log, Path(tempfile.gettempdir()) / "dipo-pl-error.log"):
-        try:
-            path.write_text(text, encoding="utf-8")
-        except OSError:
-            if path.is_file() and not path.stat().st_size:
-                path.unlink()
-            continue
-        return path
+    with suppress(WriteError):
+        write_text(log, text)
+        return log
+    with suppress(OSError):
+        # Of a name that nobody else can have laid there.
+        descriptor, path = tempfile.mkstemp(prefix="dipo-pl-error-", suffix=".log")
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        return Path(path)
     return None
 
 

@@ -6,9 +6,24 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace, get_loader, set_loader, set_parsing_settings
+from lightning import Callback, LightningDataModule, LightningModule
+from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
+from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import LayerSync, Precision
+from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.strategies import Strategy
+from torch.optim import Optimizer
 
 from dipo_pl.config_text import refuse_what_nobody_means
 from dipo_pl.errors import InputError
+
+# What a run is made of, beside the package's own classes and those derived from them. A key that takes anything that
+# can be called, as a hook does, would else have an object made of any class whose objects can be.
+KINDS = (
+    Accelerator, Callback, CheckpointIO, ClusterEnvironment, LayerSync, LightningDataModule, LightningModule, Logger,
+    Optimizer, Precision, Profiler, Strategy,
+)  # fmt: skip
 
 _load = get_loader("yaml")
 
@@ -28,10 +43,17 @@ def _load_setting(text: str) -> Any:
 def refuse_functions(settings: Namespace) -> None:
     """
     Raises:
-        InputError: a key names a function, which instantiating the config would call, or its class_path does.
+        InputError: a key names a function, which instantiating the config would call, or its class_path does, or that
+            names a class of no kind that a run is made of.
     """
     for key, value in _leaves(settings, ""):
         named = locate(value) if key.endswith("class_path") else value
+        if key.endswith("class_path") and isinstance(named, type) and not _of_a_known_kind(named):
+            place = key.removesuffix(".class_path").replace(".init_args", "")
+            raise InputError(
+                f"{place} names {value}, which is of no kind that a run is made of: a class of one's own derives from one "
+                "of dipo_pl's, or is a callback, logger, strategy, plugin, profiler, module or optimizer"
+            )
         # jsonargparse's own paths of files can be called, too.
         if callable(named) and not isinstance(named, type) and not hasattr(named, "__fspath__"):
             name = f"{named.__module__}.{getattr(named, '__qualname__', type(named).__qualname__)}"
@@ -39,6 +61,10 @@ def refuse_functions(settings: Namespace) -> None:
             raise InputError(
                 f"{place} names {name}, which is no class: a config names classes, not functions"
             )
+
+
+def _of_a_known_kind(named: type) -> bool:
+    return issubclass(named, KINDS) or any(each.__module__.startswith("dipo_pl.") for each in named.__mro__)
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:

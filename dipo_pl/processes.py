@@ -17,6 +17,7 @@ Launched = subprocess.Popen[bytes]
 FIRST = "DIPO_PL_FIRST_PROCESS"
 # That of a process which only lost the connection to another one, and has nothing to say.
 CONSEQUENCE = 3
+LOST = "the connection to another process was lost, which says why, or whose end the launcher tells"
 # Seconds: until a process that is not the first one speaks, until others are waited for, and until one that waits in
 # a collective is ended from outside.
 LATER, PATIENCE, GRACE = 3.0, 10.0, 15.0
@@ -34,6 +35,8 @@ class Processes:
         self._launcher = launcher if isinstance(launcher, _SubprocessScriptLauncher) else None
         self._parent = os.getppid()
         # Where another launcher made the processes, torchrun say, it ends them as well.
+        self._is_first = trainer is None or trainer.is_global_zero
+        self._are_several = trainer is not None and trainer.world_size > 1
         # Whatever else the first process has started has its surroundings too, but no further rank.
         further = int(os.environ.get("LOCAL_RANK", "0")) > 0
         self.is_launched = further and os.environ.get(FIRST) == str(self._parent)
@@ -64,7 +67,7 @@ class Processes:
         """
         if not _is_consequence(error):
             self.end()
-            if self.is_launched:
+            if not self._is_first:
                 time.sleep(LATER)
             return None
         if self.is_launched:
@@ -74,7 +77,9 @@ class Processes:
         while (ended := _ended(self._launched)) is None and self._launched and time.monotonic() < deadline:
             time.sleep(0.1)
         self.end()
-        return None if ended is None else _account(*ended)
+        if ended is not None:
+            return _account(*ended)
+        return (LOST, CONSEQUENCE) if self._are_several else None
 
     def end(self) -> None:
         """Ends what this process has launched."""

@@ -1,28 +1,72 @@
 """Keeps what gives access out of files that a run leaves behind and out of its messages."""
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
 
 HIDDEN = "REDACTED"
 # https://user:password@host, https://token@host
-_IN_URL = re.compile(r"(?<=://)[^\s/@'\"]+(?=@)")
+_IN_URL = re.compile(r"(?<=://)[^\s/'\"]+(?=@)")
 # As the hub writes its tokens.
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
-_NAME = r"(?i:(?:\b|[\w.-]*[_.-])(?:token|api_?key|password|secret))"
-_SETTING = re.compile(rf"(?P<name>{_NAME}['\"]?\s*[:=]\s*['\"]?)(?!null\b|None\b)[^\s'\",}}&]+")
-_OPTION = re.compile(rf"-{{1,2}}{_NAME}")
+# A tokenizer's tokens are no secrets.
+_NAME = (
+    r"(?:(?<![\w-])|(?<=[_.-]))(?<!bos_)(?<!eos_)(?<!pad_)(?<!unk_)(?<!sep_)(?<!cls_)(?<!mask_)"
+    r"(?i:token|api[_-]?keys?|access[_-]?keys?|private[_-]?keys?|passw(?:or)?d|passphrase|secrets?|credentials?)"
+)
+_CAMEL = r"[a-z](?:Token|Key|Password|Secret)"
+_SECRET = re.compile(rf"(?:.*(?:{_NAME}|{_CAMEL}))")
+_SETTING = re.compile(
+    rf"(?P<name>{_NAME}['\"]?\s*[:=]\s*)(?!null\b|None\b)(?:(?P<quote>['\"]).*?(?P=quote)|[^\s'\",}}&]+)"
+)
 
 
 def redact(text: str) -> str:
-    """The text with REDACTED for credentials in URLs, the hub's tokens, and values of keys such as token or api_key."""
+    """A message with REDACTED for credentials in URLs, the hub's tokens, and values of keys such as token or api_key."""
     text = _HUB_TOKEN.sub(HIDDEN, _IN_URL.sub(HIDDEN, text))
-    return _SETTING.sub(rf"\g<name>{HIDDEN}", text)
+    return _SETTING.sub(
+        lambda found: f"{found['name']}{found['quote'] or ''}{HIDDEN}{found['quote'] or ''}", text
+    )
+
+
+def redact_values(settings: Any, name: str = "") -> Any:
+    """Settings with REDACTED for all that a key such as token or api_key holds, and for what `redact` finds in others."""
+    if settings is not None and _is_secret(name):
+        return HIDDEN
+    if isinstance(settings, Mapping):
+        return {key: redact_values(value, str(key)) for key, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [redact_values(value) for value in settings]
+    return redact(settings) if isinstance(settings, str) else settings
 
 
 def redact_arguments(arguments: Sequence[str]) -> list[str]:
-    """The words of a command line, likewise; of an option such as --x.token the word that follows is hidden."""
-    before = ("", *arguments)
-    return [
-        HIDDEN if _OPTION.fullmatch(option) else redact(word)
-        for option, word in zip(before, arguments, strict=False)
-    ]
+    """The words of a command line, likewise; of an option such as --x.token all that follows is hidden."""
+    hidden = []
+    for before, word in zip(("", *arguments), arguments, strict=False):
+        option, given, value = word.partition("=") if word.startswith("-") else ("", "", "")
+        if given:
+            hidden.append(f"{option}={HIDDEN if _is_secret(option) else _word(value)}")
+        else:
+            after_secret = before.startswith("-") and "=" not in before and _is_secret(before)
+            hidden.append(HIDDEN if after_secret else _word(word))
+    return hidden
+
+
+def _is_secret(name: str) -> bool:
+    return _SECRET.fullmatch(name.lstrip("-")) is not None
+
+
+def _word(word: str) -> str:
+    """A word may be a mapping or a list, as YAML or JSON has them."""
+    if word[:1] in ("{", "["):
+        try:
+            settings = yaml.safe_load(word)
+        except yaml.YAMLError:
+            return redact(word)
+        kept = redact_values(settings)
+        return word if kept == settings else json.dumps(kept)
+    return redact(word)

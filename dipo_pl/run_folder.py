@@ -189,6 +189,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """
     temporary, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("tmp", "old"))
     with _writing(path):
+        if old.exists() and not path.exists():
+            # A kill came between the two renames.
+            old.rename(path)
         for leftover in (temporary, old):
             shutil.rmtree(leftover, ignore_errors=True)
         try:
@@ -201,6 +204,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             temporary.rename(path)
             _sync(path.parent)
         finally:
+            if old.exists() and not path.exists():
+                old.rename(path)
             shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 

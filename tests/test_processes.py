@@ -1,5 +1,9 @@
 """Where one of several processes fails, all end soon, and what is said is the first cause."""
 
+import json
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -34,15 +38,32 @@ class Fail(Callback):
 
 
 @pytest.mark.parametrize(
-    ("rank", "how", "code", "line"),
+    ("rank", "how", "code", "line", "status"),
     [
-        (0, "raise", 1, "failed: ValueError: the first cause (traceback: runs/smoke/error.log)"),
-        (1, "raise", 1, "failed: ValueError: the first cause (traceback: runs/smoke/error.log)"),
-        (1, "kill", 1, "failed: the process of local rank 1 was ended by SIGKILL (for lack of memory, say)"),
-        (1, "interrupt", 143, "interrupted by SIGTERM: the same command goes on"),
+        (
+            0,
+            "raise",
+            1,
+            "failed: ValueError: the first cause (traceback: runs/smoke/error.log)",
+            "failed: the first cause",
+        ),
+        (
+            1,
+            "raise",
+            1,
+            "failed: ValueError: the first cause (traceback: runs/smoke/error.log)",
+            "failed: the first cause",
+        ),
+        (
+            1,
+            "kill",
+            1,
+            *["failed: the process of local rank 1 was ended by SIGKILL (for lack of memory, say)"] * 2,
+        ),
+        (1, "interrupt", 143, "interrupted by SIGTERM: the same command goes on", "interrupted by SIGTERM"),
     ],
 )
-def test_all_end_and_the_first_cause_is_said(process, tmp_path, rank, how, code, line):
+def test_all_end_and_the_first_cause_is_said(process, tmp_path, rank, how, code, line, status):
     (tmp_path / "failing.py").write_text(FAILING)
     how_words = ("--trainer.callbacks.rank", str(rank), "--trainer.callbacks.how", how)
     ended = process(*RUN, "--trainer.callbacks+", "failing.Fail", *how_words, modules=tmp_path)
@@ -52,3 +73,34 @@ def test_all_end_and_the_first_cause_is_said(process, tmp_path, rank, how, code,
     checkpoint = tmp_path / "runs/smoke/checkpoints/last.ckpt"
     assert checkpoint.is_file()
     assert "Connection closed" not in ended.err
+    manifest = json.loads((tmp_path / "runs/smoke/manifest.json").read_text())
+    assert manifest["status"] == status
+    log = tmp_path / "runs/smoke/error.log"
+    assert log.is_file() == (how == "raise")
+    assert how != "raise" or log.read_text().splitlines()[-1] == "ValueError: the first cause"
+
+
+def test_of_processes_that_another_launcher_made_the_first_cause_is_kept(tmp_path):
+    (tmp_path / "failing.py").write_text(FAILING)
+    words = (
+        "--trainer.callbacks+",
+        "failing.Fail",
+        "--trainer.callbacks.rank",
+        "1",
+        "--trainer.callbacks.how",
+        "raise",
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    ended = subprocess.run(
+        [*torchrun, "-m", "dipo_pl", *RUN, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+    )  # fmt: skip
+    assert ended.returncode == 1
+    lines = {each for each in ended.stderr.splitlines() if each.startswith("dipo-pl: ")}
+    cause = "dipo-pl: failed: ValueError: the first cause (traceback: runs/smoke/error.log)"
+    assert cause in lines
+    assert all(each == cause or "the connection to another process was lost" in each for each in lines)
+    assert (
+        json.loads((tmp_path / "runs/smoke/manifest.json").read_text())["status"] == "failed: the first cause"
+    )
+    assert (tmp_path / "runs/smoke/error.log").read_text().splitlines()[-1] == "ValueError: the first cause"

@@ -1,5 +1,6 @@
 """Files of a run are whole or absent, and a second try at a step takes the first one's place."""
 
+import errno
 import os
 import re
 import resource
@@ -123,6 +124,37 @@ def test_a_folder_is_the_old_one_or_the_new_one(tmp_path):
     assert [(path / "weights").read_text(), list(tmp_path.iterdir())] == ["old", [path]]
     write("new")
     assert [(path / "weights").read_text(), list(tmp_path.iterdir())] == ["new", [path]]
+
+
+def test_a_folder_that_a_kill_has_left_aside_is_put_back(tmp_path):
+    path, aside = tmp_path / "hf", tmp_path / ".hf.old"
+
+    def write(text):
+        with replacing_folder(path) as temporary:
+            (temporary / "weights").write_text(text)
+
+    write("old")
+    path.rename(aside)
+    with files_of_at_most(10), pytest.raises(WriteError):
+        write("new" * 10)
+    assert [(path / "weights").read_text(), list(tmp_path.iterdir())] == ["old", [path]]
+
+
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "hf"
+    with replacing_folder(path) as temporary:
+        (temporary / "weights").write_text("old")
+    rename = Path.rename
+
+    def fails(source, target):
+        if source.name == ".hf.tmp":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(WriteError), replacing_folder(path) as temporary:
+        (temporary / "weights").write_text("new")
+    assert [(path / "weights").read_text(), list(tmp_path.iterdir())] == ["old", [path]]
 
 
 def test_all_is_on_disk_before_it_takes_its_place_and_its_place_after(tmp_path, monkeypatch):

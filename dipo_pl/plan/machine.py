@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+import torch
+
 from dipo_pl.errors import InputError
 
 Part = Literal["weights", "gradients", "moments"]
@@ -82,7 +84,16 @@ class Machine:
                 f"{', '.join(PRECISIONS)}"
             )
         dtype, autocast = PRECISIONS[precision]
-        count = (devices or _count(trainer["devices"])) * (nodes or trainer["num_nodes"])
+        of_a_node = devices or _count(trainer["devices"])
+        if of_a_node is None:
+            # Of a machine that is not the one planned for, nothing is known.
+            of_a_node = torch.cuda.device_count() if trainer["accelerator"] != "cpu" else 1
+            if not of_a_node and strategy != "auto":
+                raise InputError(
+                    f"trainer.devices is {trainer['devices']} with trainer.strategy {strategy}, and there is no GPU here to "
+                    "count: say with --devices how many a node has"
+                )
+        count = max(of_a_node, 1) * (nodes or trainer["num_nodes"])
         if strategy in ("auto", "ddp", "DDPStrategy"):
             strategy = "ddp" if count > 1 else "single device"
             sharded: tuple[Part, ...] = ()
@@ -95,10 +106,10 @@ class Machine:
         return cls(count, strategy, sharded, on_cpu, None if dtype == "float32" else dtype, autocast)
 
 
-def _count(devices: Any) -> int:
-    """Of a node; 1 where it is what the node has."""
+def _count(devices: Any) -> int | None:
+    """Of a node; None where it is what the node has."""
     if isinstance(devices, list):
         return len(devices)
     if isinstance(devices, str) and "," in devices:
         return len([each for each in devices.split(",") if each.strip()])
-    return int(devices) if str(devices).isdigit() and int(devices) > 0 else 1
+    return int(devices) if str(devices).isdigit() and int(devices) > 0 else None

@@ -17,7 +17,7 @@ from dipo_pl.engine import default_token_budget
 from dipo_pl.errors import InputError
 from dipo_pl.generation import ROOM
 from dipo_pl.head import OutputHead
-from dipo_pl.hidden_states import Layer, answer_states, decoder_states
+from dipo_pl.hidden_states import Layer, answer_states, decoder_layers, decoder_states
 from dipo_pl.language_model import LanguageModel
 from dipo_pl.plan.live_memory import LiveMemory
 from dipo_pl.plan.loss_memory import StandIn
@@ -323,9 +323,7 @@ class _Step:
             return gradients
         if "weights" not in machine.sharded:
             return 0.0
-        decoder: Any = self.model.get_decoder()
-        lists = [each for each in decoder.children() if isinstance(each, nn.ModuleList)]
-        layers = [_bytes(layer.parameters()) for each in lists for layer in each]
+        layers = [_bytes(layer.parameters()) for layer in decoder_layers(self.model)]
         root = _bytes(self.model.parameters()) - sum(layers)
         # A layer, and the next one that is fetched meanwhile; all that is in no layer, the engine's whole head included.
         copies = (

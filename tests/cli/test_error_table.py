@@ -390,6 +390,27 @@ STRANGERS = [
             ],
         ),
     ),
+    Case(
+        MINE,
+        "trainer.callbacks[0].on_fit_start names torch.distributed.launcher.api.elastic_launch, which is of no kind",
+        overlay(
+            "trainer.callbacks",
+            [
+                {
+                    "class_path": "lightning.pytorch.callbacks.LambdaCallback",
+                    "init_args": {
+                        "on_fit_start": {
+                            "class_path": "torch.distributed.launcher.api.elastic_launch",
+                            "init_args": {
+                                "entrypoint": "touch",
+                                "config": {"min_nodes": 1, "max_nodes": 1, "nproc_per_node": 1},
+                            },
+                        }
+                    },
+                }
+            ],
+        ),
+    ),
     *(
         Case(
             MINE,

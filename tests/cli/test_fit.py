@@ -82,6 +82,25 @@ def test_the_same_command_again_says_that_it_is_finished(cli, smoke):
     assert {path: path.read_bytes() for path in smoke.rglob("*") if path.is_file()} == before
 
 
+def test_a_folder_below_home_is_the_same_one_again(cli, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path("home").resolve()))
+    words = ("fit", "--config", "smoke.yaml", "--output_dir=~/runs", "--trainer.limit_train_batches", "1")
+    words += ("--trainer.max_epochs", "1", "--forget_quality.generate_every", "0")
+    assert cli(*words).code == 0
+    assert Path("home/runs/smoke/manifest.json").is_file()
+    assert not Path("~").exists()
+    assert "is finished" in cli(*words).out
+
+
+def test_a_run_from_a_checkpoint_elsewhere_goes_on_from_its_own(cli, smoke):
+    words = ("fit", "--config", "smoke.yaml", "--forget_quality.generate_every", "0", "--name", "more")
+    words += ("--ckpt_path", smoke / "checkpoints/last.ckpt", "--trainer.max_epochs")
+    for epochs in ("3", "4"):
+        assert cli(*words, epochs).code == 0
+    manifest = json.loads(Path("runs/more/manifest.json").read_text())
+    assert (manifest["resumed_at_steps"], manifest["steps"]) == ([6, 9], 12)
+
+
 def test_another_configuration_is_refused_with_the_difference(cli, smoke):
     ended = cli(
         "fit", "--config", "smoke.yaml", "--output_dir", smoke.parent, "--model.forget_loss.beta", "0.1"

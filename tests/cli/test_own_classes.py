@@ -79,7 +79,10 @@ def test_a_key_of_any_type_makes_no_object(cli, monkeypatch):
     loss = ("--model.forget_loss", "own_odd.Odd", "--model.forget_loss.anything", marker)
     ended = cli("fit", "--config", "smoke.yaml", "--trainer.limit_train_batches", "1", *loss)
     assert not Path("made").exists()
-    assert ended.code == 0, ended.err
+    assert ended.code == 2
+    assert (
+        "model.forget_loss.anything names own_odd.Marker, which is of no kind that a run" in ended.errors[0]
+    )
 
 
 def test_readme_example_of_a_new_loss(cli, monkeypatch):

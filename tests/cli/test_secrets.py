@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dipo_pl.redact import redact, redact_arguments
+from dipo_pl.redact import redact, redact_arguments, redact_values
 
 TOKEN = "hf_" + "QwErTyUiOpAsDfGhJkLzXcVbNm12345678"
 SECRETS = {
     "TOKEN": TOKEN,
-    "PASSWORD": "hunter2-of-the-url",
-    "API_KEY": "key-of-the-logger",
+    "PASSWORD": "hunter2-of@the-url",
+    "API_KEY": "key, of the 'logger'",
+    "LISTED": "one of several",
 }
 URL = f"https://someone:{SECRETS['PASSWORD']}@example.org/models"
 
@@ -23,7 +24,9 @@ from dipo_pl.losses import CrossEntropy
 
 
 class Remote(TensorBoardLogger):
-    def __init__(self, save_dir: str, api_key: str, server: str = "", name: str = "run", version: str = "") -> None:
+    def __init__(
+        self, save_dir: str, api_key: str, auth_token: list[str], server: str = "", name: str = "run", version: str = ""
+    ) -> None:
         super().__init__(save_dir, name, version)
 
 
@@ -44,9 +47,10 @@ def run(process, tmp_path):
     (tmp_path / "modules" / "secretive.py").write_text(MODULE)
 
     def run(*words):
+        given = {"api_key": SECRETS["API_KEY"], "auth_token": ["first", SECRETS["LISTED"]]}
         logger = (
             "--trainer.logger",
-            json.dumps([LOGGER | {"init_args": LOGGER["init_args"] | {"api_key": SECRETS["API_KEY"]}}]),
+            json.dumps([LOGGER | {"init_args": LOGGER["init_args"] | given}]),
         )
         more = (
             "--trainer.max_epochs",
@@ -115,6 +119,8 @@ def test_a_key_that_does_not_exist_says_nothing_of_its_value(cli):
         ("s3://key@bucket/x", "s3://REDACTED@bucket/x"),
         (f"with {TOKEN}.", "with REDACTED."),
         ("api_key: abc\nwandb_api_key: abc", "api_key: REDACTED\nwandb_api_key: REDACTED"),
+        ("password='two words' failed", "password='REDACTED' failed"),
+        ("https://u:p@ss@h/x", "https://REDACTED@h/x"),
         ('{"auth_token": "abc", "lr": 1}', '{"auth_token": "REDACTED", "lr": 1}'),
         ("https://example.org/?token=abc&x=1", "https://example.org/?token=REDACTED&x=1"),
         *((text, text) for text in (
@@ -125,6 +131,34 @@ def test_a_key_that_does_not_exist_says_nothing_of_its_value(cli):
 )  # fmt: skip
 def test_redaction(text, hidden):
     assert redact(text) == hidden
+
+
+def test_a_secret_key_hides_all_that_it_holds():
+    given = {
+        "api_key": "two words, and 'more'", "auth_token": ["a", "b"], "githubToken": "abc",
+        "aws": {"credentials": {"a": "b"}},
+        "private_key": "-----\nlines\n", "pad_token": "<pad>", "tokens": 8, "lr": 0.1, "token": None,
+        "server": [f"see {URL}", {"passwd": 1}],
+    }  # fmt: skip
+    assert redact_values(given) == {
+        "api_key": "REDACTED", "auth_token": "REDACTED", "githubToken": "REDACTED", "aws": {"credentials": "REDACTED"},
+        "private_key": "REDACTED", "pad_token": "<pad>", "tokens": 8, "lr": 0.1, "token": None,
+        "server": ["see https://REDACTED@example.org/models", {"passwd": "REDACTED"}],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("word", "hidden"),
+    [
+        ("--x.token=correct horse", "--x.token=REDACTED"),
+        ("--logger={api_key: 'S3C,RET two words'}", '--logger={"api_key": "REDACTED"}'),
+        ('[{"auth_token": ["A", "B"]}]', '[{"auth_token": "REDACTED"}]'),
+        ("{lr: 0.1,  seed: 1}", "{lr: 0.1,  seed: 1}"),
+        ("{password: half", "{password: REDACTED"),
+    ],
+)
+def test_a_word_of_the_command_line(word, hidden):
+    assert redact_arguments([word]) == [hidden]
 
 
 def test_the_word_after_a_secret_option_is_hidden():

@@ -189,3 +189,9 @@ class TestStepsOfSeveralBatches:
     def test_without_steps_all_count_alike(self):
         sampler, _ = ranks(size=7, batch_size=2, world=2)
         assert [sampler.weight(each) for each in range(len(sampler))] == [1, 1]
+
+
+def test_a_step_of_an_epoch_that_is_cut_short_counts_its_own_rows():
+    sampler = ResumableSampler(lambda epoch: list(range(40)), batch_size=2, accumulation=4)
+    assert [sampler.weight(each, batches=5) for each in range(5)] == [1, 1, 1, 1, 4]
+    assert [sampler.weight(each) for each in range(20)] == [1] * 20

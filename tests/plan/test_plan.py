@@ -144,6 +144,10 @@ def test_a_device_that_is_too_small_is_told_and_what_would_help(cli):
     ("words", "named"),
     [
         (["--devices", "0"], "--devices must be at least 1, got 0"),
+        (
+            ["--config", "fsdp2.yaml", "--trainer.accelerator", "auto"],
+            "trainer.devices is auto with trainer.strategy fsdp2, and there is no GPU here to count: say with --devices",
+        ),
         (["--memory", "0"], "--memory must be a device's memory in GiB, got 0"),
         (["--rows", "5"], "--rows goes with --tokens"),
         (["--tokens", "1"], "--tokens counts a prompt"),
