@@ -102,7 +102,10 @@ def _dispatch(arguments: Sequence[str] | None) -> int:
         from dipo_pl.cli import run
 
         return run(given, debug)
-    commands = "demo, fit, plan, validate, sequence, relearn, quantize, task-vector, interpolate, consolidate, report, configs"
+    commands = (
+        "demo, fit, plan, validate, sequence, relearn, quantize, task-vector, interpolate, consolidate, report, "
+        "configs"
+    )
     print(f"dipo-pl: no command {given[0]!r}: try {commands} or --help", file=sys.stderr)
     return 2
 

@@ -1,6 +1,7 @@
 """Checkpoints that are whole or absent."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 from shutil import rmtree
 from typing import Any
 from zipfile import ZipFile
@@ -8,6 +9,7 @@ from zipfile import ZipFile
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from dipo_pl.errors import InputError
 from dipo_pl.run_folder import replacing
 from dipo_pl.sharded_checkpoint import REST, check_shards, load_sharded, with_whole_tensors
 
@@ -47,22 +49,34 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def check_checkpoint(path: Path, thoroughly: bool = True) -> None:
+def check_checkpoint(path: Path, advice: str, thoroughly: bool = True) -> None:
     """
     Args:
+        advice: what to do where it cannot be used.
         thoroughly: read all of it, and compare it with its checksums.
 
     Raises:
-        Exception: it is no checkpoint of a training, or damaged; or it is more than tensors and plain values, which
+        InputError: it is no checkpoint of a training, or damaged; or it is more than tensors and plain values, which
             could be code.
     """
-    content = read_checkpoint(path)
-    content["loops"]["fit_loop"], content["state_dict"], content["global_step"]
-    if path.is_dir():
-        check_shards(path, thoroughly)
-        path = path / REST
-    elif not thoroughly:
-        return
+    try:
+        content = read_checkpoint(path)
+        content["loops"]["fit_loop"], content["state_dict"], content["global_step"]
+        if path.is_dir():
+            check_shards(path, thoroughly)
+            _check_archive(path / REST)
+        elif thoroughly:
+            _check_archive(path)
+    except Exception as error:
+        # torch's own words advise to load it all the same.
+        unsafe = isinstance(error, UnpicklingError)
+        why = "it holds more than tensors and plain values, which could be code" if unsafe else str(error)
+        raise InputError(
+            f"cannot read the checkpoint {path} ({' '.join(why.split())[:200]}): {advice}"
+        ) from error
+
+
+def _check_archive(path: Path) -> None:
     # torch does not compare what it reads with the checksums that it wrote.
     with ZipFile(path) as archive:
         damaged = archive.testzip()

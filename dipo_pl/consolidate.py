@@ -53,13 +53,7 @@ def _consolidate(arguments: Sequence[str]) -> int:
 
     if not (folder / REST).is_file():
         raise InputError(f"{folder} is no checkpoint in shards (it has no {REST}): give another folder")
-    try:
-        check_checkpoint(folder)
-    except Exception as error:
-        raise InputError(
-            f"cannot read the checkpoint {folder} ({' '.join(str(error).split())[:200]}): give another, the previous.ckpt "
-            "beside it, say"
-        ) from error
+    check_checkpoint(folder, "give another, the previous.ckpt beside it, say")
     with replacing(given.output) as temporary, tempfile.TemporaryDirectory(dir=temporary.parent) as scratch:
         bar = tqdm(unit="tensor", desc="consolidate", disable=None)
 

@@ -187,17 +187,17 @@ def test_checkpoints_take_turns_and_one_is_whole_at_every_moment(
         checkpoint_at(run.checkpoints / "next.ckpt", "3", kinds[2])
         lives = iter(range(left))
 
-        def counted(change, lives=lives):
-            def changed(*each, **more):
+        def counted(change, lives):
+            def changed(*paths, **more):
                 if next(lives, None) is None:
                     raise Killed
-                change(*each, **more)
+                change(*paths, **more)
 
             return changed
 
         with monkeypatch.context() as patched:
-            patched.setattr(os, "replace", counted(replace))
-            patched.setattr(shutil, "rmtree", counted(rmtree))
+            patched.setattr(os, "replace", counted(replace, lives))
+            patched.setattr(shutil, "rmtree", counted(rmtree, lives))
             with suppress(Killed):
                 run.replace_checkpoint(run.checkpoints / "next.ckpt", keep)
         # Where keep is false, last.ckpt may be the damaged one that previous.ckpt has stood in for.
