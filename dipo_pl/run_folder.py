@@ -182,8 +182,8 @@ def replacing(path: Path) -> Iterator[Path]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # What kills have left: of a checkpoint, as many bytes as it has itself.
-        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-            leftover.unlink(missing_ok=True)
+        for leftover in _left(path):
+            _remove(leftover)
         try:
             yield temporary
             sync(temporary)
@@ -201,7 +201,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """
     temporary, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("tmp", "old"))
     with writing(path):
-        for leftover in (temporary, old):
+        for leftover in (*_left(path), old):
             _remove(leftover)
         try:
             temporary.mkdir(parents=True)
@@ -239,6 +239,11 @@ def write_text(path: Path, text: str) -> None:
     """Writes a file that is never seen half-written."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _left(path: Path) -> list[Path]:
+    """Temporary files and folders of `path` that no one will rename."""
+    return list(path.parent.glob(f".{glob.escape(path.name)}.*tmp"))
 
 
 def _remove(path: Path) -> None:

@@ -97,7 +97,7 @@ def whole(source: Tensor | StoredTensor) -> Tensor:
 
 def load_sharded(folder: Path) -> dict[str, Any]:
     """The checkpoint, with a StoredTensor for each that was divided."""
-    checkpoint = torch.load(folder / REST, map_location="cpu", weights_only=True)
+    checkpoint: dict[str, Any] = torch.load(folder / REST, map_location="cpu", weights_only=True)
     parts = checkpoint.pop("shards")["parts"]
 
     def stored(name: str, each: Tensor) -> Any:
