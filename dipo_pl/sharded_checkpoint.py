@@ -112,14 +112,15 @@ def with_whole_tensors(
     checkpoint: Mapping[str, Any], read: Callable[[StoredTensor], Tensor] = StoredTensor.whole
 ) -> dict[str, Any]:
     """The checkpoint as one process has it; what was tied is one tensor again."""
-    known: dict[tuple[Part, ...], Tensor] = {}
+    known: dict[tuple[Any, ...], Tensor] = {}
 
     def made(name: str, each: Any) -> Any:
         if not isinstance(each, StoredTensor):
             return each
-        if each.parts not in known:
-            known[each.parts] = read(each)
-        return known[each.parts]
+        key = (each.parts, each.shape, each.dtype)
+        if key not in known:
+            known[key] = read(each)
+        return known[key]
 
     return {
         **checkpoint,
@@ -165,10 +166,10 @@ def save_sharded(checkpoint: Mapping[str, Any], path: Path) -> None:
 
         def finish() -> None:
             files = {name: described for each, _ in written for name, described in each.items()}
-            places: dict[str, list[Part]] = {}
+            places: dict[str, list[Part]] = {name: [] for name in parts}
             for _, of_rank in written:
                 for name, place in of_rank:
-                    places.setdefault(name, []).append(place)
+                    places[name].append(place)
             with open(folder / REST, "wb") as file:
                 torch.save({**rest, "shards": {"files": files, "parts": places}}, file)
             # Syncs, and takes the place of what stood there.
@@ -237,6 +238,8 @@ def _write(tensors: Mapping[str, DTensor], folder: Path, path: Path) -> Written:
                 if place == (file, name):
                     parts[name] = local.contiguous()
                 places.append((name, (*place, tuple(first), tuple(shape))))
+            if not parts:
+                continue
             content = save(parts)
             with open(folder / file, "wb") as opened:
                 opened.write(content)
