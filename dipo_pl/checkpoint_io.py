@@ -62,11 +62,10 @@ def check_checkpoint(path: Path, advice: str, thoroughly: bool = True) -> None:
     try:
         content = read_checkpoint(path)
         content["loops"]["fit_loop"], content["state_dict"], content["global_step"]
-        if path.is_dir():
-            check_shards(path, thoroughly)
-            _check_archive(path / REST)
-        elif thoroughly:
-            _check_archive(path)
+        if thoroughly:
+            _check_archive(path / REST if path.is_dir() else path)
+            if path.is_dir():
+                check_shards(path)
     except Exception as error:
         # torch's own words advise to load it all the same.
         unsafe = isinstance(error, UnpicklingError)

@@ -1,8 +1,8 @@
 """Checkpoints in shards: a folder to which every rank writes its own parts of tensors, and the first one the rest.
 
     checkpoint.pt                 an ordinary checkpoint but for divided tensors, of which it has shape and dtype (they are
-                                  on the meta device), and under `shards` where their parts lie, with each file's length
-                                  and CRC-32
+                                  on the meta device), and under `shards` where their parts lie, with each file's
+                                  CRC-32
     rank-00000-000.safetensors    parts of one rank
 
 torch's own format keeps its metadata in a pickle; its safetensors writer (`torch.distributed.checkpoint.hf_storage`) has
@@ -128,21 +128,19 @@ def with_whole_tensors(
     }
 
 
-def check_shards(folder: Path, thoroughly: bool) -> None:
-    """
-    Args:
-        thoroughly: compare checksums, which reads all files; else only that they are there and whole.
+def check_shards(folder: Path) -> None:
+    """Compares all shards with their checksums.
 
     Raises:
-        ValueError: a shard is missing or damaged.
+        ValueError: one is missing or damaged.
     """
     files = torch.load(folder / REST, map_location="cpu", weights_only=True)["shards"]["files"]
 
     def check(name: str) -> None:
-        path, (length, checksum) = folder / Path(name).name, files[name]
+        path = folder / Path(name).name
         if not path.is_file():
             raise ValueError(f"{name} is missing")
-        if path.stat().st_size != length or (thoroughly and _checksum(path) != checksum):
+        if _checksum(path) != files[name]:
             raise ValueError(f"{name} is damaged")
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
@@ -155,7 +153,7 @@ def save_sharded(checkpoint: Mapping[str, Any], path: Path) -> None:
 
     Raises:
         WriteError: some rank cannot write, on all ranks; what stood at `path` still does.
-        TrainingError: another failure of some rank.
+        TrainingError: another failure of some rank; or the ranks do not share the folder.
     """
     first = dist.get_rank() == 0
     rest, parts = _divided(checkpoint)
@@ -165,11 +163,17 @@ def save_sharded(checkpoint: Mapping[str, Any], path: Path) -> None:
         written = _on_all(partial(_write, parts, folder, path))
 
         def finish() -> None:
-            files = {name: described for each, _ in written for name, described in each.items()}
+            files = {name: checksum for each, _ in written for name, checksum in each.items()}
             places: dict[str, list[Part]] = {name: [] for name in parts}
             for _, of_rank in written:
                 for name, place in of_rank:
                     places[name].append(place)
+            for name in files:
+                if not (folder / name).is_file():
+                    raise TrainingError(
+                        f"{folder / name} is written, and rank 0 does not see it: output_dir must be a folder that all "
+                        "machines share"
+                    )
             with open(folder / REST, "wb") as file:
                 torch.save({**rest, "shards": {"files": files, "parts": places}}, file)
             # Syncs, and takes the place of what stood there.
@@ -205,25 +209,23 @@ def _mapped(function: Callable[[str, Any], Any], value: Any, name: str) -> Any:
     return value
 
 
-Written = tuple[dict[str, tuple[int, int]], list[tuple[str, Part]]]
+Written = tuple[dict[str, int], list[tuple[str, Part]]]
 
 
 def _write(tensors: Mapping[str, DTensor], folder: Path, path: Path) -> Written:
-    """Writes this rank's parts; gives length and checksum of each file, and where each tensor's part is.
+    """Writes this rank's parts; gives each file's checksum, and where each tensor's part is.
 
     Raises:
-        WriteError, TrainingError: see `save_sharded`.
+        WriteError: it cannot.
     """
     rank = dist.get_rank()
-    if not folder.is_dir():
-        raise TrainingError(
-            f"rank {rank} does not see {folder}, which rank 0 has made: output_dir must be a folder that all machines share"
-        )
-    files: dict[str, tuple[int, int]] = {}
+    files: dict[str, int] = {}
     places: list[tuple[str, Part]] = []
     # Tied weights are written once.
     known: dict[tuple[int, torch.Size], tuple[str, str]] = {}
     with writing(path):
+        # A network file system may not show at once what the first rank has made.
+        folder.mkdir(parents=True, exist_ok=True)
         for number, names in enumerate(_groups(tensors)):
             file = f"rank-{rank:05}-{number:03}.safetensors"
             parts = {}
@@ -244,7 +246,7 @@ def _write(tensors: Mapping[str, DTensor], folder: Path, path: Path) -> Written:
             with open(folder / file, "wb") as opened:
                 opened.write(content)
             sync(folder / file)
-            files[file] = (len(content), zlib.crc32(content))
+            files[file] = zlib.crc32(content)
     return files, places
 
 

@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from dipo_pl import sharded_checkpoint
-from dipo_pl.errors import InputError
+from dipo_pl.errors import InputError, TrainingError
 from dipo_pl.sharded_checkpoint import (
     StoredTensor,
     check_shards,
@@ -83,7 +83,7 @@ def test_written_and_read(one_rank, tmp_path, monkeypatch):
     assert len(list(path.glob("rank-00000-*.safetensors"))) == 3
     names = [name for each in path.glob("*.safetensors") for name in load_file(each)]
     assert sorted(names) == ["optimizer_states.0.state.0.exp_avg", "state_dict.a", "state_dict.b"]
-    check_shards(path, thoroughly=True)
+    check_shards(path)
     read = with_whole_tensors(load_sharded(path))
     assert read["global_step"] == 3
     for name, each in weights.items():
@@ -93,3 +93,12 @@ def test_written_and_read(one_rank, tmp_path, monkeypatch):
     assert torch.equal(ours["state"][0]["exp_avg"], state[0]["exp_avg"].full_tensor())
     assert (ours["state"][0]["step"], ours["state"][0]["note"]) == (torch.tensor(3.0), "x")
     assert ours["param_groups"] == optimizer["param_groups"]
+
+
+def test_a_folder_that_ranks_do_not_share_is_no_checkpoint(one_rank, tmp_path, monkeypatch):
+    """What another rank has written lies on its own machine."""
+    elsewhere = ({"rank-00001-000.safetensors": 0}, [])
+    monkeypatch.setattr(sharded_checkpoint, "_write", lambda *_: elsewhere)
+    with pytest.raises(TrainingError, match="rank 0 does not see it: output_dir must be a folder that all"):
+        save_sharded({"state_dict": {}, "optimizer_states": []}, tmp_path / "shards" / "last.ckpt")
+    assert not list((tmp_path / "shards").iterdir())

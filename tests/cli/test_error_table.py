@@ -140,8 +140,7 @@ def in_shards(change: Callable[[Path], None] = nothing) -> Callable[[Path], None
             stored[name] = each.contiguous()
             parts[f"state_dict.{name}"] = [(SHARD, name, (0,) * each.dim(), tuple(each.shape))]
         save_file(stored, path / SHARD)
-        content = (path / SHARD).read_bytes()
-        files = {SHARD: (len(content), zlib.crc32(content))}
+        files = {SHARD: zlib.crc32((path / SHARD).read_bytes())}
         torch.save(checkpoint | {"shards": {"files": files, "parts": parts}}, path / "checkpoint.pt")
         change(path)
 
