@@ -174,7 +174,7 @@ def save_sharded(checkpoint: Mapping[str, Any], path: Path) -> None:
                         f"{folder / name} is written, and rank 0 does not see it: output_dir must be a folder that all "
                         "machines share"
                     )
-            with open(folder / REST, "wb") as file:
+            with writing(path), open(folder / REST, "wb") as file:
                 torch.save({**rest, "shards": {"files": files, "parts": places}}, file)
             # Syncs, and takes the place of what stood there.
             stack.close()
