@@ -26,7 +26,7 @@ demo: install ## Train, unlearn, measure: the whole story offline on a CPU, in m
 test: install ## Run all tests
 	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
 
-torture: install ## Kill, interrupt, starve and damage short runs at random (OPTIONS='--faults 60 --seed 1')
+torture: install ## Kill, interrupt, starve and damage short runs at random (OPTIONS='--faults 60 --seed 1 --shards')
 	$(BIN)/python tests/torture $(OPTIONS)
 
 bench: install ## Time and memory of a step (OPTIONS=--evaluation: of an evaluation), side by side with plain code

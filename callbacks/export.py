@@ -9,10 +9,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from dipo_pl.adapter import merged, save_adapter
+from dipo_pl.checkpoint_io import read_checkpoint
 from dipo_pl.errors import InputError, TrainingError
 from dipo_pl.fsdp2 import is_sharded, whole_weights
 from dipo_pl.model_card import model_card, write_model_card
 from dipo_pl.run_folder import RunFolder, replacing_folder
+from dipo_pl.sharded_checkpoint import whole
 
 
 class Export(Callback):
@@ -53,14 +55,17 @@ class Export(Callback):
         step = trainer.global_step
         if self.best:
             checkpoint = _best(trainer)
-            if checkpoint is None or not Path(checkpoint.best_model_path).is_file():
+            best = checkpoint.best_model_path if checkpoint else ""
+            if not best or not Path(best).exists():
                 raise TrainingError(
                     "export.best is true and no best checkpoint was written: see checkpoint.monitor"
                 )
-            saved = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)
+            saved = read_checkpoint(Path(best))
             step = saved["global_step"]
             # What is not trained is in no checkpoint.
-            weights |= {name.removeprefix("model."): each for name, each in saved["state_dict"].items()}
+            weights |= {
+                name.removeprefix("model."): whole(each) for name, each in saved["state_dict"].items()
+            }
         target = RunFolder.of(trainer).hf
         # Lightning's fast_dev_run writes no config, which the card is made of.
         run = RunFolder.of(trainer)

@@ -18,6 +18,7 @@ dipo-pl {__version__}: make a language model forget chosen data, and show that i
   dipo-pl quantize runs/A                measure finished models with weights rounded to 8 and 4 bits
   dipo-pl task-vector A B --output DIR   model A less what made B of it: what training on the forget set adds
   dipo-pl interpolate A B --output DIR   a model between two
+  dipo-pl consolidate runs/A --output FILE    one checkpoint file of one that was written in shards
   dipo-pl report runs/A runs/B           runs side by side: a table; with --output DIR also pages and pictures
   dipo-pl configs                        list the shipped configs
 
@@ -81,6 +82,10 @@ def _dispatch(arguments: Sequence[str] | None) -> int:
         from dipo_pl.arithmetic.interpolate import interpolate
 
         return interpolate(given[1:], debug)
+    if given[0] == "consolidate":
+        from dipo_pl.consolidate import consolidate
+
+        return consolidate(given[1:], debug)
     if given[0] == "sequence":
         from dipo_pl.sequence.command import sequence
 
@@ -98,7 +103,8 @@ def _dispatch(arguments: Sequence[str] | None) -> int:
 
         return run(given, debug)
     commands = (
-        "demo, fit, plan, validate, sequence, relearn, quantize, task-vector, interpolate, report, configs"
+        "demo, fit, plan, validate, sequence, relearn, quantize, task-vector, interpolate, consolidate, report, "
+        "configs"
     )
     print(f"dipo-pl: no command {given[0]!r}: try {commands} or --help", file=sys.stderr)
     return 2

@@ -1,7 +1,6 @@
 """Lightning's CLI as `dipo-pl` needs it: bare config names, run folders, resuming, one line an error."""
 
 import os
-import pickle
 import sys
 import traceback
 from collections.abc import Sequence
@@ -9,9 +8,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
-from zipfile import ZipFile
 
-import torch
 import yaml
 from jsonargparse import ActionConfigFile, Namespace
 from lightning import LightningModule, Trainer
@@ -44,7 +41,7 @@ from dipo_pl.callbacks.samples import Samples
 from dipo_pl.callbacks.selection import BestCheckpoint, Selection
 from dipo_pl.callbacks.training_monitor import TrainingMonitor
 from dipo_pl.callbacks.weight_change import WeightChange
-from dipo_pl.checkpoint_io import AtomicCheckpointIO
+from dipo_pl.checkpoint_io import AtomicCheckpointIO, check_checkpoint, read_checkpoint
 from dipo_pl.config_errors import one_line
 from dipo_pl.config_text import load_yaml, read_text
 from dipo_pl.configs import resolve
@@ -338,10 +335,11 @@ class DiPOCLI(LightningCLI):
         named = None if asked in (None, "last") else Path(asked)
         checkpoint: Path | None = None
         # What a run has started from is behind it once it has a checkpoint of its own, unless it is to go back to one.
-        if named is None or named.resolve().parent != self.run.checkpoints.resolve():
-            checkpoint = None if self.settings.trainer.fast_dev_run else _newest_readable(self.run)
+        goes_on = named is None or named.resolve().parent != self.run.checkpoints.resolve()
+        if goes_on and not self.settings.trainer.fast_dev_run:
+            checkpoint = _newest_readable(self.run, self._reads_all)
         if checkpoint is None and named is not None:
-            _refuse_unreadable(named)
+            _refuse_unreadable(named, self._reads_all)
             checkpoint = named
         if checkpoint is not None:
             _refuse_fewer_epochs(checkpoint, self.settings.trainer.max_epochs)
@@ -355,12 +353,17 @@ class DiPOCLI(LightningCLI):
         # What comes after, in this process or another, finds all that the first one has written.
         self.trainer.strategy.barrier()
 
+    @property
+    def _reads_all(self) -> bool:
+        """Whether this process compares checksums: under fsdp2 all take the checkpoint that the first one has chosen."""
+        return self.trainer.is_global_zero or not isinstance(self.trainer.strategy, fsdp2.FSDP2Strategy)
+
     def _callback(self, kind: type[C]) -> C:
         return next(each for each in self.trainer.callbacks if isinstance(each, kind))  # type: ignore[attr-defined]
 
     def validate(self, **kwargs: Any) -> None:
         if kwargs.get("ckpt_path") is not None:
-            _refuse_unreadable(Path(kwargs["ckpt_path"]))
+            _refuse_unreadable(Path(kwargs["ckpt_path"]), self._reads_all)
         self.trainer.validate(**kwargs | {"verbose": False})
 
 
@@ -410,7 +413,7 @@ def _changes(before: Any, now: Any, key: str) -> list[str]:
     return [] if before == now else [f"{key}: {before!r} there, {now!r} here"]
 
 
-def _newest_readable(run: RunFolder) -> Path | None:
+def _newest_readable(run: RunFolder, thoroughly: bool) -> Path | None:
     """The checkpoint to resume from, if there is any.
 
     Raises:
@@ -419,7 +422,7 @@ def _newest_readable(run: RunFolder) -> Path | None:
     errors: list[InputError] = []
     for checkpoint in run.to_resume_from:
         try:
-            _refuse_unreadable(checkpoint)
+            _refuse_unreadable(checkpoint, thoroughly)
         except InputError as error:
             errors.append(error)
             continue
@@ -436,29 +439,15 @@ def _newest_readable(run: RunFolder) -> Path | None:
     return None
 
 
-def _refuse_unreadable(checkpoint: Path) -> None:
-    if not checkpoint.is_file():
+def _refuse_unreadable(checkpoint: Path, thoroughly: bool) -> None:
+    if not checkpoint.exists():
         raise InputError(f"no checkpoint {checkpoint}: give a file, or leave ckpt_path out")
-    try:
-        content = torch.load(checkpoint, map_location="meta", weights_only=True, mmap=True)
-        content["loops"]["fit_loop"], content["state_dict"], content["global_step"]
-        # torch does not compare what it reads with the checksums that it wrote.
-        with ZipFile(checkpoint) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"{damaged} is damaged")
-    except Exception as error:
-        # torch's own words advise to load it all the same.
-        unsafe = isinstance(error, pickle.UnpicklingError)
-        why = "it holds more than tensors and plain values, which could be code" if unsafe else str(error)
-        raise InputError(
-            f"cannot read the checkpoint {checkpoint} ({' '.join(why.split())[:200]}): remove it to start "
-            "afresh, or give another as ckpt_path"
-        ) from error
+    advice = "remove it to start afresh, or give another as ckpt_path"
+    check_checkpoint(checkpoint, advice, thoroughly)
 
 
 def _refuse_fewer_epochs(checkpoint: Path, max_epochs: int | None) -> None:
-    content = torch.load(checkpoint, map_location="meta", weights_only=True, mmap=True)
+    content = read_checkpoint(checkpoint)
     epochs_done = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     if max_epochs is not None and 0 <= max_epochs < epochs_done:
         raise InputError(

@@ -20,7 +20,12 @@ class WriteError(TrainingError):
 
     def __init__(self, path: Path, cause: OSError) -> None:
         self.strerror = cause.strerror
+        self._made_of = path, cause
         super().__init__(
             f"cannot write {path} ({self.strerror}): what was there before is whole; make room or allow it, and give the "
             "same command again"
         )
+
+    def __reduce__(self) -> tuple[type["WriteError"], tuple[Path, OSError]]:
+        # One rank tells it to the others.
+        return WriteError, self._made_of

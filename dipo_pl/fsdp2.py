@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,21 +13,17 @@ from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
-    set_optimizer_state_dict,
 )
-from torch.distributed.fsdp import (
-    FSDPModule,
-    FullyShardedDataParallel,
-    OptimStateKeyType,
-    fully_shard,
-)
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from dipo_pl.checkpoint_io import read_checkpoint
 from dipo_pl.errors import InputError
 from dipo_pl.hidden_states import decoder_layers
+from dipo_pl.sharded_checkpoint import of_this_rank, save_sharded
 
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -35,12 +32,17 @@ class FSDP2Strategy(ModelParallelStrategy):
     """Data parallel over all devices, with decoder layers, embedding and head in shards.
 
     Lightning's own ModelParallelStrategy takes the devices of a node for tensor parallel by default, and the ranks
-    of a model that is not written for that diverge without a word. Checkpoints are one file, as with every other
-    strategy, and resume under any of them.
+    of a model that is not written for that diverge without a word. Checkpoints resume under any other strategy, and
+    those of any other under this one.
+
+    Args:
+        sharded_checkpoints: checkpoints are folders to which each rank writes its own parts (`dipo-pl consolidate` makes
+            a file of one); else files, put together in the first process's memory.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sharded_checkpoints: bool = False) -> None:
         super().__init__(save_distributed_checkpoint=False)
+        self.sharded_checkpoints = sharded_checkpoints
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
@@ -104,37 +106,68 @@ class FSDP2Strategy(ModelParallelStrategy):
         set_model_state_dict(model, loaded, options=options)
         return model
 
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
+    ) -> None:
+        path = Path(self.broadcast(filepath))
+        if self.sharded_checkpoints:
+            save_sharded(checkpoint, path)
+        elif self.is_global_zero:
+            self.checkpoint_io.save_checkpoint(checkpoint, path)
+
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         # Mapped, not read: each process takes its own parts of it.
-        content: dict[str, Any] = torch.load(
-            self.broadcast(checkpoint_path), mmap=True, map_location="cpu", weights_only=True
-        )
-        return content
+        return read_checkpoint(Path(self.broadcast(checkpoint_path)))
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        assert self.model is not None
+        return self.model.state_dict() if self.sharded_checkpoints else super().lightning_module_state_dict()
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        assert self.lightning_module is not None
-        options = StateDictOptions(full_state_dict=True, strict=strict)
-        set_model_state_dict(self.lightning_module, dict(checkpoint["state_dict"]), options=options)
+        assert self.model is not None
+        given = checkpoint["state_dict"]
+        for name, target in self.model.state_dict().items():
+            if strict or name in given:
+                _fill(target, given[name])
 
     @property
     def lightning_restore_optimizer(self) -> bool:
         return True
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The whole state on the first process, numbered as by a single device."""
-        assert self.model is not None
-        optimizer = getattr(optimizer, "_optimizer", optimizer)
-        state = get_optimizer_state_dict(self.model, optimizer, options=FULL)
-        if not self.is_global_zero:
-            return {}
-        return _keyed(state, OptimStateKeyType.PARAM_ID, self.model, optimizer)
+        """Numbered as by a single device; whole on the first process alone, or on each what it has."""
+        state: dict[str, Any] = getattr(optimizer, "_optimizer", optimizer).state_dict()
+        if self.sharded_checkpoints:
+            return state
+        gathered: dict[int, dict[str, Any]] = {}
+        for number, entries in state["state"].items():
+            gathered[number] = {}
+            for name, value in entries.items():
+                # One at a time, kept in the first process's memory.
+                value = whole(value) if isinstance(value, Tensor) else value
+                if self.is_global_zero:
+                    gathered[number][name] = value.cpu() if isinstance(value, Tensor) else value
+        return state | {"state": gathered} if self.is_global_zero else {}
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         assert self.model is not None
-        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            named = _keyed(state, OptimStateKeyType.PARAM_NAME, self.model, optimizer)
-            set_optimizer_state_dict(
-                self.model, optimizer, named, options=StateDictOptions(full_state_dict=True)
+        for optimizer, given in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            # Has torch make the state that a first step would, in parts as the weights are.
+            get_optimizer_state_dict(self.model, optimizer)
+            state = optimizer.state_dict()["state"]
+            for number, entries in given["state"].items():
+                for name, value in entries.items():
+                    if isinstance(state[number].get(name), Tensor):
+                        _fill(state[number][name], value)
+                    else:
+                        state[number][name] = value
+            optimizer.load_state_dict(
+                {
+                    "state": {number: state[number] for number in given["state"]},
+                    "param_groups": given["param_groups"],
+                }
             )
 
 
@@ -180,10 +213,8 @@ def _restore_buffers(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
         buffer.copy_(buffers[name])
 
 
-def _keyed(
-    state: Mapping[str, Any], by: OptimStateKeyType, model: nn.Module, optimizer: Optimizer
-) -> dict[str, Any]:
-    keyed: dict[str, Any] = FullyShardedDataParallel.rekey_optim_state_dict(
-        dict(state), by, model, optim=optimizer
-    )
-    return keyed
+def _fill(target: Tensor, source: Any) -> None:
+    """Reads what this rank has of a tensor into it."""
+    part = of_this_rank(source, target)
+    with torch.no_grad():
+        (target.to_local() if isinstance(target, DTensor) else target).copy_(part)

@@ -62,15 +62,27 @@ class RunFolder:
 
     def replace_checkpoint(self, new: Path, keep: bool) -> None:
         """Puts a new checkpoint in the last one's place, which becomes the previous one, or is not kept."""
-        if keep and self.last_checkpoint.is_file():
-            os.replace(self.last_checkpoint, self.previous_checkpoint)
+        aside = self.checkpoints / ".replaced"
+        _remove(aside)
+        # A folder cannot be renamed to one that is there: at every moment in between one of the two names has a whole one.
+        stands_in = keep or not self.previous_checkpoint.exists()
+        if self.last_checkpoint.exists():
+            if not stands_in:
+                os.replace(self.last_checkpoint, aside)
+            else:
+                if self.previous_checkpoint.exists():
+                    os.replace(self.previous_checkpoint, aside)
+                os.replace(self.last_checkpoint, self.previous_checkpoint)
         os.replace(new, self.last_checkpoint)
-        _sync(self.checkpoints)
+        sync(self.checkpoints)
+        _remove(aside)
+        if stands_in and not keep:
+            _remove(self.previous_checkpoint)
 
     @property
     def to_resume_from(self) -> list[Path]:
-        """The checkpoints that are there, the newest first."""
-        return [each for each in (self.last_checkpoint, self.previous_checkpoint) if each.is_file()]
+        """The checkpoints that are there, files or folders of shards, the newest first."""
+        return [each for each in (self.last_checkpoint, self.previous_checkpoint) if each.exists()]
 
     @property
     def hf(self) -> Path:
@@ -167,16 +179,16 @@ def replacing(path: Path) -> Iterator[Path]:
         WriteError: it cannot be written; what stood at `path` still does.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _writing(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # What kills have left: of a checkpoint, as many bytes as it has itself.
-        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-            leftover.unlink(missing_ok=True)
+        for leftover in _left(path):
+            _remove(leftover)
         try:
             yield temporary
-            _sync(temporary)
+            sync(temporary)
             os.replace(temporary, path)
-            _sync(path.parent)
+            sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -188,26 +200,26 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     Between two renames it is neither; then the old one lies beside it under a hidden name.
     """
     temporary, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("tmp", "old"))
-    with _writing(path):
+    with writing(path):
         if old.exists() and not path.exists():
             # A kill came between the two renames.
             old.rename(path)
-        for leftover in (temporary, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in (*_left(path), old):
+            _remove(leftover)
         try:
             temporary.mkdir(parents=True)
             yield temporary
             for each in (*temporary.rglob("*"), temporary):
-                _sync(each)
+                sync(each)
             if path.exists():
                 path.rename(old)
             temporary.rename(path)
-            _sync(path.parent)
+            sync(path.parent)
         finally:
             if old.exists() and not path.exists():
                 old.rename(path)
-            shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+            _remove(temporary)
+        _remove(old)
 
 
 @contextmanager
@@ -234,8 +246,25 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def _left(path: Path) -> list[Path]:
+    """Temporary files and folders of `path` that no one will rename."""
+    return list(path.parent.glob(f".{glob.escape(path.name)}.*tmp"))
+
+
+def _remove(path: Path) -> None:
+    """A file, a folder or nothing."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """
+    Raises:
+        WriteError: the system refuses what is done within; `path` is what the message names.
+    """
     try:
         yield
     except (InputError, WriteError):
@@ -260,7 +289,8 @@ def _system_error(error: BaseException | None) -> OSError | None:
     return None
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Makes a file or a folder's entries durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

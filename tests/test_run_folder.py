@@ -2,10 +2,13 @@
 
 import errno
 import os
+import pickle
 import re
 import resource
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -182,3 +185,65 @@ def test_what_a_kill_has_left_makes_room(tmp_path):
     (tmp_path / ".last.ckpt.123.tmp").write_text("half")
     write_text(tmp_path / "last.ckpt", "whole")
     assert [each.name for each in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def checkpoint_at(path, text, as_folder):
+    if as_folder:
+        path.mkdir()
+    (path / "shard" if as_folder else path).write_text(text)
+
+
+def text_of(path):
+    return (path / "shard" if path.is_dir() else path).read_text()
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("kinds", list(product([True, False], repeat=3)))
+@pytest.mark.parametrize("previous", [True, False])
+def test_checkpoints_take_turns_and_one_is_whole_at_every_moment(
+    tmp_path, monkeypatch, kinds, keep, previous
+):
+    """Files and folders in any order; killed before the n-th change of the folder, and gone on with."""
+    run = RunFolder(tmp_path)
+    replace, rmtree = os.replace, shutil.rmtree
+
+    class Killed(BaseException):
+        pass
+
+    for left in range(7):
+        rmtree(run.checkpoints, ignore_errors=True)
+        run.checkpoints.mkdir()
+        if previous:
+            checkpoint_at(run.previous_checkpoint, "1", kinds[0])
+        checkpoint_at(run.last_checkpoint, "2", kinds[1])
+        checkpoint_at(run.checkpoints / "next.ckpt", "3", kinds[2])
+        lives = iter(range(left))
+
+        def counted(change, lives):
+            def changed(*paths, **more):
+                if next(lives, None) is None:
+                    raise Killed
+                change(*paths, **more)
+
+            return changed
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "replace", counted(replace, lives))
+            patched.setattr(shutil, "rmtree", counted(rmtree, lives))
+            with suppress(Killed):
+                run.replace_checkpoint(run.checkpoints / "next.ckpt", keep)
+        # Where keep is false, last.ckpt may be the damaged one that previous.ckpt has stood in for.
+        good = ("2", "3") if keep or not previous else ("1", "3")
+        assert any(text_of(each) in good for each in run.to_resume_from)
+        if (run.checkpoints / "next.ckpt").exists():
+            run.replace_checkpoint(run.checkpoints / "next.ckpt", keep)
+        assert text_of(run.last_checkpoint) == "3"
+    kept = {"2"} if keep else {"1"} if previous else set()
+    assert {text_of(each) for each in run.to_resume_from[1:]} == kept
+    assert {each.name for each in run.checkpoints.iterdir()} <= {"last.ckpt", "previous.ckpt"}
+
+
+def test_a_failed_write_is_told_by_one_process_to_another():
+    error = WriteError(Path("last.ckpt"), OSError(28, "No space left on device"))
+    told = pickle.loads(pickle.dumps(error))
+    assert (type(told), str(told), told.strerror) == (WriteError, str(error), error.strerror)

@@ -175,7 +175,7 @@ def _table(found: Plan) -> list[str]:
         row("generating answers", memory.generation + memory.overhead),
         row("greatest", memory.peak),
         f"files, {unit}",
-        row("a checkpoint", memory.checkpoint),
+        row("a checkpoint", memory.checkpoint, _written_by(found.machine)),
         row("exported model", memory.export),
         row("reference's states", found.store),
         "parameters",
@@ -194,6 +194,12 @@ def _table(found: Plan) -> list[str]:
 
 def _answers(workload: "Workload") -> str:
     return "" if workload.answer_tokens is None else f"of these {workload.answer_tokens:,} of answers"
+
+
+def _written_by(machine: "Machine") -> str:
+    if machine.sharded_checkpoints:
+        return f"in {machine.devices} shares, each from a device's process"
+    return "put together in the first process's memory" if "weights" in machine.sharded else ""
 
 
 def _share(found: Plan, part: Any) -> str:

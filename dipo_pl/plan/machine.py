@@ -44,6 +44,7 @@ class Machine:
         on_cpu: whether the run computes on CPUs.
         dtype: that weights are cast to, or null where they stay as they are.
         autocast: the dtype of products, where it is another than the weights'.
+        sharded_checkpoints: whether each device writes its own part of them.
     """
 
     devices: int
@@ -52,6 +53,7 @@ class Machine:
     on_cpu: bool
     dtype: str | None
     autocast: str | None
+    sharded_checkpoints: bool = False
 
     @classmethod
     def of(cls, trainer: dict[str, Any], devices: int | None, nodes: int | None) -> Self:
@@ -103,7 +105,10 @@ class Machine:
             raise InputError(f"trainer.strategy is SingleDeviceStrategy, and there are {count} devices")
         on_cpu = trainer["accelerator"] == "cpu"
         # Of true precisions only those that are not the default are cast to.
-        return cls(count, strategy, sharded, on_cpu, None if dtype == "float32" else dtype, autocast)
+        in_shards = bool(options.get("sharded_checkpoints"))
+        return cls(
+            count, strategy, sharded, on_cpu, None if dtype == "float32" else dtype, autocast, in_shards
+        )
 
 
 def _count(devices: Any) -> int | None:

@@ -5,17 +5,20 @@ import pickle
 import re
 import shlex
 import shutil
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from dipo_pl.checkpoint_io import AtomicCheckpointIO
 
 RAN = "code-of-a-pickle-ran"
+SHARD = "rank-00000-000.safetensors"
 
 
 class Payload:
@@ -120,6 +123,51 @@ def pickled_optimizer(run: Path) -> None:
     checkpoint["optimizer_states"] = [Payload()]
     torch.save(checkpoint, path)
     (run / "checkpoints" / "previous.ckpt").unlink()
+
+
+def in_shards(change: Callable[[Path], None] = nothing) -> Callable[[Path], None]:
+    """A finished run at runs/smoke whose one checkpoint is in shards, as of one process, and changed."""
+
+    def shards(run: Path) -> None:
+        (run / "checkpoints" / "previous.ckpt").unlink()
+        path = run / "checkpoints" / "last.ckpt"
+        checkpoint = torch.load(path, weights_only=True)
+        path.unlink()
+        path.mkdir()
+        parts, stored = {}, {}
+        for name, each in checkpoint["state_dict"].items():
+            checkpoint["state_dict"][name] = torch.empty_like(each, device="meta")
+            stored[name] = each.contiguous()
+            parts[f"state_dict.{name}"] = [(SHARD, name, (0,) * each.dim(), tuple(each.shape))]
+        save_file(stored, path / SHARD)
+        files = {SHARD: zlib.crc32((path / SHARD).read_bytes())}
+        torch.save(checkpoint | {"shards": {"files": files, "parts": parts}}, path / "checkpoint.pt")
+        change(path)
+
+    return run_of_smoke(shards)
+
+
+def bit_of_a_shard(checkpoint: Path) -> None:
+    content = bytearray((checkpoint / SHARD).read_bytes())
+    content[-1] ^= 1
+    (checkpoint / SHARD).write_bytes(content)
+
+
+def end_of_a_shard(checkpoint: Path) -> None:
+    content = (checkpoint / SHARD).read_bytes()
+    (checkpoint / SHARD).write_bytes(content[:-1])
+
+
+def without_a_shard(checkpoint: Path) -> None:
+    (checkpoint / SHARD).unlink()
+
+
+def without_the_rest(checkpoint: Path) -> None:
+    (checkpoint / "checkpoint.pt").unlink()
+
+
+def pickled_rest(checkpoint: Path) -> None:
+    pickle_at(str(checkpoint / "checkpoint.pt"))
 
 
 def half_a_line_of_metrics(run: Path) -> None:
@@ -607,7 +655,28 @@ OTHER_COMMANDS = [
     ),
 ]
 
-CASES = [*SETTINGS, *CONFIG_FILES, *STRANGERS, *ROWS, *MODELS, *RESUMING, *COMPARED, *OTHER_COMMANDS]
+UNREADABLE = "cannot read the checkpoint runs/smoke/checkpoints/last.ckpt ("
+CONSOLIDATE = "consolidate runs/smoke --output one.ckpt"
+SHARDS = [
+    Case("consolidate runs/smoke", "the following arguments are required: --output", in_shards()),
+    Case(CONSOLIDATE, "runs/smoke/checkpoints/last.ckpt is one file already", run_of_smoke()),
+    Case("consolidate nowhere --output one.ckpt", "no checkpoint nowhere: give the folder of a checkpoint"),
+    Case("consolidate there --output one.ckpt", "there is no checkpoint in shards (it has no", folder_there),
+    Case(
+        "consolidate runs/smoke --output empty.yaml",
+        "--output empty.yaml is there already",
+        lambda smoke: (in_shards()(smoke), empty_file(smoke))[0],
+    ),
+    Case(CONSOLIDATE, f"{UNREADABLE}{SHARD} is damaged): give another", in_shards(bit_of_a_shard)),
+    Case(CONSOLIDATE, f"{UNREADABLE}it holds more than tensors", in_shards(pickled_rest)),
+    Case("--trainer.max_epochs 3", f"{UNREADABLE}{SHARD} is damaged): remove it", in_shards(bit_of_a_shard)),
+    Case("--trainer.max_epochs 3", f"{UNREADABLE}{SHARD} is damaged): remove it", in_shards(end_of_a_shard)),
+    Case("--trainer.max_epochs 3", f"{UNREADABLE}{SHARD} is missing): remove it", in_shards(without_a_shard)),
+    Case("--trainer.max_epochs 3", f"{UNREADABLE}[Errno 2] No such file", in_shards(without_the_rest)),
+    Case("--trainer.max_epochs 3", f"{UNREADABLE}it holds more than tensors", in_shards(pickled_rest)),
+]
+
+CASES = [*SETTINGS, *CONFIG_FILES, *STRANGERS, *ROWS, *MODELS, *RESUMING, *COMPARED, *OTHER_COMMANDS, *SHARDS]
 
 
 def on_disk() -> dict[Path, bytes | None]:

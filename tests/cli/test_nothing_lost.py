@@ -2,11 +2,15 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dipo_pl.checkpoint_io import read_checkpoint
 
 RUN = ("fit", "--config", "smoke.yaml", "--forget_quality.generate_every", "0", "--data.evaluation_rows", "3")
 
@@ -20,6 +24,28 @@ class Starve(Callback):
     def on_train_batch_start(self, trainer, *_):
         if trainer.global_step == 4:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+"""
+
+
+KILL = """
+import os
+import signal
+
+from lightning import Callback
+
+from dipo_pl import sharded_checkpoint
+from dipo_pl.run_folder import sync
+
+
+class KillMidway(Callback):
+    def on_train_batch_start(self, trainer, *_):
+        def killed(path):
+            sync(path)
+            assert path.stat().st_size and not (path.parent / "checkpoint.pt").exists()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        if trainer.global_step == 5:
+            sharded_checkpoint.sync = killed
 """
 
 
@@ -54,6 +80,24 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(cli, process, tmp_path, who
     again = cli(*RUN, "--trainer.max_epochs", "3")
     assert again.code == 0, again.err
     assert same(whole, Path("runs/smoke"))
+
+
+def test_a_kill_among_shards_leaves_the_last_good_checkpoint(cli, process, tmp_path, whole):
+    """A shard of the second checkpoint is written, and the others are not."""
+    (tmp_path / "kill.py").write_text(KILL)
+    sharded = ("--config", "sharded_checkpoints.yaml", "--name", "smoke", "--trainer.max_epochs", "3")
+    ended = process(*RUN, *sharded, "--trainer.callbacks+", "kill.KillMidway", modules=tmp_path)
+    assert ended.code == -signal.SIGKILL
+    checkpoints = Path("runs/smoke/checkpoints")
+    assert sorted(each.name for each in checkpoints.iterdir()) == [".next.ckpt.tmp", "last.ckpt"]
+    assert read_checkpoint(checkpoints / "last.ckpt")["global_step"] == 3
+    # On one device without parts; its last checkpoint is a file, the one before it a folder.
+    again = cli(*RUN, "--trainer.max_epochs", "3")
+    assert again.code == 0, again.err
+    assert "resuming from runs/smoke/checkpoints/last.ckpt" in again.err
+    for name, ours in load_file("runs/smoke/hf/model.safetensors").items():
+        torch.testing.assert_close(ours, load_file(whole / "hf/model.safetensors")[name])
+    assert sorted(each.name for each in checkpoints.iterdir()) == ["last.ckpt", "previous.ckpt"]
 
 
 def test_what_cannot_be_written_is_said_in_a_line(cli):

@@ -123,6 +123,8 @@ def test_sharded_devices_hold_a_share_and_ddp_holds_buckets(cli):
     assert zero2["moments"] == sharded["moments"]
     for name in ("activations", "checkpoint", "export"):
         assert sharded[name] == ddp[name] == alone[name], name
+    said = cli("plan", *words, "--config", "sharded_checkpoints.yaml").out
+    assert "in 4 shares, each from a device's process" in said
 
 
 def test_a_device_that_is_too_small_is_told_and_what_would_help(cli):

@@ -43,6 +43,7 @@ SHARED = {
     "npo on fsdp2": ("npo", (*TWO, "fsdp2")),
     "stored on fsdp2": ("stored", (*TWO, "fsdp2")),
 }
+SHARDED = (*TWO, "fsdp2", "--config", "sharded_checkpoints.yaml")
 # In the midst of the second epoch.
 CUT = ("--trainer.max_steps", "5")
 

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from split_training import command
 
 from dipo_pl import losses
+from dipo_pl.checkpoint_io import read_checkpoint
 from dipo_pl.constructors import LogitModulation
 from dipo_pl.engine import sequence_objective
 from dipo_pl.filters import TopFraction
@@ -48,6 +49,10 @@ def difference(ours, theirs):
         ("stored-on-fsdp2", "stored"),
         ("to-fsdp2", "dipo"),
         ("from-fsdp2", "dipo"),
+        ("to-shards", "dipo"),
+        ("damaged-shards", "dipo"),
+        ("shards-alone", "dipo"),
+        ("shards-in-one", "dipo"),
     ],
 )
 def test_split_ends_where_the_whole_does(runs, split, whole):
@@ -66,6 +71,36 @@ def test_split_ends_where_the_whole_does(runs, split, whole):
     assert manifests[0]["global_batch"] == manifests[1]["global_batch"] == 8
     starts = [each["policy"]["weights_at_start"] for each in manifests]
     assert starts[0] == starts[1]
+
+
+def step_of(checkpoint):
+    return read_checkpoint(checkpoint)["global_step"]
+
+
+def test_shards_are_gone_on_with_where_they_end(runs):
+    """A run that began anew would end with the same weights."""
+    for name in ("to-shards", "shards-alone", "shards-in-one"):
+        assert step_of(runs / name / "checkpoints" / "previous.ckpt") == 5
+    last = runs / "in-shards" / "checkpoints" / "last.ckpt"
+    # Written by two, each what it has; read by one, from these or from one file.
+    sizes = [sum(each.stat().st_size for each in last.glob(f"rank-0000{rank}-*")) for rank in range(2)]
+    assert max(sizes) < 1.1 * min(sizes)
+    assert (runs / "shards-alone" / "checkpoints" / "previous.ckpt").is_dir()
+    assert (runs / "shards-in-one" / "checkpoints" / "previous.ckpt").is_file()
+    best = runs / "to-shards" / "checkpoints" / "epoch=1-step=6.ckpt"
+    assert best.is_dir()
+    assert json.loads((runs / "to-shards" / "manifest.json").read_text())["exported_step"] == 6
+
+
+def test_faults_of_one_rank_are_told_by_all_and_outlived(runs):
+    checkpoints = runs / "damaged-shards" / "checkpoints"
+    said = [(runs / f"node{rank}.log").read_text() for rank in range(2)]
+    damaged = f"cannot read the checkpoint {checkpoints / 'last.ckpt'} (rank-00001-000.safetensors is damaged): going on"
+    assert said[0].count(damaged) == said[0].count(f"resuming from {checkpoints / 'previous.ckpt'}") == 2
+    for each in said:
+        assert each.count(f"cannot write {checkpoints / 'next.ckpt'} (File too large): what was there") == 1
+    assert (step_of(checkpoints / "previous.ckpt"), step_of(checkpoints / "last.ckpt")) == (3, 6)
+    assert {each.name for each in checkpoints.iterdir()} == {"previous.ckpt", "last.ckpt"}
 
 
 def test_token_means_depend_on_the_split(runs):

@@ -21,6 +21,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
+from dipo_pl.checkpoint_io import AtomicCheckpointIO
 from dipo_pl.cli import run
 
 torch.set_num_threads(1)
@@ -35,21 +36,26 @@ COMMAND = (
     "--last_checkpoint.every_n_steps", "1", "--checkpoint.monitor", "retain_probability", "--checkpoint.mode", "max",
     "--trainer.enable_progress_bar", "false",
 )  # fmt: skip
+# On one process as well: what is torn is the folder.
+IN_SHARDS = ("--config", "sharded_checkpoints.yaml")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 FINISHED = 0
+Command = tuple[str, ...]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", type=int, default=60)
+    parser.add_argument("--shards", action="store_true", help="checkpoints are folders (fsdp2)")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     given = parser.parse_args()
     print(f"seed {given.seed}")
+    command = (*COMMAND, *IN_SHARDS) if given.shards else COMMAND
     chance = random.Random(given.seed)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         started = time.monotonic()
-        assert _ended(_start("whole")) == FINISHED, Path("whole.log").read_text()
+        assert _ended(_start("whole", command)) == FINISHED, Path("whole.log").read_text()
         length = time.monotonic() - started
         print(f"uninterrupted: {length:.1f} s")
         faults: Counter[str] = Counter()
@@ -57,7 +63,7 @@ def main() -> int:
         while faults.total() < given.faults:
             number += 1
             before = faults.total()
-            _torture(f"torn-{number}", length, chance, faults)
+            _torture(f"torn-{number}", command, length, chance, faults)
             differences = _differences(Path("runs/whole"), Path(f"runs/torn-{number}"))
             if differences:
                 print(f"torn-{number} differs in {', '.join(differences)}")
@@ -67,14 +73,14 @@ def main() -> int:
     return 0
 
 
-def _torture(name: str, length: float, chance: random.Random, faults: Counter[str]) -> None:
+def _torture(name: str, command: Command, length: float, chance: random.Random, faults: Counter[str]) -> None:
     """Until the run is finished."""
     while True:
         kind = chance.choices(("signal", "disk", "damage"), (7, 2, 1))[0]
         limit = chance.randrange(1_000, 300_000) if kind == "disk" else None
         if kind == "damage":
             kind = _damage(Path(f"runs/{name}/checkpoints"), chance)
-        process = _start(name, limit)
+        process = _start(name, command, limit)
         if kind != "signal":
             code = _ended(process)
             if code == FINISHED:
@@ -99,8 +105,10 @@ def _torture(name: str, length: float, chance: random.Random, faults: Counter[st
 def _damage(folder: Path, chance: random.Random) -> str:
     """A byte of the newest checkpoint is another one, or its end is missing; the one before stays whole."""
     last = folder / "last.ckpt"
-    if not (last.is_file() and (folder / "previous.ckpt").is_file()):
+    if not (last.exists() and (folder / "previous.ckpt").exists()):
         return "nothing"
+    if last.is_dir():
+        last = chance.choice(sorted(last.iterdir()))
     content = bytearray(last.read_bytes())
     if chance.random() < 0.5:
         content = content[: chance.randrange(len(content))]
@@ -117,7 +125,7 @@ def _check_line(name: str, words: str) -> None:
     assert words in errors[0], lines
 
 
-def _start(name: str, limit: int | None = None) -> int:
+def _start(name: str, command: Command, limit: int | None = None) -> int:
     """The command in a process of its own, a copy of this one: what takes seconds is to import torch."""
     process = os.fork()
     if process:
@@ -130,7 +138,7 @@ def _start(name: str, limit: int | None = None) -> int:
         sys.argv = ["dipo-pl"]
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        code = run([*COMMAND, "--name", name])
+        code = run([*command, "--name", name])
     finally:
         sys.stderr.flush()
         os._exit(code)
@@ -151,10 +159,7 @@ def _differences(one: Path, other: Path) -> list[str]:
         theirs = other / path.relative_to(one)
         if not theirs.is_file() or path.read_bytes() != theirs.read_bytes():
             different.append(str(path.relative_to(one)))
-    states = [
-        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True, map_location="cpu")
-        for run in (one, other)
-    ]
+    states = [AtomicCheckpointIO().load_checkpoint(run / "checkpoints" / "last.ckpt") for run in (one, other)]
     for each in states:
         # How often a batch was measured, which is more often where a measurement was made again.
         del each["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
