@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Sequence
+from pkgutil import resolve_name
 
 from dipo_pl.version import __version__
 
@@ -34,6 +35,19 @@ dipo-pl {__version__}: make a language model forget chosen data, and show that i
   --version    print the version
 """
 
+# Where each of the other commands is; imported only then.
+COMMANDS = {
+    "demo": "demo:demo",
+    "plan": "plan.command:plan",
+    "sequence": "sequence.command:sequence",
+    "relearn": "probes.relearn:relearn",
+    "quantize": "probes.quantize:quantize",
+    "task-vector": "arithmetic.task_vector:task_vector",
+    "interpolate": "arithmetic.interpolate:interpolate",
+    "consolidate": "consolidate:consolidate",
+    "report": "report.command:report",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns 0, or 2 where the input is wrong, 1 where the run failed, 128 + n on signal n."""
@@ -62,50 +76,15 @@ def _dispatch(arguments: Sequence[str] | None) -> int:
 
         print(describe(), end="")
         return 0
-    if given[0] == "demo":
-        from dipo_pl.demo import demo
-
-        return demo(given[1:], debug)
-    if given[0] == "relearn":
-        from dipo_pl.probes.relearn import relearn
-
-        return relearn(given[1:], debug)
-    if given[0] == "quantize":
-        from dipo_pl.probes.quantize import quantize
-
-        return quantize(given[1:], debug)
-    if given[0] == "task-vector":
-        from dipo_pl.arithmetic.task_vector import task_vector
-
-        return task_vector(given[1:], debug)
-    if given[0] == "interpolate":
-        from dipo_pl.arithmetic.interpolate import interpolate
-
-        return interpolate(given[1:], debug)
-    if given[0] == "consolidate":
-        from dipo_pl.consolidate import consolidate
-
-        return consolidate(given[1:], debug)
-    if given[0] == "sequence":
-        from dipo_pl.sequence.command import sequence
-
-        return sequence(given[1:], debug)
-    if given[0] == "plan":
-        from dipo_pl.plan.command import plan
-
-        return plan(given[1:], debug)
-    if given[0] == "report":
-        from dipo_pl.report.command import report
-
-        return report(given[1:], debug)
     if given[0] in ("fit", "validate"):
         from dipo_pl.cli import run
 
         return run(given, debug)
-    commands = (
-        "demo, fit, plan, validate, sequence, relearn, quantize, task-vector, interpolate, consolidate, report, "
-        "configs"
-    )
+    if given[0] in COMMANDS:
+        command = resolve_name(f"dipo_pl.{COMMANDS[given[0]]}")
+        code: int = command(given[1:], debug)
+        return code
+    commands = ", ".join(("fit", "validate", *COMMANDS, "configs"))
     print(f"dipo-pl: no command {given[0]!r}: try {commands} or --help", file=sys.stderr)
     return 2
 
