@@ -24,6 +24,7 @@ from dipo_pl import (  # noqa: F401
     constructors,
     filters,
     finetuning,
+    fsdp1,
     fsdp2,
     losses,
     measures,
@@ -360,7 +361,8 @@ def _refuse_strategy(strategy: Any) -> None:
     )
     kind, stage = named.lower(), getattr(getattr(strategy, "init_args", None), "stage", None)
     zero_3 = "deepspeed" in kind and (stage == 3 or "stage_3" in kind)
-    if zero_3 or ("fsdp" in kind and "fsdp2" not in kind) or "modelparallel" in kind:
+    ours = kind == "fsdp" or kind.endswith(("fsdp1strategy", "fsdp2", "fsdp2strategy"))
+    if zero_3 or ("fsdp" in kind and not ours) or "modelparallel" in kind:
         raise InputError(
             f"trainer.strategy {named} leaves each device parts of the weights that are not put together here: set "
             "trainer.strategy fsdp2, which shards as much"

@@ -15,7 +15,7 @@ from dipo_pl.constructors import LogitModulation, PreferenceConstructor
 from dipo_pl.dual_weight import DualWeight
 from dipo_pl.engine import Section, joint_objective
 from dipo_pl.errors import InputError
-from dipo_pl.fsdp2 import FSDP2Strategy
+from dipo_pl.sharding import ShardingStrategy
 from dipo_pl.head import OutputHead
 from dipo_pl.hidden_states import Layer, answer_states, decoder_layer
 from dipo_pl.language_model import LanguageModel, Schedule
@@ -133,7 +133,7 @@ class Unlearning(LanguageModel):
             # Before a checkpoint is loaded: the reference is the policy as it started.
             self.reference.attach(self.language_model, self._surroundings())
 
-    def before_sharding(self, strategy: FSDP2Strategy) -> None:
+    def before_sharding(self, strategy: ShardingStrategy) -> None:
         if self._compares:
             self.reference.shard(self.language_model, strategy.shard)
 
