@@ -10,9 +10,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from dipo_pl.adapter import merged, save_adapter
 from dipo_pl.errors import InputError, TrainingError
-from dipo_pl.sharding import is_sharded, whole_weights
 from dipo_pl.model_card import model_card, write_model_card
 from dipo_pl.run_folder import RunFolder, replacing_folder
+from dipo_pl.sharding import is_sharded, whole_weights
 
 
 class Export(Callback):

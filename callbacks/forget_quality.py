@@ -18,10 +18,10 @@ from dipo_pl.evaluation.observation import Observation
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
 from dipo_pl.evaluation.retain_result import check_comparable, read_result
 from dipo_pl.fingerprint import rows_fingerprint, settings_fingerprint
-from dipo_pl.sharding import ShardingStrategy, is_sharded
 from dipo_pl.measures import Fluency, Knowledge, Measure, Membership, Memorization, Verbatim
 from dipo_pl.measures.base import FORGET, HOLDOUT, Answered
 from dipo_pl.run_folder import RunFolder
+from dipo_pl.sharding import ShardingStrategy, is_sharded
 
 # Rows that generate together: more of them than are measured together, since each step of a few is as slow.
 GENERATED_TOGETHER = 64

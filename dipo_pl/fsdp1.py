@@ -8,7 +8,7 @@ from lightning import Trainer
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import PreTrainedModel
 
@@ -25,7 +25,12 @@ class FSDP1Strategy(ShardingStrategy):
     """
 
     def shard(self, model: PreTrainedModel) -> PreTrainedModel:
-        """See ShardingStrategy; refuses layers whose weights are of several dtypes, and 16 bit weights of float32."""
+        """See ShardingStrategy; refuses true half precision, several dtypes, and losses that leave the head alone."""
+        if None not in getattr(self.lightning_module, "layers", {None}):
+            raise InputError(
+                "trainer.strategy fsdp gives gradients of zero to the output head, which no loss looks at here, and the "
+                "optimizer would decay its weights: set trainer.strategy fsdp2"
+            )
         precision = self.precision_plugin.precision
         if precision not in ("32-true", "bf16-mixed"):
             raise InputError(
@@ -66,14 +71,16 @@ class FSDP1Strategy(ShardingStrategy):
                     continue
                 if parameter not in handed:
                     there = parameter.is_meta
-                    new = parameter.new_empty(parameter.shape, device=self.root_device) if there else parameter
+                    new = (
+                        parameter.new_empty(parameter.shape, device=self.root_device) if there else parameter
+                    )
                     data = new.detach().to(self.root_device).contiguous()
                     dist.broadcast(data, 0)
                     handed[parameter] = nn.Parameter(data, parameter.requires_grad)
                 part._parameters[name] = handed[parameter]
 
     def setup(self, trainer: Trainer) -> None:
-        assert self.accelerator is not None and self.lightning_module is not None
+        assert self.accelerator is not None
         self.accelerator.setup(trainer)
         module: Any = self.lightning_module
         root = unit_of(module.language_model.get_input_embeddings().weight)
@@ -106,11 +113,12 @@ class _Root(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.training = model.training
         self.model = model
 
     def forward(self, step: Callable[[], Any]) -> Any:
         return step()
 
 
-StrategyRegistry.register("fsdp", FSDP1Strategy, "Fully sharded data parallel, PyTorch's first", override=True)
+StrategyRegistry.register(
+    "fsdp", FSDP1Strategy, "Fully sharded data parallel, PyTorch's first", override=True
+)

@@ -17,11 +17,11 @@ from dipo_pl.engine import Objective
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation.observation import Observation, observations
 from dipo_pl.fingerprint import weights_fingerprint
-from dipo_pl.sharding import ShardingStrategy, whole_ends
 from dipo_pl.generation import generate
 from dipo_pl.gradient_norm import gradient_norm
 from dipo_pl.head import OutputHead
 from dipo_pl.policy import Policy
+from dipo_pl.sharding import ShardingStrategy, whole_ends
 from dipo_pl.shared_prompt import row_states
 
 Schedule = Literal["linear", "cosine", "constant_with_warmup"]

@@ -27,7 +27,6 @@ from transformers import PreTrainedModel
 from dipo_pl.errors import InputError
 
 
-
 class ShardingStrategy(ModelParallelStrategy):
     """Data parallel over all devices, each of which holds a part of the policy and of its frozen reference.
 
@@ -201,9 +200,11 @@ def _twin(model: PreTrainedModel, convert: Callable[[Tensor], Tensor]) -> PreTra
 
 
 def _full(model: nn.Module) -> StateDictOptions:
-    # FSDP1 frees what it has taken to the CPU, and on a CPU that is what it has given.
-    on_cpu = isinstance(model, FullyShardedDataParallel) and model.compute_device.type == "cpu"
-    return StateDictOptions(full_state_dict=True, cpu_offload=not on_cpu)
+    # FSDP1 frees what it has taken to the CPU, which on a CPU is what it has given, and takes nothing of a single device.
+    stays = isinstance(model, FullyShardedDataParallel) and (
+        model.compute_device.type == "cpu" or dist.get_world_size() == 1
+    )
+    return StateDictOptions(full_state_dict=True, cpu_offload=not stays)
 
 
 def _keyed(

@@ -18,11 +18,11 @@ from dipo_pl.adapter import adapted_layers
 from dipo_pl.batch import Batch, Encoded, collate
 from dipo_pl.errors import InputError
 from dipo_pl.fingerprint import weights_fingerprint
-from dipo_pl.sharding import in_parts, is_sharded, whole, whole_ends
 from dipo_pl.head import OutputHead
 from dipo_pl.hidden_states import Layer, answer_states
 from dipo_pl.reference import Reference, Surroundings
 from dipo_pl.run_folder import RunFolder
+from dipo_pl.sharding import in_parts, is_sharded, whole, whole_ends
 from dipo_pl.state_store import LayerFormat, Manifest, StateStore
 
 # Of a configuration, what tells where a model came from and not what it computes.
@@ -70,7 +70,9 @@ class StoredStates(Reference):
         head = OutputHead.of(policy)
         trained = head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad)
         if trained and None in surroundings.layers:
-            self._head = _converted(head, lambda tensor: in_parts(tensor).detach().to(surroundings.device, copy=True))
+            self._head = _converted(
+                head, lambda tensor: in_parts(tensor).detach().to(surroundings.device, copy=True)
+            )
         else:
             self._lender = policy
 

@@ -20,6 +20,7 @@ SHARDED: dict[str, tuple[Part, ...]] = {
     "fsdp": ("weights", "gradients", "moments"),
     "fsdp2": ("weights", "gradients", "moments"),
     "FSDPStrategy": ("weights", "gradients", "moments"),
+    "FSDP1Strategy": ("weights", "gradients", "moments"),
     "FSDP2Strategy": ("weights", "gradients", "moments"),
     "ModelParallelStrategy": ("weights", "gradients", "moments"),
 }

@@ -6,5 +6,5 @@ import sys
 from dipo_pl.cli import run
 
 for arguments in json.loads(sys.argv[1]):
-    if code := run(arguments, debug=True):
+    if code := run(arguments):
         sys.exit(code)

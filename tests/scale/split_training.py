@@ -1,4 +1,4 @@
-"""One small training, split in many ways: batches of a step over time, over two DDP ranks, over two of FSDP2."""
+"""One small training, split in many ways: batches of a step over time, over two ranks of DDP, FSDP and FSDP2."""
 
 import json
 import os
@@ -25,8 +25,11 @@ METHODS = {
     # With generated answers, a tied head and states from disk.
     "stored": ("--model.policy.config.tie_word_embeddings", "true", "--model.reference", "StoredStates"),
     "graddiff": (*SILENT, "--config", "graddiff.yaml"),
+    "lora": (*SILENT, "--config", "lora.yaml"),
 }  # fmt: skip
 TWO = ("--trainer.num_nodes", "2", "--data.batch_size", "2", "--trainer.strategy")
+# Of the name `fsdp` Lightning knows that it needs GPUs.
+FSDP = '{"class_path": "FSDP1Strategy"}'
 # By name: the method, and how its batch of 8 is split.
 ALONE = {
     "dipo": ("dipo", ("--data.batch_size", "8")),
@@ -35,6 +38,7 @@ ALONE = {
     "npo": ("npo", ("--data.batch_size", "8")),
     "stored": ("stored", ("--data.batch_size", "8")),
     "graddiff": ("graddiff", ("--data.batch_size", "8")),
+    "lora": ("lora", ("--data.batch_size", "8")),
     "graddiff 4 x 2": ("graddiff", ("--data.batch_size", "2")),
 }
 SHARED = {
@@ -42,6 +46,9 @@ SHARED = {
     "dipo on fsdp2": ("dipo", (*TWO, "fsdp2")),
     "npo on fsdp2": ("npo", (*TWO, "fsdp2")),
     "stored on fsdp2": ("stored", (*TWO, "fsdp2")),
+    "dipo on fsdp": ("dipo", (*TWO, FSDP)),
+    "stored on fsdp": ("stored", (*TWO, FSDP)),
+    "lora on fsdp": ("lora", (*TWO, FSDP)),
 }
 # In the midst of the second epoch.
 CUT = ("--trainer.max_steps", "5")
