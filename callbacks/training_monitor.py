@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from dipo_pl.batch import Batch
 from dipo_pl.errors import TrainingError
 from dipo_pl.sharding import total_norm
+from dipo_pl.zero import ZeRO2Strategy
 
 
 class TrainingMonitor(Callback):
@@ -44,7 +45,10 @@ class TrainingMonitor(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        norm = total_norm(pl_module.parameters())
+        strategy = trainer.strategy
+        # DeepSpeed takes gradients from their parameters.
+        sharded = isinstance(strategy, ZeRO2Strategy)
+        norm = strategy.gradient_norm() if sharded else total_norm(pl_module.parameters())
         # With fp16 an overflow is the scaler's business: it skips the step and lowers its scale.
         if getattr(trainer.precision_plugin, "scaler", None) is None and not torch.isfinite(norm):
             self._stop(trainer, f"the gradient norm is {norm.item()}")

@@ -32,6 +32,7 @@ from dipo_pl import (  # noqa: F401
     reference,
     stored_states,
     unlearning,
+    zero,
 )
 from dipo_pl.callbacks.batch_seed import BatchSeed
 from dipo_pl.callbacks.collapse_guard import CollapseGuard

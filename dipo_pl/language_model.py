@@ -1,6 +1,7 @@
 """What both trainings share: the policy, its optimizer, measuring answers and generating them."""
 
 import math
+from collections.abc import Set
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -224,6 +225,6 @@ class LanguageModel(LightningModule):
         }
 
 
-def _some(names: set[str]) -> str:
+def _some(names: Set[str]) -> str:
     """`none`, or how many and which is first."""
     return f"{len(names)} ({min(names)}, ...)" if names else "none"

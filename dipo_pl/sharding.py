@@ -142,10 +142,12 @@ def whole_ends(model: PreTrainedModel) -> Iterator[None]:
 
 def whole_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     """The state dict with whole tensors. Of a model in shards all ranks must ask, and only the first is answered."""
+    weights: dict[str, Any]
     if not is_sharded(model):
-        return model.state_dict()
+        weights = model.state_dict()
+        return weights
     unit = unit_of(model.get_input_embeddings().weight)
-    weights: dict[str, Any] = get_model_state_dict(unit or model, options=_full(unit or model))
+    weights = get_model_state_dict(unit or model, options=_full(unit or model))
     if unit is not None:
         weights = {name.removeprefix("model."): each for name, each in weights.items()}
     first: dict[int, str] = {}
@@ -202,7 +204,7 @@ def _twin(model: PreTrainedModel, convert: Callable[[Tensor], Tensor]) -> PreTra
 def _full(model: nn.Module) -> StateDictOptions:
     # FSDP1 frees what it has taken to the CPU, which on a CPU is what it has given, and takes nothing of a single device.
     stays = isinstance(model, FullyShardedDataParallel) and (
-        model.compute_device.type == "cpu" or dist.get_world_size() == 1
+        str(model.compute_device) == "cpu" or dist.get_world_size() == 1
     )
     return StateDictOptions(full_state_dict=True, cpu_offload=not stays)
 
