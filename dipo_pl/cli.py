@@ -191,7 +191,7 @@ class DiPOCLI(LightningCLI):
         for key in ("val_check_interval", "check_val_every_n_epoch"):
             if settings.trainer[key] == 0:
                 raise InputError(f"trainer.{key} must be greater than 0, got 0")
-        _refuse_strategy(settings.trainer.strategy)
+        _refuse_strategy(settings.trainer.strategy, str(settings.trainer.precision))
         if settings.name is None:
             settings.name = _default_name(settings.config or [], self.subcommand or "")
         refuse_unfit_name(settings.name)
@@ -355,7 +355,7 @@ class DiPOCLI(LightningCLI):
         self.trainer.validate(**kwargs | {"verbose": False})
 
 
-def _refuse_strategy(strategy: Any) -> None:
+def _refuse_strategy(strategy: Any, precision: str) -> None:
     """What is known before anything is made."""
     named = (
         strategy if isinstance(strategy, str) else getattr(strategy, "class_path", type(strategy).__name__)
@@ -368,7 +368,19 @@ def _refuse_strategy(strategy: Any) -> None:
             f"trainer.strategy {named} leaves each device parts of the weights that are not put together here: set "
             "trainer.strategy fsdp2, which shards as much"
         )
-    if "deepspeed" in kind and find_spec("deepspeed") is None:
+    if not ("deepspeed" in kind or kind.endswith("zero2strategy")):
+        return
+    if kind != "deepspeed_stage_2" and not kind.endswith("zero2strategy"):
+        raise InputError(
+            f"trainer.strategy {named} makes steps of other rows at the end of an epoch, and checkpoints of pickles: set "
+            "deepspeed_stage_2, which does not"
+        )
+    if precision not in ("None", "32", "32-true"):
+        raise InputError(
+            f"trainer.precision {precision} has weights in 16 bits under trainer.strategy {named}, so that less than was "
+            "trained would be exported: set 32-true, or trainer.strategy fsdp2"
+        )
+    if find_spec("deepspeed") is None:
         raise InputError(
             f"trainer.strategy is {named}, and deepspeed is not installed: pip install 'dipo-pl[deepspeed]', or set fsdp2, "
             "which needs nothing more"

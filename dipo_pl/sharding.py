@@ -147,7 +147,7 @@ def whole_weights(model: PreTrainedModel) -> dict[str, Tensor]:
         weights = model.state_dict()
         return weights
     unit = unit_of(model.get_input_embeddings().weight)
-    weights = get_model_state_dict(unit or model, options=_full(unit or model))
+    weights = dict(get_model_state_dict(unit or model, options=_full(unit or model)))
     if unit is not None:
         weights = {name.removeprefix("model."): each for name, each in weights.items()}
     first: dict[int, str] = {}

@@ -76,8 +76,9 @@ class ZeRO2Strategy(DeepSpeedStrategy):
         own = inner.state[group["params"][0]]
         states: dict[int, dict[str, Any]] = {}
         for number, parameter in enumerate(self._trained if own else ()):
+            # One count of steps for all would be counted up by each.
             states[number] = {
-                key: safe_get_full_optimizer_state(parameter, key) if value.dim() else value
+                key: safe_get_full_optimizer_state(parameter, key) if value.dim() else value.clone()
                 for key, value in own.items()
             }
         if not self.is_global_zero:

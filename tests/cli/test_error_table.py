@@ -274,6 +274,14 @@ SETTINGS = [
         "trainer.strategy deepspeed_stage_3_offload leaves each device parts of the weights",
     ),
     Case("--trainer.strategy ModelParallelStrategy", "leaves each device parts of the weights"),
+    Case(
+        "--trainer.strategy deepspeed",
+        "trainer.strategy deepspeed makes steps of other rows at the end of an epoch",
+    ),
+    Case(
+        "--config deepspeed.yaml --config bf16.yaml",
+        "trainer.precision bf16-mixed has weights in 16 bits under trainer.strategy deepspeed_stage_2",
+    ),
     Case("--config deepspeed.yaml", "deepspeed is not installed: pip install 'dipo-pl[deepspeed]'"),
     Case(
         "--data.forget_authors 4", "data.forget_authors must lie between 1 and data.authors - 1, got 4 of 4"

@@ -50,6 +50,7 @@ SHARED = {
     "stored on fsdp": ("stored", (*TWO, FSDP)),
     "lora on fsdp": ("lora", (*TWO, FSDP)),
 }
+RANKS = Path(__file__).with_name("ranks.py")
 # In the midst of the second epoch.
 CUT = ("--trainer.max_steps", "5")
 
@@ -58,7 +59,7 @@ def command(folder: Path, name: str, method: str, *more: str) -> list[str]:
     return [*TRAINING, *METHODS[method], "--output_dir", str(folder), "--name", name.replace(" ", "-"), *more]
 
 
-def on_two_nodes(folder: Path, commands: list[list[str]]) -> None:
+def on_two_nodes(folder: Path, commands: list[list[str]], ranks: Path = RANKS) -> None:
     """Runs them by two launchers of torchrun on loopback, a process each."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -70,7 +71,7 @@ def on_two_nodes(folder: Path, commands: list[list[str]]) -> None:
             sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--node_rank",
             str(node), "--master_addr", "127.0.0.1", "--master_port", str(port),
         ]  # fmt: skip
-        script = [str(Path(__file__).with_name("ranks.py")), json.dumps(commands)]
+        script = [str(ranks), json.dumps(commands)]
         with log.open("w") as out:
             launchers.append(
                 subprocess.Popen([*torchrun, *script], stdout=out, stderr=out, cwd=folder, env={**os.environ})
