@@ -45,10 +45,11 @@ class TrainingMonitor(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        strategy = trainer.strategy
-        # DeepSpeed takes gradients from their parameters.
-        sharded = isinstance(strategy, ZeRO2Strategy)
-        norm = strategy.gradient_norm() if sharded else total_norm(pl_module.parameters())
+        if isinstance(trainer.strategy, ZeRO2Strategy):
+            # DeepSpeed has taken gradients from their parameters.
+            norm = trainer.strategy.gradient_norm()
+        else:
+            norm = total_norm(pl_module.parameters())
         # With fp16 an overflow is the scaler's business: it skips the step and lowers its scale.
         if getattr(trainer.precision_plugin, "scaler", None) is None and not torch.isfinite(norm):
             self._stop(trainer, f"the gradient norm is {norm.item()}")

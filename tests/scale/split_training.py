@@ -25,7 +25,8 @@ METHODS = {
     # With generated answers, a tied head and states from disk.
     "stored": ("--model.policy.config.tie_word_embeddings", "true", "--model.reference", "StoredStates"),
     "graddiff": (*SILENT, "--config", "graddiff.yaml"),
-    "lora": (*SILENT, "--config", "lora.yaml"),
+    # Whose gradients are all clipped.
+    "lora": (*SILENT, "--config", "lora.yaml", "--trainer.gradient_clip_val", "0.001"),
 }  # fmt: skip
 TWO = ("--trainer.num_nodes", "2", "--data.batch_size", "2", "--trainer.strategy")
 # Of the name `fsdp` Lightning knows that it needs GPUs.
