@@ -11,10 +11,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from dipo_pl.adapter import merged, save_adapter
 from dipo_pl.checkpoint_io import read_checkpoint
 from dipo_pl.errors import InputError, TrainingError
-from dipo_pl.fsdp2 import is_sharded, whole_weights
 from dipo_pl.model_card import model_card, write_model_card
 from dipo_pl.run_folder import RunFolder, replacing_folder
-from dipo_pl.sharded_checkpoint import whole
+from dipo_pl.sharded_checkpoint import in_memory
+from dipo_pl.sharding import is_sharded, whole_weights
 
 
 class Export(Callback):
@@ -64,7 +64,7 @@ class Export(Callback):
             step = saved["global_step"]
             # What is not trained is in no checkpoint.
             weights |= {
-                name.removeprefix("model."): whole(each) for name, each in saved["state_dict"].items()
+                name.removeprefix("model."): in_memory(each) for name, each in saved["state_dict"].items()
             }
         target = RunFolder.of(trainer).hf
         # Lightning's fast_dev_run writes no config, which the card is made of.

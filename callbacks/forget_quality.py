@@ -18,10 +18,10 @@ from dipo_pl.evaluation.observation import Observation
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
 from dipo_pl.evaluation.retain_result import check_comparable, read_result
 from dipo_pl.fingerprint import rows_fingerprint, settings_fingerprint
-from dipo_pl.fsdp2 import FSDP2Strategy, is_sharded
 from dipo_pl.measures import Fluency, Knowledge, Measure, Membership, Memorization, Verbatim
 from dipo_pl.measures.base import FORGET, HOLDOUT, Answered
 from dipo_pl.run_folder import RunFolder
+from dipo_pl.sharding import ShardingStrategy, is_sharded
 
 # Rows that generate together: more of them than are measured together, since each step of a few is as slow.
 GENERATED_TOGETHER = 64
@@ -139,7 +139,7 @@ class ForgetQuality(Callback):
                     f"{', '.join(sets)}): take it out, or add it to data.evaluate"
                 )
         norms = [type(each).__name__ for each in self.measures if each.needs_gradient_norms]
-        if norms and isinstance(trainer.strategy, FSDP2Strategy):
+        if norms and isinstance(trainer.strategy, ShardingStrategy):
             raise InputError(
                 f"forget_quality.measures: {norms[0]} asks for gradient norms, which are not taken of a model in shards: "
                 "leave them out (gradient_norm false), or measure with trainer.strategy ddp"

@@ -139,10 +139,8 @@ class Manifest(Callback):
                 "source": redact(module.policy.source),
                 "class": type(language_model).__name__.removeprefix("FSDP"),
                 "dtype": str(language_model.dtype),
-                "parameters": sum(each.numel() for each in language_model.parameters()),
-                "trained_parameters": sum(
-                    each.numel() for each in language_model.parameters() if each.requires_grad
-                ),
+                "parameters": module.size,
+                "trained_parameters": module.trained_size,
                 "frozen_weights": module.frozen_weights,
                 "weights_at_start": weights_at_start,
             },

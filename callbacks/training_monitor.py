@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from dipo_pl.batch import Batch
 from dipo_pl.errors import TrainingError
-from dipo_pl.fsdp2 import whole
+from dipo_pl.sharding import total_norm
+from dipo_pl.zero import ZeRO2Strategy
 
 
 class TrainingMonitor(Callback):
@@ -45,8 +45,11 @@ class TrainingMonitor(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        gradients = [each.grad for each in pl_module.parameters() if each.grad is not None]
-        norm = whole(get_total_norm(gradients))
+        if isinstance(trainer.strategy, ZeRO2Strategy):
+            # DeepSpeed has taken gradients from their parameters.
+            norm = trainer.strategy.gradient_norm()
+        else:
+            norm = total_norm(pl_module.parameters())
         # With fp16 an overflow is the scaler's business: it skips the step and lowers its scale.
         if getattr(trainer.precision_plugin, "scaler", None) is None and not torch.isfinite(norm):
             self._stop(trainer, f"the gradient norm is {norm.item()}")

@@ -7,8 +7,8 @@ from torch import nn
 
 from dipo_pl.errors import TrainingError
 from dipo_pl.fingerprint import weights_fingerprint
-from dipo_pl.fsdp2 import is_sharded
 from dipo_pl.run_folder import RunFolder
+from dipo_pl.sharding import is_sharded
 
 
 def trained_weights(module: Any, trainer: Trainer) -> str:

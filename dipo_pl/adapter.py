@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from dipo_pl.errors import InputError
+from dipo_pl.sharding import plain
 
 NAME = "default"
 
@@ -131,7 +132,7 @@ def adapted_layers(model: PreTrainedModel) -> dict[str, Any]:
         return {}
     from peft.tuners.lora import LoraLayer
 
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    return {plain(name): module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
 @torch.no_grad()

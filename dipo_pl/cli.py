@@ -23,6 +23,7 @@ from dipo_pl import (  # noqa: F401
     constructors,
     filters,
     finetuning,
+    fsdp1,
     fsdp2,
     losses,
     measures,
@@ -30,6 +31,7 @@ from dipo_pl import (  # noqa: F401
     reference,
     stored_states,
     unlearning,
+    zero,
 )
 from dipo_pl.callbacks.batch_seed import BatchSeed
 from dipo_pl.callbacks.collapse_guard import CollapseGuard
@@ -55,6 +57,7 @@ from dipo_pl.named_classes import guard_configs, refuse_functions
 from dipo_pl.processes import LOST, Processes
 from dipo_pl.redact import redact_values
 from dipo_pl.run_folder import RunFolder, refuse_unfit_name, write_text
+from dipo_pl.sharding import ShardingStrategy
 
 C = TypeVar("C", bound=Callback)
 T = TypeVar("T")
@@ -192,7 +195,7 @@ class DiPOCLI(LightningCLI):
         for key in ("val_check_interval", "check_val_every_n_epoch"):
             if settings.trainer[key] == 0:
                 raise InputError(f"trainer.{key} must be greater than 0, got 0")
-        _refuse_strategy(settings.trainer.strategy)
+        _refuse_strategy(settings.trainer.strategy, str(settings.trainer.precision))
         if settings.name is None:
             settings.name = _default_name(settings.config or [], self.subcommand or "")
         refuse_unfit_name(settings.name)
@@ -355,8 +358,8 @@ class DiPOCLI(LightningCLI):
 
     @property
     def _reads_all(self) -> bool:
-        """Whether this process compares checksums: under fsdp2 all take the checkpoint that the first one has chosen."""
-        return self.trainer.is_global_zero or not isinstance(self.trainer.strategy, fsdp2.FSDP2Strategy)
+        """Whether this process compares checksums: of a model in shards all take the checkpoint that the first one has chosen."""
+        return self.trainer.is_global_zero or not isinstance(self.trainer.strategy, ShardingStrategy)
 
     def _callback(self, kind: type[C]) -> C:
         return next(each for each in self.trainer.callbacks if isinstance(each, kind))  # type: ignore[attr-defined]
@@ -367,19 +370,32 @@ class DiPOCLI(LightningCLI):
         self.trainer.validate(**kwargs | {"verbose": False})
 
 
-def _refuse_strategy(strategy: Any) -> None:
+def _refuse_strategy(strategy: Any, precision: str) -> None:
     """What is known before anything is made."""
     named = (
         strategy if isinstance(strategy, str) else getattr(strategy, "class_path", type(strategy).__name__)
     )
     kind, stage = named.lower(), getattr(getattr(strategy, "init_args", None), "stage", None)
     zero_3 = "deepspeed" in kind and (stage == 3 or "stage_3" in kind)
-    if zero_3 or ("fsdp" in kind and "fsdp2" not in kind) or "modelparallel" in kind:
+    ours = kind == "fsdp" or kind.endswith(("fsdp1strategy", "fsdp2", "fsdp2strategy"))
+    if zero_3 or ("fsdp" in kind and not ours) or "modelparallel" in kind:
         raise InputError(
             f"trainer.strategy {named} leaves each device parts of the weights that are not put together here: set "
             "trainer.strategy fsdp2, which shards as much"
         )
-    if "deepspeed" in kind and find_spec("deepspeed") is None:
+    if not ("deepspeed" in kind or kind.endswith("zero2strategy")):
+        return
+    if kind != "deepspeed_stage_2" and not kind.endswith("zero2strategy"):
+        raise InputError(
+            f"trainer.strategy {named} makes steps of other rows at the end of an epoch, and checkpoints of pickles: set "
+            "deepspeed_stage_2, which does not"
+        )
+    if precision not in ("None", "32", "32-true"):
+        raise InputError(
+            f"trainer.precision {precision} has weights in 16 bits under trainer.strategy {named}, so that less than was "
+            "trained would be exported: set 32-true, or trainer.strategy fsdp2"
+        )
+    if find_spec("deepspeed") is None:
         raise InputError(
             f"trainer.strategy is {named}, and deepspeed is not installed: pip install 'dipo-pl[deepspeed]', or set fsdp2, "
             "which needs nothing more"

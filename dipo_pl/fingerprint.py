@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dipo_pl.data_modules.rows import Row
-from dipo_pl.fsdp2 import whole
+from dipo_pl.sharding import plain, whole
 
 
 def rows_fingerprint(rows: Iterable[Row]) -> str:
@@ -31,13 +31,13 @@ def _digest(records: Iterable[Any]) -> str:
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """SHA-256 of all parameters by name, dtype, shape and bytes. Under FSDP2 all ranks must ask."""
+    """SHA-256 of all parameters by name, dtype, shape and bytes. Of a model in shards all ranks must ask."""
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(
-            whole(parameter.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        )
+    # Listed first: what is asked to be whole is registered anew.
+    for name, parameter in list(model.named_parameters()):
+        tensor = whole(parameter).detach()
+        digest.update(f"{plain(name)} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -1,39 +1,31 @@
 """FSDP2: every device holds a part of each layer, of its gradients and of the optimizer's state."""
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.strategies import StrategyRegistry
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
-    get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
 )
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from dipo_pl.checkpoint_io import read_checkpoint
 from dipo_pl.errors import InputError
 from dipo_pl.hidden_states import decoder_layers
 from dipo_pl.sharded_checkpoint import of_this_rank, save_sharded
+from dipo_pl.sharding import ShardingStrategy, whole
 
-FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
-
-class FSDP2Strategy(ModelParallelStrategy):
-    """Data parallel over all devices, with decoder layers, embedding and head in shards.
-
-    Lightning's own ModelParallelStrategy takes the devices of a node for tensor parallel by default, and the ranks
-    of a model that is not written for that diverge without a word. Checkpoints resume under any other strategy, and
-    those of any other under this one.
+class FSDP2Strategy(ShardingStrategy):
+    """Decoder layers, embedding and head are in shards, each of whose tensors knows its own (DTensor).
 
     Args:
         sharded_checkpoints: checkpoints are folders to which each rank writes its own parts (`dipo-pl consolidate` makes
@@ -41,43 +33,11 @@ class FSDP2Strategy(ModelParallelStrategy):
     """
 
     def __init__(self, sharded_checkpoints: bool = False) -> None:
-        super().__init__(save_distributed_checkpoint=False)
+        super().__init__()
         self.sharded_checkpoints = sharded_checkpoints
 
-    def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_nodes * self.num_processes
-        self._tensor_parallel_size = 1
-        super().setup_environment()
-
-    def load(self, make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-        """The model that `make` gives on the first process, on all; elsewhere its parameters are on the meta device.
-
-        So a model is in memory whole once, and goes to the other devices tensor by tensor when it is sharded.
-
-        Raises:
-            InputError: from `make`, on all processes.
-        """
-        made: PreTrainedModel | None = None
-        told: PreTrainedModel | InputError | None = None
-        if self.is_global_zero:
-            try:
-                made = make()
-                told = _twin(made, lambda each: torch.empty_like(each, device="meta"))
-            except InputError as error:
-                told = error
-        told = self.broadcast(told)
-        if isinstance(told, InputError):
-            raise told
-        model = made if made is not None else told
-        assert model is not None
-        return model
-
     def shard(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Shards, in place, a model that `load` has given, or a twin of one.
-
-        Raises:
-            InputError: it has weights outside of its decoder and head.
-        """
+        """See ShardingStrategy; refuses a model with weights outside of its decoder and head."""
         loaded = model.state_dict() if self.is_global_zero else {}
         head = model.get_output_embeddings()
         decoder = model.get_decoder()
@@ -115,12 +75,6 @@ class FSDP2Strategy(ModelParallelStrategy):
         elif self.is_global_zero:
             self.checkpoint_io.save_checkpoint(checkpoint, path)
 
-    def load_checkpoint(
-        self, checkpoint_path: str | Path, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        # Mapped, not read: each process takes its own parts of it.
-        return read_checkpoint(Path(self.broadcast(checkpoint_path)))
-
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.model is not None
         return self.model.state_dict() if self.sharded_checkpoints else super().lightning_module_state_dict()
@@ -131,10 +85,6 @@ class FSDP2Strategy(ModelParallelStrategy):
         for name, target in self.model.state_dict().items():
             if strict or name in given:
                 _fill(target, given[name])
-
-    @property
-    def lightning_restore_optimizer(self) -> bool:
-        return True
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Numbered as by a single device; whole on the first process alone, or on each what it has."""
@@ -172,40 +122,6 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 
 StrategyRegistry.register("fsdp2", FSDP2Strategy, description="Fully sharded data parallel, PyTorch's second")
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP2 has left each rank a part of it; then all ranks must make the same forward passes."""
-    return any(isinstance(each, FSDPModule) for each in model.modules())
-
-
-def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict with whole tensors. Under FSDP2 all ranks must ask, and only the first one is answered."""
-    if not is_sharded(model):
-        return model.state_dict()
-    weights: dict[str, Any] = get_model_state_dict(model, options=FULL)
-    first: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        # Tied weights are one tensor again.
-        if weights and (other := first.setdefault(id(parameter), name)) != name:
-            weights[name] = weights[other]
-    return weights
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """The whole tensor where FSDP2 has left each rank a part of it; all ranks must ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def frozen_twin(model: PreTrainedModel) -> PreTrainedModel:
-    """A second model on the same memory, to be sharded before the first: shards are copies."""
-    return _twin(model, Tensor.detach).eval().requires_grad_(False)
-
-
-def _twin(model: PreTrainedModel, convert: Callable[[Tensor], Tensor]) -> PreTrainedModel:
-    """A copy of the module with other tensors in the places of parameters."""
-    memo = {id(each): nn.Parameter(convert(each), each.requires_grad) for each in model.parameters()}
-    return copy.deepcopy(model, memo)
 
 
 def _restore_buffers(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:

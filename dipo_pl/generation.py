@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from dipo_pl.fsdp2 import is_sharded
+from dipo_pl.sharding import is_sharded
 
 # Tokens generated before rows that have ended leave the batch.
 STRETCH = 8

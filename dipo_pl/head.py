@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from dipo_pl.errors import InputError
 from dipo_pl.hidden_states import decoder_states
+from dipo_pl.sharding import whole
 
 
 @dataclass
@@ -52,7 +53,7 @@ class OutputHead:
         return OutputHead(self.weight.to(dtype), bias, self.scale, self.softcap)
 
     def gathered(self) -> "OutputHead":
-        """The whole head where FSDP2 has left each rank a shard of it; its gradient is averaged over the ranks."""
+        """The whole head where each rank has a part of it; its gradient is averaged over the ranks."""
         bias = None if self.bias is None else _whole(self.bias)
         return OutputHead(_whole(self.weight), bias, self.scale, self.softcap)
 
@@ -89,7 +90,7 @@ class OutputHead:
 
 def _whole(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
-        return tensor
+        return whole(tensor)
     return tensor.full_tensor(grad_placements=[Partial("avg")] * tensor.device_mesh.ndim)
 
 

@@ -1,6 +1,7 @@
 """What both trainings share: the policy, its optimizer, measuring answers and generating them."""
 
 import math
+from collections.abc import Set
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,11 +18,11 @@ from dipo_pl.engine import Objective
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation.observation import Observation, observations
 from dipo_pl.fingerprint import weights_fingerprint
-from dipo_pl.fsdp2 import FSDP2Strategy
 from dipo_pl.generation import generate
 from dipo_pl.gradient_norm import gradient_norm
 from dipo_pl.head import OutputHead
 from dipo_pl.policy import Policy
+from dipo_pl.sharding import ShardingStrategy, whole_ends
 from dipo_pl.shared_prompt import row_states
 
 Schedule = Literal["linear", "cosine", "constant_with_warmup"]
@@ -63,6 +64,8 @@ class LanguageModel(LightningModule):
         self.token_budget = token_budget
         self.model: PreTrainedModel | None = None
         self.frozen: frozenset[str] = frozenset()
+        self.saved: frozenset[str] = frozenset()
+        self.size = self.trained_size = 0
         self.frozen_weights: str | None = None
         # Of a policy that is to be trained, before a checkpoint is loaded.
         self.starting_weights: str | None = None
@@ -91,18 +94,24 @@ class LanguageModel(LightningModule):
         if self.model is not None:
             return
         strategy = None if self._trainer is None else self._trainer.strategy
-        if isinstance(strategy, FSDP2Strategy):
+        if isinstance(strategy, ShardingStrategy):
             self.model = self.policy.prepared(strategy.load(self.policy.loaded))
+            self._note_names()
             self.before_sharding(strategy)
             strategy.shard(self.model)
         else:
             self.model = self.policy.model()
+            self._note_names()
         if self._is_trained:
             self.starting_weights = weights_fingerprint(self.model)
+        if self.frozen:
+            self.strict_loading = False
+            frozen = (each for each in self.parameters() if not each.requires_grad)
+            # Before anything moves or casts them.
+            self.frozen_weights = weights_fingerprint(nn.ParameterList(frozen))
         self._refuse_rows_beyond_the_context()
-        self._set_frozen_weights_apart()
 
-    def before_sharding(self, strategy: FSDP2Strategy) -> None:
+    def before_sharding(self, strategy: ShardingStrategy) -> None:
         """Called while the policy is whole on the first process."""
 
     def _refuse_rows_beyond_the_context(self) -> None:
@@ -116,14 +125,13 @@ class LanguageModel(LightningModule):
                 f"data.max_length to {context} and data.too_long to truncate, or shorten the rows"
             )
 
-    def _set_frozen_weights_apart(self) -> None:
-        """Notes which weights checkpoints leave out, and what they are before anything moves or casts them."""
+    def _note_names(self) -> None:
+        """While the policy is in one piece: which weights checkpoints hold, which they leave out, and how many there are."""
         named = self.named_parameters(remove_duplicate=False)
         self.frozen = frozenset(name for name, each in named if not each.requires_grad)
-        if self.frozen:
-            self.strict_loading = False
-            frozen = (each for each in self.parameters() if not each.requires_grad)
-            self.frozen_weights = weights_fingerprint(nn.ParameterList(frozen))
+        self.saved = frozenset(self.state_dict()) - self.frozen
+        self.size = sum(each.numel() for each in self.parameters())
+        self.trained_size = sum(each.numel() for each in self.parameters() if each.requires_grad)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves out the parameters that are not trained."""
@@ -139,7 +147,7 @@ class LanguageModel(LightningModule):
             InputError: the checkpoint is of a policy that trains other weights, leaves others as they are, or started
                 from others.
         """
-        given, wanted = set(checkpoint["state_dict"]), set(self.state_dict()) - self.frozen
+        given, wanted = set(checkpoint["state_dict"]), self.saved
         if given != wanted:
             raise InputError(
                 f"the checkpoint is of another policy: of the weights trained here it lacks {_some(wanted - given)}, "
@@ -201,7 +209,8 @@ class LanguageModel(LightningModule):
 
     def generate(self, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
         """Greedy continuations of the prompts, as text."""
-        return generate(self.language_model, self.policy.tokenizer(), prompts, max_new_tokens)
+        with whole_ends(self.language_model):
+            return generate(self.language_model, self.policy.tokenizer(), prompts, max_new_tokens)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer([each for each in self.parameters() if each.requires_grad])
@@ -216,6 +225,6 @@ class LanguageModel(LightningModule):
         }
 
 
-def _some(names: set[str]) -> str:
+def _some(names: Set[str]) -> str:
     """`none`, or how many and which is first."""
     return f"{len(names)} ({min(names)}, ...)" if names else "none"

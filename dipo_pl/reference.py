@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dipo_pl.batch import Batch, Encoded
-from dipo_pl.fsdp2 import frozen_twin
 from dipo_pl.head import OutputHead
 from dipo_pl.hidden_states import Layer, answer_states
+from dipo_pl.sharding import frozen_twin, whole_ends
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Reference(ABC):
     def shard(  # noqa: B027
         self, policy: PreTrainedModel, shard: Callable[[PreTrainedModel], PreTrainedModel]
     ) -> None:
-        """Called before `attach` and before FSDP2 shards the policy; a model of one's own is made and sharded here."""
+        """Called before `attach` and before the policy is sharded; a model of one's own is made and sharded here."""
 
     @abstractmethod
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
@@ -73,7 +73,7 @@ class Reference(ABC):
 
 
 class FrozenCopy(Reference):
-    """A second copy of the model in memory, frozen and in eval mode; under FSDP2 in shards, like the policy."""
+    """A second copy of the model in memory, frozen and in eval mode; under FSDP in shards, like the policy."""
 
     def __init__(self) -> None:
         self._model: PreTrainedModel | None = None
@@ -101,4 +101,5 @@ class FrozenCopy(Reference):
 
     @torch.no_grad()
     def states(self, batch: Batch, layers: Collection[Layer] = (None,)) -> dict[Layer, Tensor]:
-        return answer_states(self.model, batch, layers)
+        with whole_ends(self.model):
+            return answer_states(self.model, batch, layers)

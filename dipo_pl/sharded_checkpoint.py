@@ -84,14 +84,14 @@ class StoredTensor:
 def of_this_rank(source: Tensor | StoredTensor, target: Tensor) -> Tensor:
     """What of a checkpoint's tensor belongs where this rank has `target`; nothing else is read."""
     if not isinstance(target, DTensor):
-        return whole(source)
+        return in_memory(source)
     shape, first = compute_local_shape_and_global_offset(target.shape, target.device_mesh, target.placements)
     if isinstance(source, StoredTensor):
         return source.read(tuple(first), tuple(shape))
     return source[tuple(slice(a, a + n) for a, n in zip(first, shape, strict=True))]
 
 
-def whole(source: Tensor | StoredTensor) -> Tensor:
+def in_memory(source: Tensor | StoredTensor) -> Tensor:
     return source.whole() if isinstance(source, StoredTensor) else source
 
 

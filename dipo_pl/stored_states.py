@@ -18,11 +18,11 @@ from dipo_pl.adapter import adapted_layers
 from dipo_pl.batch import Batch, Encoded, collate
 from dipo_pl.errors import InputError
 from dipo_pl.fingerprint import weights_fingerprint
-from dipo_pl.fsdp2 import is_sharded
 from dipo_pl.head import OutputHead
 from dipo_pl.hidden_states import Layer, answer_states
 from dipo_pl.reference import Reference, Surroundings
 from dipo_pl.run_folder import RunFolder
+from dipo_pl.sharding import in_parts, is_sharded, whole, whole_ends
 from dipo_pl.state_store import LayerFormat, Manifest, StateStore
 
 # Of a configuration, what tells where a model came from and not what it computes.
@@ -70,7 +70,9 @@ class StoredStates(Reference):
         head = OutputHead.of(policy)
         trained = head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad)
         if trained and None in surroundings.layers:
-            self._head = _converted(head, lambda tensor: tensor.detach().to(surroundings.device, copy=True))
+            self._head = _converted(
+                head, lambda tensor: in_parts(tensor).detach().to(surroundings.device, copy=True)
+            )
         else:
             self._lender = policy
 
@@ -264,7 +266,8 @@ def _computing(policy: PreTrainedModel, surroundings: Surroundings) -> Iterator[
             policy.to(torch.get_default_dtype())
         policy.eval()
         try:
-            yield
+            with whole_ends(policy):
+                yield
         finally:
             for module, mode in modes:
                 module.training = mode
@@ -283,7 +286,7 @@ def _starting_weights(policy: PreTrainedModel) -> nn.ParameterList:
     idle = {
         id(parameter)
         for layer in adapted_layers(policy).values()
-        if not any(each.weight.any() for each in layer.lora_B.values())
+        if not any(whole(each.weight).any() for each in layer.lora_B.values())
         for name, parameter in layer.named_parameters()
         if not name.startswith("base_layer.")
     }

@@ -15,7 +15,6 @@ from dipo_pl.constructors import LogitModulation, PreferenceConstructor
 from dipo_pl.dual_weight import DualWeight
 from dipo_pl.engine import Section, joint_objective
 from dipo_pl.errors import InputError
-from dipo_pl.fsdp2 import FSDP2Strategy
 from dipo_pl.head import OutputHead
 from dipo_pl.hidden_states import Layer, answer_states, decoder_layer
 from dipo_pl.language_model import LanguageModel, Schedule
@@ -24,6 +23,7 @@ from dipo_pl.losses.dipo import DiPO, DiPORetain
 from dipo_pl.policy import Policy
 from dipo_pl.reference import FrozenCopy, Reference, Surroundings
 from dipo_pl.run_folder import RunFolder
+from dipo_pl.sharding import ShardingStrategy
 
 
 class Unlearning(LanguageModel):
@@ -133,7 +133,7 @@ class Unlearning(LanguageModel):
             # Before a checkpoint is loaded: the reference is the policy as it started.
             self.reference.attach(self.language_model, self._surroundings())
 
-    def before_sharding(self, strategy: FSDP2Strategy) -> None:
+    def before_sharding(self, strategy: ShardingStrategy) -> None:
         if self._compares:
             self.reference.shard(self.language_model, strategy.shard)
 

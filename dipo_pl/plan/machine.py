@@ -19,9 +19,11 @@ SHARDED: dict[str, tuple[Part, ...]] = {
     "deepspeed_stage_2": ("gradients", "moments"),
     "deepspeed": ("gradients", "moments"),
     "deepspeed_stage_3": ("weights", "gradients", "moments"),
+    "ZeRO2Strategy": ("gradients", "moments"),
     "fsdp": ("weights", "gradients", "moments"),
     "fsdp2": ("weights", "gradients", "moments"),
     "FSDPStrategy": ("weights", "gradients", "moments"),
+    "FSDP1Strategy": ("weights", "gradients", "moments"),
     "FSDP2Strategy": ("weights", "gradients", "moments"),
     "ModelParallelStrategy": ("weights", "gradients", "moments"),
 }

@@ -305,12 +305,31 @@ SETTINGS = [
         "'[{class_path: Membership, init_args: {gradient_norm: true}}]'",
         "Membership asks for gradient norms, which are not taken of a model in shards",
     ),
-    Case("--trainer.strategy fsdp", "trainer.strategy fsdp leaves each device parts of the weights"),
+    Case("--config fsdp.yaml --trainer.accelerator cpu", "The strategy `fsdp` requires a GPU accelerator"),
+    Case(
+        """--trainer.strategy '{"class_path": "FSDP1Strategy"}' --model.forget_loss RMU --model.retain_loss RMURetain""",
+        "trainer.strategy fsdp gives gradients of zero to the output head, which no loss looks at here",
+    ),
+    Case(
+        """--trainer.strategy '{"class_path": "FSDP1Strategy"}' --trainer.precision bf16-true""",
+        "trainer.precision bf16-true converts weights that trainer.strategy fsdp has in parts by then",
+    ),
+    Case(
+        "--trainer.strategy fsdp_cpu_offload", "trainer.strategy fsdp_cpu_offload leaves each device parts of"
+    ),
     Case(
         "--trainer.strategy deepspeed_stage_3_offload",
         "trainer.strategy deepspeed_stage_3_offload leaves each device parts of the weights",
     ),
     Case("--trainer.strategy ModelParallelStrategy", "leaves each device parts of the weights"),
+    Case(
+        "--trainer.strategy deepspeed",
+        "trainer.strategy deepspeed makes steps of other rows at the end of an epoch",
+    ),
+    Case(
+        "--config deepspeed.yaml --config bf16.yaml",
+        "trainer.precision bf16-mixed has weights in 16 bits under trainer.strategy deepspeed_stage_2",
+    ),
     Case("--config deepspeed.yaml", "deepspeed is not installed: pip install 'dipo-pl[deepspeed]'"),
     Case(
         "--data.forget_authors 4", "data.forget_authors must lie between 1 and data.authors - 1, got 4 of 4"

@@ -12,7 +12,7 @@ from split_training import ALONE, CUT, SHARDED, SHARED, command, on_two_nodes
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of all these runs, and of two that change from one process to two ranks or back midway."""
+    """The folder of all these runs, and of some that change from one strategy to another midway."""
     from dipo_pl.cli import run
 
     folder = tmp_path_factory.mktemp("scale")
@@ -24,6 +24,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     on_fsdp2 = SHARED["dipo on fsdp2"][1]
     commands.append(command(folder, "to fsdp2", "dipo", *on_fsdp2))
     commands.append(command(folder, "from fsdp2", "dipo", *on_fsdp2, *CUT))
+    for first, second in (("fsdp", "fsdp2"), ("fsdp2", "fsdp")):
+        name = f"{first} to {second}"
+        commands.append(command(folder, name, "dipo", *SHARED[f"dipo on {first}"][1], *CUT))
+        commands.append(command(folder, name, "dipo", *SHARED[f"dipo on {second}"][1]))
     commands += in_shards(folder)
     on_two_nodes(folder, commands)
     assert run(command(folder, "from fsdp2", "dipo", *ALONE["dipo 4 x 2"][1])) == 0

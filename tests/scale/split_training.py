@@ -1,4 +1,4 @@
-"""One small training, split in many ways: batches of a step over time, over two DDP ranks, over two of FSDP2."""
+"""One small training, split in many ways: batches of a step over time, over two ranks of DDP, FSDP and FSDP2."""
 
 import json
 import os
@@ -25,8 +25,12 @@ METHODS = {
     # With generated answers, a tied head and states from disk.
     "stored": ("--model.policy.config.tie_word_embeddings", "true", "--model.reference", "StoredStates"),
     "graddiff": (*SILENT, "--config", "graddiff.yaml"),
+    # Whose gradients are all clipped.
+    "lora": (*SILENT, "--config", "lora.yaml", "--trainer.gradient_clip_val", "0.001"),
 }  # fmt: skip
 TWO = ("--trainer.num_nodes", "2", "--data.batch_size", "2", "--trainer.strategy")
+# Of the name `fsdp` Lightning knows that it needs GPUs.
+FSDP = '{"class_path": "FSDP1Strategy"}'
 # By name: the method, and how its batch of 8 is split.
 ALONE = {
     "dipo": ("dipo", ("--data.batch_size", "8")),
@@ -35,6 +39,7 @@ ALONE = {
     "npo": ("npo", ("--data.batch_size", "8")),
     "stored": ("stored", ("--data.batch_size", "8")),
     "graddiff": ("graddiff", ("--data.batch_size", "8")),
+    "lora": ("lora", ("--data.batch_size", "8")),
     "graddiff 4 x 2": ("graddiff", ("--data.batch_size", "2")),
 }
 SHARED = {
@@ -42,8 +47,12 @@ SHARED = {
     "dipo on fsdp2": ("dipo", (*TWO, "fsdp2")),
     "npo on fsdp2": ("npo", (*TWO, "fsdp2")),
     "stored on fsdp2": ("stored", (*TWO, "fsdp2")),
+    "dipo on fsdp": ("dipo", (*TWO, FSDP)),
+    "stored on fsdp": ("stored", (*TWO, FSDP)),
+    "lora on fsdp": ("lora", (*TWO, FSDP)),
 }
 SHARDED = (*TWO, "fsdp2", "--config", "sharded_checkpoints.yaml")
+RANKS = Path(__file__).with_name("ranks.py")
 # In the midst of the second epoch.
 CUT = ("--trainer.max_steps", "5")
 
@@ -52,7 +61,7 @@ def command(folder: Path, name: str, method: str, *more: str) -> list[str]:
     return [*TRAINING, *METHODS[method], "--output_dir", str(folder), "--name", name.replace(" ", "-"), *more]
 
 
-def on_two_nodes(folder: Path, commands: list[list[str]]) -> None:
+def on_two_nodes(folder: Path, commands: list[list[str]], ranks: Path = RANKS) -> None:
     """Runs them by two launchers of torchrun on loopback, a process each."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -64,7 +73,7 @@ def on_two_nodes(folder: Path, commands: list[list[str]]) -> None:
             sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--node_rank",
             str(node), "--master_addr", "127.0.0.1", "--master_port", str(port),
         ]  # fmt: skip
-        script = [str(Path(__file__).with_name("ranks.py")), json.dumps(commands)]
+        script = [str(ranks), json.dumps(commands)]
         with log.open("w") as out:
             launchers.append(
                 subprocess.Popen([*torchrun, *script], stdout=out, stderr=out, cwd=folder, env={**os.environ})

@@ -47,6 +47,11 @@ def difference(ours, theirs):
         ("dipo-on-fsdp2", "dipo"),
         ("npo-on-fsdp2", "npo"),
         ("stored-on-fsdp2", "stored"),
+        ("dipo-on-fsdp", "dipo"),
+        ("stored-on-fsdp", "stored"),
+        ("lora-on-fsdp", "lora"),
+        ("fsdp-to-fsdp2", "dipo"),
+        ("fsdp2-to-fsdp", "dipo"),
         ("to-fsdp2", "dipo"),
         ("from-fsdp2", "dipo"),
         ("to-shards", "dipo"),
@@ -148,8 +153,9 @@ def test_mean_of_halves_is_that_of_the_whole_but_for_these(name):
     assert (abs(float(whole - halves)) > 1e-4 * abs(float(whole))) == (name in BY_BATCH)
 
 
-def test_export_of_shards_is_one_ordinary_folder(runs):
-    folders = [runs / name / "hf" for name in ("stored-on-fsdp2", "stored")]
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp2"])
+def test_export_of_shards_is_one_ordinary_folder(runs, strategy):
+    folders = [runs / name / "hf" for name in (f"stored-on-{strategy}", "stored")]
     ours, theirs = (AutoModelForCausalLM.from_pretrained(each) for each in folders)
     assert type(ours) is type(theirs)
     assert ours.lm_head.weight is ours.model.embed_tokens.weight
