@@ -25,6 +25,15 @@ METHODS = {
     # With generated answers, a tied head and states from disk.
     "stored": ("--model.policy.config.tie_word_embeddings", "true", "--model.reference", "StoredStates"),
     "graddiff": (*SILENT, "--config", "graddiff.yaml"),
+    # A loss that does not reach all layers.
+    "rmu": (*SILENT, "--config", "rmu.yaml"),
+    # Companions of forget rows, adapters that are switched off for the reference, and a weight that follows a loss.
+    "adapted": (
+        *SILENT, "--config", "idk_dpo.yaml", "--config", "lora.yaml", "--model.optimizer.lr", "0.003",
+        "--model.policy.gradient_checkpointing", "true", "--model.retain_loss", "ReferenceKL",
+        "--model.retain_weight", "DualWeight", "--model.retain_weight.initial", "1", "--model.retain_weight.epsilon",
+        "0.0001", "--model.retain_weight.step", "500", "--model.retain_weight.warmup_epochs", "0",
+    ),
 }  # fmt: skip
 TWO = ("--trainer.num_nodes", "2", "--data.batch_size", "2", "--trainer.strategy")
 # By name: the method, and how its batch of 8 is split.
@@ -36,12 +45,16 @@ ALONE = {
     "stored": ("stored", ("--data.batch_size", "8")),
     "graddiff": ("graddiff", ("--data.batch_size", "8")),
     "graddiff 4 x 2": ("graddiff", ("--data.batch_size", "2")),
+    "rmu": ("rmu", ("--data.batch_size", "8")),
+    "adapted": ("adapted", ("--data.batch_size", "8")),
 }
 SHARED = {
     "dipo on ddp": ("dipo", (*TWO, "ddp")),
     "dipo on fsdp2": ("dipo", (*TWO, "fsdp2")),
     "npo on fsdp2": ("npo", (*TWO, "fsdp2")),
     "stored on fsdp2": ("stored", (*TWO, "fsdp2")),
+    "rmu on ddp": ("rmu", (*TWO, "ddp")),
+    "adapted on fsdp2": ("adapted", (*TWO, "fsdp2")),
 }
 # In the midst of the second epoch.
 CUT = ("--trainer.max_steps", "5")

@@ -46,6 +46,8 @@ def difference(ours, theirs):
         ("dipo-on-fsdp2", "dipo"),
         ("npo-on-fsdp2", "npo"),
         ("stored-on-fsdp2", "stored"),
+        ("rmu-on-ddp", "rmu"),
+        ("adapted-on-fsdp2", "adapted"),
         ("to-fsdp2", "dipo"),
         ("from-fsdp2", "dipo"),
     ],
