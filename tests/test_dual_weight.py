@@ -78,7 +78,9 @@ def test_takes_the_mean_over_devices():
 def test_rows_count_alike_whatever_batch_and_device_they_are_in():
     """One device has a batch of 3 rows and one of 1, the other one of 2 and none: weights as `step_weight` gives them."""
     devices = DualWeight(initial=2.0, epsilon=0.5, step=4.0, warmup_epochs=0), DualWeight(warmup_epochs=0)
-    for weight, batches in zip(devices, ([(1.0, 2.0), (3.0, 2 / 3)], [(2.0, 4 / 3), (9.0, 0.0)]), strict=True):
+    for weight, batches in zip(
+        devices, ([(1.0, 2.0), (3.0, 2 / 3)], [(2.0, 4 / 3), (9.0, 0.0)]), strict=True
+    ):
         for loss, counts in batches:
             weight.observe(torch.tensor(loss), counts)
     other = torch.stack(devices[1]._observed).sum(0)

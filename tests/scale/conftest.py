@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from split_training import ALONE, CUT, SHARED, command, on_two_nodes
+from split_training import ALONE, CUT, RELEARNING, SHARED, command, on_two_nodes
 
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of all these runs, and of two that change from one process to two ranks or back midway."""
-    from dipo_pl.cli import run
+    """The folder of all these runs, of two that change from one process to two ranks or back midway, and of probes."""
+    from dipo_pl.__main__ import main as run
 
     folder = tmp_path_factory.mktemp("scale")
     for name, (method, split) in ALONE.items():
@@ -22,6 +22,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     on_fsdp2 = SHARED["dipo on fsdp2"][1]
     commands.append(command(folder, "to fsdp2", "dipo", *on_fsdp2))
     commands.append(command(folder, "from fsdp2", "dipo", *on_fsdp2, *CUT))
+    relearning = ["relearn", str(folder / "dipo"), *RELEARNING, "--name"]
+    assert run([*relearning, "relearn"]) == 0
+    commands.append(
+        [*relearning, "relearn-on-fsdp2", "--trainer.num_nodes", "2", "--trainer.strategy", "fsdp2"]
+    )
     on_two_nodes(folder, commands)
     assert run(command(folder, "from fsdp2", "dipo", *ALONE["dipo 4 x 2"][1])) == 0
     return folder

@@ -3,8 +3,8 @@
 import json
 import sys
 
-from dipo_pl.cli import run
+from dipo_pl.__main__ import main
 
 for arguments in json.loads(sys.argv[1]):
-    if code := run(arguments):
+    if code := main(arguments):
         sys.exit(code)

@@ -56,6 +56,19 @@ SHARED = {
     "rmu on ddp": ("rmu", (*TWO, "ddp")),
     "adapted on fsdp2": ("adapted", (*TWO, "fsdp2")),
 }
+# Of one row, so that one rank has nothing to train on.
+RELEARNING = (
+    "--steps",
+    "2",
+    "--share",
+    "0.05",
+    "--lr",
+    "0.001",
+    "--data.batch_size",
+    "4",
+    "--export.enabled",
+    "true",
+)
 # In the midst of the second epoch.
 CUT = ("--trainer.max_steps", "5")
 

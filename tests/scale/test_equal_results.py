@@ -70,6 +70,20 @@ def test_split_ends_where_the_whole_does(runs, split, whole):
     assert starts[0] == starts[1]
 
 
+def test_relearning_is_the_same_on_any_number_of_devices(runs):
+    """Eight rows a step, whatever the probed run had; here they are one."""
+    alone, shared = (runs / f"dipo-{name}" for name in ("relearn", "relearn-on-fsdp2"))
+    assert difference(weights(shared), weights(alone)) < 1e-6
+    assert difference(weights(alone), weights(runs / "dipo")) > 1e-4
+    (ours, our_rows), (theirs, their_rows) = evaluations(shared), evaluations(alone)
+    assert [each.keys() for each in ours.values()] == [each.keys() for each in theirs.values()]
+    torch.testing.assert_close(our_rows, their_rows, rtol=1e-4, atol=1e-5)
+    manifests = [json.loads((run / "manifest.json").read_text()) for run in (shared, alone)]
+    assert [each["world_size"] for each in manifests] == [2, 1]
+    assert [each["global_batch"] for each in manifests] == [8, 8]
+    assert {each["probe"]["of"] for each in manifests} == {str(runs / "dipo")}
+
+
 def test_token_means_depend_on_the_split(runs):
     """GradDiff's mean is over tokens: rows of a small batch count more where they are short."""
     assert difference(weights(runs / "graddiff"), weights(runs / "graddiff-4-x-2")) > 1e-3
