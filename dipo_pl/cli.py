@@ -4,6 +4,7 @@ import pickle
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -16,7 +17,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 # Classes can be named in a config without their module only if they are imported before it is parsed.
 from dipo_pl import (  # noqa: F401
@@ -55,7 +56,7 @@ from dipo_pl.language_model import LanguageModel
 from dipo_pl.named_classes import guard_configs, refuse_functions
 from dipo_pl.processes import Processes
 from dipo_pl.redact import redact
-from dipo_pl.run_folder import RunFolder, refuse_unfit_name, write_text
+from dipo_pl.run_folder import RunFolder, locked, refuse_unfit_name, write_text
 
 C = TypeVar("C", bound=Callback)
 T = TypeVar("T")
@@ -127,6 +128,10 @@ class DiPOCLI(LightningCLI):
     """Commands `fit` and `validate`, each with its run folder."""
 
     processes: Processes | None = None
+    # What is held until the run has ended.
+    held: ExitStack | None = None
+    # Whether nobody else writes to the run's folder: the first process knows.
+    alone = False
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = _Parser(**kwargs)
@@ -297,6 +302,9 @@ class DiPOCLI(LightningCLI):
             raise InputError(
                 f"cannot make the run folder {self.run.path} ({error.strerror}): see --output_dir"
             ) from error
+        if self.held is not None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            self.held.enter_context(locked(self.run.path))
+            self.alone = True
 
     @property
     def started(self) -> bool:
@@ -305,7 +313,7 @@ class DiPOCLI(LightningCLI):
 
     def discard_what_was_begun(self) -> None:
         """Takes back what this start has written, if it ended before the run began (loggers open files early)."""
-        if self.started:
+        if self.started or not self.alone:
             return
         if self._config_before is not None:
             self.run.config.write_bytes(self._config_before)
@@ -461,6 +469,11 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
     A signal to end gives 128 and its number: 130 for SIGINT, 143 for SIGTERM, 138 for SIGUSR1.
     """
     quieten()
+    with ExitStack() as held:
+        return _run(arguments, debug, held)
+
+
+def _run(arguments: Sequence[str], debug: bool, held: ExitStack) -> int:
     cli: DiPOCLI | None = None
 
     class _Reachable(DiPOCLI):
@@ -468,7 +481,7 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
 
         def after_instantiate_classes(self) -> None:
             nonlocal cli
-            cli = self
+            cli, self.held = self, held
             super().after_instantiate_classes()
 
     try:
