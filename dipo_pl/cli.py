@@ -17,7 +17,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 # Classes can be named in a config without their module only if they are imported before it is parsed.
 from dipo_pl import (  # noqa: F401
@@ -302,7 +302,7 @@ class DiPOCLI(LightningCLI):
             raise InputError(
                 f"cannot make the run folder {self.run.path} ({error.strerror}): see --output_dir"
             ) from error
-        if self.held is not None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        if self.held is not None and self.trainer.is_global_zero:
             self.held.enter_context(locked(self.run.path))
             self.alone = True
 
