@@ -42,19 +42,31 @@ class LastCheckpoint(Checkpoint):
         self._after_measuring = False
         self._measuring = False
         self._last_is_whole = True
+        self._resumed_between_epochs = False
         # That all processes know of.
         self._signal = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         resumed = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
         self._last_is_whole = resumed != RunFolder.of(trainer).previous_checkpoint
+        if self._resumed_between_epochs:
+            # With trainer.max_steps Lightning goes back into the epoch that has ended: where no evaluation is due after
+            # its last batch it trains one more, and counts epochs wrongly from there on.
+            trainer.fit_loop.epoch_loop.restarting = False
+            self._resumed_between_epochs = False
         interruption.defer()
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Tells Lightning's loop, which counts batches, the place on this number of devices."""
+        """Tells Lightning's loops the place, which they count in batches, on this number of devices."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+        if epochs["current"]["processed"] > epochs["current"]["completed"]:
+            # Saved as an epoch ended: it is over, and the next one starts as in a run that was not cut short.
+            self._resumed_between_epochs = True
+            for counts in (epochs["current"], epochs["total"]):
+                counts["completed"] = counts["processed"]
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         _, done = data.resume_at
         moved = done - progress["current"]["ready"]

@@ -1,6 +1,7 @@
 """Data sets of the hub."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from dipo_pl.errors import InputError
@@ -14,6 +15,10 @@ def load_split(path: str, configuration: str, split: str, what: str) -> Iterable
     Raises:
         InputError: it cannot be had.
     """
+    if Path(path).is_file():
+        raise InputError(
+            f"data.path {path} is a file: give the folder that it is in, or a dataset of the hub"
+        )
     import datasets
 
     try:

@@ -4,8 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
-from importlib.util import find_spec
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -15,7 +14,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 # Classes can be named in a config without their module only if they are imported before it is parsed.
 from dipo_pl import (  # noqa: F401
@@ -43,7 +42,7 @@ from dipo_pl.callbacks.samples import Samples
 from dipo_pl.callbacks.selection import BestCheckpoint, Selection
 from dipo_pl.callbacks.training_monitor import TrainingMonitor
 from dipo_pl.callbacks.weight_change import WeightChange
-from dipo_pl.checkpoint_io import AtomicCheckpointIO, check_checkpoint, read_checkpoint
+from dipo_pl.checkpoint_io import AtomicCheckpointIO
 from dipo_pl.config_errors import one_line
 from dipo_pl.config_text import load_yaml, read_text
 from dipo_pl.configs import resolve
@@ -56,8 +55,10 @@ from dipo_pl.language_model import LanguageModel
 from dipo_pl.named_classes import guard_configs, refuse_functions
 from dipo_pl.processes import LOST, Processes
 from dipo_pl.redact import redact_values
-from dipo_pl.run_folder import RunFolder, refuse_unfit_name, write_text
+from dipo_pl.resuming import newest_readable, refuse_fewer_epochs, refuse_unreadable
+from dipo_pl.run_folder import RunFolder, locked, refuse_unfit_name, write_text
 from dipo_pl.sharding import ShardingStrategy
+from dipo_pl.strategies import refuse_strategy
 
 C = TypeVar("C", bound=Callback)
 T = TypeVar("T")
@@ -133,6 +134,10 @@ class DiPOCLI(LightningCLI):
     """Commands `fit` and `validate`, each with its run folder."""
 
     processes: Processes | None = None
+    # What is held until the run has ended.
+    held: ExitStack | None = None
+    # Whether nobody else writes to the run's folder: the first process knows.
+    alone = False
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = _Parser(**kwargs)
@@ -195,7 +200,7 @@ class DiPOCLI(LightningCLI):
         for key in ("val_check_interval", "check_val_every_n_epoch"):
             if settings.trainer[key] == 0:
                 raise InputError(f"trainer.{key} must be greater than 0, got 0")
-        _refuse_strategy(settings.trainer.strategy, str(settings.trainer.precision))
+        refuse_strategy(settings.trainer.strategy, str(settings.trainer.precision))
         if settings.name is None:
             settings.name = _default_name(settings.config or [], self.subcommand or "")
         refuse_unfit_name(settings.name)
@@ -307,6 +312,9 @@ class DiPOCLI(LightningCLI):
             raise InputError(
                 f"cannot make the run folder {self.run.path} ({error.strerror}): see --output_dir"
             ) from error
+        if self.held is not None and self.trainer.is_global_zero:
+            self.held.enter_context(locked(self.run.path))
+            self.alone = True
 
     @property
     def started(self) -> bool:
@@ -315,7 +323,7 @@ class DiPOCLI(LightningCLI):
 
     def discard_what_was_begun(self) -> None:
         """Takes back what this start has written, if it ended before the run began (loggers open files early)."""
-        if self.started or (self.processes is not None and self.processes.is_launched):
+        if self.started or not self.alone:
             return
         if self._config_before is not None and self.run.config.read_bytes() != self._config_before:
             write_text(self.run.config, self._config_before.decode())
@@ -340,12 +348,12 @@ class DiPOCLI(LightningCLI):
         # What a run has started from is behind it once it has a checkpoint of its own, unless it is to go back to one.
         goes_on = named is None or named.resolve().parent != self.run.checkpoints.resolve()
         if goes_on and not self.settings.trainer.fast_dev_run:
-            checkpoint = _newest_readable(self.run, self._reads_all)
+            checkpoint = newest_readable(self.run, self._reads_all)
         if checkpoint is None and named is not None:
-            _refuse_unreadable(named, self._reads_all)
+            refuse_unreadable(named, self._reads_all)
             checkpoint = named
         if checkpoint is not None:
-            _refuse_fewer_epochs(checkpoint, self.settings.trainer.max_epochs)
+            refuse_fewer_epochs(checkpoint, self.settings.trainer.max_epochs)
             rank_zero_info(f"resuming from {checkpoint}")
             # What is measured before training has been measured.
             self.trainer.num_sanity_val_steps = 0
@@ -358,7 +366,7 @@ class DiPOCLI(LightningCLI):
 
     @property
     def _reads_all(self) -> bool:
-        """Whether this process compares checksums: of a model in shards all take the checkpoint that the first one has chosen."""
+        """Whether this process compares checksums: with a model in shards all take what the first one has chosen."""
         return self.trainer.is_global_zero or not isinstance(self.trainer.strategy, ShardingStrategy)
 
     def _callback(self, kind: type[C]) -> C:
@@ -366,40 +374,8 @@ class DiPOCLI(LightningCLI):
 
     def validate(self, **kwargs: Any) -> None:
         if kwargs.get("ckpt_path") is not None:
-            _refuse_unreadable(Path(kwargs["ckpt_path"]), self._reads_all)
+            refuse_unreadable(Path(kwargs["ckpt_path"]), self._reads_all)
         self.trainer.validate(**kwargs | {"verbose": False})
-
-
-def _refuse_strategy(strategy: Any, precision: str) -> None:
-    """What is known before anything is made."""
-    named = (
-        strategy if isinstance(strategy, str) else getattr(strategy, "class_path", type(strategy).__name__)
-    )
-    kind, stage = named.lower(), getattr(getattr(strategy, "init_args", None), "stage", None)
-    zero_3 = "deepspeed" in kind and (stage == 3 or "stage_3" in kind)
-    ours = kind == "fsdp" or kind.endswith(("fsdp1strategy", "fsdp2", "fsdp2strategy"))
-    if zero_3 or ("fsdp" in kind and not ours) or "modelparallel" in kind:
-        raise InputError(
-            f"trainer.strategy {named} leaves each device parts of the weights that are not put together here: set "
-            "trainer.strategy fsdp2, which shards as much"
-        )
-    if not ("deepspeed" in kind or kind.endswith("zero2strategy")):
-        return
-    if kind != "deepspeed_stage_2" and not kind.endswith("zero2strategy"):
-        raise InputError(
-            f"trainer.strategy {named} makes steps of other rows at the end of an epoch, and checkpoints of pickles: set "
-            "deepspeed_stage_2, which does not"
-        )
-    if precision not in ("None", "32", "32-true"):
-        raise InputError(
-            f"trainer.precision {precision} has weights in 16 bits under trainer.strategy {named}, so that less than was "
-            "trained would be exported: set 32-true, or trainer.strategy fsdp2"
-        )
-    if find_spec("deepspeed") is None:
-        raise InputError(
-            f"trainer.strategy is {named}, and deepspeed is not installed: pip install 'dipo-pl[deepspeed]', or set fsdp2, "
-            "which needs nothing more"
-        )
 
 
 def _default_name(configs: Sequence[Any], subcommand: str) -> str:
@@ -429,54 +405,17 @@ def _changes(before: Any, now: Any, key: str) -> list[str]:
     return [] if before == now else [f"{key}: {before!r} there, {now!r} here"]
 
 
-def _newest_readable(run: RunFolder, thoroughly: bool) -> Path | None:
-    """The checkpoint to resume from, if there is any.
-
-    Raises:
-        InputError: there are some, and none can be read.
-    """
-    errors: list[InputError] = []
-    for checkpoint in run.to_resume_from:
-        try:
-            _refuse_unreadable(checkpoint, thoroughly)
-        except InputError as error:
-            errors.append(error)
-            continue
-        if errors:
-            why = str(errors[0]).rpartition(": ")[0]
-            rank_zero_warn(f"{why}: going on from the one before")
-        return checkpoint
-    if len(errors) > 1:
-        # The one before cannot be read either.
-        stay = f"remove it and {run.previous_checkpoint.name} to start afresh"
-        raise InputError(str(errors[0]).replace("remove it to start afresh", stay)) from errors[0]
-    if errors:
-        raise errors[0]
-    return None
-
-
-def _refuse_unreadable(checkpoint: Path, thoroughly: bool) -> None:
-    if not checkpoint.exists():
-        raise InputError(f"no checkpoint {checkpoint}: give a file, or leave ckpt_path out")
-    advice = "remove it to start afresh, or give another as ckpt_path"
-    check_checkpoint(checkpoint, advice, thoroughly)
-
-
-def _refuse_fewer_epochs(checkpoint: Path, max_epochs: int | None) -> None:
-    content = read_checkpoint(checkpoint)
-    epochs_done = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    if max_epochs is not None and 0 <= max_epochs < epochs_done:
-        raise InputError(
-            f"trainer.max_epochs is {max_epochs}, and {checkpoint} has {epochs_done} epochs behind it"
-        )
-
-
 def run(arguments: Sequence[str], debug: bool = False) -> int:
     """Runs `fit` or `validate` with these arguments; returns the exit code and prints at most one error line.
 
     A signal to end gives 128 and its number: 130 for SIGINT, 143 for SIGTERM, 138 for SIGUSR1.
     """
     quieten()
+    with ExitStack() as held:
+        return _run(arguments, debug, held)
+
+
+def _run(arguments: Sequence[str], debug: bool, held: ExitStack) -> int:
     cli: DiPOCLI | None = None
 
     class _Reachable(DiPOCLI):
@@ -484,7 +423,7 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
 
         def after_instantiate_classes(self) -> None:
             nonlocal cli
-            cli = self
+            cli, self.held = self, held
             super().after_instantiate_classes()
 
     try:

@@ -17,7 +17,7 @@ class DualWeight:
 
     lambda grows while the retain loss is above epsilon, and shrinks while it is below, down to 0, where nothing
     is left but forgetting. The retain loss of an update is that of the step's own batch: the mean over
-    its micro-batches and over devices.
+    its micro-batches and over devices, weighted as their losses are.
 
     Source: Entesari et al. 2025, arXiv:2506.05314, primal-dual unlearning (PDU); its authors' settings for TOFU
     are the defaults. Differs: their version in open-unlearning updates after each micro-batch,
@@ -47,21 +47,22 @@ class DualWeight:
         self.warmup_epochs = warmup_epochs
         self._observed: list[Tensor] = []
 
-    def observe(self, retain_loss: Tensor) -> None:
-        """Takes in a micro-batch's retain loss, a scalar."""
-        self._observed.append(retain_loss.detach())
+    def observe(self, retain_loss: Tensor, weight: float = 1.0) -> None:
+        """Takes in a micro-batch's retain loss, a scalar, and what it counts in the step's."""
+        self._observed.append(torch.stack([weight * retain_loss.detach(), retain_loss.new_tensor(weight)]))
 
     def update(self, epoch: int, over_devices: Callable[[Tensor], Tensor]) -> None:
         """Ends an optimizer step.
 
         Args:
             epoch: counted from 0.
-            over_devices: the mean of a scalar over devices; called in none or all of them.
+            over_devices: the mean of a tensor over devices; called in none or all of them.
         Raises:
             TrainingError: the retain loss is not finite.
         """
         if epoch >= self.warmup_epochs:
-            retain_loss = over_devices(torch.stack(self._observed).mean()).item()
+            weighted, weight = over_devices(torch.stack(self._observed).sum(0)).tolist()
+            retain_loss = weighted / weight
             if not math.isfinite(retain_loss):
                 raise TrainingError(
                     f"the retain loss is {retain_loss}, and the DualWeight on it can follow no such number: lower "

@@ -171,9 +171,13 @@ class LanguageModel(LightningModule):
 
     def of_step(self, loss: Tensor, batch_idx: int) -> Tensor:
         """The loss so that its mean over what a trainer accumulates is that of the optimizer step."""
-        data: Any = getattr(self._trainer, "datamodule", None)
-        weight = 1.0 if data is None else data.loss_weight(batch_idx)
+        weight = self.step_weight(batch_idx)
         return loss if weight == 1 else weight * loss
+
+    def step_weight(self, batch_idx: int) -> float:
+        """What a batch counts in that mean."""
+        data: Any = getattr(self._trainer, "datamodule", None)
+        return 1.0 if data is None else float(data.loss_weight(batch_idx))
 
     def log_objective(self, name: str, objective: Objective, sequences: int) -> None:
         values = {f"train/{name}": objective.loss.detach()}

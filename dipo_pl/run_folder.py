@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from lightning import Trainer
 
     from dipo_pl.evaluation.result import EvaluationResult
+
+# Bytes of a run's name: filesystems take 255, and those of probes and temporary files are longer.
+LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,8 @@ def refuse_unfit_name(name: str) -> None:
     """
     if name in ("", ".", "..") or Path(name).name != name:
         raise InputError(f"--name must be the name of one folder, got {name!r}; --output_dir says where")
+    if (size := len(os.fsencode(name))) > LONGEST_NAME:
+        raise InputError(f"--name must have at most {LONGEST_NAME} bytes, got {size} ({name[:20]}...)")
 
 
 @contextmanager
@@ -224,19 +230,30 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of a folder, those that ask for it in this way.
+    """Keeps other processes out of a folder, those that ask for it in this way; a process that is killed leaves no lock.
+
+    On a filesystem that has no locks it says so, and keeps nobody out.
 
     Raises:
         InputError: another one is in it.
+        WriteError: nothing can be written to it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as file:
+    lock = folder / ".lock"
+    with writing(lock):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
                 f"{folder} is being worked on by another process: wait for it to end, or give another --name"
             ) from None
+        except OSError as error:
+            print(
+                f"dipo-pl: warning: cannot lock {folder} ({error.strerror}): let no other process work on it meanwhile",
+                file=sys.stderr,
+            )
         yield
 
 

@@ -1,5 +1,6 @@
 """A byte-level BPE tokenizer trained on given texts, for models made from scratch."""
 
+import re
 from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -9,6 +10,8 @@ from dipo_pl.errors import InputError
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 BYTES = 256
+# Characters without a gap from which merges are learnt: the time they take grows with the square of it.
+LONGEST_WORD = 1000
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
@@ -26,7 +29,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
-        texts,
+        (piece for text in texts for piece in _pieces(text)),
         trainers.BpeTrainer(
             vocab_size=vocab_size,
             special_tokens=[BOS, EOS, PAD],
@@ -44,3 +47,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         pad_token=PAD,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _pieces(text: str) -> list[str]:
+    """The text, cut where a word, or a gap between words, is too long."""
+    return re.sub(rf"\S{{{LONGEST_WORD}}}|\s{{{LONGEST_WORD}}}", "\\g<0>\0", text).split("\0")

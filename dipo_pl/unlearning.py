@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.optim import AdamW
 
@@ -120,6 +121,10 @@ class Unlearning(LanguageModel):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         self._only_measures = stage != "fit"
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy) and None not in self.layers:
+            # No loss reaches the layers after those that it looks at, and DDP would wait for their gradients.
+            strategy._ddp_kwargs["find_unused_parameters"] = True
 
     def configure_model(self) -> None:
         if self.model is not None:
@@ -192,7 +197,7 @@ class Unlearning(LanguageModel):
             self.log_objective(name, part, batch.sections[name])
         if isinstance(self.retain_weight, DualWeight):
             self.log("train/retain_weight", self.retain_weight.value)
-            self.retain_weight.observe(objective.sections["retain"].loss)
+            self.retain_weight.observe(objective.sections["retain"].loss, self.step_weight(batch_idx))
         self.log("train/loss", objective.loss.detach(), prog_bar=True, batch_size=batch.sections["forget"])
         return self.of_step(objective.loss, batch_idx)
 

@@ -69,10 +69,23 @@ def test_stands_still_while_it_warms_up():
 def test_takes_the_mean_over_devices():
     weight = DualWeight(initial=2.0, epsilon=0.5, step=4.0, warmup_epochs=1)
     weight.observe(torch.tensor(1.0))
-    weight.update(0, lambda loss: pytest.fail("not needed, and not every device need have come here"))
+    weight.update(0, lambda sums: pytest.fail("not needed, and not every device need have come here"))
     weight.observe(torch.tensor(1.0))
-    weight.update(1, lambda loss: (loss + 0.0) / 2)
+    weight.update(1, lambda sums: (sums + torch.tensor([0.0, 1.0])) / 2)
     assert weight.value == 2.0
+
+
+def test_rows_count_alike_whatever_batch_and_device_they_are_in():
+    """One device has a batch of 3 rows and one of 1, the other one of 2 and none: weights as `step_weight` gives them."""
+    devices = DualWeight(initial=2.0, epsilon=0.5, step=4.0, warmup_epochs=0), DualWeight(warmup_epochs=0)
+    for weight, batches in zip(
+        devices, ([(1.0, 2.0), (3.0, 2 / 3)], [(2.0, 4 / 3), (9.0, 0.0)]), strict=True
+    ):
+        for loss, counts in batches:
+            weight.observe(torch.tensor(loss), counts)
+    other = torch.stack(devices[1]._observed).sum(0)
+    devices[0].update(0, lambda sums: (sums + other) / 2)
+    assert devices[0].value == pytest.approx(2.0 + 4 * ((3 * 1 + 1 * 3 + 2 * 2) / 6 - 0.5), rel=1e-6)
 
 
 def test_defaults_are_the_authors():

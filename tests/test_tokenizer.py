@@ -1,5 +1,7 @@
 """The tokenizer that is trained on given texts: writes any text, the same way every time."""
 
+import time
+
 import pytest
 
 from dipo_pl.errors import InputError
@@ -87,3 +89,11 @@ def test_a_vocabulary_too_small_for_the_bytes(vocab_size):
     message = rf"^vocab_size must be at least 259 \(bytes and special tokens\), got {vocab_size}$"
     with pytest.raises(InputError, match=message):
         train_tokenizer(TEXTS, vocab_size)
+
+
+@pytest.mark.parametrize("word", ["ab" * 100_000, " " * 200_000, "1" * 200_000])
+def test_a_word_without_end_takes_no_time_without_end(word):
+    started = time.process_time()
+    tokenizer = train_tokenizer([f"short {word} words"], 300)
+    assert time.process_time() - started < 10
+    assert tokenizer.decode(tokenizer(f"a{word}b", add_special_tokens=False)["input_ids"]) == f"a{word}b"

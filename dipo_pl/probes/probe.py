@@ -49,8 +49,7 @@ class Relearning(Probe):
 
     Args:
         of, weights: see Probe.
-        steps: after which training ends. (Resumed at the end of an epoch, Lightning counts epochs wrongly where
-            trainer.max_steps is set.)
+        steps: after which training ends.
     """
 
     def __init__(self, of: str, steps: int, weights: str | None = None) -> None:

@@ -36,6 +36,8 @@ def _quantize(arguments: Sequence[str], debug: bool) -> int:
     for each in runs:
         for kind in kinds:
             each.refuse_stale(each.folder(kind))
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
     from dipo_pl.cli import run
 
     for each in runs:
@@ -52,12 +54,12 @@ def _quantize(arguments: Sequence[str], debug: bool) -> int:
                 "samples.rows": 0,
                 "seed_everything": each.config.get("seed_everything"),
             }
-            print(f"\n{each.path} -> {folder}", flush=True)
+            rank_zero_only(print)(f"\n{each.path} -> {folder}", flush=True)
             if code := run(["validate", *as_words(settings), *further], debug):
                 return code
     for each in runs:
         figures = {kind: (RunFolder(each.folder(kind)).read_metrics() or [{}])[-1] for kind in kinds}
-        _show({str(each.path): each.figures, **figures})
+        rank_zero_only(_show)({str(each.path): each.figures, **figures})
     return 0
 
 

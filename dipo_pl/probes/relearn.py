@@ -50,6 +50,8 @@ def _relearn(arguments: Sequence[str], debug: bool) -> int:
             )
     for each in runs:
         each.refuse_stale(each.folder(given.name))
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
     from dipo_pl.cli import run
 
     for each in runs:
@@ -68,11 +70,11 @@ def _relearn(arguments: Sequence[str], debug: bool) -> int:
             "trainer.max_epochs": given.steps,
             "trainer.val_check_interval": given.every,
         }
-        print(f"\n{each.path} -> {folder}", flush=True)
+        rank_zero_only(print)(f"\n{each.path} -> {folder}", flush=True)
         if code := run(["fit", *as_words(settings), *further], debug):
             return code
-        write_model_card(RunFolder(each.path))
-    _show({str(each.path): RunFolder(each.folder(given.name)) for each in runs})
+        rank_zero_only(write_model_card)(RunFolder(each.path))
+    rank_zero_only(_show)({str(each.path): RunFolder(each.folder(given.name)) for each in runs})
     return 0
 
 

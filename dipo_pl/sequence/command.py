@@ -88,10 +88,12 @@ def _sequence(arguments: Sequence[str], debug: bool) -> int:
 
 def _run(stages: Sequence[Stage], shared: Sequence[str], debug: bool) -> int:
     """The exit code of the first stage that fails, else 0."""
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
     from dipo_pl.cli import run
 
     for each in stages:
-        print(
+        rank_zero_only(print)(
             f"\n[{each.number}/{len(stages)}] {each.requests[-1]}"
             f"{' is finished' if each.finished else f' -> {each.run.path}'}",
             flush=True,

@@ -347,6 +347,13 @@ SETTINGS = [
     Case("--output_dir empty.yaml", "cannot make the run folder empty.yaml/smoke", empty_file),
     Case("--name ''", "--name must be the name of one folder, got ''"),
     Case("--name ../out", "--name must be the name of one folder, got '../out'"),
+    Case(f"--name {'n' * 300}", "--name must have at most 200 bytes, got 300 (nnnnnnnnnnnnnnnnnnnn...)"),
+    Case("--data TOFU --data.path empty.yaml", "data.path empty.yaml is a file: give the folder", empty_file),
+    Case(
+        "--data MUSE --data.corpus News --data.path empty.yaml",
+        "data.path empty.yaml is a file: give the folder",
+        empty_file,
+    ),
     Case("--config no_trainer.yaml", "trainer: must be a mapping of keys, got null", no_trainer),
     Case("--model.optimizer.lr -1", "Invalid learning rate: -1"),
     Case("--data.workers -1", "data.workers must be at least 0, got -1"),

@@ -96,6 +96,21 @@ def test_saved_where_it_was_and_gone_on_with(cli, modules, whole, hook, step, nu
     assert same(whole, Path("runs/smoke"))
 
 
+def test_a_limit_of_steps_counts_epochs_as_ever(cli, modules):
+    """Saved between two epochs, where no measurement is due: Lightning would make the first one a batch longer."""
+    limited = (*RUN, "--trainer.max_epochs", "9", "--trainer.max_steps", "8")
+    assert cli(*limited, "--name", "straight").code == 0
+    assert cli(*limited, *sender("on_train_batch_end", 3, signal.SIGTERM)).code == 143
+    assert saved_step() == 3
+    ended = cli(*limited)
+    assert ended.code == 0, ended.err
+    assert same(Path("runs/straight"), Path("runs/smoke"))
+    manifests = [
+        json.loads(Path("runs", name, "manifest.json").read_text()) for name in ("straight", "smoke")
+    ]
+    assert [each["epochs"] for each in manifests] == [3, 3]
+
+
 def test_python_has_its_own_handlers_back(cli, modules):
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     assert cli(*RUN, *sender("on_validation_batch_end", 0, signal.SIGTERM, sanity=True)).code == 143

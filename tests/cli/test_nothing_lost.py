@@ -1,8 +1,12 @@
 """A write that fails, a checkpoint that is damaged, another model: one line, and what was there before stays whole."""
 
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -107,6 +111,49 @@ def test_what_cannot_be_written_is_said_in_a_line(cli):
     assert ended.code == 1
     (line,) = ended.errors
     assert "cannot write runs/smoke/checkpoints/next.ckpt (" in line
+
+
+WAIT = """
+import time
+from pathlib import Path
+
+from lightning import Callback
+
+
+class Wait(Callback):
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == 4:
+            Path("waiting").touch()
+            time.sleep(600)
+"""
+
+
+def test_two_at_a_time_do_not_write_into_one_folder(cli, tmp_path, whole):
+    (tmp_path / "wait.py").write_text(WAIT)
+    words = [*RUN, "--trainer.max_epochs", "3"]
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    first = subprocess.Popen(
+        [sys.executable, "-m", "dipo_pl", *words, "--trainer.callbacks+", "wait.Wait"],
+        env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while not Path("waiting").exists():
+            assert first.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        before = {each: each.read_bytes() for each in Path("runs").rglob("*") if each.is_file()}
+        second = cli(*words)
+        assert second.code == 2
+        assert second.errors == [
+            "dipo-pl: error: runs/smoke is being worked on by another process: wait for it to end, or give another --name"
+        ]
+        assert before == {each: each.read_bytes() for each in Path("runs").rglob("*") if each.is_file()}
+    finally:
+        first.kill()
+        first.wait()
+    assert cli(*words).code == 0
+    assert same(whole, Path("runs/smoke"))
 
 
 @pytest.fixture(scope="module")

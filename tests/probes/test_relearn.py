@@ -188,6 +188,8 @@ def test_killed_relearning_ends_as_if_nothing_had_happened(cli, process, tmp_pat
         "2",
         "--data.batch_size",
         "4",
+        "--data.global_batch_size",
+        "4",
     )
     killed = process(*command, "--trainer.callbacks+", "killer.Kill", modules=tmp_path)
     assert killed.code == -signal.SIGKILL, killed.err

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from split_training import ALONE, CUT, SHARDED, SHARED, command, on_two_nodes
+from split_training import ALONE, CUT, RELEARNING, SHARDED, SHARED, command, on_two_nodes
 
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of all these runs, and of some that change from one strategy to another midway."""
-    from dipo_pl.cli import run
+    """The folder of all these runs, of some that change from one strategy to another midway, and of probes."""
+    from dipo_pl.__main__ import main as run
 
     folder = tmp_path_factory.mktemp("scale")
     for name, (method, split) in ALONE.items():
@@ -29,6 +29,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         commands.append(command(folder, name, "dipo", *SHARED[f"dipo on {first}"][1], *CUT))
         commands.append(command(folder, name, "dipo", *SHARED[f"dipo on {second}"][1]))
     commands += in_shards(folder)
+    relearning = ["relearn", str(folder / "dipo"), *RELEARNING, "--name"]
+    assert run([*relearning, "relearn"]) == 0
+    commands.append(
+        [*relearning, "relearn-on-fsdp2", "--trainer.num_nodes", "2", "--trainer.strategy", "fsdp2"]
+    )
     on_two_nodes(folder, commands)
     assert run(command(folder, "from fsdp2", "dipo", *ALONE["dipo 4 x 2"][1])) == 0
     from_shards(folder)

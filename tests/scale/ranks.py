@@ -6,7 +6,7 @@ import resource
 import sys
 from pathlib import Path
 
-from dipo_pl.cli import run
+from dipo_pl.__main__ import main
 
 
 def damage(path: Path) -> None:
@@ -28,6 +28,6 @@ for arguments in json.loads(sys.argv[1]):
         arguments, expected = arguments[1:], 1
         if RANK == 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-    if (code := run(arguments)) != expected:
+    if (code := main(arguments)) != expected:
         sys.exit(code or 70)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

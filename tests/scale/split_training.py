@@ -27,6 +27,15 @@ METHODS = {
     "graddiff": (*SILENT, "--config", "graddiff.yaml"),
     # Whose gradients are all clipped.
     "lora": (*SILENT, "--config", "lora.yaml", "--trainer.gradient_clip_val", "0.001"),
+    # A loss that does not reach all layers.
+    "rmu": (*SILENT, "--config", "rmu.yaml"),
+    # Companions of forget rows, adapters that are switched off for the reference, and a weight that follows a loss.
+    "adapted": (
+        *SILENT, "--config", "idk_dpo.yaml", "--config", "lora.yaml", "--model.optimizer.lr", "0.003",
+        "--model.policy.gradient_checkpointing", "true", "--model.retain_loss", "ReferenceKL",
+        "--model.retain_weight", "DualWeight", "--model.retain_weight.initial", "1", "--model.retain_weight.epsilon",
+        "0.0001", "--model.retain_weight.step", "500", "--model.retain_weight.warmup_epochs", "0",
+    ),
 }  # fmt: skip
 TWO = ("--trainer.num_nodes", "2", "--data.batch_size", "2", "--trainer.strategy")
 # Of the name `fsdp` Lightning knows that it needs GPUs.
@@ -41,6 +50,8 @@ ALONE = {
     "graddiff": ("graddiff", ("--data.batch_size", "8")),
     "lora": ("lora", ("--data.batch_size", "8")),
     "graddiff 4 x 2": ("graddiff", ("--data.batch_size", "2")),
+    "rmu": ("rmu", ("--data.batch_size", "8")),
+    "adapted": ("adapted", ("--data.batch_size", "8")),
 }
 SHARED = {
     "dipo on ddp": ("dipo", (*TWO, "ddp")),
@@ -50,8 +61,14 @@ SHARED = {
     "dipo on fsdp": ("dipo", (*TWO, FSDP)),
     "stored on fsdp": ("stored", (*TWO, FSDP)),
     "lora on fsdp": ("lora", (*TWO, FSDP)),
+    "rmu on ddp": ("rmu", (*TWO, "ddp")),
+    "adapted on fsdp2": ("adapted", (*TWO, "fsdp2")),
 }
 SHARDED = (*TWO, "fsdp2", "--config", "sharded_checkpoints.yaml")
+# Of one row, so that one rank has nothing to train on.
+RELEARNING = (
+    "--steps", "2", "--share", "0.05", "--lr", "0.001", "--data.batch_size", "4", "--export.enabled", "true",
+)  # fmt: skip
 RANKS = Path(__file__).with_name("ranks.py")
 # In the midst of the second epoch.
 CUT = ("--trainer.max_steps", "5")

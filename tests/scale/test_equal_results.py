@@ -52,6 +52,8 @@ def difference(ours, theirs):
         ("lora-on-fsdp", "lora"),
         ("fsdp-to-fsdp2", "dipo"),
         ("fsdp2-to-fsdp", "dipo"),
+        ("rmu-on-ddp", "rmu"),
+        ("adapted-on-fsdp2", "adapted"),
         ("to-fsdp2", "dipo"),
         ("from-fsdp2", "dipo"),
         ("to-shards", "dipo"),
@@ -106,6 +108,20 @@ def test_faults_of_one_rank_are_told_by_all_and_outlived(runs):
         assert each.count(f"cannot write {checkpoints / 'next.ckpt'} (File too large): what was there") == 1
     assert (step_of(checkpoints / "previous.ckpt"), step_of(checkpoints / "last.ckpt")) == (3, 6)
     assert {each.name for each in checkpoints.iterdir()} == {"previous.ckpt", "last.ckpt"}
+
+
+def test_relearning_is_the_same_on_any_number_of_devices(runs):
+    """Eight rows a step, whatever the probed run had; here they are one."""
+    alone, shared = (runs / f"dipo-{name}" for name in ("relearn", "relearn-on-fsdp2"))
+    assert difference(weights(shared), weights(alone)) < 1e-6
+    assert difference(weights(alone), weights(runs / "dipo")) > 1e-4
+    (ours, our_rows), (theirs, their_rows) = evaluations(shared), evaluations(alone)
+    assert [each.keys() for each in ours.values()] == [each.keys() for each in theirs.values()]
+    torch.testing.assert_close(our_rows, their_rows, rtol=1e-4, atol=1e-5)
+    manifests = [json.loads((run / "manifest.json").read_text()) for run in (shared, alone)]
+    assert [each["world_size"] for each in manifests] == [2, 1]
+    assert [each["global_batch"] for each in manifests] == [8, 8]
+    assert {each["probe"]["of"] for each in manifests} == {str(runs / "dipo")}
 
 
 def test_token_means_depend_on_the_split(runs):
