@@ -42,7 +42,7 @@ from dipo_pl.callbacks.samples import Samples
 from dipo_pl.callbacks.selection import BestCheckpoint, Selection
 from dipo_pl.callbacks.training_monitor import TrainingMonitor
 from dipo_pl.callbacks.weight_change import WeightChange
-from dipo_pl.checkpoint_io import AtomicCheckpointIO
+from dipo_pl.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from dipo_pl.config_errors import one_line
 from dipo_pl.config_text import load_yaml, read_text
 from dipo_pl.configs import resolve
@@ -289,8 +289,7 @@ class DiPOCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         configured = self.config_init[self.subcommand].trainer
         if configured.logger in (None, True):
-            # An empty version keeps the folder the same from one start to the next.
-            kwargs["logger"] = TensorBoardLogger(self.settings.output_dir, self.settings.name, version="")
+            kwargs["logger"] = self._logger()
         kwargs["default_root_dir"] = str(self.run.path)
         # First of all: a policy that training did not change is not exported.
         kwargs["callbacks"] = [WeightChange(), *_as_list(configured.callbacks)]
@@ -302,6 +301,10 @@ class DiPOCLI(LightningCLI):
         self.processes = Processes(trainer)
         self.processes.watch()
         return trainer
+
+    def _logger(self, **options: Any) -> TensorBoardLogger:
+        # An empty version keeps the folder the same from one start to the next.
+        return TensorBoardLogger(self.settings.output_dir, self.settings.name, version="", **options)
 
     def after_instantiate_classes(self) -> None:
         self._there_before = {*self.run.path.rglob("*"), *(each for each in self._folders if each.exists())}
@@ -357,6 +360,10 @@ class DiPOCLI(LightningCLI):
             rank_zero_info(f"resuming from {checkpoint}")
             # What is measured before training has been measured.
             self.trainer.num_sanity_val_steps = 0
+        if self.config_init[self.subcommand].trainer.logger in (None, True):
+            # What was drawn after the checkpoint is drawn again; the evaluation at its step is not.
+            done = -1 if checkpoint is None else read_checkpoint(checkpoint)["global_step"]
+            self.trainer.logger = self._logger(purge_step=done + 1)
         self.trainer.fit(ckpt_path=checkpoint, **kwargs)
         if self._callback(ForgetQuality).complete_step != self.trainer.global_step:
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)

@@ -4,14 +4,14 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 import traceback
 import warnings
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dipo_pl.errors import InputError, WriteError
+from dipo_pl.errors import InputError, WriteError, causes
 from dipo_pl.redact import redact
 from dipo_pl.run_folder import write_text
 
@@ -21,15 +21,9 @@ LONGEST_LINE = 600
 def cause_of(error: Exception) -> tuple[str, bool]:
     """One line that says what happened, and whether it is what the user gave."""
     # jsonargparse wraps what a constructor raises into its own account of it.
-    stated = next((each for each in _chain(error) if isinstance(each, InputError)), None)
+    stated = next((each for each in causes(error) if isinstance(each, InputError)), None)
     line = redact(" ".join(str(stated or error).split())) or type(error).__name__
     return (line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + "..."), stated is not None
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def write_traceback(error: Exception, log: Path) -> Path | None:
@@ -54,6 +48,7 @@ def quieten() -> None:
         print(f"dipo-pl: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
     warnings.showwarning = show
+    threading.excepthook = _leave_to_the_main_thread
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -72,3 +67,11 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|torch")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _leave_to_the_main_thread(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writer raises there again what it could not write."""
+    if not (
+        type(failed.thread).__module__.startswith("tensorboard.") and isinstance(failed.exc_value, OSError)
+    ):
+        threading.__excepthook__(failed)

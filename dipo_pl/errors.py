@@ -1,5 +1,6 @@
 """The ways a run ends early; the command line prints each as one line."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -29,3 +30,12 @@ class WriteError(TrainingError):
     def __reduce__(self) -> tuple[type["WriteError"], tuple[Path, OSError]]:
         # One rank tells it to the others.
         return WriteError, self._made_of
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and what it came of, each once: what is raised a second time, by another thread say, may come of itself."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__

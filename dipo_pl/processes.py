@@ -6,11 +6,12 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher, subprocess_script
 from torch.distributed import DistError
+
+from dipo_pl.errors import causes
 
 Launched = subprocess.Popen[bytes]
 # Names the first process to those that it launches.
@@ -132,9 +133,5 @@ def _account(rank: int, code: int) -> tuple[str | None, int]:
     return None, code
 
 
-def _is_consequence(error: Any) -> bool:
-    while error is not None:
-        if isinstance(error, DistError) or "gloo/transport" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _is_consequence(error: BaseException) -> bool:
+    return any(isinstance(each, DistError) or "gloo/transport" in str(each) for each in causes(error))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from dipo_pl.errors import InputError, WriteError
+from dipo_pl.errors import InputError, WriteError, causes
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -293,16 +293,15 @@ def writing(path: Path) -> Iterator[None]:
         raise WriteError(path, cause) from error
 
 
-def _system_error(error: BaseException | None) -> OSError | None:
+def _system_error(error: BaseException) -> OSError | None:
     """The first failure of the system behind an error: torch and safetensors report it as one of their own."""
-    while error is not None:
+    for each in causes(error):
         # What is not there was to be read.
-        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
-            return error
-        stated = re.search(r"\(os error (\d+)\)", str(error))
+        if isinstance(each, OSError) and each.errno not in (None, errno.ENOENT):
+            return each
+        stated = re.search(r"\(os error (\d+)\)", str(each))
         if stated is not None:
             return OSError(int(stated[1]), os.strerror(int(stated[1])))
-        error = error.__cause__ or error.__context__
     return None
 
 

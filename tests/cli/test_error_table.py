@@ -466,7 +466,7 @@ STRANGERS = [
     ),
     Case(
         MINE,
-        "trainer.callbacks[0].on_fit_start names torch.distributed.launcher.api.elastic_launch, which is of no kind",
+        "trainer.callbacks[0].on_fit_start names torch.distributed.launcher.elastic_launch, which is of no kind",
         overlay(
             "trainer.callbacks",
             [

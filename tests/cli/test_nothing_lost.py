@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -81,6 +82,65 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(cli, process, tmp_path, who
     assert "cannot write runs/smoke/checkpoints/next.ckpt (File too large): what was there before" in line
     assert step_of("last") == 3
     assert sorted(each.name for each in Path("runs/smoke/checkpoints").iterdir()) == ["last.ckpt"]
+    again = cli(*RUN, "--trainer.max_epochs", "3")
+    assert again.code == 0, again.err
+    assert same(whole, Path("runs/smoke"))
+
+
+FAULTY_DISK = """
+import subprocess
+from pathlib import Path
+from shutil import disk_usage
+
+from lightning import Callback
+
+
+class FaultyDisk(Callback):
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step != 4:
+            return
+        if self.how == "full":
+            Path("runs/ballast").write_bytes(bytes(disk_usage("runs").free))
+            return
+        for words in (["--bind", "runs", "runs"], ["-o", "remount,bind,ro", "runs"]):
+            subprocess.run(["mount", *words], check=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "line"),
+    [
+        (
+            "full",
+            "cannot write runs/smoke/evaluation/step-000006.json (No space left on device): what was there",
+        ),
+        ("read-only", "Read-only file system: "),
+    ],
+)
+def test_a_disk_that_fails_leaves_the_last_good_checkpoint(cli, process, tmp_path, whole, how, line):
+    """A disk of its own, in a namespace of mounts that ends with the process."""
+    (tmp_path / "faulty_disk.py").write_text(FAULTY_DISK)
+    for name in ("runs", "kept"):
+        (tmp_path / name).mkdir()
+    words = (*RUN, "--trainer.max_epochs", "3", "--trainer.callbacks+", "faulty_disk.FaultyDisk")
+    command = shlex.join([sys.executable, "-m", "dipo_pl", *words, "--trainer.callbacks.how", how])
+    script = f"mount -t tmpfs -o size=16m none runs && {command}; code=$?; rm -f runs/ballast; cp -a runs/. kept; exit $code"
+    ended = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", script], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}, timeout=120,
+    )  # fmt: skip
+    assert ended.returncode == 1, ended.stderr
+    (said,) = [each for each in ended.stderr.splitlines() if each.startswith("dipo-pl: ")]
+    assert line in said
+    assert "Traceback" not in ended.stderr
+    Path("runs").rmdir()
+    Path("kept").rename("runs")
+    assert [each.name for each in Path("runs/smoke/checkpoints").iterdir()] == ["last.ckpt"]
+    assert step_of("last") == 3
+    assert not any(Path("runs").rglob("*.tmp"))
     again = cli(*RUN, "--trainer.max_epochs", "3")
     assert again.code == 0, again.err
     assert same(whole, Path("runs/smoke"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 # GPT-2 has dropout, so a resumed run must also repeat the draws of the steps that it does over.
 RUN = (
@@ -25,6 +26,7 @@ class Kill(Callback):
     def __init__(self, hook: str, step: int) -> None:
         def kill(trainer, *_, **__):
             if trainer.global_step == step:
+                trainer.logger.experiment.flush()
                 os.kill(os.getpid(), signal.SIGKILL)
 
         setattr(self, hook, kill)
@@ -88,6 +90,12 @@ def test_killed_run_ends_as_if_nothing_had_happened(
         Path("runs/smoke/hf/model.safetensors").read_bytes()
         == (uninterrupted / "hf/model.safetensors").read_bytes()
     )
+    drawn = EventAccumulator("runs/smoke", size_guidance={"scalars": 0}).Reload()
+    resumed = manifest["resumed_at_steps"]
+    # The step after the checkpoint may stand twice, with the same value.
+    points = [each.step for each in drawn.Scalars("train/loss")]
+    assert points in (list(range(9)), sorted([*range(9), *resumed]))
+    assert [each.step for each in drawn.Scalars("evaluation/forget_probability")] == [0, 3, 6, 9]
 
 
 def test_more_epochs_go_on_from_the_last(cli):

@@ -16,17 +16,17 @@ def damage(path: Path) -> None:
     path.write_bytes(content)
 
 
-RANK = int(os.environ["RANK"])
+rank = os.environ.get("RANK")
 for arguments in json.loads(sys.argv[1]):
     expected = 0
     if arguments[0] == "damage":
-        if RANK == 0:
+        if rank == "0":
             damage(Path(arguments[1]))
         continue
     if arguments[0] == "starve":
         # The second rank has no room for its shard.
         arguments, expected = arguments[1:], 1
-        if RANK == 1:
+        if rank == "1":
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
     if (code := main(arguments)) != expected:
         sys.exit(code or 70)

@@ -33,9 +33,6 @@ def tasks(folder: Path, commands: list[list[str]]) -> tuple[list[int], list[str]
         port = found.getsockname()[1]
     script = [sys.executable, str(Path(__file__).with_name("ranks.py")), json.dumps(commands)]
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
-    # What runs on several ranks in this process have left.
-    left = {"MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE"}
-    without_ranks = {name: value for name, value in os.environ.items() if name not in left}
     started = []
     for rank in range(2):
         slurm = {
@@ -43,7 +40,7 @@ def tasks(folder: Path, commands: list[list[str]]) -> tuple[list[int], list[str]
             "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "1",
             "SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NODELIST": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
-        environment = without_ranks | slurm | {"PYTHONPATH": path}
+        environment = os.environ | slurm | {"PYTHONPATH": path}
         with (folder / f"task{rank}.log").open("w") as log:
             started.append(subprocess.Popen(script, cwd=folder, env=environment, stdout=log, stderr=log))
     try:
