@@ -91,11 +91,11 @@ def test_killed_run_ends_as_if_nothing_had_happened(
         == (uninterrupted / "hf/model.safetensors").read_bytes()
     )
     drawn = EventAccumulator("runs/smoke", size_guidance={"scalars": 0}).Reload()
-    resumed = manifest["resumed_at_steps"]
     # Around the checkpoint's step a point may stand twice, with the same value.
     for name, steps in {"train/loss": list(range(9)), "evaluation/forget_probability": [0, 3, 6, 9]}.items():
         points = [each.step for each in drawn.Scalars(name)]
-        assert points in (steps, sorted([*steps, *resumed])), name
+        assert sorted({*points}) == steps, name
+        assert len(points) <= len(steps) + 1, name
 
 
 def test_more_epochs_go_on_from_the_last(cli):
