@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Two threads that wait for each other cost more than they gain on models this small.
 export OMP_NUM_THREADS ?= 1
-# Tests keep as many files at work at once; OPTIONS='-x -k resume' goes to pytest.
+# Test files at work at a time.
 PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
@@ -23,8 +23,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install ## Train, unlearn, measure: the whole story offline on a CPU, in minutes
 	$(BIN)/dipo-pl demo
 
-test: install ## Run all tests
-	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
+test: install ## Run all tests, two files at a time (PROCESSES=4; OPTIONS='-k resume')
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile $(OPTIONS)
 
 test-deepspeed: ## Test DeepSpeed's ZeRO-2 on two CPU ranks, in an environment of its own (DeepSpeed compiles a part of itself)
 	$(MAKE) install VENV=build/deepspeed
