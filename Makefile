@@ -11,7 +11,7 @@ PROCESSES ?= 2
 .PHONY: help install demo test test-deepspeed torture bench lint audit format clean
 
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 23
 
 install: $(VENV)/.installed ## Make .venv with the package (editable) and its development tools
 
@@ -26,7 +26,7 @@ demo: install ## Train, unlearn, measure: the whole story offline on a CPU, in m
 test: install ## Run all tests, two files at a time (PROCESSES=4; OPTIONS='-k resume')
 	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile $(OPTIONS)
 
-test-deepspeed: ## Test DeepSpeed's ZeRO-2 on two CPU ranks, in an environment of its own (DeepSpeed compiles a part of itself)
+test-deepspeed: ## Test DeepSpeed on two CPU ranks, in an environment of its own (it compiles a part of itself)
 	$(MAKE) install VENV=build/deepspeed
 	DS_BUILD_OPS=0 build/deepspeed/bin/pip install --quiet --constraint constraints.txt --editable '.[deepspeed]'
 	build/deepspeed/bin/python -m pytest tests/zero/zero_results.py
