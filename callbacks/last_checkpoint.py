@@ -48,7 +48,8 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         resumed = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
-        self._last_is_whole = resumed != RunFolder.of(trainer).previous_checkpoint
+        last = RunFolder.of(trainer).last_checkpoint
+        self._last_is_whole = resumed is None or resumed.resolve() == last.resolve()
         if self._resumed_between_epochs:
             # With trainer.max_steps Lightning goes back into the epoch that has ended: where no evaluation is due after
             # its last batch it trains one more, and counts epochs wrongly from there on.
@@ -123,8 +124,13 @@ class LastCheckpoint(Checkpoint):
         if not trainer.is_last_batch:
             return
         self._signal = _received(trainer)
-        last = trainer.current_epoch + 1 == trainer.max_epochs
-        if self._signal or last or (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+        last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
+        if (
+            self._signal
+            or last
+            or trainer.should_stop
+            or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        ):
             self._save(trainer)
         self._leave()
 
@@ -160,6 +166,8 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(new, weights_only=False)
         if trainer.is_global_zero:
             run.replace_checkpoint(new, keep=self.previous and self._last_is_whole)
+            if not self.previous:
+                run.remove_previous_checkpoint()
         trainer.strategy.barrier()
         self._last_is_whole = True
 

@@ -39,7 +39,12 @@ class Manifest(Callback):
         run = RunFolder.of(trainer)
         manifest = run.read_manifest()
         before = manifest.get("data")
-        if stage == "fit" and before is not None and run.to_resume_from:
+        if stage == "fit" and run.to_resume_from:
+            if before is None:
+                raise InputError(
+                    f"{run.manifest} does not say which rows the checkpoints there were trained on: give another --name, or "
+                    f"remove {run.path}"
+                )
             if manifest.get("global_batch") != _global_batch(trainer):
                 raise InputError(
                     f"{run.path} was trained with {manifest.get('global_batch')} rows a step, and here {trainer.world_size} "
@@ -92,7 +97,7 @@ class Manifest(Callback):
 
     def fail(self, trainer: Trainer, cause: str) -> None:
         """Says why the run has failed; for the process to call that knows the first cause."""
-        with suppress(WriteError):
+        with suppress(OSError, WriteError):
             self._write_end(trainer, f"failed: {cause}")
 
     @staticmethod

@@ -70,6 +70,7 @@ def check_checkpoint(path: Path, advice: str, thoroughly: bool = True) -> None:
         # torch's own words advise to load it all the same.
         unsafe = isinstance(error, UnpicklingError)
         why = "it holds more than tensors and plain values, which could be code" if unsafe else str(error)
+        why = why or type(error).__name__
         raise InputError(
             f"cannot read the checkpoint {path} ({' '.join(why.split())[:200]}): {advice}"
         ) from error

@@ -225,6 +225,10 @@ class DiPOCLI(LightningCLI):
         for key in ("data.init_args.seed", f"{of_policy}.seed", f"{of_policy}.adapter.init_args.seed"):
             if key in settings and settings[key] is None and settings.seed_everything is not False:
                 settings[key] = settings.seed_everything
+        self._refuse_what_is_there()
+
+    def _refuse_what_is_there(self) -> None:
+        """What the run's folder holds may be of another run, or finished."""
         manifest = self.run.read_manifest()
         self.run.read_metrics()
         if self.subcommand == "validate" and manifest.get("command") == "fit":
@@ -232,14 +236,18 @@ class DiPOCLI(LightningCLI):
         begun = self.run.to_resume_from or manifest.get("status") == "finished"
         if begun or (self.subcommand == "validate" and manifest):
             self._refuse_another_configuration()
-        if manifest.get("status") == "finished":
+        if manifest.get("status") == "finished" and self._is_exported:
             self._refuse_to_repeat(manifest)
+
+    @property
+    def _is_exported(self) -> bool:
+        """Or need not be; else what is left to do is to export, from the last checkpoint."""
+        wanted = self.subcommand == "fit" and self.settings.export.enabled
+        return not wanted or self.run.hf.is_dir() or not self.run.to_resume_from
 
     @property
     def _configured_before(self) -> dict[str, Any]:
         """The config of the run that the folder holds."""
-        if not self.run.config.is_file():
-            return {}
         try:
             return dict(load_yaml(self.run.config.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
@@ -250,8 +258,6 @@ class DiPOCLI(LightningCLI):
 
     def _refuse_another_configuration(self) -> None:
         before = self._configured_before
-        if not before:
-            return
         now = redact_values(load_yaml(self._parser(self.subcommand).dump(self.settings, skip_none=False)))
         fixed = ["model", "data", "seed_everything", "forget_quality"]
         clipping = ("gradient_clip_val", "gradient_clip_algorithm")
@@ -275,9 +281,14 @@ class DiPOCLI(LightningCLI):
     def _refuse_to_repeat(self, manifest: dict[str, Any]) -> None:
         limits = ("max_epochs", "max_steps", "max_time")
         before = _at(self._configured_before, "trainer") or {}
-        if self.subcommand != "fit" or any(
-            before.get(each) != self.settings.trainer[each] for each in limits
-        ):
+        if self.subcommand != "fit":
+            return
+        if any(before.get(each) != self.settings.trainer[each] for each in limits):
+            if not self.run.to_resume_from:
+                raise InputError(
+                    f"{self.run.path} is finished and has no checkpoint to go on from: give another --name, or remove that "
+                    "folder"
+                )
             return
         raise _Finished(
             f"{self.run.path} is finished ({manifest.get('epochs')} epochs, {manifest.get('steps')} steps): nothing to do. "
@@ -318,6 +329,8 @@ class DiPOCLI(LightningCLI):
         if self.held is not None and self.trainer.is_global_zero:
             self.held.enter_context(locked(self.run.path))
             self.alone = True
+            # Another process may have been at it meanwhile.
+            self._refuse_what_is_there()
 
     @property
     def started(self) -> bool:
@@ -357,7 +370,8 @@ class DiPOCLI(LightningCLI):
             checkpoint = named
         if checkpoint is not None:
             refuse_fewer_epochs(checkpoint, self.settings.trainer.max_epochs)
-            rank_zero_info(f"resuming from {checkpoint}")
+            beside = "" if named in (None, checkpoint) else f", and not from {named}, which is behind it"
+            rank_zero_info(f"resuming from {checkpoint}{beside}")
             # What is measured before training has been measured.
             self.trainer.num_sanity_val_steps = 0
         if self.config_init[self.subcommand].trainer.logger in (None, True):

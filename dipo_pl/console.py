@@ -29,7 +29,7 @@ def cause_of(error: Exception) -> tuple[str, bool]:
 def write_traceback(error: Exception, log: Path) -> Path | None:
     """Writes to `log`, or where that cannot be, to the temporary folder; returns where."""
     text = redact("".join(traceback.format_exception(error)))
-    with suppress(WriteError):
+    with suppress(OSError, WriteError):
         write_text(log, text)
         return log
     with suppress(OSError):

@@ -130,7 +130,16 @@ def _restore_buffers(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
 
 
 def _fill(target: Tensor, source: Any) -> None:
-    """Reads what this rank has of a tensor into it."""
+    """Reads what this rank has of a tensor into it.
+
+    Raises:
+        InputError: it is another model's.
+    """
+    if tuple(source.shape) != tuple(target.shape):
+        raise InputError(
+            f"the checkpoint has a tensor of shape {tuple(source.shape)} where this model has {tuple(target.shape)}: it is "
+            "of another model, see model.policy"
+        )
     part = of_this_rank(source, target)
     with torch.no_grad():
         (target.to_local() if isinstance(target, DTensor) else target).copy_(part)

@@ -139,13 +139,14 @@ class LanguageModel(LightningModule):
         checkpoint["state_dict"] = {name: weights[name] for name in weights if name not in self.frozen}
         checkpoint["frozen_weights"] = self.frozen_weights
         checkpoint["starting_weights"] = self.starting_weights
+        checkpoint["optimizer"] = self._optimizer
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lets in only what this policy would have saved.
 
         Raises:
             InputError: the checkpoint is of a policy that trains other weights, leaves others as they are, or started
-                from others.
+                from others; or of another optimizer.
         """
         given, wanted = set(checkpoint["state_dict"]), self.saved
         if given != wanted:
@@ -164,6 +165,17 @@ class LanguageModel(LightningModule):
                 f"the weights of {self.policy.source} are not those that the checkpoint's training started from: give that "
                 "model, or another --name to begin anew"
             )
+
+        optimizer = checkpoint.get("optimizer")
+        if self._is_trained and optimizer not in (None, self._optimizer):
+            raise InputError(
+                f"model.optimizer is {self._optimizer}, and the checkpoint is of {optimizer}, which keeps other moments: "
+                "set that one"
+            )
+
+    @property
+    def _optimizer(self) -> str:
+        return type(self.optimizer([nn.Parameter(torch.zeros(1))])).__name__
 
     def on_fit_start(self) -> None:
         # from_pretrained leaves a model in eval mode, and Lightning trains a module in the mode it is in.

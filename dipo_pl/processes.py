@@ -124,13 +124,14 @@ def _ended(launched: list[Launched]) -> tuple[int, int] | None:
 
 def _account(rank: int, code: int) -> tuple[str | None, int]:
     """What is to be said of it, if it has not done that itself, and the exit code of the whole."""
+    known = {each.value: each.name for each in signal.Signals}
     if code < 0:
-        name = signal.Signals(-code).name
+        name = known.get(-code, f"signal {-code}")
         why = " (for lack of memory, say)" if name == "SIGKILL" else ""
         return f"the process of local rank {rank} was ended by {name}{why}", 1
-    if code > 128:
-        return f"the process of local rank {rank} was interrupted by {signal.Signals(code - 128).name}", code
-    return None, code
+    if code - 128 in known:
+        return f"the process of local rank {rank} was interrupted by {known[code - 128]}", code
+    return (None, code) if code <= 2 else (f"the process of local rank {rank} ended with code {code}", 1)
 
 
 def _is_consequence(error: BaseException) -> bool:

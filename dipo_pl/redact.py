@@ -20,7 +20,7 @@ _NAME = (
 _CAMEL = r"[a-z](?:Token|Key|Password|Secret)"
 _SECRET = re.compile(rf"(?:.*(?:{_NAME}|{_CAMEL}))")
 _SETTING = re.compile(
-    rf"(?P<name>{_NAME}['\"]?\s*[:=]\s*)(?!null\b|None\b)(?:(?P<quote>['\"]).*?(?P=quote)|[^\s'\",}}&]+)"
+    rf"(?P<name>{_NAME}['\"]?\s*[:=]\s*)(?!null\b|None\b)(?:(?P<quote>['\"])(?:\\.|(?!(?P=quote)).)*(?P=quote)|[^\s'\",}}&]+)"
 )
 
 
@@ -57,7 +57,7 @@ def redact_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def _is_secret(name: str) -> bool:
-    return _SECRET.fullmatch(name.lstrip("-")) is not None
+    return _SECRET.fullmatch(name.lstrip("-").rstrip("+")) is not None
 
 
 def _word(word: str) -> str:

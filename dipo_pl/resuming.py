@@ -44,7 +44,9 @@ def refuse_unreadable(checkpoint: Path, thoroughly: bool) -> None:
         InputError: there is no such checkpoint, or it cannot be used.
     """
     if not checkpoint.exists():
-        raise InputError(f"no checkpoint {checkpoint}: give a file, or leave ckpt_path out")
+        raise InputError(
+            f"no checkpoint {checkpoint}: give a file or a folder of shards, or leave ckpt_path out"
+        )
     advice = "remove it to start afresh, or give another as ckpt_path"
     check_checkpoint(checkpoint, advice, thoroughly)
 

@@ -65,7 +65,15 @@ class RunFolder:
         return self.checkpoints / "previous.ckpt"
 
     def replace_checkpoint(self, new: Path, keep: bool) -> None:
-        """Puts a new checkpoint in the last one's place, which becomes the previous one, or is not kept."""
+        """Puts a new checkpoint in the last one's place, which becomes the previous one, or is not kept.
+
+        Raises:
+            WriteError: it cannot.
+        """
+        with writing(self.last_checkpoint):
+            self._replace_checkpoint(new, keep)
+
+    def _replace_checkpoint(self, new: Path, keep: bool) -> None:
         aside = self.checkpoints / ".replaced"
         _remove(aside)
         # A folder cannot be renamed to one that is there: at every moment in between one of the two names has a whole one.
@@ -82,6 +90,9 @@ class RunFolder:
         _remove(aside)
         if stands_in and not keep:
             _remove(self.previous_checkpoint)
+
+    def remove_previous_checkpoint(self) -> None:
+        _remove(self.previous_checkpoint)
 
     @property
     def to_resume_from(self) -> list[Path]:
@@ -107,6 +118,8 @@ class RunFolder:
             manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return {}
+        except IsADirectoryError:
+            raise InputError(f"{self.manifest} is a folder: remove it, or give another --name") from None
         return manifest if isinstance(manifest, dict) else {}
 
     def add_to_manifest(self, **entries: Any) -> None:
@@ -133,13 +146,15 @@ class RunFolder:
         Raises:
             InputError: a line is not such an object.
         """
+        if self.metrics.is_dir():
+            raise InputError(f"{self.metrics} is a folder: remove it, or give another --name")
         if not self.metrics.is_file():
             return []
         records = []
         for number, line in enumerate(self.metrics.read_bytes().splitlines(), start=1):
             try:
                 record = json.loads(line)
-                record["step"]
+                record["step"] = int(record["step"])
             except (ValueError, KeyError, TypeError):
                 raise InputError(
                     f"{self.metrics}, line {number} is not an evaluation: remove that line, or the folder"
@@ -215,7 +230,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         try:
             temporary.mkdir(parents=True)
             yield temporary
+            # Libraries leave some of their files to their owner alone.
+            readable = temporary.stat().st_mode & 0o666
             for each in (*temporary.rglob("*"), temporary):
+                if each.is_file():
+                    each.chmod(readable)
                 sync(each)
             if path.exists():
                 path.rename(old)
@@ -243,6 +262,8 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = lock.open("a")
     with file:
+        # Workers of a data loader, which may outlive a process that is killed, do not keep it.
+        os.register_at_fork(after_in_child=file.close)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -265,7 +286,22 @@ def write_text(path: Path, text: str) -> None:
 
 def _left(path: Path) -> list[Path]:
     """Temporary files and folders of `path` that no one will rename."""
-    return list(path.parent.glob(f".{glob.escape(path.name)}.*tmp"))
+    left = path.parent.glob(f".{glob.escape(path.name)}.*tmp")
+    return [each for each in left if not _is_written(each)]
+
+
+def _is_written(temporary: Path) -> bool:
+    """Whether another process of this machine is at it."""
+    number = temporary.name.removesuffix(".tmp").rpartition(".")[2]
+    if not number.isdigit() or int(number) == os.getpid():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _remove(path: Path) -> None:

@@ -132,9 +132,14 @@ def check_shards(folder: Path) -> None:
     """Compares all shards with their checksums.
 
     Raises:
-        ValueError: one is missing or damaged.
+        ValueError: one is missing or damaged, or they are not those of all tensors.
     """
-    files = torch.load(folder / REST, map_location="cpu", weights_only=True)["shards"]["files"]
+    checkpoint = torch.load(folder / REST, map_location="cpu", weights_only=True)
+    files = _checked_index(checkpoint)
+    names: dict[str, set[str]] = {}
+    for parts in checkpoint["shards"]["parts"].values():
+        for file, name, *_ in parts:
+            names.setdefault(file, set()).add(name)
 
     def check(name: str) -> None:
         path = folder / Path(name).name
@@ -142,10 +147,38 @@ def check_shards(folder: Path) -> None:
             raise ValueError(f"{name} is missing")
         if _checksum(path) != files[name]:
             raise ValueError(f"{name} is damaged")
+        with safe_open(path, framework="pt") as opened:
+            lacking = names.get(name, set()) - {*opened.keys()}
+        if lacking:
+            raise ValueError(f"{name} has no {min(lacking)}")
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         for _ in threads.map(check, files):
             pass
+
+
+def _checked_index(checkpoint: dict[str, Any]) -> dict[str, int]:
+    """The files, with their checksums, of a checkpoint each of whose tensors is described as a whole."""
+    shards = checkpoint.get("shards")
+    if not isinstance(shards, dict) or not {"files", "parts"} <= shards.keys():
+        raise ValueError("it does not say where its tensors are")
+    files: dict[str, int] = shards["files"]
+
+    def check(name: str, tensor: Any) -> Any:
+        if isinstance(tensor, Tensor) and tensor.is_meta:
+            parts = shards["parts"].get(name, ())
+            for file, _, start, size in parts:
+                ends = [a + n for a, n in zip(start, size, strict=True)]
+                if file not in files or any(a > b for a, b in zip(ends, tensor.shape, strict=True)):
+                    raise ValueError(f"a part of {name} is nowhere")
+            apart = len({start for _, _, start, _ in parts}) == len(parts)
+            if not apart or sum(math.prod(size) for *_, size in parts) != tensor.numel():
+                raise ValueError(f"it does not have all of {name}")
+        return tensor
+
+    for key in DIVIDED:
+        _mapped(check, checkpoint.get(key), key)
+    return files
 
 
 def save_sharded(checkpoint: Mapping[str, Any], path: Path) -> None:

@@ -150,8 +150,8 @@ def total_norm(parameters: Iterable[Tensor]) -> Tensor:
     gradients = [each.grad for each in parameters if each.grad is not None]
     norm = whole(get_total_norm(gradients))
     if any(unit_of(each) is not None for each in parameters):
-        # Each rank's parts are other ones.
-        norm = norm.square()
+        # Each rank's parts are other ones, or none.
+        norm = norm.to(parameters[0].device).square()
         dist.all_reduce(norm)
         norm = norm.sqrt()
     return norm

@@ -15,6 +15,11 @@ def refuse_strategy(strategy: Any, precision: str) -> None:
     Raises:
         InputError: it cannot be used here, or not with this precision.
     """
+    if isinstance(strategy, str) and strategy.startswith("{"):
+        raise InputError(
+            f"trainer.strategy {strategy} names no strategy, or an argument or value that it does not take: see --help, or "
+            "give the class as trainer.strategy and each argument as a key below it"
+        )
     named = (
         strategy if isinstance(strategy, str) else getattr(strategy, "class_path", type(strategy).__name__)
     )

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,7 @@ def _plan(arguments: Sequence[str], debug: bool) -> int:
     parser.add_argument("--retain_rows", type=int, help="that stored states hold as well; as many by default")
     parser.add_argument("--json", action="store_true", help="bytes and counts, for programs")
     given, further = parser.parse_known_args(arguments)
-    if given.memory is not None and not given.memory > 0:
+    if given.memory is not None and not 0 < given.memory < math.inf:
         raise InputError(f"--memory must be a device's memory in GiB, got {given.memory}")
     for name in ("rows", "retain_rows", "answer_tokens"):
         if getattr(given, name) is not None and given.tokens is None:

@@ -27,6 +27,8 @@ SHARDED: dict[str, tuple[Part, ...]] = {
     "FSDP2Strategy": ("weights", "gradients", "moments"),
     "ModelParallelStrategy": ("weights", "gradients", "moments"),
 }
+# Of devices in a node, or of nodes.
+MOST = 10_000
 PRECISIONS = {
     "32-true": ("float32", None), "32": ("float32", None),
     "64-true": ("float64", None), "64": ("float64", None),
@@ -65,8 +67,8 @@ class Machine:
             InputError: a strategy or a precision that is not known here.
         """
         for name, value in {"--devices": devices, "--nodes": nodes}.items():
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
+            if value is not None and not 1 <= value <= MOST:
+                raise InputError(f"{name} must be at least 1 and at most {MOST:,}, got {value}")
         strategy: Any = trainer["strategy"]
         options: dict[str, Any] = {}
         if isinstance(strategy, dict):

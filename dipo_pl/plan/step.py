@@ -117,7 +117,13 @@ def memory_of(
         model = _skeleton(module.policy, machine, tokens).train()
         with _OneMode():
             module.model = _on_a_device(model)
-            return _Step(module, model, shapes, machine).memory(adapter_export)
+            try:
+                return _Step(module, model, shapes, machine).memory(adapter_export)
+            except (RuntimeError, AttributeError, NotImplementedError) as error:
+                raise InputError(
+                    f"cannot follow a step of {type(model).__name__} on tensors without contents "
+                    f"({' '.join(str(error).split())[:200]}): its memory can only be measured, by a run"
+                ) from error
 
 
 class _OneMode(FakeTensorMode):

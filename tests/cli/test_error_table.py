@@ -147,6 +147,31 @@ def in_shards(change: Callable[[Path], None] = nothing) -> Callable[[Path], None
     return run_of_smoke(shards)
 
 
+def index(**changes: object) -> Callable[[Path], None]:
+    """What the checkpoint says of its shards, changed."""
+
+    def change(checkpoint: Path) -> None:
+        content = torch.load(checkpoint / "checkpoint.pt", weights_only=True)
+        torch.save(content | {"shards": content["shards"] | changes}, checkpoint / "checkpoint.pt")
+
+    return change
+
+
+def a_part_twice(checkpoint: Path) -> None:
+    content = torch.load(checkpoint / "checkpoint.pt", weights_only=True)
+    name, [(file, stored, start, (rows, *rest))] = next(iter(content["shards"]["parts"].items()))
+    content["shards"]["parts"][name] = [(file, stored, start, (rows // 2, *rest))] * 2
+    torch.save(content, checkpoint / "checkpoint.pt")
+
+
+def without(name: str) -> Callable[[Path], None]:
+    def change(run: Path) -> None:
+        path = run / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return change
+
+
 def bit_of_a_shard(checkpoint: Path) -> None:
     content = bytearray((checkpoint / SHARD).read_bytes())
     content[-1] ^= 1
@@ -575,7 +600,7 @@ RESUMING = [
     ),
     Case(
         "validate --config smoke.yaml --ckpt_path no.ckpt",
-        "no checkpoint no.ckpt: give a file, or leave ckpt_path out",
+        "no checkpoint no.ckpt: give a file or a folder of shards, or leave ckpt_path out",
     ),
     Case(
         "--trainer.max_epochs 3",
@@ -593,6 +618,33 @@ RESUMING = [
         run_of_smoke(),
     ),
     Case("--trainer.max_epochs -1", "training has no end", run_of_smoke()),
+    Case(
+        "--trainer.max_epochs 3", "cannot read runs/smoke/config.yaml", run_of_smoke(without("config.yaml"))
+    ),
+    Case(
+        "--trainer.max_epochs 3",
+        "runs/smoke/manifest.json does not say which rows the checkpoints there were trained on",
+        run_of_smoke(lambda run: (run / "manifest.json").write_text("{}")),
+    ),
+    Case(
+        "--trainer.max_epochs 3",
+        "runs/smoke is finished and has no checkpoint to go on from: give another --name",
+        run_of_smoke(without("checkpoints")),
+    ),
+    Case(
+        "--name other --ckpt_path runs/smoke/checkpoints/last.ckpt --trainer.max_epochs 3 --model.optimizer SGD",
+        "model.optimizer is SGD, and the checkpoint is of AdamW, which keeps other moments",
+        run_of_smoke(),
+    ),
+    Case(
+        "--trainer.max_epochs 3",
+        "runs/smoke/metrics.jsonl, line 4 is not an evaluation",
+        run_of_smoke(lambda run: (run / "metrics.jsonl").open("a").write('{"step": "x"}\n')),
+    ),
+    Case(
+        """--trainer.strategy '{"class_path": "dipo_pl.fsdp2.FSDP2Strategy", "init_args": {"nope": 1}}'""",
+        "names no strategy, or an argument or value that it does not take",
+    ),
     Case(
         "--trainer.max_epochs 3",
         "runs/smoke/metrics.jsonl, line 4 is not an evaluation",
@@ -695,6 +747,18 @@ SHARDS = [
     ),
     Case(CONSOLIDATE, f"{UNREADABLE}{SHARD} is damaged): give another", in_shards(bit_of_a_shard)),
     Case(CONSOLIDATE, f"{UNREADABLE}it holds more than tensors", in_shards(pickled_rest)),
+    Case(CONSOLIDATE, f"{UNREADABLE}it does not have all of state_dict.", in_shards(index(parts={}))),
+    Case(CONSOLIDATE, f"{UNREADABLE}a part of state_dict.", in_shards(index(files={}))),
+    Case(CONSOLIDATE, f"{UNREADABLE}it does not have all of state_dict.", in_shards(a_part_twice)),
+    Case(
+        "consolidate runs/smoke --output runs/smoke/checkpoints/last.ckpt/x",
+        "lies in the checkpoint itself: give a file elsewhere",
+        in_shards(),
+    ),
+    Case(
+        "consolidate runs/smoke --output " + 300 * "n", "cannot be a file (File name too long)", in_shards()
+    ),
+    Case("consolidate runs/smoke --output empty.yaml/x", "empty.yaml is no folder", in_shards(empty_file)),
     Case("--trainer.max_epochs 3", f"{UNREADABLE}{SHARD} is damaged): remove it", in_shards(bit_of_a_shard)),
     Case("--trainer.max_epochs 3", f"{UNREADABLE}{SHARD} is damaged): remove it", in_shards(end_of_a_shard)),
     Case("--trainer.max_epochs 3", f"{UNREADABLE}{SHARD} is missing): remove it", in_shards(without_a_shard)),

@@ -120,6 +120,7 @@ def test_a_key_that_does_not_exist_says_nothing_of_its_value(cli):
         (f"with {TOKEN}.", "with REDACTED."),
         ("api_key: abc\nwandb_api_key: abc", "api_key: REDACTED\nwandb_api_key: REDACTED"),
         ("password='two words' failed", "password='REDACTED' failed"),
+        (r'{"token": "a\"b c"}', '{"token": "REDACTED"}'),
         ("https://u:p@ss@h/x", "https://REDACTED@h/x"),
         ('{"auth_token": "abc", "lr": 1}', '{"auth_token": "REDACTED", "lr": 1}'),
         ("https://example.org/?token=abc&x=1", "https://example.org/?token=REDACTED&x=1"),
@@ -154,6 +155,7 @@ def test_a_secret_key_hides_all_that_it_holds():
         ("--logger={api_key: 'S3C,RET two words'}", '--logger={"api_key": "REDACTED"}'),
         ('[{"auth_token": ["A", "B"]}]', '[{"auth_token": "REDACTED"}]'),
         ("{lr: 0.1,  seed: 1}", "{lr: 0.1,  seed: 1}"),
+        ("--trainer.logger.token+=abc", "--trainer.logger.token+=REDACTED"),
         ("{password: half", "{password: REDACTED"),
     ],
 )

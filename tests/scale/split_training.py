@@ -35,6 +35,7 @@ METHODS = {
         "--model.policy.gradient_checkpointing", "true", "--model.retain_loss", "ReferenceKL",
         "--model.retain_weight", "DualWeight", "--model.retain_weight.initial", "1", "--model.retain_weight.epsilon",
         "0.0001", "--model.retain_weight.step", "500", "--model.retain_weight.warmup_epochs", "0",
+        "--data.global_batch_size", "12",
     ),
 }  # fmt: skip
 TWO = ("--trainer.num_nodes", "2", "--data.batch_size", "2", "--trainer.strategy")
@@ -51,7 +52,7 @@ ALONE = {
     "lora": ("lora", ("--data.batch_size", "8")),
     "graddiff 4 x 2": ("graddiff", ("--data.batch_size", "2")),
     "rmu": ("rmu", ("--data.batch_size", "8")),
-    "adapted": ("adapted", ("--data.batch_size", "8")),
+    "adapted": ("adapted", ("--data.batch_size", "12")),
 }
 SHARED = {
     "dipo on ddp": ("dipo", (*TWO, "ddp")),
@@ -62,7 +63,7 @@ SHARED = {
     "stored on fsdp": ("stored", (*TWO, FSDP)),
     "lora on fsdp": ("lora", (*TWO, FSDP)),
     "rmu on ddp": ("rmu", (*TWO, "ddp")),
-    "adapted on fsdp2": ("adapted", (*TWO, "fsdp2")),
+    "adapted on fsdp2": ("adapted", (*TWO, "fsdp2", "--data.batch_size", "3")),
 }
 SHARDED = (*TWO, "fsdp2", "--config", "sharded_checkpoints.yaml")
 # Of one row, so that one rank has nothing to train on.
