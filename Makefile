@@ -26,7 +26,7 @@ demo: install ## Train, unlearn, measure: the whole story offline on a CPU, in m
 test: install ## Run all tests
 	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
 
-test-deepspeed: ## Test DeepSpeed's ZeRO-2 on two CPU ranks, in an environment of its own (DeepSpeed compiles a part of itself)
+test-deepspeed: ## Test DeepSpeed's ZeRO-2 and ZeRO-3 on two CPU ranks, in an environment of its own (DeepSpeed compiles a part of itself)
 	$(MAKE) install VENV=build/deepspeed
 	DS_BUILD_OPS=0 build/deepspeed/bin/pip install --quiet --constraint constraints.txt --editable '.[deepspeed]'
 	build/deepspeed/bin/python -m pytest tests/zero/zero_results.py
