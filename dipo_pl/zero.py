@@ -31,6 +31,11 @@ class ZeROStrategy(DeepSpeedStrategy):
     """
 
     def _init_optimizers(self) -> tuple[Optimizer, LRSchedulerConfig | None]:
+        if None not in getattr(self.lightning_module, "layers", {None}):
+            raise InputError(
+                "DeepSpeed's ZeRO takes a gradient for every trained weight, and no loss here looks at the output head: set "
+                "trainer.strategy fsdp2"
+            )
         optimizer, schedule = super()._init_optimizers()
         if len(optimizer.param_groups) > 1:
             raise InputError(
@@ -190,14 +195,8 @@ class ZeRO3Strategy(ShardingStrategy, ZeROStrategy):
         )
 
     def shard(self, model: PreTrainedModel) -> PreTrainedModel:
-        """See ShardingStrategy; refuses losses that leave the head alone."""
         from deepspeed.runtime.zero import Init
 
-        if None not in getattr(self.lightning_module, "layers", {None}):
-            raise InputError(
-                "trainer.strategy deepspeed_stage_3 gives gradients of zero to the output head, which no loss looks at "
-                "here, and the optimizer would decay its weights: set trainer.strategy fsdp2"
-            )
         # Hands out the first process's weights, one by one.
         Init(module=model, mem_efficient_linear=False, dtype=model.dtype)
         model.to(self.root_device)

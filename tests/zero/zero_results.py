@@ -114,12 +114,12 @@ def test_checkpoints_are_files_of_the_same_content(runs, stage):
 
 
 @pytest.mark.parametrize(
-    ("method", "more", "said"),
+    ("stage", "method", "more", "said"),
     [
-        ("rmu", (), "deepspeed_stage_3 gives gradients of zero to the output head"),
-        ("dipo", ("--model.optimizer", "two_groups.TwoGroups"), "TwoGroups has 2 groups of parameters"),
+        ("2", "rmu", (), "no loss here looks at the output head"),
+        ("3", "dipo", ("--model.optimizer", "two_groups.TwoGroups"), "TwoGroups has 2 groups of parameters"),
     ],
 )
-def test_what_it_cannot_do_is_said_in_one_line(tmp_path, method, more, said):
+def test_what_it_cannot_do_is_said_in_one_line(tmp_path, stage, method, more, said):
     with pytest.raises(AssertionError, match=f"dipo-pl: error: .*{said}"):
-        on_two_nodes(tmp_path, [command(tmp_path, "refused", method, *on("3"), *more)], RANKS)
+        on_two_nodes(tmp_path, [command(tmp_path, "refused", method, *on(stage), *more)], RANKS)
