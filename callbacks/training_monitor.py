@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from dipo_pl.batch import Batch
 from dipo_pl.errors import TrainingError
 from dipo_pl.sharding import total_norm
-from dipo_pl.zero import ZeRO2Strategy
+from dipo_pl.zero import ZeROStrategy
 
 
 class TrainingMonitor(Callback):
@@ -45,7 +45,7 @@ class TrainingMonitor(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        if isinstance(trainer.strategy, ZeRO2Strategy):
+        if isinstance(trainer.strategy, ZeROStrategy):
             # DeepSpeed has taken gradients from their parameters.
             norm = trainer.strategy.gradient_norm()
         else:

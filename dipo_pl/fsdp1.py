@@ -24,10 +24,10 @@ from transformers import PreTrainedModel
 from dipo_pl.errors import InputError
 from dipo_pl.hidden_states import decoder_layers
 from dipo_pl.sharded_checkpoint import with_whole_tensors
-from dipo_pl.sharding import ShardingStrategy, full, unit_of, whole_ends
+from dipo_pl.sharding import FullyShardedStrategy, full, unit_of, whole_ends
 
 
-class FSDP1Strategy(ShardingStrategy):
+class FSDP1Strategy(FullyShardedStrategy):
     """Each decoder layer is a unit, whole while it computes; all else is one more, whole for the whole of a step.
 
     Lightning's own FSDPStrategy wraps a module that is whole on every device, and computes in bf16-mixed without

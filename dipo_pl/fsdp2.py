@@ -21,10 +21,10 @@ from transformers import PreTrainedModel
 from dipo_pl.errors import InputError
 from dipo_pl.hidden_states import decoder_layers
 from dipo_pl.sharded_checkpoint import of_this_rank, save_sharded
-from dipo_pl.sharding import ShardingStrategy, whole
+from dipo_pl.sharding import FullyShardedStrategy, whole
 
 
-class FSDP2Strategy(ShardingStrategy):
+class FSDP2Strategy(FullyShardedStrategy):
     """Decoder layers, embedding and head are in shards, each of whose tensors knows its own (DTensor).
 
     Args:

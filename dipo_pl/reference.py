@@ -73,7 +73,7 @@ class Reference(ABC):
 
 
 class FrozenCopy(Reference):
-    """A second copy of the model in memory, frozen and in eval mode; under FSDP in shards, like the policy."""
+    """A second copy of the model in memory, frozen and in eval mode; in shards where the policy is."""
 
     def __init__(self) -> None:
         self._model: PreTrainedModel | None = None

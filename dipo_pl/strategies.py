@@ -23,20 +23,22 @@ def refuse_strategy(strategy: Any, precision: str) -> None:
     named = (
         strategy if isinstance(strategy, str) else getattr(strategy, "class_path", type(strategy).__name__)
     )
-    kind, stage = named.lower(), getattr(getattr(strategy, "init_args", None), "stage", None)
-    zero_3 = "deepspeed" in kind and (stage == 3 or "stage_3" in kind)
+    kind = named.lower()
     ours = kind == "fsdp" or kind.endswith(("fsdp1strategy", "fsdp2", "fsdp2strategy"))
-    if zero_3 or ("fsdp" in kind and not ours) or "modelparallel" in kind:
+    if ("fsdp" in kind and not ours) or "modelparallel" in kind:
         raise InputError(
             f"trainer.strategy {named} leaves each device parts of the weights that are not put together here: set "
             "trainer.strategy fsdp2, which shards as much"
         )
-    if not ("deepspeed" in kind or kind.endswith("zero2strategy")):
+    zero = kind in ("deepspeed_stage_2", "deepspeed_stage_3") or kind.endswith(
+        ("zero2strategy", "zero3strategy")
+    )
+    if not ("deepspeed" in kind or zero):
         return
-    if kind != "deepspeed_stage_2" and not kind.endswith("zero2strategy"):
+    if not zero:
         raise InputError(
             f"trainer.strategy {named} makes steps of other rows at the end of an epoch, and checkpoints of pickles: set "
-            "deepspeed_stage_2, which does not"
+            "deepspeed_stage_2 or deepspeed_stage_3, which do not"
         )
     if precision not in ("None", "32", "32-true"):
         raise InputError(

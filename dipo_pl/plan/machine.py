@@ -20,6 +20,7 @@ SHARDED: dict[str, tuple[Part, ...]] = {
     "deepspeed": ("gradients", "moments"),
     "deepspeed_stage_3": ("weights", "gradients", "moments"),
     "ZeRO2Strategy": ("gradients", "moments"),
+    "ZeRO3Strategy": ("weights", "gradients", "moments"),
     "fsdp": ("weights", "gradients", "moments"),
     "fsdp2": ("weights", "gradients", "moments"),
     "FSDPStrategy": ("weights", "gradients", "moments"),

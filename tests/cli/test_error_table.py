@@ -344,7 +344,7 @@ SETTINGS = [
     ),
     Case(
         "--trainer.strategy deepspeed_stage_3_offload",
-        "trainer.strategy deepspeed_stage_3_offload leaves each device parts of the weights",
+        "trainer.strategy deepspeed_stage_3_offload makes steps of other rows at the end of an epoch",
     ),
     Case("--trainer.strategy ModelParallelStrategy", "leaves each device parts of the weights"),
     Case(
@@ -353,7 +353,7 @@ SETTINGS = [
     ),
     Case(
         "--config deepspeed.yaml --config bf16.yaml",
-        "trainer.precision bf16-mixed has weights in 16 bits under trainer.strategy deepspeed_stage_2",
+        "trainer.precision bf16-mixed has weights in 16 bits under trainer.strategy deepspeed_stage_3",
     ),
     Case("--config deepspeed.yaml", "deepspeed is not installed: pip install 'dipo-pl[deepspeed]'"),
     Case(
