@@ -508,6 +508,9 @@ def is_finished(arguments: Sequence[str]) -> bool:
     """
 
     class _Checked(DiPOCLI):
+        # Whether the model is still there is for those to ask who need it.
+        _is_exported = True
+
         def before_instantiate_classes(self) -> None:
             try:
                 super().before_instantiate_classes()

@@ -32,7 +32,7 @@ def _consolidate(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "path", metavar="PATH", type=Path, help="folder of a checkpoint in shards, or of a run: its last.ckpt"
     )
-    parser.add_argument("--output", required=True, metavar="FILE", type=_new_file, help="a new file")
+    parser.add_argument("--output", required=True, metavar="FILE", help="a new file")
     given = parser.parse_args(arguments)
     run = RunFolder(given.path)
     folder = run.last_checkpoint if run.manifest.is_file() else given.path
@@ -42,8 +42,9 @@ def _consolidate(arguments: Sequence[str]) -> int:
             if folder.is_file()
             else f"no checkpoint {folder}: give the folder of a checkpoint in shards, or of a run that has one"
         )
-    if folder.resolve() in given.output.resolve().parents:
-        raise InputError(f"--output {given.output} lies in the checkpoint itself: give a file elsewhere")
+    output = _new_file(given.output)
+    if folder.resolve() in output.resolve().parents:
+        raise InputError(f"--output {output} lies in the checkpoint itself: give a file elsewhere")
 
     import torch
     from tqdm import tqdm  # type: ignore[import-untyped]
@@ -55,7 +56,7 @@ def _consolidate(arguments: Sequence[str]) -> int:
         raise InputError(f"{folder} is no checkpoint in shards (it has no {REST}): give another folder")
     index = (folder / REST).stat()
     check_checkpoint(folder, "give another, the previous.ckpt beside it, say")
-    with replacing(given.output) as temporary, tempfile.TemporaryDirectory(dir=temporary.parent) as scratch:
+    with replacing(output) as temporary, tempfile.TemporaryDirectory(dir=temporary.parent) as scratch:
         bar = tqdm(unit="tensor", desc="consolidate", disable=None)
 
         def read(stored: "StoredTensor") -> "Tensor":
@@ -70,7 +71,7 @@ def _consolidate(arguments: Sequence[str]) -> int:
             raise InputError(
                 f"{folder} has become another checkpoint meanwhile: wait until its run has ended"
             )
-    print(f"the checkpoint is in {given.output}: dipo-pl fit --config ... --ckpt_path {given.output}")
+    print(f"the checkpoint is in {output}: dipo-pl fit --config ... --ckpt_path {output}")
     return 0
 
 
@@ -86,8 +87,10 @@ def _new_file(text: str) -> Path:
         raise InputError(
             f"--output {text[:100]} cannot be a file ({error.strerror}): give another"
         ) from error
-    if not text or there:
-        raise InputError(f"--output {text!r} is there already: give another file, or remove it")
+    if not text:
+        raise InputError("--output must name a file, got ''")
+    if there:
+        raise InputError(f"--output {text} is there already: give another file, or remove it")
     if not path.parent.is_dir() and path.parent.exists():
         raise InputError(f"--output {text}: {path.parent} is no folder")
     return path

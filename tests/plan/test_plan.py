@@ -145,7 +145,7 @@ def test_a_device_that_is_too_small_is_told_and_what_would_help(cli):
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["--devices", "0"], "--devices must be at least 1, got 0"),
+        (["--devices", "0"], "--devices must be at least 1 and at most 10,000, got 0"),
         (
             ["--config", "fsdp2.yaml", "--trainer.accelerator", "auto"],
             "trainer.devices is auto with trainer.strategy fsdp2, and there is no GPU here to count: say with --devices",
