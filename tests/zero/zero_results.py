@@ -74,7 +74,7 @@ def test_zero_ends_where_one_process_does(runs, zero, alone, stage):
     assert difference(weights(run), weights(runs / alone)) < 2e-5
     manifests = [json.loads((each / "manifest.json").read_text()) for each in (run, runs / alone)]
     assert manifests[0]["policy"]["weights_at_start"] == manifests[1]["policy"]["weights_at_start"]
-    assert manifests[0]["global_batch"] == 8
+    assert manifests[0]["global_batch"] == manifests[1]["global_batch"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
