@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from dipo_pl.processes import _account
+
 RUN = (
     "fit", "--config", "smoke.yaml", "--trainer.devices", "2", "--trainer.strategy", "ddp",
     "--forget_quality.generate_every", "0", "--data.evaluation_rows", "3", "--trainer.num_sanity_val_steps", "0",
@@ -104,3 +106,16 @@ def test_of_processes_that_another_launcher_made_the_first_cause_is_kept(tmp_pat
         json.loads((tmp_path / "runs/smoke/manifest.json").read_text())["status"] == "failed: the first cause"
     )
     assert (tmp_path / "runs/smoke/error.log").read_text().splitlines()[-1] == "ValueError: the first cause"
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (255, ("the process of local rank 1 ended with code 255", 1)),
+        (-40, ("the process of local rank 1 was ended by signal 40", 1)),
+        (143, ("the process of local rank 1 was interrupted by SIGTERM", 143)),
+        (2, (None, 2)),
+    ],
+)
+def test_any_code_of_another_process_is_accounted_for(code, said):
+    assert _account(1, code) == said

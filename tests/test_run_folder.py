@@ -6,6 +6,9 @@ import pickle
 import re
 import resource
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import product
@@ -15,7 +18,7 @@ import pytest
 
 from dipo_pl.errors import InputError, WriteError
 from dipo_pl.evaluation.result import EvaluationResult
-from dipo_pl.run_folder import RunFolder, replacing, replacing_folder, write_text
+from dipo_pl.run_folder import RunFolder, locked, replacing, replacing_folder, write_text
 
 
 def test_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -247,3 +250,40 @@ def test_a_failed_write_is_told_by_one_process_to_another():
     error = WriteError(Path("last.ckpt"), OSError(28, "No space left on device"))
     told = pickle.loads(pickle.dumps(error))
     assert (type(told), str(told), told.strerror) == (WriteError, str(error), error.strerror)
+
+
+def test_what_another_process_is_writing_is_not_taken_for_left(tmp_path):
+    dead = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout.strip()
+    for number in (os.getppid(), dead):
+        (tmp_path / f".file.{number}.tmp").touch()
+    write_text(tmp_path / "file", "text")
+    assert {each.name for each in tmp_path.iterdir()} == {"file", f".file.{os.getppid()}.tmp"}
+
+
+def test_a_child_that_outlives_a_killed_process_does_not_keep_its_lock(tmp_path):
+    script = (
+        "import os, signal, sys, time\n"
+        "from pathlib import Path\n"
+        "from dipo_pl.run_folder import locked\n"
+        "with locked(Path(sys.argv[1])):\n"
+        "    if os.fork() == 0:\n"
+        "        Path(sys.argv[1], 'child').write_text(str(os.getpid()))\n"
+        "        time.sleep(60)\n"
+        "    while not Path(sys.argv[1], 'child').exists() or not Path(sys.argv[1], 'child').read_text():\n"
+        "        time.sleep(0.01)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    path = os.pathsep.join(sys.path)
+    subprocess.run(
+        [sys.executable, "-c", script, tmp_path],
+        env=os.environ | {"PYTHONPATH": path},
+        timeout=60,
+        check=False,
+    )
+    child = int((tmp_path / "child").read_text())
+    os.kill(child, 0)
+    try:
+        with locked(tmp_path):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)

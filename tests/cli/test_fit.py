@@ -92,6 +92,32 @@ def test_a_folder_below_home_is_the_same_one_again(cli, monkeypatch):
     assert "is finished" in cli(*words).out
 
 
+def test_a_run_that_ends_by_steps_at_the_end_of_an_epoch_has_a_checkpoint(cli):
+    words = (
+        "fit",
+        "--config",
+        "smoke.yaml",
+        "--forget_quality.generate_every",
+        "0",
+        "--trainer.max_epochs",
+        "10",
+    )
+    words += ("--last_checkpoint.every_n_epochs", "5", "--trainer.max_steps")
+    for steps in ("3", "6"):
+        assert cli(*words, steps).code == 0
+        last = torch.load("runs/smoke/checkpoints/last.ckpt", weights_only=True)
+        assert last["global_step"] == int(steps)
+    assert json.loads(Path("runs/smoke/manifest.json").read_text())["resumed_at_steps"] == [3]
+
+
+def test_a_checkpoint_of_other_shapes_is_refused_under_fsdp2(cli, smoke):
+    wide = ("--model.policy.config.intermediate_size", "32", "--trainer.strategy", "fsdp2")
+    ended = cli("validate", "--config", "smoke.yaml", *wide, "--ckpt_path", smoke / "checkpoints/last.ckpt")
+    assert ended.code != 0
+    (line,) = ended.errors
+    assert "the checkpoint has a tensor of shape" in line
+
+
 def test_a_run_from_a_checkpoint_elsewhere_goes_on_from_its_own(cli, smoke):
     words = ("fit", "--config", "smoke.yaml", "--forget_quality.generate_every", "0", "--name", "more")
     words += ("--ckpt_path", smoke / "checkpoints/last.ckpt", "--trainer.max_epochs")
