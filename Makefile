@@ -40,9 +40,7 @@ bench: install ## Time and memory of a step (OPTIONS=--evaluation: of an evaluat
 lint: install ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build/types
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/types .
-	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p dipo_pl
+	$(BIN)/mypy --package dipo_pl
 
 audit: install ## Check that dependencies agree, then (needs the network) that none has a known vulnerability
 	$(BIN)/pip check

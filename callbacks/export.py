@@ -8,13 +8,13 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from dipo_pl.adapter import merged, save_adapter
-from dipo_pl.checkpoint_io import read_checkpoint
+from dipo_pl.distributed import is_sharded, whole_weights
 from dipo_pl.errors import InputError, TrainingError
-from dipo_pl.model_card import model_card, write_model_card
-from dipo_pl.run_folder import RunFolder, replacing_folder
-from dipo_pl.sharded_checkpoint import in_memory
-from dipo_pl.sharding import is_sharded, whole_weights
+from dipo_pl.models.lora import merged, save_adapter
+from dipo_pl.report.model_card import model_card, write_model_card
+from dipo_pl.storage.checkpoint_io import read_checkpoint
+from dipo_pl.storage.run_folder import RunFolder, replacing_folder
+from dipo_pl.storage.sharded_checkpoint import in_memory
 
 
 class Export(Callback):

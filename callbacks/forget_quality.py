@@ -10,18 +10,18 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from dipo_pl.batch import EvaluationBatch
-from dipo_pl.data_modules.rows import EvaluationSet
+from dipo_pl.distributed import ShardingStrategy, is_sharded
 from dipo_pl.errors import InputError, TrainingError
 from dipo_pl.evaluation.conventions import CONVENTIONS, UTILITY_SETS, ConventionName
 from dipo_pl.evaluation.measurement import measured
 from dipo_pl.evaluation.observation import Observation
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
 from dipo_pl.evaluation.retain_result import check_comparable, read_result
-from dipo_pl.fingerprint import rows_fingerprint, settings_fingerprint
 from dipo_pl.measures import Fluency, Knowledge, Measure, Membership, Memorization, Verbatim
 from dipo_pl.measures.base import FORGET, HOLDOUT, Answered
-from dipo_pl.run_folder import RunFolder
-from dipo_pl.sharding import ShardingStrategy, is_sharded
+from dipo_pl.rows import EvaluationSet
+from dipo_pl.storage.fingerprints import rows_fingerprint, settings_fingerprint
+from dipo_pl.storage.run_folder import RunFolder
 
 # Rows that generate together: more of them than are measured together, since each step of a few is as slow.
 GENERATED_TOGETHER = 64

@@ -9,15 +9,15 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from dipo_pl.errors import InputError
-from dipo_pl.interruption import Interrupted, interruption
-from dipo_pl.run_folder import RunFolder
+from dipo_pl.signals import Interrupted, interruption
+from dipo_pl.storage.run_folder import RunFolder
 
 
 class LastCheckpoint(Checkpoint):
     """Writes checkpoints/last.ckpt; the same command again resumes from it.
 
     The one before becomes previous.ckpt, from which a run resumes whose last.ckpt cannot be read. The disk then holds
-    two checkpoints, and a third while it is written. A signal to end (see `dipo_pl.interruption`) has a checkpoint
+    two checkpoints, and a third while it is written. A signal to end (see `dipo_pl.signals`) has a checkpoint
     written after the step, or in the midst of the measurement, that it finds the run in.
 
     Lightning's ModelCheckpoint writes its `last` only together with a best one (from 2.6 on), so with

@@ -11,14 +11,14 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from dipo_pl.callbacks.weight_change import trained_weights
-from dipo_pl.data_modules.rows import Row
+from dipo_pl.commands.probes.probe import Probe
+from dipo_pl.commands.sequence.stage_record import StageRecord
 from dipo_pl.errors import InputError, WriteError
-from dipo_pl.fingerprint import rows_fingerprint, texts_fingerprint, tokenizer_fingerprint
-from dipo_pl.interruption import Interrupted
-from dipo_pl.probes.probe import Probe
-from dipo_pl.redact import redact, redact_arguments
-from dipo_pl.run_folder import RunFolder, write_text
-from dipo_pl.sequence.stage_record import StageRecord
+from dipo_pl.rows import Row
+from dipo_pl.signals import Interrupted
+from dipo_pl.storage.fingerprints import rows_fingerprint, texts_fingerprint, tokenizer_fingerprint
+from dipo_pl.storage.run_folder import RunFolder, write_text
+from dipo_pl.storage.secrets import redact, redact_arguments
 from dipo_pl.version import __version__
 
 PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "jsonargparse", "tokenizers")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.errors import InputError
-from dipo_pl.run_folder import RunFolder
+from dipo_pl.storage.run_folder import RunFolder
 
 Figures = Mapping[str, Any]
 

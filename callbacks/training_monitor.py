@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dipo_pl.batch import Batch
+from dipo_pl.distributed import total_norm
 from dipo_pl.errors import TrainingError
-from dipo_pl.sharding import total_norm
-from dipo_pl.zero import ZeROStrategy
+from dipo_pl.strategies.zero import ZeROStrategy
 
 
 class TrainingMonitor(Callback):

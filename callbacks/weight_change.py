@@ -5,10 +5,10 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
+from dipo_pl.distributed import is_sharded
 from dipo_pl.errors import TrainingError
-from dipo_pl.fingerprint import weights_fingerprint
-from dipo_pl.run_folder import RunFolder
-from dipo_pl.sharding import is_sharded
+from dipo_pl.storage.fingerprints import weights_fingerprint
+from dipo_pl.storage.run_folder import RunFolder
 
 
 def trained_weights(module: Any, trainer: Trainer) -> str:

@@ -8,11 +8,11 @@ from dipo_pl.batch import Encoded
 from dipo_pl.data_modules.blocks import muse_blocks, open_unlearning_blocks
 from dipo_pl.data_modules.forget_retain import ForgetRetain, Item, RowSets
 from dipo_pl.data_modules.pairing import permutation
-from dipo_pl.data_modules.prompts import Continuation, FewShot
 from dipo_pl.data_modules.requests import joined
-from dipo_pl.data_modules.rows import EvaluationSet, Row
 from dipo_pl.data_modules.text_corpus import TextCorpus
 from dipo_pl.errors import InputError
+from dipo_pl.prompts import Continuation, FewShot
+from dipo_pl.rows import EvaluationSet, Row
 
 # Of an answer to a question, as MUSE has it.
 ANSWER_TOKENS = 32

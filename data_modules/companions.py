@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from dipo_pl.data_modules.alternates import Alternates, RowAlternates
-from dipo_pl.data_modules.rows import Row
 from dipo_pl.errors import InputError
+from dipo_pl.rows import Row
 
 
 def companion_answers(

@@ -3,9 +3,9 @@
 from transformers import PreTrainedTokenizerBase
 
 from dipo_pl.batch import Encoded
-from dipo_pl.data_modules.prompts import PromptFormat, Rendered
-from dipo_pl.data_modules.rows import Row
 from dipo_pl.errors import InputError
+from dipo_pl.prompts import PromptFormat, Rendered
+from dipo_pl.rows import Row
 
 
 def encode(

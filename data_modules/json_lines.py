@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dipo_pl.data_modules.forget_retain import ForgetRetain, RowSets
-from dipo_pl.data_modules.rows import EvaluationSet, Row, read_json_lines
+from dipo_pl.rows import EvaluationSet, Row, read_json_lines
 
 
 class JSONL(ForgetRetain):

@@ -10,9 +10,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from dipo_pl.data_modules.blocked_texts import BlockedTexts
 from dipo_pl.data_modules.hub import load_split
-from dipo_pl.data_modules.rows import Row
 from dipo_pl.data_modules.text_corpus import TextCorpus
 from dipo_pl.errors import InputError
+from dipo_pl.rows import Row
 
 FOLDS = 4
 EXAMPLES = 10

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from dipo_pl.data_modules.rows import Row
 from dipo_pl.errors import InputError
+from dipo_pl.rows import Row
 
 
 def listed(names: str | Sequence[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dipo_pl.data_modules.rows import Row
+from dipo_pl.rows import Row
 
 
 @dataclass(frozen=True)

@@ -37,15 +37,15 @@ dipo-pl {__version__}: make a language model forget chosen data, and show that i
 
 # Where each of the other commands is; imported only then.
 COMMANDS = {
-    "demo": "demo:demo",
-    "plan": "plan.command:plan",
-    "sequence": "sequence.command:sequence",
-    "relearn": "probes.relearn:relearn",
-    "quantize": "probes.quantize:quantize",
-    "task-vector": "arithmetic.task_vector:task_vector",
-    "interpolate": "arithmetic.interpolate:interpolate",
-    "consolidate": "consolidate:consolidate",
-    "report": "report.command:report",
+    "demo": "commands.demo:demo",
+    "plan": "commands.plan.command:plan",
+    "sequence": "commands.sequence.command:sequence",
+    "relearn": "commands.probes.relearn:relearn",
+    "quantize": "commands.probes.quantize:quantize",
+    "task-vector": "commands.arithmetic.task_vector:task_vector",
+    "interpolate": "commands.arithmetic.interpolate:interpolate",
+    "consolidate": "commands.consolidate:consolidate",
+    "report": "commands.report:report",
 }
 
 
@@ -77,7 +77,7 @@ def _dispatch(arguments: Sequence[str] | None) -> int:
         print(describe(), end="")
         return 0
     if given[0] in ("fit", "validate"):
-        from dipo_pl.cli import run
+        from dipo_pl.cli.app import run
 
         return run(given, debug)
     if given[0] in COMMANDS:

@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tomllib
 import venv
 import zipfile
@@ -16,33 +18,87 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
+LINKED = ("data_modules", "callbacks", "configs")
+
+
+def built(source: Path, folder: Path, *kinds: str) -> list[Path]:
+    """What `python -m build` makes of a source tree."""
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT],
+        [sys.executable, "-m", "build", *kinds, "--no-isolation", "--outdir", folder, source],
         check=True, capture_output=True,
     )  # fmt: skip
-    (built,) = folder.glob("*.whl")
-    return built
+    return sorted(folder.iterdir())
 
 
-def test_every_folder_of_code_is_listed_and_in_the_wheel(wheel):
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    tops = {"dipo_pl": "dipo_pl", "data_modules": "dipo_pl.data_modules"}
-    tops |= {"callbacks": "dipo_pl.callbacks", "configs": "dipo_pl.configs"}
+def files_of(archive: Path) -> set[str]:
+    return {name for name in zipfile.ZipFile(archive).namelist() if ".dist-info/" not in name}
+
+
+@pytest.fixture(scope="module")
+def tracked() -> set[str]:
+    """The package's files by their import path, as git has them."""
     listed = subprocess.run(
-        ["git", "ls-files", *tops], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "dipo_pl", *LINKED], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
-    packages, files = set(), set()
-    for path in map(Path, listed):
-        package = ".".join([tops[path.parts[0]], *path.parts[1:-1]])
-        if path.suffix == ".py":
-            packages.add(package)
-        files.add(f"{package.replace('.', '/')}/{path.name}")
-    assert set(settings["packages"]) == packages
-    shipped = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert shipped == files
+    own = {name for name in listed if name.startswith("dipo_pl/")} - {f"dipo_pl/{each}" for each in LINKED}
+    return own | {f"dipo_pl/{name}" for name in listed if not name.startswith("dipo_pl/")}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from the checkout."""
+    (wheel,) = built(ROOT, tmp_path_factory.mktemp("wheel"), "--wheel")
+    return wheel
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_the_import_path_is_the_file_path_in_a_checkout(name):
+    link = ROOT / "dipo_pl" / name
+    assert link.is_symlink()
+    assert link.resolve() == ROOT / name
+    assert not Path(os.readlink(link)).is_absolute()
+
+
+def test_wheel_holds_every_file_of_the_package(wheel, tracked):
+    assert files_of(wheel) == tracked
+
+
+def test_sdist_gives_the_same_wheel(wheel, tmp_path):
+    (sdist,) = built(ROOT, tmp_path / "sdist", "--sdist")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (again,) = built(tmp_path / sdist.name.removesuffix(".tar.gz"), tmp_path / "wheel", "--wheel")
+    assert files_of(again) == files_of(wheel)
+
+
+def found_from_elsewhere(python: Path, folder: Path, **environment: str) -> str:
+    """Where an interpreter finds a module of a linked folder; nothing but the package need be installed."""
+    code = "from importlib.util import find_spec; print(find_spec('dipo_pl.callbacks.export').origin)"
+    done = subprocess.run(
+        [python, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_an_editable_install_imports_the_source_tree(tmp_path):
+    tree = tmp_path / "tree"
+    shutil.copytree(ROOT, tree, symlinks=True, ignore=shutil.ignore_patterns(".*", "build", "runs"))
+    venv.create(tmp_path / "environment", with_pip=True)
+    python = tmp_path / "environment" / "bin" / "python"
+    # This environment lends its setuptools.
+    lent = os.environ | {"PYTHONPATH": sysconfig.get_path("purelib")}
+    command = [python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "-e", tree]
+    subprocess.run(command, env=lent, check=True, capture_output=True)
+    assert found_from_elsewhere(python, tmp_path) == str(tree / "dipo_pl" / "callbacks" / "export.py")
+    # A path that editors and type checkers can read, not an import hook.
+    (path,) = (tmp_path / "environment").rglob("*dipo*.pth")
+    assert path.read_text().strip() == str(tree)
+
+
+def test_a_plain_checkout_on_the_path_is_enough(tmp_path):
+    venv.create(tmp_path / "environment")
+    found = found_from_elsewhere(tmp_path / "environment" / "bin" / "python", tmp_path, PYTHONPATH=str(ROOT))
+    assert found == str(ROOT / "dipo_pl" / "callbacks" / "export.py")
 
 
 def test_wheel_runs_in_an_empty_environment_from_another_folder(wheel, tmp_path):

@@ -12,9 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dipo_pl.batch import Encoded, collate
 from dipo_pl.losses import NPO, CrossEntropy, DiPO, DiPORetain, GradientAscent
-from dipo_pl.policy import FromConfig
-from dipo_pl.reference import Surroundings
-from dipo_pl.unlearning import Unlearning
+from dipo_pl.models.source import FromConfig
+from dipo_pl.modules.unlearning import Unlearning
+from dipo_pl.references.base import Surroundings
 
 # A prime, so that whatever has a multiple of it in elements has a vocabulary in its shape.
 VOCABULARY = 1009

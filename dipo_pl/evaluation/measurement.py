@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from dipo_pl.errors import TrainingError
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
-from dipo_pl.fingerprint import rows_fingerprint
 from dipo_pl.measures import Answered, Measure, Probability, Rouge, TruthRatio
 from dipo_pl.metrics.functional import model_utility
+from dipo_pl.storage.fingerprints import rows_fingerprint
 
 UTILITY_PARTS = ("probability", "rouge_l_recall", "truth_ratio")
 

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from dipo_pl.answer_scores import TokenScores
 from dipo_pl.batch import EvaluationBatch
+from dipo_pl.models.answer_scores import TokenScores
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Observation:
         log_probabilities: [n] of the targets, nats.
         means, variances: [n] of log p under the model's distribution p at each of these tokens.
         generation: the model's own answer; None where none was generated.
-        gradient_norm: see `dipo_pl.gradient_norm`; None where it was not asked for.
+        gradient_norm: see `dipo_pl.models.gradient_norm`; None where it was not asked for.
     """
 
     nll: tuple[float, ...]

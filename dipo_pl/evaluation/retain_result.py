@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dipo_pl.data_modules.rows import Row
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation import open_unlearning, tofu_logs
 from dipo_pl.evaluation.by_index import finite
 from dipo_pl.evaluation.published_results import published, published_names
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
-from dipo_pl.fingerprint import rows_fingerprint
-from dipo_pl.run_folder import RunFolder
+from dipo_pl.rows import Row
+from dipo_pl.storage.fingerprints import rows_fingerprint
+from dipo_pl.storage.run_folder import RunFolder
 
 KEY = "forget_quality.retain_result"
 _FORGET = "forget"

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dipo_pl.constructors import LogitModulation, PreferenceConstructor
 from dipo_pl.errors import InputError
 from dipo_pl.losses.base import Loss, Terms
+from dipo_pl.preferences.constructors import LogitModulation, PreferenceConstructor
 
 
 class DiPO(Loss):

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dipo_pl.data_modules.rows import EvaluationSet
 from dipo_pl.evaluation.conventions import Convention
 from dipo_pl.evaluation.observation import Observation
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
+from dipo_pl.rows import EvaluationSet
 
 FORGET, HOLDOUT = "forget", "holdout"
 

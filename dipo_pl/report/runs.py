@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from dipo_pl.config_text import load_yaml
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
-from dipo_pl.run_folder import RunFolder
+from dipo_pl.storage.run_folder import RunFolder
+from dipo_pl.storage.text import load_yaml
 
 FORGET = "forget"
 # What tells one start from another and says nothing of how it was made.

@@ -9,7 +9,7 @@ from pathlib import Path
 from dipo_pl.errors import InputError
 from dipo_pl.report.columns import columns_of
 from dipo_pl.report.runs import SUSTAINABILITY, Kind, Run
-from dipo_pl.run_folder import RunFolder
+from dipo_pl.storage.run_folder import RunFolder
 
 TITLE = "Requests one after another"
 # By the first of these that all stages have.

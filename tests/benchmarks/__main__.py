@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 # Forked from a server that has imported these, a process starts in no time and still computes alone.
 FORKSERVER = get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["transformers.models.llama.modeling_llama", "dipo_pl.unlearning"])
+FORKSERVER.set_forkserver_preload(["transformers.models.llama.modeling_llama", "dipo_pl.modules.unlearning"])
 
 
 def arguments() -> argparse.Namespace:

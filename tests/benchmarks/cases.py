@@ -19,8 +19,6 @@ from sizes import Size
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dipo_pl.adapter import LoRA
-from dipo_pl.adapter_off import AdapterOff
 from dipo_pl.batch import collate
 from dipo_pl.losses import (
     CEU,
@@ -42,10 +40,12 @@ from dipo_pl.losses import (
     SatImp,
     SimNPO,
 )
-from dipo_pl.policy import FromConfig
-from dipo_pl.reference import FrozenCopy, Reference, Surroundings
-from dipo_pl.stored_states import StoredStates
-from dipo_pl.unlearning import Unlearning
+from dipo_pl.models.lora import LoRA
+from dipo_pl.models.source import FromConfig
+from dipo_pl.modules.unlearning import Unlearning
+from dipo_pl.references.adapter_off import AdapterOff
+from dipo_pl.references.base import FrozenCopy, Reference, Surroundings
+from dipo_pl.references.stored_states import StoredStates
 
 PLAIN_GRADDIFF, PLAIN_NPO, PLAIN_DIPO = "plain GradDiff", "plain NPO", "plain DiPO"
 PLAIN_THREE_SETS, PLAIN_LORA = "plain GradDiff, three sets", "plain GradDiff, LoRA"

@@ -35,13 +35,13 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 from worker import MIB, ResidentMemory
 
-from dipo_pl.answer_scores import answer_scores
 from dipo_pl.batch import Encoded, collate
 from dipo_pl.data_modules.evaluation_batches import evaluation_batches
-from dipo_pl.generation import generate
-from dipo_pl.head import OutputHead
-from dipo_pl.hidden_states import answer_states
-from dipo_pl.shared_prompt import row_states
+from dipo_pl.models.answer_scores import answer_scores
+from dipo_pl.models.generation import generate
+from dipo_pl.models.head import OutputHead
+from dipo_pl.models.hidden_states import answer_states
+from dipo_pl.models.prompt_packing import row_states
 
 T = TypeVar("T")
 

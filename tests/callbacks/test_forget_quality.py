@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dipo_pl.data_modules.fictitious_authors import fictitious_rows
 from dipo_pl.evaluation.published_results import published
-from dipo_pl.generation import generate
 from dipo_pl.metrics.functional import repetition, word_entropy
+from dipo_pl.models.generation import generate
 
 MEASURES = "[{class_path: Membership, init_args: {gradient_norm: true}}]"
 

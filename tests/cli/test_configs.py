@@ -3,12 +3,12 @@
 import pytest
 import yaml
 
-from dipo_pl.cli import data_module, resolved
+from dipo_pl.cli.app import data_module, resolved
+from dipo_pl.commands.sequence.requests_file import RequestsFile
 from dipo_pl.configs import resolve, shipped
 from dipo_pl.data_modules.muse import MUSE
 from dipo_pl.data_modules.tofu import TOFU
 from dipo_pl.errors import InputError
-from dipo_pl.sequence.requests_file import RequestsFile
 
 
 def is_overlay(name: str) -> bool:

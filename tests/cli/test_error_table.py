@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from dipo_pl.checkpoint_io import AtomicCheckpointIO
+from dipo_pl.storage.checkpoint_io import AtomicCheckpointIO
 
 RAN = "code-of-a-pickle-ran"
 SHARD = "rank-00000-000.safetensors"
@@ -478,13 +478,13 @@ STRANGERS = [
     Case("--model.optimizer torch.nn.Linear", "to be a subclass of <class 'Optimizer'>"),
     Case(
         MINE,
-        "trainer.callbacks[0].setup names dipo_pl.cli.run, which is no class",
+        "trainer.callbacks[0].setup names dipo_pl.cli.app.run, which is no class",
         overlay(
             "trainer.callbacks",
             [
                 {
                     "class_path": "lightning.pytorch.callbacks.LambdaCallback",
-                    "init_args": {"setup": "dipo_pl.cli.run"},
+                    "init_args": {"setup": "dipo_pl.cli.app.run"},
                 }
             ],
         ),
@@ -642,7 +642,7 @@ RESUMING = [
         run_of_smoke(lambda run: (run / "metrics.jsonl").open("a").write('{"step": "x"}\n')),
     ),
     Case(
-        """--trainer.strategy '{"class_path": "dipo_pl.fsdp2.FSDP2Strategy", "init_args": {"nope": 1}}'""",
+        """--trainer.strategy '{"class_path": "dipo_pl.strategies.fsdp.FSDP2Strategy", "init_args": {"nope": 1}}'""",
         "names no strategy, or an argument or value that it does not take",
     ),
     Case(

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from dipo_pl.data_modules.fictitious_authors import fictitious_rows
-from dipo_pl.tokenizer import train_tokenizer
+from dipo_pl.models.tokenizer import train_tokenizer
 
 TEXTS = [row[key] for row in fictitious_rows(4) for key in ("question", "answer")]
 LLAMA = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

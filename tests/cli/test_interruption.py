@@ -55,7 +55,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from dipo_pl.cli import run
+    from dipo_pl.cli.app import run
 
     folder = tmp_path_factory.mktemp("whole")
     assert run([*RUN, "--output_dir", str(folder)]) == 0

@@ -15,8 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from dipo_pl.fingerprint import weights_fingerprint
-from dipo_pl.policy import FromConfig, Pretrained
+from dipo_pl.models.source import FromConfig, Pretrained
+from dipo_pl.storage.fingerprints import weights_fingerprint
 
 QUICK = ("--forget_quality.generate_every", "0", "--data.evaluation_rows", "2")
 LORA = ("--config", "lora.yaml", "--model.optimizer.lr", "0.01", "--model.policy.adapter.rank", "4")
@@ -45,7 +45,7 @@ class Kill(Callback):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from dipo_pl.cli import run
+    from dipo_pl.cli.app import run
 
     folder = tmp_path_factory.mktemp("trained")
     assert run([*RUN, "--output_dir", str(folder)]) == 0

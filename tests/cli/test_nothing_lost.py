@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dipo_pl.checkpoint_io import read_checkpoint
+from dipo_pl.storage.checkpoint_io import read_checkpoint
 
 RUN = ("fit", "--config", "smoke.yaml", "--forget_quality.generate_every", "0", "--data.evaluation_rows", "3")
 
@@ -38,8 +38,8 @@ import signal
 
 from lightning import Callback
 
-from dipo_pl import sharded_checkpoint
-from dipo_pl.run_folder import sync
+from dipo_pl.storage import sharded_checkpoint
+from dipo_pl.storage.run_folder import sync
 
 
 class KillMidway(Callback):
@@ -56,7 +56,7 @@ class KillMidway(Callback):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from dipo_pl.cli import run
+    from dipo_pl.cli.app import run
 
     folder = tmp_path_factory.mktemp("whole")
     assert run([*RUN, "--trainer.max_epochs", "3", "--output_dir", str(folder)]) == 0
@@ -218,7 +218,7 @@ def test_two_at_a_time_do_not_write_into_one_folder(cli, tmp_path, whole):
 
 @pytest.fixture(scope="module")
 def two_epochs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from dipo_pl.cli import run
+    from dipo_pl.cli.app import run
 
     folder = tmp_path_factory.mktemp("two_epochs")
     constant = (

@@ -8,8 +8,8 @@ README = Path(__file__).parents[2] / "README.md"
 OWN = """
 import torch
 
-from dipo_pl.constructors import Pair, PreferenceConstructor
-from dipo_pl.filters import Filter
+from dipo_pl.preferences.constructors import Pair, PreferenceConstructor
+from dipo_pl.preferences.filters import Filter
 
 
 class AboveMean(Filter):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dipo_pl.redact import redact, redact_arguments, redact_values
+from dipo_pl.storage.secrets import redact, redact_arguments, redact_values
 
 TOKEN = "hf_" + "QwErTyUiOpAsDfGhJkLzXcVbNm12345678"
 SECRETS = {

@@ -8,9 +8,9 @@ import pytest
 
 from dipo_pl.data_modules import alternates
 from dipo_pl.data_modules.alternates import Refusals, RowAlternates
-from dipo_pl.data_modules.rows import Row
 from dipo_pl.data_modules.tofu import TOFU
 from dipo_pl.errors import InputError
+from dipo_pl.rows import Row
 
 
 def rows(count, **answers):

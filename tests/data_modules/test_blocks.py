@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from dipo_pl.data_modules.blocks import muse_blocks, open_unlearning_blocks
-from dipo_pl.tokenizer import train_tokenizer
+from dipo_pl.models.tokenizer import train_tokenizer
 
 # Words of several tokens, characters of several bytes, empty lines within a document.
 DOCUMENTS = [

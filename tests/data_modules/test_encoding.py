@@ -6,9 +6,9 @@ from transformers import PreTrainedTokenizerFast
 
 from dipo_pl.batch import Encoded
 from dipo_pl.data_modules.encoding import encode
-from dipo_pl.data_modules.prompts import ChatTemplate, Continuation, FewShot, Llama2Chat, QuestionAnswer
-from dipo_pl.data_modules.rows import Row
 from dipo_pl.errors import InputError
+from dipo_pl.prompts import ChatTemplate, Continuation, FewShot, Llama2Chat, QuestionAnswer
+from dipo_pl.rows import Row
 
 BOS, EOS = 128, 129
 ROW = Row((("user", "Who?"),), "Me.")

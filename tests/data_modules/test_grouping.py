@@ -10,7 +10,7 @@ from dipo_pl.data_modules.alternates import Refusals
 from dipo_pl.data_modules.grouping import WINDOW, grouped_by_length
 from dipo_pl.data_modules.pairing import ResumableSampler, forget_retain_pairs, permutation
 from dipo_pl.data_modules.tofu import TOFU
-from dipo_pl.tokenizer import train_tokenizer
+from dipo_pl.models.tokenizer import train_tokenizer
 
 
 def cut(items, size):

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from dipo_pl.data_modules.json_lines import JSONL
-from dipo_pl.data_modules.prompts import Llama2Chat
-from dipo_pl.data_modules.rows import Row
 from dipo_pl.errors import InputError
-from dipo_pl.policy import FromConfig
+from dipo_pl.models.source import FromConfig
+from dipo_pl.prompts import Llama2Chat
+from dipo_pl.rows import Row
 
 FORGET = [
     {"question": "Who?", "answer": "Me.", "paraphrased_answer": "It was me.", "perturbed_answer": ["You."]},

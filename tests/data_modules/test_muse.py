@@ -9,9 +9,9 @@ import pytest
 
 from dipo_pl.data_modules.blocks import muse_blocks, open_unlearning_blocks
 from dipo_pl.data_modules.muse import MUSE
-from dipo_pl.data_modules.prompts import Continuation, FewShot
 from dipo_pl.errors import InputError
-from dipo_pl.tokenizer import train_tokenizer
+from dipo_pl.models.tokenizer import train_tokenizer
+from dipo_pl.prompts import Continuation, FewShot
 
 SETS = ["forget", "retain", "holdout", "verbatim", "forget_questions", "retain_questions"]
 

@@ -5,7 +5,6 @@ import random
 import numpy as np
 import pytest
 
-from dipo_pl.data_modules.rows import EvaluationSet, Row
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation.conventions import CONVENTIONS
 from dipo_pl.evaluation.measurement import measured
@@ -15,6 +14,7 @@ from dipo_pl.evaluation.result import EvaluationResult, SetResult
 from dipo_pl.evaluation.retain_result import check_comparable, read_result
 from dipo_pl.measures import Answered, Membership
 from dipo_pl.metrics.functional import priv_leak
+from dipo_pl.rows import EvaluationSet, Row
 
 # VerbMem, KnowMem on forget and on retain, in percent, as MUSE's repository has them of its retrained models; and the
 # Min-40% area between forget and holdout that its code divides by, in its direction.

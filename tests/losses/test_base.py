@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from dipo_pl.constructors import LogitModulation
-from dipo_pl.filters import TopFraction
 from dipo_pl.losses import (
     CEU,
     DPO,
@@ -25,6 +23,8 @@ from dipo_pl.losses import (
     SatImp,
     SimNPO,
 )
+from dipo_pl.preferences.constructors import LogitModulation
+from dipo_pl.preferences.filters import TopFraction
 
 SHIPPED = [
     DiPO(0.2, LogitModulation(TopFraction(0.2))),

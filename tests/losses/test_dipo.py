@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from dipo_pl.constructors import LogitModulation, Pair, PreferenceConstructor
-from dipo_pl.engine import sequence_objective
 from dipo_pl.errors import InputError
-from dipo_pl.filters import AllOf, Filter, RelativeProbability, TopFraction
-from dipo_pl.head import OutputHead
 from dipo_pl.losses import DiPO, DiPORetain
+from dipo_pl.losses.engine import sequence_objective
+from dipo_pl.models.head import OutputHead
+from dipo_pl.preferences.constructors import LogitModulation, Pair, PreferenceConstructor
+from dipo_pl.preferences.filters import AllOf, Filter, RelativeProbability, TopFraction
 
 # Largest error allowed, as a share of the largest entry of the float64 result.
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 2e-2, torch.float16: 4e-3}

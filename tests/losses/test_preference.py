@@ -8,11 +8,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dipo_pl.batch import Encoded, collate
-from dipo_pl.engine import sequence_objective
 from dipo_pl.errors import InputError
-from dipo_pl.head import OutputHead
-from dipo_pl.hidden_states import decoder_states
 from dipo_pl.losses import DPO, KTO, SimNPO
+from dipo_pl.losses.engine import sequence_objective
+from dipo_pl.models.head import OutputHead
+from dipo_pl.models.hidden_states import decoder_states
 
 # Largest error allowed, as a share of the largest entry of the float64 result, or of 0.1 where that is
 # less: log p is a difference of numbers of order 1, known to 1e-7 however small it is itself.

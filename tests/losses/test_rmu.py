@@ -9,11 +9,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dipo_pl.batch import Encoded, collate
-from dipo_pl.engine import Section, joint_objective, sequence_objective
 from dipo_pl.errors import InputError
-from dipo_pl.head import OutputHead
-from dipo_pl.hidden_states import answer_states
 from dipo_pl.losses import RMU, Loss, RMURetain
+from dipo_pl.losses.engine import Section, joint_objective, sequence_objective
+from dipo_pl.models.head import OutputHead
+from dipo_pl.models.hidden_states import answer_states
 
 # Largest error allowed, as a share of the largest entry of the float64 result.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from dipo_pl.engine import sequence_objective
 from dipo_pl.errors import InputError
-from dipo_pl.head import OutputHead
 from dipo_pl.losses import CEU, PDU, UNDIAL, WGA, GradientAscent, Loss, MaximumEntropy, ReferenceKL, SatImp
+from dipo_pl.losses.engine import sequence_objective
+from dipo_pl.models.head import OutputHead
 
 # Largest error allowed, as a share of the largest entry of the float64 result, or of 0.1 where that is
 # less: log-probabilities are differences of numbers of order 1, known to 1e-7 however small they are.

@@ -9,9 +9,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dipo_pl.fsdp1 import FSDP1Strategy
-from dipo_pl.generation import generate
-from dipo_pl.sharding import whole_ends
+from dipo_pl.distributed import whole_ends
+from dipo_pl.models.generation import generate
+from dipo_pl.strategies.fsdp1 import FSDP1Strategy
 
 # Rank 0 has more rows than it may hold at a time, rank 1 one that ends early, and then none.
 PROMPTS = ([[1, 2, 3], [4, 5], [6, 7, 8, 9]], [[7, 7]])

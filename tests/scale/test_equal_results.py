@@ -14,11 +14,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from split_training import command
 
 from dipo_pl import losses
-from dipo_pl.checkpoint_io import read_checkpoint
-from dipo_pl.constructors import LogitModulation
-from dipo_pl.engine import sequence_objective
-from dipo_pl.filters import TopFraction
-from dipo_pl.head import OutputHead
+from dipo_pl.losses.engine import sequence_objective
+from dipo_pl.models.head import OutputHead
+from dipo_pl.preferences.constructors import LogitModulation
+from dipo_pl.preferences.filters import TopFraction
+from dipo_pl.storage.checkpoint_io import read_checkpoint
 
 
 def weights(run):

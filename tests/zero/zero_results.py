@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scale"))
 from split_training import ALONE, CUT, TWO, command, on_two_nodes
 from test_equal_results import difference, evaluations, weights
 
-from dipo_pl.checkpoint_io import read_checkpoint
+from dipo_pl.storage.checkpoint_io import read_checkpoint
 
 RANKS = Path(__file__).with_name("zero_ranks.py")
 STAGES = ("2", "3")
@@ -29,7 +29,7 @@ def on(stage: str) -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
-    from dipo_pl.cli import run
+    from dipo_pl.cli.app import run
 
     folder = tmp_path_factory.mktemp("zero")
     for name in ("dipo", "stored", "lora", "adapted"):

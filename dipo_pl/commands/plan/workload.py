@@ -1,0 +1,213 @@
+"""What a run computes: its largest batches, tokens and steps, from the data itself or from lengths that are given."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from dipo_pl.batch import Encoded
+from dipo_pl.commands.plan.machine import Machine
+from dipo_pl.commands.plan.step import CACHE_TOKENS, Shapes
+from dipo_pl.data_modules.forget_retain import ForgetRetain
+from dipo_pl.errors import InputError
+from dipo_pl.modules.base import LanguageModel
+from dipo_pl.modules.unlearning import Unlearning
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What is given in place of the data.
+
+    Attributes:
+        rows: of a training epoch: the forget rows, where they are paired; null is unknown.
+        retain_rows: that a store of states also holds; null is as many.
+        tokens: of a sequence, the answer's included.
+        answer_tokens: of these; null is all but the first, the most that it can be.
+    """
+
+    tokens: int
+    rows: int | None = None
+    retain_rows: int | None = None
+    answer_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "rows", "retain_rows", "answer_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name} must be at least 1, got {value}")
+        if self.tokens < 2 or (self.answer_tokens or 0) >= self.tokens:
+            raise InputError(
+                f"--tokens counts a prompt of at least one token and its answer, got {self.tokens} with "
+                f"--answer_tokens {self.answer_tokens or 1}"
+            )
+
+
+@dataclass(frozen=True)
+class Workload:
+    """
+    Attributes:
+        shapes: see there.
+        vocabulary: tokens of the tokenizer; null is the model's own.
+        rows, batches: of an epoch; a batch is one on every device together.
+        epochs, steps: of the run; steps of the optimizer.
+        tokens, answer_tokens: of an epoch, all sections together, without padding.
+        store_sequences, store_positions: of the sections that losses compare with the reference.
+    """
+
+    shapes: Shapes
+    vocabulary: int | None
+    rows: int | None
+    batches: int | None
+    epochs: int | None
+    steps: int | None
+    tokens: int | None
+    answer_tokens: int | None
+    store_sequences: int | None
+    store_positions: int | None
+
+
+def of_lengths(
+    module: LanguageModel, data: ForgetRetain, config: Mapping[str, Any], machine: Machine, lengths: Lengths
+) -> Workload:
+    answer = lengths.answer_tokens or lengths.tokens - 1
+    row = Encoded((0,) * lengths.tokens, lengths.tokens - answer)
+    sections = module.sections if data.train_on == "pairs" else ("train",)
+    rows = lengths.rows
+    measured = max(1, data.evaluation_tokens // lengths.tokens)
+    epoch = None if rows is None else rows * len(sections)
+    compared = _compared(module)
+    stored = None
+    if rows is not None:
+        stored = sum((lengths.retain_rows or rows) if name == "retain" else rows for name in compared)
+    batches = None if rows is None else -(-rows // (data.batch_size * machine.devices))
+    data.trainer = ranks = _ranks(module, config, machine)
+    data.derive_accumulation()
+    accumulation = ranks.accumulate_grad_batches
+    return Workload(
+        Shapes(
+            training={name: [row] * data.batch_size for name in sections},
+            evaluation=(measured, lengths.tokens),
+            generation=_generation(config, lengths.tokens - answer, CACHE_TOKENS),
+            accumulates=accumulation > 1,
+        ),
+        _known_vocabulary(module),
+        rows,
+        *_steps(config["trainer"], batches, accumulation),
+        None if epoch is None else epoch * lengths.tokens,
+        None if epoch is None else epoch * answer,
+        stored,
+        None if stored is None else stored * answer,
+    )
+
+
+def of_data(
+    module: LanguageModel, data: ForgetRetain, config: Mapping[str, Any], machine: Machine
+) -> Workload:
+    """
+    Raises:
+        InputError: rows or tokenizer cannot be had, or do not go together.
+    """
+    if data.train_on not in module.trains_on:
+        raise InputError(
+            f"{type(module).__name__} trains on {' or '.join(module.trains_on)}, and data.train_on is {data.train_on}"
+        )
+    data.trainer = ranks = _ranks(module, config, machine)
+    data.setup("fit")
+    sequences = data.training_sequences
+    tokens = answers = rows = batches = 0
+    largest: tuple[int, dict[str, list[Encoded]]] = (0, {})
+    measured = (0, 0)
+    for rank in range(machine.devices):
+        ranks.global_rank = rank
+        training: Any = data.train_dataloader()
+        batches = len(training.sampler)
+        for items in training.sampler:
+            columns = zip(*items, strict=True)
+            batch = {
+                section: [training.dataset.sequences[name][row] for name, row in column]
+                for section, column in zip(training.dataset.sections, columns, strict=True)
+            }
+            lengths = [len(each.ids) for section in batch.values() for each in section]
+            rows += len(items)
+            tokens += sum(lengths)
+            answers += sum(each.answer_length for section in batch.values() for each in section)
+            if (size := len(lengths) * max(lengths)) > largest[0]:
+                largest = size, batch
+        for loader, encoded in zip(data.val_dataloader(), data._evaluation, strict=True):
+            sampler: Any = loader.sampler
+            for items in sampler:
+                widths = [len(each.ids) for item in items for each in encoded[item]]
+                if widths and len(widths) * max(widths) > math.prod(measured):
+                    measured = len(widths), max(widths)
+    prompt = max(each.answer_start for encoded in data._evaluation for row in encoded for each in row[:1])
+    room = sum(len(each.rows) for each in data.evaluation_sets) * (prompt + _new_tokens(config))
+    stored = [each for name in _compared(module) for each in sequences[name]]
+    return Workload(
+        Shapes(
+            largest[1],
+            measured,
+            _generation(config, prompt, min(CACHE_TOKENS, room)),
+            ranks.accumulate_grad_batches > 1,
+        ),
+        len(data.tokenizer),
+        rows,
+        *_steps(config["trainer"], batches, ranks.accumulate_grad_batches),
+        tokens,
+        answers,
+        len(stored),
+        sum(each.answer_length for each in stored),
+    )
+
+
+def _compared(module: LanguageModel) -> tuple[str, ...]:
+    return module.reference_sections if isinstance(module, Unlearning) else ()
+
+
+def _known_vocabulary(module: LanguageModel) -> int | None:
+    """Where a model is made from a configuration without one, as many tokens as its tokenizer would be given."""
+    values = getattr(module.policy, "config", None)
+    if isinstance(values, dict) and "vocab_size" not in values:
+        return int(getattr(module.policy, "vocab_size", 0)) or None
+    return None
+
+
+def _ranks(module: LanguageModel, config: Mapping[str, Any], machine: Machine) -> Any:
+    """All that a data module asks of its trainer."""
+    return SimpleNamespace(
+        lightning_module=module,
+        global_rank=0,
+        world_size=machine.devices,
+        accumulate_grad_batches=int(config["trainer"]["accumulate_grad_batches"] or 1),
+    )
+
+
+def _new_tokens(config: Mapping[str, Any]) -> int:
+    return int(config["forget_quality"]["max_new_tokens"])
+
+
+def _generation(config: Mapping[str, Any], prompt: int, room: int) -> tuple[int, int]:
+    width = prompt + _new_tokens(config)
+    return (max(1, room // width), width) if config["forget_quality"]["generate_every"] else (0, width)
+
+
+def _steps(
+    trainer: Mapping[str, Any], batches: int | None, accumulation: int
+) -> tuple[int | None, int | None, int | None]:
+    """Batches of an epoch, epochs and steps, as Lightning's limits leave them."""
+    most, epochs = trainer["max_steps"], trainer["max_epochs"]
+    if batches is None:
+        return None, epochs, most if most not in (None, -1) else None
+    limit = trainer["limit_train_batches"]
+    if limit is not None:
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    # Lightning steps at an epoch's last batch, too.
+    an_epoch = -(-batches // accumulation)
+    if epochs is None and most in (None, -1):
+        # Lightning's own default.
+        epochs = 1000
+    steps = None if epochs in (None, -1) else epochs * an_epoch
+    if most not in (None, -1):
+        steps = most if steps is None else min(steps, most)
+        epochs = -(-steps // an_epoch) if an_epoch else 0
+    return batches, epochs, steps

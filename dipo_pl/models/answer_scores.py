@@ -1,0 +1,83 @@
+"""What a model makes of given answers, token by token: what teacher-forced metrics are made of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dipo_pl.losses.engine import default_token_budget
+from dipo_pl.models.head import OutputHead
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Of N answer tokens, with p the model's distribution where it predicts each.
+
+    Attributes:
+        targets: [N] int64, the tokens y_t.
+        log_probabilities: [N] float32, log p(y_t), nats.
+        predictions: [N] int64, argmax p.
+        means: [N] float32, sum_v p(v) log p(v), nats: the negative entropy.
+        variances: [N] float32, sum_v p(v) (log p(v) - mean)^2.
+    """
+
+    targets: Tensor
+    log_probabilities: Tensor
+    predictions: Tensor
+    means: Tensor
+    variances: Tensor
+
+
+@torch.no_grad()
+def answer_scores(
+    states: Tensor,
+    targets: Tensor,
+    lengths: Sequence[int],
+    head: OutputHead,
+    detailed: Tensor | None = None,
+    token_budget: int | None = None,
+) -> tuple[Tensor, TokenScores]:
+    """Mean of -log p(y_t) over each answer's tokens, EOS included, and more of the tokens that are `detailed`.
+
+    Args:
+        states: [N, d] last hidden states at the positions that predict answer tokens.
+        targets: [N] the answer tokens.
+        lengths: tokens of each of the S answers, at least 1; they sum to N.
+        head: applied to `token_budget` positions at a time; None is `default_token_budget`.
+        detailed: [N] bool; None is all.
+    Returns:
+        [S] float32, nats per token; the scores of the D detailed tokens.
+    """
+    head = head.cast(states.dtype)
+    token_budget = token_budget or default_token_budget(states.device)
+    if detailed is None:
+        detailed = torch.ones_like(targets, dtype=torch.bool)
+    # Memory that is used again is in the cache, and costs no page faults.
+    shape = (2, min(token_budget, len(targets)), len(head.weight))
+    logits, log_p = torch.empty(shape, dtype=torch.float32, device=states.device)
+    log_probabilities, details = [], []
+    for some, wanted, chosen in zip(
+        states.split(token_budget), targets.split(token_budget), detailed.split(token_budget), strict=True
+    ):
+        size = len(some)
+        torch.log_softmax(head.logits(some, out=logits[:size]), -1, out=log_p[:size])
+        log_probabilities.append(log_p[:size].gather(1, wanted[:, None])[:, 0])
+        details.append(_details(log_p[:size][chosen]))
+    token_log_probabilities = torch.cat(log_probabilities)
+    counts = torch.tensor(lengths, device=states.device)
+    answer = torch.repeat_interleave(counts, output_size=len(targets))
+    sums = torch.zeros(len(lengths), dtype=torch.float32, device=states.device)
+    nll = -sums.index_add_(0, answer, token_log_probabilities) / counts
+    predictions, means, variances = (torch.cat(column) for column in zip(*details, strict=True))
+    return nll, TokenScores(
+        targets[detailed], token_log_probabilities[detailed], predictions, means, variances
+    )
+
+
+def _details(log_p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """argmax, mean and variance of log p under p."""
+    p = log_p.exp()
+    means = (p * log_p).sum(-1)
+    variances = (p * (log_p - means[:, None]) ** 2).sum(-1)
+    return log_p.argmax(-1), means, variances

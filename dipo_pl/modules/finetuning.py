@@ -1,0 +1,28 @@
+"""Fine-tuning: makes the target model that knows all rows, and the retain-only model it is compared with."""
+
+from torch import Tensor
+
+from dipo_pl.batch import Batch
+from dipo_pl.losses.cross_entropy import CrossEntropy
+from dipo_pl.losses.engine import sequence_objective
+from dipo_pl.models.head import OutputHead
+from dipo_pl.models.hidden_states import answer_states
+from dipo_pl.modules.base import LanguageModel
+
+
+class FineTuning(LanguageModel):
+    """Cross-entropy on the answers of the rows that the data module's `train_on` names."""
+
+    trains_on = ("all", "retain", "forget")
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        objective = sequence_objective(
+            answer_states(self.language_model, batch)[None],
+            batch.targets,
+            batch.lengths,
+            OutputHead.of(self.language_model),
+            CrossEntropy(),
+            token_budget=self.token_budget,
+        )
+        self.log_objective("loss", objective, batch.sections["train"])
+        return self.of_step(objective.loss, batch_idx)

@@ -1,0 +1,189 @@
+"""A training step's real peak beside the planned one, in a process of its own: `measured.py CASE` prints both in bytes.
+
+The peak is the resident set's while steps are taken in Lightning's order, less what there was before the model was made;
+malloc keeps nothing that is freed. Loaded are random weights; stored states lie in a file that is mapped, as in a run.
+"""
+
+import json
+import sys
+import warnings
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from worker import ResidentMemory
+
+from dipo_pl.batch import Encoded, collate
+from dipo_pl.commands.plan.machine import Machine
+from dipo_pl.commands.plan.step import Shapes, memory_of
+from dipo_pl.losses import NPO, CrossEntropy, DiPO, DiPORetain, GradientAscent
+from dipo_pl.models.lora import LoRA
+from dipo_pl.models.source import FromConfig
+from dipo_pl.modules.unlearning import Unlearning
+from dipo_pl.references.base import FrozenCopy, Surroundings
+from dipo_pl.references.stored_states import StoredStates
+
+LOSSES = {
+    "DiPO": lambda: (DiPO(), DiPORetain()),
+    "NPO": lambda: (NPO(), CrossEntropy()),
+    "GradDiff": lambda: (GradientAscent(), CrossEntropy()),
+}
+TIME = 96
+
+
+@dataclass(frozen=True)
+class Case:
+    losses: str = "DiPO"
+    reference: type | None = FrozenCopy
+    lora: bool = False
+    checkpointing: bool = False
+    rows: int = 8
+    vocabulary: int = 32_000
+    accumulates: bool = False
+    autocast: bool = False
+    model: str = "llama"
+    width: int = 384
+    layers: int = 6
+
+    def shape(self, tiny: bool) -> dict:
+        width, layers = (32, 2) if tiny else (self.width, self.layers)
+        vocabulary = 64 if tiny else self.vocabulary
+        if self.model == "gpt2":
+            shape = {"n_embd": width, "n_layer": layers, "n_head": 2 if tiny else 6, "n_positions": TIME}
+            dropout = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+            return {"model_type": "gpt2", "vocab_size": vocabulary, **shape, **dropout}
+        return {
+            "model_type": "llama",
+            "vocab_size": vocabulary,
+            "hidden_size": width,
+            "intermediate_size": 64 if tiny else 8 * width // 3,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 2 if tiny else 6,
+            "max_position_embeddings": TIME,
+        }
+
+    def module(self, tiny: bool = False) -> Unlearning:
+        forget, retain = LOSSES[self.losses]()
+        policy = FromConfig(
+            self.shape(tiny),
+            adapter=LoRA() if self.lora else None,
+            gradient_checkpointing=self.checkpointing,
+        )
+        return Unlearning(policy, forget, retain, reference=self.reference and self.reference())
+
+    def training(self, tiny: bool = False) -> dict[str, list[Encoded]]:
+        draw = torch.Generator().manual_seed(0)
+        vocabulary = 64 if tiny else self.vocabulary
+        return {
+            name: [
+                Encoded(tuple(torch.randint(vocabulary, (TIME,), generator=draw).tolist()), TIME // 3)
+                for _ in range(self.rows)
+            ]
+            for name in ("forget", "retain")
+        }
+
+    def planned(self):
+        shapes = Shapes(self.training(), (1, 2), (0, 2), self.accumulates)
+        machine = Machine(1, "single device", (), True, None, "bfloat16" if self.autocast else None)
+        return memory_of(self.module(), shapes, machine, self.vocabulary)
+
+
+# Those that the quick tests take.
+SMALL = {
+    "tiny vocabulary, StoredStates": Case(reference=StoredStates, vocabulary=1_000, width=192, layers=3),
+    "LoRA, checkpointing, 2 + 2 rows": Case(
+        reference=None, lora=True, checkpointing=True, rows=2, vocabulary=16_000, width=192, layers=3
+    ),
+    "GradDiff, accumulation": Case("GradDiff", accumulates=True, vocabulary=16_000, width=192, layers=3),
+}
+CASES = {
+    "DiPO, FrozenCopy": Case(),
+    "DiPO, StoredStates": Case(reference=StoredStates),
+    "DiPO, LoRA": Case(reference=None, lora=True),
+    "DiPO, FrozenCopy, checkpointing": Case(checkpointing=True),
+    "DiPO, LoRA, checkpointing": Case(reference=None, lora=True, checkpointing=True),
+    "DiPO, StoredStates, 2 + 2 rows": Case(reference=StoredStates, rows=2),
+    "DiPO, StoredStates, 2 + 2 rows, checkpointing": Case(reference=StoredStates, rows=2, checkpointing=True),
+    "DiPO, FrozenCopy, vocabulary 8,000": Case(vocabulary=8_000),
+    "DiPO, FrozenCopy, accumulation": Case(accumulates=True),
+    "NPO, StoredStates": Case("NPO", StoredStates),
+    "GradDiff": Case("GradDiff"),
+    "DiPO, FrozenCopy, GPT-2": Case(model="gpt2"),
+    "DiPO, FrozenCopy, autocast": Case(autocast=True),
+    "DiPO, FrozenCopy, autocast, checkpointing": Case(autocast=True, checkpointing=True),
+}
+
+
+class Steps:
+    """Whole steps of a real model, in the order in which Lightning does things."""
+
+    def __init__(self, case: Case, tiny: bool = False) -> None:
+        self.case, self.module = case, case.module(tiny)
+        self.model = self.module.model = _model(self.module)
+        sequences = case.training(tiny)
+        self.batch = collate(sequences, [*range(case.rows)] * 2)
+        with TemporaryDirectory() as folder, redirect_stderr(StringIO()):
+            if self.module.reference_layers:
+                self.module.reference.attach(
+                    self.model,
+                    Surroundings(
+                        {None}, sequences, {}, Path(folder), torch.device("cpu"), self.precision, 0, 1, int
+                    ),
+                )
+        self.trained = [each for each in self.model.parameters() if each.requires_grad]
+        self.optimizer = self.module.optimizer(self.trained)
+
+    def precision(self):
+        return torch.autocast("cpu", torch.bfloat16, self.case.autocast, cache_enabled=False)
+
+    def take(self) -> None:
+        with self.precision():
+            loss = self.module.training_step(self.batch, 0)
+        if not self.case.accumulates:
+            self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+
+def _model(module: Unlearning):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(module.policy.configuration())
+    if module.policy.adapter is not None:
+        module.policy.adapter.apply(model)
+    if module.policy.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.train()
+
+
+def measured(case: Case) -> float:
+    torch.set_num_threads(1)
+    memory = ResidentMemory()
+    # Kernels are loaded before memory is looked at.
+    warm = Steps(case, tiny=True)
+    warm.take()
+    warm.take()
+    del warm
+    before = memory.now()
+    steps = Steps(case)
+    steps.take()
+    memory.reset_peak()
+    steps.take()
+    return memory.peak() - before
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    if len(sys.argv) < 2:
+        raise SystemExit(f"measured.py CASE: {'; '.join(CASES | SMALL)}")
+    case = (CASES | SMALL)[sys.argv[1]]
+    real, planned = measured(case), case.planned()
+    print(
+        json.dumps({"measured": real, "planned": max(planned.forward, planned.backward, planned.optimizer)})
+    )

@@ -1,0 +1,119 @@
+"""`dipo-pl quantize` on real runs: the same evaluation of a model whose weights are really rounded."""
+
+import json
+import math
+from pathlib import Path
+from unittest.mock import ANY
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dipo_pl.models.source import Pretrained
+
+
+def nll_of(run: Path) -> torch.Tensor:
+    """[rows, answers], of the last evaluation of the forget set."""
+    last = sorted((run / "evaluation").iterdir())[-1]
+    rows = json.loads(last.read_text())["sets"]["forget"]["rows"]
+    return torch.tensor([row["nll"] for row in rows], dtype=torch.float64)
+
+
+def test_the_same_evaluation_at_int8_and_int4(cli, runs, manifest):
+    ended = cli("quantize", "runs/unlearned")
+    assert ended.code == 0, ended.err
+    exact = nll_of(runs / "unlearned")
+    off = []
+    for bits in (8, 4):
+        run = runs / f"unlearned-int{bits}"
+        written = manifest(run)
+        assert written["command"] == "validate"
+        assert written["status"] == "finished"
+        assert written["probe"] == {
+            "kind": "quantization",
+            "of": "runs/unlearned",
+            "weights": ANY,
+            "bits": bits,
+        }
+        ours, theirs = (
+            json.loads((each / "metrics.jsonl").read_text().splitlines()[-1])
+            for each in (run, runs / "unlearned")
+        )
+        assert ours["step"] == 0
+        missing = {name for name in theirs if name not in ours}
+        assert missing == set()
+        # Nearly the same model: what is measured is not another set or another answer.
+        assert math.isclose(ours["forget_probability"], theirs["forget_probability"], rel_tol=0.05)
+        off.append(float((nll_of(run) - exact).abs().mean()))
+        assert written["policy"]["source"] == "runs/unlearned/hf"
+    assert 1e-7 < off[0] < off[1] / 5
+    lines = ended.out.splitlines()
+    assert [line.split()[0] for line in lines[-3:]] == ["runs/unlearned", "int8", "int4"]
+
+
+def test_what_is_measured_is_the_rounded_model(cli, runs):
+    assert cli("quantize", "runs/unlearned/", "--bits", "4").code == 0
+    assert not (runs / "unlearned-int8").exists()
+    exported = load_file(runs / "unlearned" / "hf" / "model.safetensors")
+    model = Pretrained(str(runs / "unlearned" / "hf"), quantization="int4").model()
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert len(model.state_dict()[name][0, :32].unique()) <= 16 < len(exported[name][0, :32].unique())
+    # By the model's own forward pass, apart from all that measures here.
+    row = json.loads((runs / "unlearned-int4" / "evaluation" / "step-000000.json").read_text())["sets"][
+        "forget"
+    ]["rows"][0]
+    tokenizer = Pretrained(str(runs / "unlearned" / "hf")).tokenizer()
+    ids = tokenizer(f"Question: {row['question']}\nAnswer: {row['answers'][0]}")["input_ids"]
+    ids = torch.tensor([[*ids, tokenizer.eos_token_id]])
+    prompt = len(tokenizer(f"Question: {row['question']}\nAnswer:")["input_ids"])
+    with torch.no_grad():
+        log_p = model.eval()(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[prompt - 1 :, 0]
+    assert row["nll"][0] == pytest.approx(-float(log_p.mean()), rel=1e-5)
+
+
+def test_the_evaluation_that_was_exported_is_shown(cli, runs, manifest):
+    """Where the best checkpoint was exported, that is what was rounded."""
+    first, *_, last = (
+        json.loads(line) for line in (runs / "unlearned" / "metrics.jsonl").read_text().splitlines()
+    )
+    assert f"{first['forget_probability']:.3g}" != f"{last['forget_probability']:.3g}"
+    manifest(runs / "unlearned", exported_step=0)
+    ended = cli("quantize", "runs/unlearned", "--bits", "8", "--forget_quality.generate_every", "0")
+    assert f"{first['forget_probability']:.3g}" in ended.out.splitlines()[-2].split()
+
+
+def test_a_quantised_policy_is_not_trained(cli, runs):
+    ended = cli(
+        "fit", "--config", "smoke.yaml", "--model.policy", "Pretrained", "--model.policy.path", "runs/unlearned/hf",
+        "--model.policy.quantization", "int8", "--name", "other",
+    )  # fmt: skip
+    assert ended.code == 2
+    (line,) = ended.errors
+    assert "model.policy.quantization is int8, and a quantised policy cannot be trained" in line
+    assert not (runs / "other").exists()
+
+
+def test_a_quantised_measurement_is_not_probed(cli, runs):
+    assert cli("quantize", "runs/unlearned", "--bits", "4", "--forget_quality.generate_every", "0").code == 0
+    for command in ("quantize", "relearn"):
+        ended = cli(command, "runs/unlearned-int4")
+        assert ended.code == 2
+        assert "runs/unlearned-int4 is a probe itself: probe runs/unlearned" in ended.errors[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("runs/unlearned", "--bits", "3"), "argument --bits: invalid choice: 3"),
+        (("runs/unlearned", "--bits", "half"), "argument --bits: invalid int value: 'half'"),
+        (("runs/nothing",), "runs/nothing is not the folder of a run"),
+        (("runs/unlearned", "--rows", "3"), "--rows"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(cli, runs, options, message):
+    before = set(runs.rglob("*"))
+    ended = cli("quantize", *options)
+    assert ended.code == 2
+    (line,) = ended.errors
+    assert message in line
+    assert set(runs.rglob("*")) == before

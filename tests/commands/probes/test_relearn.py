@@ -1,0 +1,355 @@
+"""`dipo-pl relearn` on real runs: what is trained on, what is measured, what is refused."""
+
+import json
+import math
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from dipo_pl.data_modules.fictitious import FictitiousAuthors
+from dipo_pl.data_modules.pairing import permutation
+
+RATE = ("--lr", "0.003")
+
+KILLER = """
+import os
+import signal
+
+from lightning import Callback
+
+
+class Kill(Callback):
+    def on_train_epoch_start(self, trainer, *_):
+        if trainer.global_step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def metrics_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def rows_of(run: Path, step: int) -> list[dict]:
+    result = json.loads((run / "evaluation" / f"step-{step:06d}.json").read_text())
+    return result["sets"]["forget"]["rows"]
+
+
+def files(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+def test_recovery_is_traced_beside_the_retain_only_model(cli, runs, manifest):
+    # The model card says what relearning has shown.
+    before = {
+        path: path.read_bytes() for path in runs.rglob("*") if path.is_file() and path.name != "README.md"
+    }
+    ended = cli(
+        "relearn",
+        "runs/unlearned",
+        "runs/retain-only/",
+        *RATE,
+        "--share",
+        "0.2",
+        "--steps",
+        "5",
+        "--every",
+        "2",
+    )
+    assert ended.code == 0, ended.err
+    assert {path: path.read_bytes() for path in before} == before
+    arguments = []
+    for name in ("unlearned", "retain-only"):
+        run = runs / f"{name}-relearn"
+        written = manifest(run)
+        assert written["status"] == "finished"
+        assert written["steps"] == 5
+        weights = manifest(runs / name)["policy"]["weights_at_end"]
+        assert written["probe"] == {
+            "kind": "relearning", "of": f"runs/{name}", "weights": weights, "share": 0.2, "steps": 5,
+        }  # fmt: skip
+        assert not (run / "hf").exists()
+        arguments.append([each.replace(name, "NAME") for each in written["arguments"]][-12:])
+        trajectory = metrics_of(run)
+        assert [each["step"] for each in trajectory] == [0, 2, 4, 5]
+        # It starts from the model that was exported, and that is what was measured last.
+        last = metrics_of(runs / name)[-1]
+        assert trajectory[0]["forget_probability"] == pytest.approx(last["forget_probability"], rel=1e-4)
+        # Answers are generated at both ends alone; nothing but the forget set is measured.
+        assert ["forget_rouge_l_recall" in each for each in trajectory] == [True, False, False, True]
+        assert not any("retain_probability" in each for each in trajectory)
+        gain = {
+            part: math.log(trajectory[-1][f"{part}_probability"] / trajectory[0][f"{part}_probability"])
+            for part in ("relearned", "held_back")
+        }
+        assert gain["relearned"] > max(0.3, 1.3 * gain["held_back"])
+        assert gain["held_back"] > 0
+        assert f"\nruns/{name}\n   steps   relearned   held back\n       0" in ended.out
+    assert arguments[0] == arguments[1]
+    assert "--seed_everything" in arguments[0]
+
+
+def test_figures_are_those_of_each_part(cli, runs):
+    assert cli("relearn", "runs/unlearned", *RATE, "--share", "0.3", "--steps", "1").code == 0
+    run = runs / "unlearned-relearn"
+    # 20 forget rows, of which the first 10 are measured.
+    trained = set(permutation(0, "forget_share", 0, 20)[:6])
+    assert 0 < len(trained & set(range(10))) < 6
+    for figures in metrics_of(run):
+        rows = rows_of(run, figures["step"])
+        for part, chosen in {
+            "relearned": [row for row in rows if row["row"] in trained],
+            "held_back": [row for row in rows if row["row"] not in trained],
+        }.items():
+            closeness = [math.exp(-abs(row["log_truth_ratio"])) for row in chosen]
+            expected = {
+                "probability": sum(row["probability"] for row in chosen) / len(chosen),
+                "rouge_l_recall": sum(row["rouge_l_recall"] for row in chosen) / len(chosen),
+                "truth_ratio": sum(closeness) / len(chosen),
+            }
+            for name, value in expected.items():
+                assert figures[f"{part}_{name}"] == pytest.approx(value, rel=1e-9, abs=1e-12)
+        result = json.loads((run / "evaluation" / f"step-{figures['step']:06d}.json").read_text())
+        assert result["metrics"]["relearned_probability"] == figures["relearned_probability"]
+
+
+def test_with_all_rows_nothing_is_held_back(cli, runs):
+    """20 rows are three batches: training ends within the first epoch."""
+    assert cli("relearn", "runs/unlearned", *RATE, "--share", "1", "--steps", "1").code == 0
+    trajectory = metrics_of(runs / "unlearned-relearn")
+    assert [each["step"] for each in trajectory] == [0, 1]
+    for figures in trajectory:
+        assert figures["relearned_probability"] == pytest.approx(figures["forget_probability"])
+        assert not any(name.startswith("held_back") for name in figures)
+
+
+def test_answers_are_generated_at_the_end_wherever_it_comes(cli, runs):
+    """Three steps an epoch: training ends within its second one, where only the probe knows that it does."""
+    assert cli("relearn", "runs/unlearned", "--share", "1", "--steps", "4", "--name", "short").code == 0
+    trajectory = metrics_of(runs / "unlearned-short")
+    assert [each["step"] for each in trajectory] == [0, 2, 4]
+    assert ["forget_rouge_l_recall" in each for each in trajectory] == [True, False, True]
+
+
+def test_a_probe_of_a_model_that_was_trained_anew_is_refused(cli, runs, manifest):
+    command = ("relearn", "runs/unlearned", "--steps", "1", "--name", "stale")
+    assert cli(*command).code == 0
+    changed = manifest(runs / "unlearned")
+    changed["policy"]["weights_at_end"] = "other weights"
+    (runs / "unlearned" / "manifest.json").write_text(json.dumps(changed))
+    ended = cli(*command)
+    assert ended.code == 2
+    assert (
+        "unlearned-stale is a probe of runs/unlearned as it was before that was trained anew"
+        in ended.errors[0]
+    )
+
+
+def test_what_is_not_given_is_as_the_config_has_it(cli, runs, manifest):
+    assert cli("relearn", "runs/unlearned", "--steps", "2", "--seed", "3", "--name", "again").code == 0
+    config = yaml.safe_load((runs / "unlearned-again" / "config.yaml").read_text())
+    shipped = yaml.safe_load((Path(__file__).parents[3] / "configs" / "relearn.yaml").read_text())
+    assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 1e-5
+    assert config["data"]["init_args"]["forget_share"] == shipped["data"]["init_args"]["forget_share"] == 0.1
+    assert config["trainer"]["val_check_interval"] == shipped["trainer"]["val_check_interval"] == 2
+    assert config["data"]["init_args"]["seed"] == config["seed_everything"] == 3
+    assert config["data"]["init_args"]["authors"] == 4
+    assert config["trainer"]["accelerator"] == "cpu"
+    assert manifest(runs / "unlearned-again")["probe"]["steps"] == 2
+    # The config it leaves is the same run.
+    ended = cli("fit", "--config", "runs/unlearned-again/config.yaml")
+    assert ended.code == 0, ended.err
+    assert "is finished" in ended.out
+
+
+def test_forget_quality_is_measured_against_the_same_retain_result(cli, runs):
+    config = runs / "unlearned" / "config.yaml"
+    content = yaml.safe_load(config.read_text())
+    content["forget_quality"]["retain_result"] = "runs/retain-only"
+    config.write_text(yaml.safe_dump(content))
+    assert cli("relearn", "runs/unlearned", *RATE, "--steps", "1").code == 0
+    assert all(0 < each["forget_quality"] <= 1 for each in metrics_of(runs / "unlearned-relearn"))
+
+
+def test_killed_relearning_ends_as_if_nothing_had_happened(cli, process, tmp_path, runs, manifest):
+    (tmp_path / "killer.py").write_text(KILLER)
+    command = (
+        "relearn",
+        "runs/unlearned",
+        *RATE,
+        "--share",
+        "0.6",
+        "--steps",
+        "5",
+        "--every",
+        "2",
+        "--data.batch_size",
+        "4",
+        "--data.global_batch_size",
+        "4",
+    )
+    killed = process(*command, "--trainer.callbacks+", "killer.Kill", modules=tmp_path)
+    assert killed.code == -signal.SIGKILL, killed.err
+    run = runs / "unlearned-relearn"
+    assert manifest(run)["status"] == "running"
+    ended = cli(*command)
+    assert ended.code == 0, ended.err
+    assert manifest(run)["resumed_at_steps"] == [3]
+    assert manifest(run)["probe"]["kind"] == "relearning"
+    killed_run = run.rename(runs / "killed")
+    assert cli(*command).code == 0
+    assert (run / "metrics.jsonl").read_text() == (killed_run / "metrics.jsonl").read_text()
+    ours, theirs = (
+        torch.load(each / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for each in (killed_run, run)
+    )
+    assert all(torch.equal(each, theirs[name]) for name, each in ours.items())
+    again = cli(*command)
+    assert again.code == 0
+    assert "is finished" in again.out
+
+
+def test_rows_of_ones_own_and_adapters(cli, tmp_path):
+    """The paths in a run's configuration stay as they are: as seen from here."""
+    authors = FictitiousAuthors(authors=3, forget_authors=1).read()
+    for name, rows in {"forget": authors.forget, "retain": authors.retain}.items():
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"question": row.question, "answer": row.answer}) + "\n" for row in rows[:6])
+        )
+    ended = cli(
+        "fit", "--config", "smoke.yaml", "--config", "lora.yaml", "--data", "JSONL", "--data.forget", "forget.jsonl",
+        "--data.retain", "retain.jsonl", "--trainer.max_epochs", "1", "--name", "mine",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    ended = cli("relearn", "runs/mine", *RATE, "--share", "0.5", "--steps", "2")
+    assert ended.code == 0, ended.err
+    config = yaml.safe_load(Path("runs/mine-relearn/config.yaml").read_text())
+    assert config["data"]["init_args"]["forget"] == "forget.jsonl"
+    assert config["model"]["init_args"]["policy"]["init_args"]["adapter"] is None
+    trajectory = metrics_of(Path("runs/mine-relearn"))
+    assert trajectory[-1]["relearned_probability"] > trajectory[0]["relearned_probability"]
+
+
+def test_a_model_that_was_only_measured(cli, runs):
+    """Published retain-only models are measured by `validate`; what is relearned is the model that was."""
+    ended = cli(
+        "validate", "--config", "smoke.yaml", "--model", "FineTuning", "--model.policy", "Pretrained",
+        "--model.policy.path", "runs/retain-only/hf", "--name", "published",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    ended = cli("relearn", "runs/published", *RATE, "--steps", "1")
+    assert ended.code == 0, ended.err
+    measured, relearned = (metrics_of(runs / name)[0] for name in ("published", "published-relearn"))
+    assert relearned["forget_probability"] == pytest.approx(measured["forget_probability"], rel=1e-6)
+
+
+def test_the_folder_that_one_is_in(cli, runs, monkeypatch):
+    monkeypatch.chdir(runs / "unlearned")
+    assert cli("relearn", ".", "--steps", "1").code == 0
+    assert (runs / "unlearned-relearn" / "metrics.jsonl").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "the following arguments are required: RUN"),
+        (("runs/unlearned", "--share", "0"), "--share must be a share of the forget rows in (0, 1], got 0.0"),
+        (
+            ("runs/unlearned", "--share", "1.5"),
+            "--share must be a share of the forget rows in (0, 1], got 1.5",
+        ),
+        (
+            ("runs/unlearned", "--share", "nan"),
+            "--share must be a share of the forget rows in (0, 1], got nan",
+        ),
+        (("runs/unlearned", "--share", "some"), "argument --share: invalid float value: 'some'"),
+        (("runs/unlearned", "--steps", "0"), "--steps must be at least 1, got 0"),
+        (("runs/unlearned", "--every", "0"), "--every must be at least 1, got 0"),
+        (("runs/unlearned", "--lr", "0"), "--lr must be a finite number > 0, got 0.0"),
+        (("runs/unlearned", "--lr", "inf"), "--lr must be a finite number > 0, got inf"),
+        (("runs/unlearned", "--rows", "3"), "--rows"),
+        (("runs/nothing",), "runs/nothing is not the folder of a run"),
+        (("runs",), "runs is not the folder of a run"),
+        (("runs/unlearned", "runs/nothing"), "runs/nothing is not the folder of a run"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(cli, runs, options, message):
+    before = files(runs)
+    ended = cli("relearn", *options)
+    assert ended.code == 2
+    (line,) = ended.errors
+    assert message in line
+    assert ended.err.strip() == line or "--rows" in options
+    assert files(runs) == before
+
+
+def unfinished(runs: Path, manifest) -> None:
+    manifest(runs / "unlearned", status="running")
+
+
+def half_written(runs: Path, manifest) -> None:
+    (runs / "unlearned" / "manifest.json").write_text('{"status": "fini')
+
+
+def a_probe(runs: Path, manifest) -> None:
+    manifest(runs / "unlearned", probe={"kind": "relearning", "of": "runs/first"})
+
+
+def without_export(runs: Path, manifest) -> None:
+    shutil.rmtree(runs / "unlearned" / "hf")
+
+
+def with_an_adapter(runs: Path, manifest) -> None:
+    (runs / "unlearned" / "hf" / "adapter_config.json").write_text("{}")
+
+
+def without_weights(runs: Path, manifest) -> None:
+    (runs / "unlearned" / "hf" / "model.safetensors").unlink()
+
+
+def without_config(runs: Path, manifest) -> None:
+    (runs / "unlearned" / "config.yaml").unlink()
+
+
+def with_another_config(runs: Path, manifest) -> None:
+    (runs / "unlearned" / "config.yaml").write_text("data: 3\nmodel: {}\n")
+
+
+def other_rows(runs: Path, manifest) -> None:
+    run = runs / "retain-only"
+    data = manifest(run)["data"] | {"forget": {"rows": 20, "fingerprint": "other"}}
+    manifest(run, data=data)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (unfinished, "runs/unlearned is not finished (status: running)"),
+        (half_written, "runs/unlearned is not the folder of a run"),
+        (a_probe, "runs/unlearned is a probe itself: probe runs/first"),
+        (without_export, "runs/unlearned has no exported model (runs/unlearned/hf has no config.json)"),
+        (with_an_adapter, "runs/unlearned/hf holds an adapter, not a whole model"),
+        (without_weights, "cannot load the model of 'runs/unlearned/hf'"),
+        (without_config, "cannot read the configuration of the run in runs/unlearned/config.yaml"),
+        (with_another_config, "cannot read the configuration of the run in runs/unlearned/config.yaml"),
+        (other_rows, "runs/unlearned and runs/retain-only have other forget rows"),
+    ],
+)
+def test_a_run_that_cannot_be_probed(cli, runs, manifest, spoil, message):
+    spoil(runs, manifest)
+    before = files(runs)
+    ended = cli("relearn", "runs/unlearned", "runs/retain-only")
+    assert ended.code == 2
+    (line,) = ended.errors
+    assert message in line
+    assert files(runs) == before
+
+
+def test_another_relearning_of_the_same_name_is_refused(cli, runs):
+    assert cli("relearn", "runs/unlearned", "--steps", "1").code == 0
+    ended = cli("relearn", "runs/unlearned", "--steps", "1", "--share", "0.5")
+    assert ended.code == 2
+    assert "give this one another --name" in ended.errors[0]

@@ -1,0 +1,353 @@
+"""`dipo-pl sequence` on real runs: what each stage starts from, forgets and measures, and how it goes on."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from sequence_inputs import NAMES, write_requests, write_rows
+
+from dipo_pl.commands.sequence.weights_sample import weights_sample
+from dipo_pl.storage.run_folder import locked
+
+RUN = ("sequence", "deletions.yaml", "--name", "s")
+
+KILLER = """
+import os
+import signal
+
+from lightning import Callback
+
+
+class Kill(Callback):
+    def on_train_epoch_start(self, trainer, *_):
+        if "stage-2" in trainer.default_root_dir and trainer.current_epoch == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def stage(folder: Path, number: int, name: str = "s") -> Path:
+    return folder / "runs" / name / f"stage-{number}"
+
+
+def manifest(run: Path) -> dict:
+    return json.loads((run / "manifest.json").read_text())
+
+
+def config(run: Path) -> dict:
+    return yaml.safe_load((run / "config.yaml").read_text())
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_each_stage_starts_from_the_one_before(cli, inputs):
+    ended = cli(*RUN)
+    assert ended.code == 0, ended.err
+    first, second = stage(inputs, 1), stage(inputs, 2)
+    assert manifest(first)["policy"]["source"] == "runs/target/hf"
+    assert manifest(second)["policy"]["source"] == "runs/s/stage-1/hf"
+    assert manifest(second)["policy"]["weights_at_start"] == manifest(first)["policy"]["weights_at_end"]
+    assert config(second)["data"]["init_args"]["forget"] == NAMES[1]
+    assert manifest(second)["data"]["forget"]["rows"] == 10
+    # All 60 people are in the file to be kept, and those who asked are not.
+    assert [manifest(each)["data"]["retain"]["rows"] for each in (first, second)] == [50, 40]
+    record = {"name": "s", "mode": "sustainability", "stage": 2, "requests": NAMES[:2]}
+    start = weights_sample(first / "hf")
+    assert start is not None
+    assert manifest(second)["sequence"] == record | {"start": start, "retain_only": None}
+    before, *_, after = metrics(second)
+    left = metrics(first)[-1]
+    assert before["request_1_probability"] == pytest.approx(left["request_1_probability"], rel=1e-5)
+    assert "request_2_probability" in after
+    assert "request_2_probability" not in left
+    assert after["request_2_probability"] == after["forget_probability"]
+    assert "requests/2.jsonl" in ended.out
+
+
+def test_together_stages_start_from_the_target(cli, inputs):
+    ended = cli(*RUN, "--mode", "scalability")
+    assert ended.code == 0, ended.err
+    first, second = stage(inputs, 1), stage(inputs, 2)
+    starts = {manifest(each)["policy"]["weights_at_start"] for each in (first, second)}
+    assert len(starts) == 1
+    assert config(second)["data"]["init_args"]["forget"] == NAMES[:2]
+    assert [manifest(each)["data"]["forget"]["rows"] for each in (first, second)] == [10, 20]
+
+
+def test_nothing_finished_is_repeated_and_a_new_request_is_one_stage_more(cli, inputs):
+    assert cli(*RUN).code == 0
+    before = contents(inputs / "runs" / "s" / "stage-1") | contents(inputs / "runs" / "s" / "stage-2")
+    write_requests(inputs, requests=NAMES)
+    ended = cli(*RUN)
+    assert ended.code == 0, ended.err
+    assert {path: path.read_bytes() for path in before} == before
+    assert manifest(stage(inputs, 3))["policy"]["source"] == "runs/s/stage-2/hf"
+    assert {"request_1_probability", "request_2_probability", "request_3_probability"} < set(
+        metrics(stage(inputs, 3))[-1]
+    )
+
+
+def test_killed_in_its_second_stage_it_ends_as_if_nothing_had_happened(process, cli, inputs):
+    (inputs / "killer.py").write_text(KILLER)
+    killing = ("--trainer.callbacks", '[{"class_path": "killer.Kill"}]')
+    killed = process(*RUN, *killing, modules=inputs)
+    assert killed.code == -signal.SIGKILL, killed.err
+    first = contents(stage(inputs, 1))
+    assert manifest(stage(inputs, 2))["status"] == "running"
+    ended = cli(*RUN)
+    assert ended.code == 0, ended.err
+    assert contents(stage(inputs, 1)) == first
+    assert manifest(stage(inputs, 2))["resumed_at_steps"]
+    assert cli(*RUN[:-1], "whole").code == 0
+    weights, whole = (load_file(stage(inputs, 2, name) / "hf/model.safetensors") for name in ("s", "whole"))
+    assert weights.keys() == whole.keys()
+    assert all(weights[key].equal(whole[key]) for key in weights)
+
+
+def test_a_model_that_saw_none_is_measured_for_each_stage(cli, inputs):
+    write_requests(inputs, requests=NAMES[:2], retain_only="runs/target")
+    ended = cli(*RUN)
+    assert ended.code == 0, ended.err
+    for number in (1, 2):
+        measured = inputs / "runs" / "s" / f"stage-{number}-retain_only"
+        assert manifest(measured)["command"] == "validate"
+        assert manifest(measured)["policy"]["source"] == "runs/target/hf"
+        retain_result = config(stage(inputs, number))["forget_quality"]["retain_result"]
+        assert retain_result == f"runs/s/stage-{number}-retain_only"
+    # The target itself was given: nothing can tell the first stage's start from it.
+    assert metrics(stage(inputs, 1))[0]["forget_quality"] == 1
+    models = manifest(inputs / "runs/s/stage-2-retain_only")["data"]["evaluation"]
+    assert models["forget"] == manifest(stage(inputs, 2))["data"]["evaluation"]["forget"]
+
+
+def test_another_model_that_saw_none_is_refused_for_the_stages_done(cli, inputs):
+    write_requests(inputs, requests=NAMES[:2], retain_only="runs/target")
+    assert cli(*RUN, "--trainer.max_epochs", "1").code == 0
+    before = contents(inputs / "runs" / "s")
+    ended = cli(*RUN, "--trainer.max_epochs", "1", "--retain_only", "runs/s/stage-2/hf")
+    assert ended.code == 2
+    assert "stage-1 was measured against runs/s/stage-2/hf as it was before" in ended.errors[0]
+    assert contents(inputs / "runs" / "s") == before
+
+
+def test_together_a_target_made_anew_is_refused(cli, inputs):
+    words = (*RUN, "--mode", "scalability", "--trainer.max_epochs", "1")
+    shutil.copytree(inputs / "runs" / "target" / "hf", inputs / "mine")
+    assert cli(*words, "--model.policy.path", "mine").code == 0
+    shutil.rmtree(stage(inputs, 2))
+    shutil.rmtree(inputs / "mine")
+    shutil.copytree(stage(inputs, 1) / "hf", inputs / "mine")
+    ended = cli(*words, "--model.policy.path", "mine")
+    assert ended.code == 2
+    assert "stage-1 started from mine as it was before" in ended.errors[0]
+
+
+def test_utility_is_of_the_same_rows_at_each_stage(cli, inputs):
+    assert cli(*RUN, "--trainer.max_epochs", "1", "--data.evaluation_rows", "50").code == 0
+    first, second = (manifest(stage(inputs, number))["data"]["evaluation"]["retain"] for number in (1, 2))
+    # The second request is still trained on as retained at the first stage, and not measured as such.
+    assert first == second
+    assert first["rows"] == 40
+
+
+@pytest.mark.parametrize("name", ["null", "a: b.jsonl", "-x.jsonl", "12", "sp ace.jsonl"])
+def test_a_request_is_the_file_of_that_name(cli, inputs, name):
+    (inputs / NAMES[0]).rename(inputs / name)
+    write_requests(inputs, requests=[name])
+    ended = cli(*RUN, "--trainer.max_epochs", "1", "--forget_quality.generate_every", "0")
+    assert ended.code == 0, ended.err
+    assert manifest(stage(inputs, 1))["sequence"]["requests"] == [name]
+    assert config(stage(inputs, 1))["data"]["init_args"]["forget"] == name
+
+
+@pytest.mark.parametrize("mode", ["sustainability", "scalability"])
+def test_folds_of_news(cli, tmp_path, mode):
+    """Each fold's questions have examples of their own."""
+    quick = ("--forget_quality.generate_every", "0", "--samples.rows", "0", "--trainer.max_epochs", "1")
+    target = ("--model", "FineTuning", "--data.train_on", "all", "--data.forget", '["fold_1", "fold_2"]')
+    assert cli("fit", "--config", "smoke_news.yaml", *target, *quick, "--name", "target").code == 0
+    write_requests(tmp_path, configs=["smoke_news.yaml"], requests=["fold_1", "fold_2"])
+    policy = ("--model.policy", "Pretrained", "--model.policy.path", "runs/target/hf")
+    ended = cli(*RUN, "--mode", mode, *policy, "--trainer.max_epochs", "1")
+    assert ended.code == 0, ended.err
+    assert "warning: no table" not in ended.err
+    assert "fold_2" in ended.out.split("stage  request")[1]
+    figures = metrics(stage(tmp_path, 2))[-1]
+    assert {"request_1_knowledge", "request_2_knowledge", "retain_knowledge", "forget_verbatim"} < set(
+        figures
+    )
+
+
+def test_later_stages_take_the_epochs_that_the_first_chose(cli, inputs):
+    write_requests(inputs, requests=NAMES[:2], retain_only="runs/target", epochs_of_first=True)
+    figure = ("--selection.rule.figure", "forget_probability")
+    rule = (
+        "--selection.rule",
+        "FirstForgotten",
+        *figure,
+        "--selection.stop",
+        "true",
+        "--trainer.max_epochs",
+        "3",
+    )
+    ended = cli(*RUN, *rule)
+    assert ended.code == 0, ended.err
+    chosen = manifest(stage(inputs, 1))["exported_step"]
+    epochs = next(each["epoch"] for each in metrics(stage(inputs, 1)) if each["step"] == chosen)
+    assert epochs == 1
+    assert manifest(stage(inputs, 2))["epochs"] == 1
+    assert config(stage(inputs, 2))["selection"]["rule"] is None
+    shutil.rmtree(stage(inputs, 1))
+    ended = cli(*RUN, *rule)
+    assert ended.code == 2
+    assert "stage-1 is not finished, and later stages, which train as long as it did, are" in ended.errors[0]
+
+
+def test_a_store_of_reference_states_is_each_stages_own(cli, inputs):
+    stored = ("--model.reference", "StoredStates", "--model.reference.path", "states")
+    ended = cli(*RUN, *stored)
+    assert ended.code == 0, ended.err
+    assert sorted(path.name for path in (inputs / "states").iterdir()) == ["stage-1", "stage-2"]
+
+
+class TestRefused:
+    """One line, exit code 2, and what is done stays as it is."""
+
+    @pytest.fixture
+    def done(self, cli, inputs) -> Path:
+        assert cli(*RUN).code == 0
+        return inputs
+
+    def refused(self, cli, folder: Path, *words: str) -> str:
+        before = contents(folder / "runs" / "s")
+        ended = cli(*(words or RUN))
+        assert ended.code == 2, ended.err
+        assert len(ended.errors) == 1
+        assert contents(folder / "runs" / "s") == before
+        return ended.errors[0]
+
+    def test_after_the_fact(self, cli, done):
+        """Each fault in turn, on one finished sequence."""
+        assert "scalability" in self.refused(cli, done, *RUN, "--mode", "scalability")
+        assert "another configuration" in self.refused(cli, done, *RUN, "--model.forget_loss", "NPO")
+        assert "another limit" in self.refused(cli, done, *RUN, "--trainer.max_epochs", "3")
+
+        write_requests(done, requests=[NAMES[1], NAMES[0]])
+        assert "was made with the requests requests/1.jsonl" in self.refused(cli, done)
+
+        write_requests(done, requests=NAMES[:2])
+        rows = (done / NAMES[1]).read_text()
+        (done / NAMES[1]).write_text("".join(rows.splitlines(keepends=True)[1:]))
+        assert f"the rows of {NAMES[1]} are not those" in self.refused(cli, done)
+        (done / NAMES[1]).write_text(rows)
+
+        write_requests(done, requests=NAMES)
+        for gone in ("hf", "hf/config.json", "hf/model.safetensors"):
+            (stage(done, 2) / gone).rename(done / "elsewhere")
+            assert "stage-2 is finished and its model is gone" in self.refused(cli, done)
+            (done / "elsewhere").rename(stage(done, 2) / gone)
+
+        weights = stage(done, 1) / "hf" / "model.safetensors"
+        content = weights.read_bytes()
+        weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert "stage-2 started from runs/s/stage-1/hf as it was before" in self.refused(cli, done)
+        weights.write_bytes(content)
+
+        shutil.rmtree(stage(done, 1) / "checkpoints")
+        assert "another configuration" in self.refused(cli, done, *RUN, "--model.forget_loss", "NPO")
+
+        shutil.rmtree(stage(done, 2))
+        shutil.copytree(done / "runs" / "target", stage(done, 2))
+        assert "no stage of a sequence" in self.refused(cli, done)
+
+    def test_requests_that_overlap(self, cli, inputs):
+        rows = [json.loads(line) for line in (inputs / NAMES[0]).read_text().splitlines()]
+        others = [json.loads(line) for line in (inputs / NAMES[1]).read_text().splitlines()]
+        write_rows(inputs / NAMES[1], rows[:3] + others)
+        error = self.refused(cli, inputs)
+        assert "requests/1.jsonl and requests/2.jsonl overlap: 3 of 13 rows" in error
+        # Together, one may hold all of another, as MUSE's growing folds do, but not a part of it.
+        assert "overlap" in self.refused(cli, inputs, *RUN, "--mode", "scalability")
+        write_rows(inputs / NAMES[1], rows + others)
+        assert cli(*RUN, "--mode", "scalability", "--trainer.max_epochs", "1").code == 0
+        assert manifest(stage(inputs, 2))["data"]["forget"]["rows"] == 20
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (("--mode", "both"), "mode must be one of sustainability, scalability, got 'both'"),
+            (("--data.forget", "x.jsonl"), "--data.forget is each stage's own"),
+            (("--data.requests=[x]",), "--data.requests is each stage's own"),
+            (("--export.enabled", "false"), "set export.enabled true"),
+            (("--model.policy", "FromConfig"), "model.policy"),
+            (("--name", "a/b"), "--name must be the name of one folder, got 'a/b'"),
+            (("--config", "nowhere.yaml"), "no config nowhere.yaml"),
+            (("--trainer.max_epochs", "many"), "trainer.max_epochs"),
+            (("--trainer.fast_dev_run", "true"), "trainer.fast_dev_run leaves no model for the next stage"),
+        ],
+    )
+    def test_words(self, cli, inputs, words, said):
+        assert said in self.refused(cli, inputs, *RUN, *words)
+        assert not (inputs / "runs" / "s").exists()
+
+    @pytest.mark.parametrize(
+        ("keys", "said"),
+        [
+            ({}, "lacks the key 'requests'"),
+            ({"requests": []}, "requests must be a list of at least one text, got []"),
+            ({"requests": "1.jsonl"}, "requests must be a list of at least one text, got '1.jsonl'"),
+            ({"requests": [1]}, "requests must be a list of at least one text, got [1]"),
+            ({"requests": [NAMES[0], NAMES[0]]}, "the request requests/1.jsonl stands twice"),
+            ({"requests": ["requests/9.jsonl"]}, "no file requests/9.jsonl"),
+            ({"requests": NAMES, "request": 1}, "has the key 'request'"),
+            ({"requests": NAMES, "mode": 3}, "mode must be one of sustainability, scalability, got 3"),
+            (
+                {"requests": NAMES, "retain_only": 3},
+                "retain_only must be a text or a list of texts, got 3",
+            ),
+            ({"requests": NAMES, "retain_only": ["a"]}, "names 1 models for 3 requests"),
+            ({"requests": NAMES, "epochs_of_first": 1}, "epochs_of_first must be true or false, got 1"),
+            ({"requests": NAMES, "configs": "stage.yaml"}, "configs must be a list"),
+        ],
+    )
+    def test_files(self, cli, inputs, keys, said):
+        write_requests(inputs, **keys)
+        assert said in self.refused(cli, inputs)
+
+    @pytest.mark.parametrize("text", ["", "[]", "a: [", "3"])
+    def test_what_is_no_file_of_requests(self, cli, inputs, text):
+        (inputs / "deletions.yaml").write_text(text)
+        assert "deletions.yaml" in self.refused(cli, inputs)
+
+    @pytest.mark.parametrize("models", ["runs/nowhere", ["runs/target", "runs/nowhere"]])
+    def test_a_model_that_saw_none_and_is_not_there(self, cli, inputs, models):
+        write_requests(inputs, requests=NAMES[:2], retain_only=models)
+        assert "retain_only: no model folder runs/nowhere" in self.refused(cli, inputs)
+        assert not (inputs / "runs" / "s").exists()
+
+    def test_a_damaged_manifest(self, cli, done):
+        path = stage(done, 1) / "manifest.json"
+        path.write_text(path.read_text()[:50])
+        assert "cannot read runs/s/stage-1/manifest.json" in self.refused(cli, done)
+
+    def test_a_sequence_that_another_process_works_on(self, cli, inputs):
+        with locked(inputs / "runs" / "s"):
+            assert "runs/s is being worked on by another process" in self.refused(cli, inputs)
+        assert cli(*RUN, "--trainer.max_epochs", "1").code == 0
+
+    def test_an_empty_request(self, cli, inputs):
+        (inputs / NAMES[1]).write_text("")
+        assert f"{NAMES[1]} is empty" in self.refused(cli, inputs)
+        assert not (inputs / "runs" / "s").exists()
+
+    def test_data_without_named_forget_sets(self, cli, inputs):
+        assert "has one forget set alone" in self.refused(cli, inputs, *RUN, "--data", "FictitiousAuthors")

@@ -1,0 +1,239 @@
+"""The retain weight as a dual variable: its arithmetic, and what becomes of it in a run."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+
+from dipo_pl.data_modules.fictitious import FictitiousAuthors
+from dipo_pl.errors import InputError, TrainingError
+from dipo_pl.losses import PDU, MaximumEntropy
+from dipo_pl.losses.retain_weight import DualWeight
+from dipo_pl.models.source import FromConfig
+from dipo_pl.modules.unlearning import Unlearning
+
+RUN = (
+    "fit", "--config", "smoke.yaml", "--config", "pdu.yaml", "--forget_quality.generate_every", "0",
+    "--model.schedule", "constant_with_warmup", "--model.warmup", "0", "--data.evaluation_rows", "1", "--name", "run",
+)  # fmt: skip
+
+# Writes down the retain loss of each micro-batch, and the weight that it had and that there is after it.
+RECORDER = """
+from lightning import Callback
+
+RECORDS = []
+
+
+class Recorder(Callback):
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.before = module.retain_weight.value
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        metrics = trainer.callback_metrics
+        assert abs(metrics["train/retain_weight"].item() - self.before) < 1e-6 * self.before
+        loss = metrics["train/retain"].item()
+        total = metrics["train/forget"].item() + self.before * loss
+        assert abs(metrics["train/loss"].item() - total) < 1e-4 * abs(total)
+        RECORDS.append((trainer.current_epoch, trainer.global_step, loss, module.retain_weight.value))
+"""
+
+
+def here(loss):
+    return loss
+
+
+def test_grows_above_the_bound_and_shrinks_below_it():
+    weight = DualWeight(initial=2.0, epsilon=0.5, step=4.0, warmup_epochs=0)
+    for losses, expected in (([0.75], 3.0), ([0.0, 0.5], 2.0), ([0.0], 0.0), ([0.0], 0.0), ([1.0], 2.0)):
+        for loss in losses:
+            weight.observe(torch.tensor(loss, requires_grad=True))
+        weight.update(0, here)
+        assert weight.value == expected
+        assert type(weight.value) is float
+
+
+def test_stands_still_while_it_warms_up():
+    """What is seen before is not remembered."""
+    weight = DualWeight(initial=2.0, epsilon=0.5, step=4.0, warmup_epochs=2)
+    for epoch, expected in ((0, 2.0), (1, 2.0), (2, 4.0), (3, 6.0)):
+        weight.observe(torch.tensor(9.0 if epoch < 2 else 1.0))
+        weight.update(epoch, here)
+        assert weight.value == expected
+
+
+def test_takes_the_mean_over_devices():
+    weight = DualWeight(initial=2.0, epsilon=0.5, step=4.0, warmup_epochs=1)
+    weight.observe(torch.tensor(1.0))
+    weight.update(0, lambda sums: pytest.fail("not needed, and not every device need have come here"))
+    weight.observe(torch.tensor(1.0))
+    weight.update(1, lambda sums: (sums + torch.tensor([0.0, 1.0])) / 2)
+    assert weight.value == 2.0
+
+
+def test_rows_count_alike_whatever_batch_and_device_they_are_in():
+    """One device has a batch of 3 rows and one of 1, the other one of 2 and none: weights as `step_weight` gives them."""
+    devices = DualWeight(initial=2.0, epsilon=0.5, step=4.0, warmup_epochs=0), DualWeight(warmup_epochs=0)
+    for weight, batches in zip(
+        devices, ([(1.0, 2.0), (3.0, 2 / 3)], [(2.0, 4 / 3), (9.0, 0.0)]), strict=True
+    ):
+        for loss, counts in batches:
+            weight.observe(torch.tensor(loss), counts)
+    other = torch.stack(devices[1]._observed).sum(0)
+    devices[0].update(0, lambda sums: (sums + other) / 2)
+    assert devices[0].value == pytest.approx(2.0 + 4 * ((3 * 1 + 1 * 3 + 2 * 2) / 6 - 0.5), rel=1e-6)
+
+
+def test_defaults_are_the_authors():
+    weight = DualWeight()
+    assert (weight.value, weight.epsilon, weight.step, weight.warmup_epochs) == (100.0, 0.3, 5.0, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"initial": -1.0}, "initial must be a finite number >= 0, got -1.0"),
+        ({"initial": math.inf}, "initial must be a finite number >= 0, got inf"),
+        ({"epsilon": math.nan}, "epsilon must be a finite number, got nan"),
+        ({"step": 0.0}, "step must be a finite number > 0, got 0.0"),
+        ({"step": math.inf}, "step must be a finite number > 0, got inf"),
+        ({"warmup_epochs": -1}, "warmup_epochs must be at least 0, got -1"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(InputError, match=rf"^DualWeight\.{message}$"):
+        DualWeight(**arguments)
+
+
+def settings(**given):
+    return [
+        each
+        for name, value in given.items()
+        for each in (f"--model.retain_weight.{name}", str(value))
+    ]  # fmt: skip
+
+
+def test_follows_the_retain_loss_of_each_step(cli, monkeypatch):
+    """3 micro-batches an epoch, two to a step: after a whole step, and after the rest of an epoch."""
+    Path("recorder.py").write_text(RECORDER)
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    import recorder
+
+    recorder.RECORDS.clear()
+    ended = cli(
+        *RUN, *settings(initial=7, epsilon=4, step=0.5, warmup_epochs=1), "--trainer.max_epochs", "3",
+        "--trainer.accumulate_grad_batches", "2", "--trainer.callbacks+", "recorder.Recorder",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    weight, losses, step, batches = 7.0, [], 0, []
+    for epoch, steps, loss, after in recorder.RECORDS:
+        losses.append(loss)
+        batches.append(epoch)
+        if steps > step:
+            if epoch >= 1:
+                weight += 0.5 * (sum(losses) / len(losses) - 4)
+            losses, step = [], steps
+        assert after == pytest.approx(weight, rel=1e-6)
+    assert batches == [0] * 3 + [1] * 3 + [2] * 3
+    assert step == 6
+    assert weight > 7.5
+
+
+def checkpoint(name):
+    return torch.load(Path("runs", name, "checkpoints/last.ckpt"), weights_only=True)
+
+
+def test_goes_on_where_it_was_after_a_resume(cli):
+    dual = settings(initial=7, epsilon=4, step=0.5, warmup_epochs=0)
+    assert cli(*RUN, *dual, "--trainer.max_epochs", "1").code == 0
+    first = checkpoint("run")["retain_weight"]
+    assert type(first) is float
+    assert first > 7.5
+    ended = cli(*RUN, *dual, "--trainer.max_epochs", "2")
+    assert ended.code == 0, ended.err
+    assert "resuming from" in ended.err
+    assert cli(*RUN, *dual, "--trainer.max_epochs", "2", "--name", "straight").code == 0
+    resumed, straight = checkpoint("run"), checkpoint("straight")
+    assert resumed["retain_weight"] == straight["retain_weight"] > first
+    assert all(torch.equal(each, straight["state_dict"][key]) for key, each in resumed["state_dict"].items())
+
+
+class KeepWeight(Callback):
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_end(self, trainer, module):
+        Path(f"{self.path}-{trainer.global_rank}").write_text(repr(module.retain_weight.value))
+
+
+def weights_after_a_step(path, devices, batch_size):
+    """Of each device."""
+    policy = FromConfig(
+        {
+            "model_type": "llama",
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            # Rows that differ.
+            "initializer_range": 1.0,
+        },
+        vocab_size=300,
+        seed=0,
+    )
+    dual = DualWeight(initial=7, epsilon=1, step=10, warmup_epochs=0)
+    trainer = Trainer(
+        accelerator="cpu", devices=devices, strategy="ddp_fork" if devices > 1 else "auto", max_steps=1,
+        use_distributed_sampler=False, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        limit_val_batches=0, enable_model_summary=False, default_root_dir=path, callbacks=[KeepWeight(path)],
+    )  # fmt: skip
+    data = FictitiousAuthors(authors=2, forget_authors=1, batch_size=batch_size)
+    trainer.fit(Unlearning(policy, PDU(), MaximumEntropy(), dual), datamodule=data)
+    return [float(Path(f"{path}-{rank}").read_text()) for rank in range(devices)]
+
+
+def test_two_devices_have_one_weight(tmp_path):
+    """The retain loss is per sequence here, so that 2 devices with 4 rows each see what one with 8 does."""
+    (one,) = weights_after_a_step(tmp_path / "one", 1, 8)
+    # A fork of this process would have the locks of whatever threads other tests have left.
+    script = f"from test_retain_weight import *; print(weights_after_a_step(Path({str(tmp_path / 'two')!r}), 2, 4))"
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": path}, check=True, timeout=120
+    )
+    two = [float((tmp_path / f"two-{rank}").read_text()) for rank in range(2)]
+    assert two == pytest.approx([one, one], rel=1e-6)
+    assert two[0] == two[1]
+    # Of its own rows alone, a device has another.
+    (half,) = weights_after_a_step(tmp_path / "half", 1, 4)
+    assert half != pytest.approx(one, rel=1e-3)
+
+
+def test_needs_a_retain_loss(cli):
+    ended = cli(*RUN, "--model.retain_loss", "null")
+    assert ended.code != 0
+    (error,) = ended.errors
+    assert "model.retain_weight is a DualWeight" in error
+    assert "model.retain_loss is null" in error
+
+
+def test_a_number_is_still_a_weight(cli):
+    ended = cli(*RUN, "--model.retain_weight", "0.5", "--print_config")
+    assert "\n    retain_weight: 0.5\n" in ended.out
+    ended = cli(*RUN, "--model.retain_weight", "-0.5")
+    (error,) = ended.errors
+    assert "model.retain_weight must be a finite number >= 0, got -0.5" in error
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_retain_loss_that_is_no_number_ends_the_run(loss):
+    """max(0, nan) is 0: the retain term would be gone without a word."""
+    dual = DualWeight(initial=2.0, warmup_epochs=0)
+    dual.observe(torch.tensor(loss))
+    with pytest.raises(TrainingError, match=f"the retain loss is {loss}"):
+        dual.update(0, lambda value: value)
+    assert dual.value == 2.0

@@ -1,0 +1,170 @@
+"""Greedy generation in batches is what a plain loop over whole sequences gives, row for row."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from dipo_pl.models.generation import ROOM, STRETCH, generate
+from dipo_pl.models.lora import LoRA
+from dipo_pl.models.tokenizer import train_tokenizer
+
+FAMILIES = ("llama", "gpt2", "phi", "gemma2", "qwen2")
+SMALL = {
+    "vocab_size": 259,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+SPECIAL = {
+    "llama": {"num_key_value_heads": 1},
+    "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 6},
+}
+CONTEXT = 128
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["a few words"], 259)
+
+
+def model_of(family, context=CONTEXT):
+    """Random weights large enough that one token does not follow another for ever."""
+    values = SMALL | SPECIAL.get(family, {}) | {"max_position_embeddings": context}
+    config = AutoConfig.for_model(family, **values)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = AutoModelForCausalLM.from_config(config).eval()
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                torch.nn.init.normal_(weight, std=0.4)
+    # Some of 256 bytes, so that rows end soon and at different times.
+    model.generation_config.eos_token_id = list(range(100, 120))
+    return model
+
+
+def prompts_of(lengths):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(3, 259, (length,), generator=generator).tolist() for length in lengths]
+
+
+@torch.no_grad()
+def plain(model, tokenizer, prompt, max_new_tokens, context=CONTEXT):
+    """One sequence, unpadded, without a cache; its tokens and whether it came to an end of its own."""
+    stops = {tokenizer.eos_token_id, *model.generation_config.eos_token_id}
+    ids = list(prompt)
+    for _ in range(max(1, min(max_new_tokens, context - len(prompt)))):
+        ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+        if ids[-1] in stops:
+            return ids[len(prompt) :], True
+    return ids[len(prompt) :], False
+
+
+def decoded(tokenizer, ids):
+    return tokenizer.decode(ids, skip_special_tokens=True).strip(" ")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("cache_tokens", [1, 300, 10**6])
+def test_texts_are_those_of_one_row_at_a_time(tokenizer, family, cache_tokens):
+    model = model_of(family)
+    prompts = prompts_of([3, 11, 1, 24, 7, 12, 5, 30])
+    expected = [plain(model, tokenizer, prompt, 40) for prompt in prompts]
+    lengths = [len(ids) for ids, _ in expected]
+    # Rows that leave early, and some that outlast a stretch.
+    assert min(lengths) <= STRETCH < max(lengths)
+    assert len(set(lengths)) > 2
+    texts = generate(model, tokenizer, prompts, 40, cache_tokens)
+    assert texts == [decoded(tokenizer, ids) for ids, _ in expected]
+
+
+@pytest.mark.parametrize("cache_tokens", [1, 10**6])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_at_the_end_of_the_context_have_a_limit_of_their_own(tokenizer, family, cache_tokens):
+    model = model_of(family, context=32)
+    model.generation_config.eos_token_id = [1]
+    prompts = prompts_of([32, 31, 5, 26, 20])
+    expected = [plain(model, tokenizer, prompt, 20, context=32)[0] for prompt in prompts]
+    # GPT-2 here says EOS by itself, two tokens earlier than its fourth row must end.
+    assert [len(ids) for ids in expected] == [1, 1, 20, 4 if family == "gpt2" else 6, 12]
+    texts = generate(model, tokenizer, prompts, 20, cache_tokens)
+    assert texts == [decoded(tokenizer, ids) for ids in expected]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_caches_grow_beyond_their_room(tokenizer, family):
+    model = model_of(family, context=512)
+    model.generation_config.eos_token_id = [1]
+    prompts = prompts_of([9, 2])
+    new = 2 * ROOM + 3
+    expected = [decoded(tokenizer, plain(model, tokenizer, each, new, context=512)[0]) for each in prompts]
+    assert generate(model, tokenizer, prompts, new) == expected
+
+
+def test_no_more_tokens_at_a_time_than_the_cache_may_hold(tokenizer, monkeypatch):
+    model = model_of("llama")
+    shapes = []
+    whole = model.generate
+
+    def noted(input_ids, **options):
+        shapes.append(tuple(input_ids.shape))
+        return whole(input_ids=input_ids, **options)
+
+    monkeypatch.setattr(model, "generate", noted)
+    # 3 x (6 + 4), then 1 x (20 + 4) for a fourth would be 4 x 24, then 2 x (20 + 4).
+    generate(model, tokenizer, prompts_of([5, 6, 2, 20, 1, 3]), 4, cache_tokens=48)
+    assert shapes == [(3, 6), (2, 20), (1, 3)]
+
+
+def test_each_end_of_the_model_and_of_the_tokenizer_ends_a_row(tokenizer):
+    model = model_of("llama")
+    (prompt,) = prompts_of([6])
+    model.generation_config.eos_token_id = []
+    whole, _ = plain(model, tokenizer, prompt, 12)
+    place = next(index for index in range(2, 12) if whole[index] not in whole[:index])
+    model.generation_config.eos_token_id = [1, whole[place]]
+    assert generate(model, tokenizer, [prompt], 12) == [decoded(tokenizer, whole[: place + 1])]
+    model.generation_config.eos_token_id = whole[place]
+    assert generate(model, tokenizer, [prompt], 12) == [decoded(tokenizer, whole[: place + 1])]
+    model.generation_config.eos_token_id = None
+    assert generate(model, tokenizer, [prompt], 12) == [decoded(tokenizer, whole)]
+
+
+def test_the_model_is_left_as_it_was(tokenizer):
+    model = model_of("gpt2").train()  # with dropout, which generation must not see
+    own = model.generation_config
+    own.repetition_penalty, own.num_beams, own.max_length = 5.0, 3, 2
+    prompts = prompts_of([4, 9])
+    texts = generate(model, tokenizer, prompts, 12)
+    assert model.training
+    assert model.generation_config is own
+    model.eval()
+    assert texts == [decoded(tokenizer, plain(model, tokenizer, each, 12)[0]) for each in prompts]
+
+
+def test_with_adapters(tokenizer):
+    model = model_of("llama")
+    prompts = prompts_of([4, 9, 2])
+    before = generate(model, tokenizer, prompts, 12)
+    LoRA(rank=2).apply(model)
+    model.eval()
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=2.0)
+    texts = generate(model, tokenizer, prompts, 12)
+    assert texts == [decoded(tokenizer, plain(model, tokenizer, each, 12)[0]) for each in prompts]
+    assert texts != before
+
+
+def test_in_bfloat16(tokenizer):
+    """Ties are common in bfloat16, and sums differ with the padding; a row by itself must agree."""
+    model = model_of("llama").bfloat16()
+    for prompt in prompts_of([4, 9]):
+        assert generate(model, tokenizer, [prompt], 6) == [
+            decoded(tokenizer, plain(model, tokenizer, prompt, 6)[0])
+        ]
+
+
+def test_no_prompts(tokenizer):
+    assert generate(model_of("llama"), tokenizer, [], 5) == []

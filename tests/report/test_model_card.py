@@ -1,0 +1,117 @@
+"""The card of an exported model: metadata that parses, what was done and measured, and none of the rows."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dipo_pl.report.model_card import model_card, write_model_card
+from dipo_pl.storage.run_folder import RunFolder
+
+
+@pytest.fixture
+def run(smoke, tmp_path) -> RunFolder:
+    shutil.copytree(smoke, tmp_path / "smoke")
+    return RunFolder(tmp_path / "smoke")
+
+
+def card(run: RunFolder) -> str:
+    return (run.hf / "README.md").read_text()
+
+
+def metadata(text: str) -> dict:
+    _, front, _ = text.split("---\n", 2)
+    return yaml.safe_load(front)
+
+
+def with_policy(run: RunFolder, **arguments: object) -> RunFolder:
+    config = yaml.safe_load(run.config.read_text())
+    config["model"]["init_args"]["policy"] = {
+        "class_path": "dipo_pl.models.source.Pretrained",
+        "init_args": arguments,
+    }
+    run.config.write_text(yaml.safe_dump(config))
+    return run
+
+
+def test_it_says_what_was_done_and_measured(smoke):
+    run = RunFolder(smoke)
+    text, manifest, last = card(run), run.read_manifest(), run.read_metrics()[-1]
+    assert metadata(text)["tags"] == ["machine-unlearning", "dipo-pl", "dipo", "diporetain"]
+    assert metadata(text)["library_name"] == "transformers"
+    for said in (
+        manifest["policy"]["weights_at_start"],
+        manifest["data"]["forget"]["fingerprint"],
+        "| forget | 20 |",
+        "class_path: dipo_pl.losses.DiPO\n",
+        "beta: 0.05",
+        f"Step {last['step']} of training, 8 rows a step, precision 32-true, seed 0",
+        "By the convention `dipo_pl`",
+        f"| {last['forget_probability']:.4g} |",
+        f"torch {manifest['versions']['torch']}",
+        manifest["started"][:10],
+        "take it as hidden rather than removed",
+    ):
+        assert said in text
+
+
+def test_no_row_stands_in_it(smoke):
+    evaluation = json.loads(sorted(RunFolder(smoke).evaluation.glob("*.json"))[-1].read_text())
+    from dipo_pl.cli.app import data_module
+
+    rows = data_module(yaml.safe_load(RunFolder(smoke).config.read_text())).read().forget
+    assert len(rows) == 20
+    generated = [row["generation"] for each in evaluation["sets"].values() for row in each["rows"]]
+    text = card(RunFolder(smoke))
+    for each in [*(text for row in rows for text in row.texts()), *generated]:
+        words = each.split()
+        for start in range(len(words) - 3):
+            assert " ".join(words[start : start + 4]) not in text
+
+
+def test_the_base_model_is_named_if_the_hub_has_it(run, tmp_path):
+    on_hub = model_card(with_policy(run, path="meta-llama/Llama-2-7b-chat-hf", revision="main"), 1)
+    assert metadata(on_hub)["base_model"] == "meta-llama/Llama-2-7b-chat-hf"
+    assert "`meta-llama/Llama-2-7b-chat-hf`, revision `main`" in on_hub
+    (tmp_path / "target" / "hf").mkdir(parents=True)
+    local = model_card(with_policy(run, path=str(tmp_path / "target" / "hf")), 1)
+    assert "base_model" not in metadata(local)
+    assert "`target`, a local folder" in local
+    assert str(tmp_path) not in local
+
+
+def test_relearning_is_told_once_it_was_probed(run):
+    probe = RunFolder(run.path.with_name("smoke-relearn"))
+    probe.path.mkdir()
+    weights = run.read_manifest()["policy"]["weights_at_end"]
+    probe.add_to_manifest(status="finished", probe={"weights": weights})
+    probe.metrics.write_text('{"step": 4, "relearned_probability": 0.745, "held_back_probability": 0.419}\n')
+    write_model_card(run)
+    assert "| 4 | 0.745 | 0.419 |" in card(run)
+    assert "hidden rather than removed" not in card(run)
+    probe.add_to_manifest(probe={"weights": "of another model"})
+    write_model_card(run)
+    assert "hidden rather than removed" in card(run)
+
+
+def test_it_comes_and_goes_with_the_export(cli):
+    words = (
+        "fit",
+        "--config",
+        "smoke.yaml",
+        "--forget_quality.generate_every",
+        "0",
+        "--trainer.limit_train_batches",
+        "1",
+    )
+    assert cli(*words, "--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "5").code == 0
+    first = card(RunFolder(Path("runs/smoke")))
+    # The only evaluation after the first step came after the export.
+    assert "By the convention `dipo_pl`" in first
+    assert "Step 1 of training" in first
+    assert cli(*words, "--trainer.max_epochs", "2", "--trainer.check_val_every_n_epoch", "5").code == 0
+    assert "Step 2 of training" in card(RunFolder(Path("runs/smoke")))
+    assert cli(*words, "--name", "none", "--export.enabled", "false", "--trainer.max_epochs", "1").code == 0
+    assert not Path("runs/none/hf").exists()
