@@ -37,9 +37,10 @@ torture: install ## Kill, interrupt, starve and damage short runs at random (OPT
 bench: install ## Time and memory of a step (OPTIONS=--evaluation: of an evaluation), side by side with plain code
 	$(BIN)/python tests/benchmarks $(OPTIONS)
 
-lint: install ## Check style and types
+lint: install ## Check style, dependency direction and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy --package dipo_pl
 
 audit: install ## Check that dependencies agree, then (needs the network) that none has a known vulnerability

@@ -1,5 +1,6 @@
-"""The ways a run ends early; the command line prints each as one line."""
+"""Errors that end a run early, each printed as one line by the command line, and the checks of arguments that raise them."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,3 +40,60 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def check_count(name: str, value: int | None, minimum: int = 1) -> None:
+    """Refuse a count below its minimum; None passes, for arguments where null means no limit.
+
+    Raises:
+        InputError: `value` is below `minimum`.
+    """
+    if value is not None and value < minimum:
+        raise InputError(f"{name} must be at least {minimum} (got {value})")
+
+
+def check_number(
+    name: str,
+    value: float | None,
+    above: float | None = None,
+    minimum: float | None = None,
+    below: float | None = None,
+    maximum: float | None = None,
+) -> None:
+    """Refuse a number that is not finite or outside of its range; None passes.
+
+    Raises:
+        InputError: `value` is NaN, infinite, <= `above`, < `minimum`, >= `below` or > `maximum`.
+    """
+    if value is None:
+        return
+    bounds = {">": above, ">=": minimum, "<": below, "<=": maximum}
+    within = (
+        math.isfinite(value)
+        and (above is None or value > above)
+        and (minimum is None or value >= minimum)
+        and (below is None or value < below)
+        and (maximum is None or value <= maximum)
+    )
+    if not within:
+        stated = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None)
+        raise InputError(f"{name} must be a finite number{' ' + stated if stated else ''} (got {value})")
+
+
+def check_share(name: str, value: float | None, zero: bool = False, one: bool = True) -> None:
+    """Refuse a number that is not a share of a whole; None passes.
+
+    Args:
+        name: the argument, as a config names it.
+        value: the share.
+        zero: allow 0.
+        one: allow 1.
+
+    Raises:
+        InputError: `value` is outside of the interval.
+    """
+    if value is None:
+        return
+    if not (0 < value < 1 or (zero and value == 0) or (one and value == 1)):
+        interval = f"{'[' if zero else '('}0, 1{']' if one else ')'}"
+        raise InputError(f"{name} must be a share in {interval} (got {value})")
