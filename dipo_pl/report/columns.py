@@ -109,15 +109,22 @@ _BOTH = ("forget", "retain")
 _PARTS = {
     "knowledge": _Part("KnowMem", "ROUGE-L F1 of generated answers to questions", *_LIKE_RETAIN_ONLY, _BOTH),
     "probability": _Part("P", "mean probability of the true answers, per token", *_LIKE_RETAIN_ONLY, _BOTH),
-    "rouge_l_recall": _Part("ROUGE", "ROUGE-L recall of the true answers by the generated ones", *_LIKE_RETAIN_ONLY, _BOTH),
+    "rouge_l_recall": _Part(
+        "ROUGE", "ROUGE-L recall of the true answers by the generated ones", *_LIKE_RETAIN_ONLY, _BOTH
+    ),
     "truth_ratio": _Part(
-        "TR", "truth ratio R, as min(R, 1/R) on the forget set and max(0, 1 - R) elsewhere", *_LIKE_RETAIN_ONLY
+        "TR",
+        "truth ratio R, as min(R, 1/R) on the forget set and max(0, 1 - R) elsewhere",
+        *_LIKE_RETAIN_ONLY,
     ),
     "exact_memorization": _Part(
         "EM", "share of the true answers' tokens that are the most probable ones", *_LIKE_RETAIN_ONLY
     ),
     "extraction_strength": _Part(
-        "ES", "share of the true answer that the model completes from the rest", *_LIKE_RETAIN_ONLY, ("forget",)
+        "ES",
+        "share of the true answer that the model completes from the rest",
+        *_LIKE_RETAIN_ONLY,
+        ("forget",),
     ),
     "repetition": _Part("Repetition", "share of repeated n-grams in generations", *_LOWER, ("forget",)),
     "distinct_2": _Part("Distinct-2", "share of distinct bigrams in generations", *_NEITHER),

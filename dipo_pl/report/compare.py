@@ -21,7 +21,9 @@ def refuse_incomparable(runs: Sequence[Run]) -> None:
     sequences = any(each.stage for each in runs)
     for one, other in combinations(runs, 2):
         if difference := _difference(one, other, _sets_of_requests(one, other) if sequences else ()):
-            raise InputError(f"{one.name} and {other.name} are not comparable: {difference}; report them separately")
+            raise InputError(
+                f"{one.name} and {other.name} are not comparable: {difference}; report them separately"
+            )
 
 
 def different_forget_sets(one: Run, other: Run) -> bool:

@@ -54,9 +54,9 @@ class Report:
         if known is None:
             return f"{name} (unknown to this version)"
         rows = "all rows" if known.rows is None else f"at most {known.rows} rows of a set"
-        mean = "probabilities" if known.arithmetic_truth_ratio else "losses, wrong answers to true one"
+        mean = "probabilities" if known.arithmetic_truth_ratio else "losses"
         epsilon = f", {known.epsilon:g} added to denominators" if known.epsilon else ""
-        return f"{name}: {rows}, truth ratio from mean {mean}{epsilon}"
+        return f"{name}: {rows}, truth ratio of wrong answers to the true one by mean {mean}{epsilon}"
 
     @property
     def utility_metric(self) -> str | None:
@@ -149,11 +149,12 @@ def _row(run: Run, reference: Run | None, usual: frozenset[str]) -> Row:
                 if run.retain_result and "forget_quality" in metrics
                 else "no Forget Quality of its own: the others are compared with it"
             )
-        elif "forget_quality" not in metrics and reference is None:
-            notes.append("no Forget Quality: it was measured without forget_quality.retain_result")
-        elif "forget_quality" not in metrics and (computed := forget_quality_against(run, reference)):
-            metrics |= computed
-            notes.append(f"its Forget Quality was computed for this report, against {reference.name}")
+        elif "forget_quality" not in metrics:
+            if reference is None:
+                notes.append("no Forget Quality: it was measured without forget_quality.retain_result")
+            elif computed := forget_quality_against(run, reference):
+                metrics |= computed
+                notes.append(f"its Forget Quality was computed for this report, against {reference.name}")
     return Row(run.name, run.kind, metrics, run, tuple(notes))
 
 

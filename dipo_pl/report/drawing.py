@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dipo_pl.storage.run_folder import replacing
+from dipo_pl.storage.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,18 +62,21 @@ class Plot:
 
     Attributes:
         name: name of its file.
-        caption: how to read it.
-        description: what it shows, for people who do not see it.
+        values: what it shows in words, a phrase for each curve.
         draw: draws into axes.
     """
 
     name: str
     title: str
-    caption: str
-    description: str
+    values: Sequence[str]
     x_label: str
     y_label: str
     draw: Callable[["Axes"], None]
+
+    @property
+    def description(self) -> str:
+        """What it shows, for people who do not see it."""
+        return f"{'; '.join(self.values)}."
 
     def figure(self) -> "Figure":
         """Return the plot as a figure of its own."""
@@ -141,33 +144,19 @@ def inline_svg(plot: Plot) -> str:
     )
 
 
-def draw_curves(axes: "Axes", curves: Sequence[Curve], markers: bool = True, stages: bool = False) -> None:
-    """Draw values against steps, epochs or stages.
-
-    Args:
-        axes: axes to draw into.
-        curves: curves to draw.
-        markers: mark each value.
-        stages: label whole numbers only.
-    """
+def draw_curves(axes: "Axes", curves: Sequence[Curve], markers: bool = True, whole_steps: bool = False) -> None:
+    """Draw curves against a number; label only whole ones with `whole_steps`."""
     for curve in curves:
         style = curve.line(markers)
         axes.plot(curve.x, curve.y, markersize=5, linewidth=1.4, label=curve.label, **style)
-    if stages:
-        axes.xaxis.get_major_locator().set_params(integer=True)
+    if whole_steps:
+        axes.locator_params(axis="x", integer=True)
 
 
 def draw_trajectory(
     axes: "Axes", curves: Sequence[Curve], epochs: Sequence[Sequence[float]], retain_only: float | None
 ) -> None:
-    """Draw log10 of Forget Quality against Model Utility, with epochs beside the points.
-
-    Args:
-        axes: axes to draw into.
-        curves: one curve a run.
-        epochs: epoch of each point of each curve.
-        retain_only: Model Utility of the retain-only model.
-    """
+    """Draw log10 of Forget Quality against Model Utility, with the epoch beside each point."""
     bottom = min([-2.0, *(value for each in curves for value in each.y)])
     axes.set_ylim(bottom * 1.08 - 0.1, 0.4 - 0.05 * bottom)
     axes.margins(x=0.15)
@@ -190,14 +179,10 @@ def draw_trajectory(
     )  # fmt: skip
 
 
-def draw_distributions(axes: "Axes", curves: Sequence[Curve], gaps: Sequence[tuple[float, float, float]]) -> None:
-    """Draw the cumulative distribution of the values `x` of each curve, and the gaps as dotted lines.
-
-    Args:
-        axes: axes to draw into.
-        curves: the retain-only model last.
-        gaps: place, and the two shares there, for each curve but the last.
-    """
+def draw_distributions(
+    axes: "Axes", curves: Sequence[Curve], gaps: Sequence[tuple[float, float, float]]
+) -> None:
+    """Draw the cumulative distribution of `x` of each curve, the retain-only model last, and gaps (place, two shares)."""
     for curve in curves:
         axes.ecdf(curve.x, label=curve.label, linewidth=1.6, **curve.line(markers=False))
     for curve, (place, one, other) in zip(curves, gaps, strict=False):
@@ -215,30 +200,22 @@ def draw_roc(axes: "Axes", curves: Sequence[Curve]) -> None:
 def draw_requests(axes: "Axes", curves: Sequence[Curve]) -> None:
     """Draw the metric of each request by stage: dotted before the request, with a ring at it.
 
-    Args:
-        axes: axes to draw into.
-        curves: one for each request; the request of `style` n is made at stage n + 1.
+    The request of `style` n is made at stage n + 1.
     """
+    ring: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 12, "markerfacecolor": "none"}
     for curve in curves:
         made, style = (curve.style or 0) + 1, curve.line()
-        points = list(zip(curve.x, curve.y, strict=True))
-        before, since, at = (
-            list(zip(*found, strict=True)) or [(), ()]
-            for found in (
-                [each for each in points if each[0] <= made],
-                [each for each in points if each[0] >= made],
-                [each for each in points if each[0] == made],
-            )
-        )
-        axes.plot(*before, **style | {"linestyle": ":", "alpha": 0.7}, markersize=4, linewidth=1.2)
-        axes.plot(*since, **style, markersize=5, linewidth=1.6, label=curve.label)
-        axes.plot(*at, **_RING | {"markeredgecolor": style["color"]})
-    axes.plot([], [], **_RING, label="the request")
+        points = dict(zip(curve.x, curve.y, strict=True))
+        before = {x: y for x, y in points.items() if x <= made}
+        since = {x: y for x, y in points.items() if x >= made}
+        dotted = style | {"linestyle": ":", "alpha": 0.7}
+        axes.plot(list(before), list(before.values()), markersize=4, linewidth=1.2, **dotted)
+        axes.plot(list(since), list(since.values()), markersize=5, linewidth=1.6, label=curve.label, **style)
+        if made in points:
+            axes.plot([made], [points[made]], markeredgecolor=style["color"], **ring)
+    axes.plot([], [], markeredgecolor=_DARK, label="the request", **ring)
     axes.set_ylim(min(0.0, axes.get_ylim()[0]))
-    axes.xaxis.get_major_locator().set_params(integer=True)
-
-
-_RING = {"linestyle": "", "marker": "o", "markersize": 12, "markerfacecolor": "none", "markeredgecolor": _DARK}
+    axes.locator_params(axis="x", integer=True)
 
 
 @contextmanager
@@ -246,7 +223,7 @@ def _plain_text(salt: str | None = None) -> Iterator[None]:
     """Draw names as they are: a dollar starts no formula, and a missing glyph gives no warning."""
     from matplotlib import rc_context
 
-    settings = {"text.parse_math": False, "svg.fonttype": "path", "svg.hashsalt": salt}
+    settings: Any = {"text.parse_math": False, "svg.fonttype": "path", "svg.hashsalt": salt}
     with rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield

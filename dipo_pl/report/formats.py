@@ -28,39 +28,25 @@ def as_text(report: Report, width: int | None = None) -> str:
         report: content.
         width: characters a line; tables continue in further blocks of columns.
     """
-    results, *others = tables(report)
-    mark = "* " if report.results.headlines.best else ""
-    parts = [
-        f"Convention {report.convention}",
-        results.to_text(width),
-        "\n".join([f"{mark}{results.caption}", *(f"- {each}" for each in report.notes)]),
-    ]
-    for each in others:
-        parts += [f"{each.title}. {each.caption}", each.to_text(width)]
-    return "".join(f"{printable(line)}\n" for line in "\n\n".join(parts).split("\n"))
+    results, *others = (each.to_text(width) for each in tables(report))
+    notes = "".join(f"- {printable(each)}\n" for each in report.notes)
+    head = f"Convention {report.convention}\n"
+    return "\n".join([head, results, *([notes] if notes else []), *others])
 
 
 def as_markdown(report: Report) -> str:
     """Return the tables in Markdown, best values in bold."""
-    results, *others = tables(report)
-    parts = [
-        f"Convention {markdown_escaped(report.convention)}.",
-        results.to_markdown(),
-        markdown_escaped(results.caption),
-        *(["\n".join(f"- {markdown_escaped(each)}" for each in report.notes)] if report.notes else []),
-    ]
-    for each in others:
-        parts += [markdown_escaped(f"{each.title}. {each.caption}"), each.to_markdown()]
-    return "".join(f"{printable(line)}\n" for line in "\n\n".join(parts).split("\n"))
+    results, *others = (each.to_markdown() for each in tables(report))
+    notes = "".join(f"- {markdown_escaped(each)}\n" for each in report.notes)
+    head = f"Convention {markdown_escaped(report.convention)}.\n"
+    return "\n".join([head, results, *([notes] if notes else []), *others])
 
 
 def as_latex(report: Report) -> str:
     """Return a tabular for each table, best values in bold; convention, captions and notes are comments."""
-    results, *others = tables(report)
-    comments = [f"Convention {report.convention}", results.caption, *report.notes]
-    parts = ["".join(f"% {printable(each)}\n" for each in comments) + results.to_latex()]
-    parts += [f"% {printable(f'{each.title}. {each.caption}')}\n{each.to_latex()}" for each in others]
-    return "\n".join(parts)
+    comments = [f"Convention {report.convention}", *report.notes]
+    head = "".join(f"% {printable(each)}\n" for each in comments)
+    return "\n".join([head, *(each.to_latex() for each in tables(report))])
 
 
 def as_csv(report: Report) -> str:
@@ -71,7 +57,19 @@ def as_csv(report: Report) -> str:
         for each in one.stages
     }
     metrics = [each.key for each in report.results.columns]
-    columns = ["name", "kind", "convention", "seed", "epoch", "step", "path", "sequence", "mode", "stage", "request"]
+    columns = [
+        "name",
+        "kind",
+        "convention",
+        "seed",
+        "epoch",
+        "step",
+        "path",
+        "sequence",
+        "mode",
+        "stage",
+        "request",
+    ]
     out = io.StringIO()
     writer = csv.DictWriter(out, [*columns, *metrics], lineterminator="\n")
     writer.writeheader()
@@ -93,9 +91,13 @@ def as_json(report: Report) -> str:
         "dipo_pl": __version__,
         "created": report.created,
         "convention": report.runs[0].result.convention,
-        "rows": [{"name": row.name, "kind": row.kind, "run": row.run.name, "metrics": row.metrics} for row in rows],
+        "rows": [
+            {"name": row.name, "kind": row.kind, "run": row.run.name, "metrics": row.metrics} for row in rows
+        ],
         "best": {
-            column.key: [row.name for index, row in enumerate(rows) if (index, column.key) in report.results.best]
+            column.key: [
+                row.name for index, row in enumerate(rows) if (index, column.key) in report.results.best
+            ]
             for column in report.results.columns
         },
         "runs": [
@@ -110,7 +112,8 @@ def as_json(report: Report) -> str:
                     for name, each in run.result.sets.items()
                 },
                 "evaluations": [
-                    {"epoch": each.epoch, "step": each.step, "metrics": each.metrics} for each in run.evaluations
+                    {"epoch": each.epoch, "step": each.step, "metrics": each.metrics}
+                    for each in run.evaluations
                 ],
             }
             for run in report.runs

@@ -55,7 +55,8 @@ def _models(runs: Sequence[Run]) -> list[tuple[str, EvaluationResult]]:
             before.setdefault(texts, ([], run.first))[0].append(run.name)
     several = len(before) > 1
     models = [
-        (f"before {', '.join(names)}" if several else str(Kind.BEFORE), result) for names, result in before.values()
+        (f"before {', '.join(names)}" if several else str(Kind.BEFORE), result)
+        for names, result in before.values()
     ]
     for run in runs:
         if run.generated is not None and not (run.kind is Kind.TARGET and before):

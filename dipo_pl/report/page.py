@@ -8,13 +8,13 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from dipo_pl.report.columns import AUC_SCALE
 from dipo_pl.report.compare import attacked_run
 from dipo_pl.report.contents import Report
 from dipo_pl.report.drawing import HOW_TO_GET_PLOTS, drawable, inline_svg
 from dipo_pl.report.generations import generated_rows
 from dipo_pl.report.plots import all_plots
-from dipo_pl.report.provenance import main_facts, more_facts
-from dipo_pl.report.run import Kind, Run
+from dipo_pl.report.run import Kind, Run, lookup
 from dipo_pl.report.seeds import seed_table
 from dipo_pl.report.sequences import stage_table
 from dipo_pl.report.table import Table
@@ -27,21 +27,24 @@ def as_html(report: Report) -> str:
         loader=PackageLoader("dipo_pl.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=StrictUndefined,
     )  # fmt: skip
+    environment.filters["class_name"] = lambda part: str(lookup(part, "class_path") or "").rpartition(".")[2]
     script = _part("page.js")
     return environment.get_template("page.html").render(
         report=report,
         version=__version__,
-        plots={each.name: each for each in all_plots(report)},
+        plots=all_plots(report),
         drawable=drawable(),
         how_to_get_plots=HOW_TO_GET_PLOTS[0].upper() + HOW_TO_GET_PLOTS[1:],
         svg=lambda plot: Markup(inline_svg(plot)),
+        truth_ratios=any(each.scores("log_truth_ratio") for each in report.runs),
+        auc_scale=AUC_SCALE,
         generated=generated_rows(report.runs),
         seeds=seed_table(report.seeds, report.results.headlines.columns) if report.seeds else None,
         stages=[stage_table(each, report.utility_metric) for each in report.sequences],
         evaluations=evaluation_table(report),
         quantized=quantization_table(report),
         definitions=definition_table(report),
-        facts=[(run, main_facts(run), more_facts(run)) for run in report.runs],
+        lookup=lookup,
         style=Markup(_part("page.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -71,7 +74,9 @@ def quantization_table(report: Report) -> Table | None:
     groups: dict[str, list[tuple[Run, str]]] = {}
     for probe in report.of_kind(Kind.QUANTIZED):
         attacked = attacked_run(probe, report.runs)
-        group = groups.setdefault(attacked.name if attacked else probe.name, [(attacked, "")] if attacked else [])
+        group = groups.setdefault(
+            attacked.name if attacked else probe.name, [(attacked, "")] if attacked else []
+        )
         group.append((probe, f"int{probe.bits or '?'}"))
     shown = [each for group in groups.values() for each in group]
     columns = [

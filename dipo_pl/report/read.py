@@ -12,7 +12,16 @@ import yaml
 
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation.result import EvaluationResult
-from dipo_pl.report.run import SCALABILITY, SUSTAINABILITY, Evaluation, Kind, Run, StageEntry, lookup, printable
+from dipo_pl.report.run import (
+    SCALABILITY,
+    SUSTAINABILITY,
+    Evaluation,
+    Kind,
+    Run,
+    StageEntry,
+    lookup,
+    printable,
+)
 from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.storage.text import load_yaml
 
@@ -37,10 +46,20 @@ def read_run(path: Path, unfinished: bool = False) -> Run:
         for result in filter(None, (run.first, run.result, run.generated)):
             _check(result)
         if run.result.step not in [each.step for each in run.evaluations]:
-            raise InputError(f"{path}: the evaluation of its result is of step {run.result.step!r}, not of its file's")
+            raise InputError(
+                f"{path}: the evaluation of its result is of step {run.result.step!r}, not of its file's"
+            )
     except InputError as error:
         raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
         raise InputError(f"{path} cannot be read ({_one_line(error)})") from error
     return run
 
@@ -90,7 +109,7 @@ def _read_folder(folder: RunFolder, unfinished: bool) -> Run:
     kind = _kind(manifest, config)
     stage = _stage(manifest.get("sequence")) if kind is Kind.UNLEARNED else None
     name = printable(folder.path.resolve().name)
-    step = folder.result_step or 0
+    step = folder.final_step or 0
     result = EvaluationResult.read(folder.evaluation_file(step))
     first = None
     if steps[0] == 0:
@@ -143,11 +162,15 @@ def _stage(given: Any) -> StageEntry | None:
         raise InputError(f"sequence must be a mapping (got {_one_line(given)})")
     mode, number, requests = (given.get(each) for each in ("mode", "stage", "requests"))
     if mode not in (SUSTAINABILITY, SCALABILITY):
-        raise InputError(f"sequence.mode must be {SUSTAINABILITY} or {SCALABILITY} (got {_one_line(repr(mode))})")
+        raise InputError(
+            f"sequence.mode must be {SUSTAINABILITY} or {SCALABILITY} (got {_one_line(repr(mode))})"
+        )
     if not isinstance(requests, list) or not requests or not all(isinstance(each, str) for each in requests):
         raise InputError(f"sequence.requests must be a list of names (got {_one_line(requests)})")
     if type(number) is not int or number != len(requests):
-        raise InputError(f"sequence.stage must be {len(requests)}, the number of requests (got {_one_line(number)})")
+        raise InputError(
+            f"sequence.stage must be {len(requests)}, the number of requests (got {_one_line(number)})"
+        )
     return StageEntry(mode, number, tuple(map(printable, requests)))
 
 
@@ -162,10 +185,14 @@ def _check(result: EvaluationResult) -> None:
         for index, row in enumerate(measured.rows):
             lists = all(isinstance(row[key], list) for key in _LISTS if key in row)
             numbers = all(
-                isinstance(row[key], int | float) and math.isfinite(row[key]) for key in _NUMBERS if key in row
+                isinstance(row[key], int | float) and math.isfinite(row[key])
+                for key in _NUMBERS
+                if key in row
             )
             if not lists or not numbers:
-                raise InputError(f"row {index} of the set {name!r} has a value of a wrong kind ({_one_line(row)})")
+                raise InputError(
+                    f"row {index} of the set {name!r} has a value of a wrong kind ({_one_line(row)})"
+                )
 
 
 def _numbers(given: dict[str, Any]) -> dict[str, float]:

@@ -40,17 +40,17 @@ class Results:
 
     @property
     def legend(self) -> str:
-        """Meaning of the highlighted values, or why there are none."""
+        """Meaning of the marked values, or why there are none."""
         if not self.one_task:
-            return "No value is highlighted: the models had different forget sets."
+            return "No value is marked: the models had different forget sets."
         if not self.best:
-            return "No value is highlighted: there are no two models to choose between."
-        highlighted = "Highlighted: the best of the models that compete; reference models do not"
+            return "No value is marked: there are no two models to choose between."
+        marked = "Marked: the best of the models that compete; reference models do not"
         if all(each.better is not Better.NEAR_RETAIN_ONLY for each in self.columns):
-            return f"{highlighted}."
+            return f"{marked}."
         if any(row.kind is Kind.RETAIN_ONLY for row in self.rows):
-            return f"{highlighted}. On the forget set, the closest to the retain-only model is best."
-        return f"{highlighted}. Without a retain-only model, most metrics of the forget set have no best value."
+            return f"{marked}. On the forget set, the closest to the retain-only model is best."
+        return f"{marked}. Without a retain-only model, most metrics of the forget set have no best value."
 
     def text(self, row: int, column: Column) -> str:
         """Return a cell as text; empty if nothing was measured."""

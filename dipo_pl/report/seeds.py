@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 from statistics import fmean
 from typing import NamedTuple
 
@@ -76,7 +75,7 @@ def _group(by_seed: dict[int, Run]) -> SeedGroup:
         shared = [key for key in shared if key != "model_utility"]
     metrics = {key: bootstrap_mean([each.metrics[key] for each in runs]) for key in shared}
     # dipo-seed0 and dipo-seed1 are dipo.
-    name = re.sub(r"[-_. ]*(seed)?[-_. ]*\d*$", "", commonprefix([each.name for each in runs]))
+    name = re.sub(r"[-_. ]*(seed)?[-_. ]*\d*$", "", runs[0].name)
     return SeedGroup(name or runs[0].name, runs, tuple(by_seed), metrics)
 
 

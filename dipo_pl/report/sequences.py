@@ -117,7 +117,8 @@ def find_sequences(runs: Sequence[Run], utility_parts: frozenset[str]) -> tuple[
         if run.stage is not None:
             folders[run.path.resolve().parent].setdefault(run.stage.number, run)
     return tuple(
-        _sequence([stages[number] for number in sorted(stages)], runs, utility_parts) for stages in folders.values()
+        _sequence([stages[number] for number in sorted(stages)], runs, utility_parts)
+        for stages in folders.values()
     )
 
 
@@ -166,7 +167,9 @@ def stage_table(sequence: RequestSequence, utility: str | None) -> Table:
         sequence: a row for each of its stages.
         utility: key of the metric of utility.
     """
-    keys = [key for key in (utility, *_FORGET_METRICS) if any(key in each.metrics for each in sequence.stages)]
+    keys = [
+        key for key in (utility, *_FORGET_METRICS) if any(key in each.metrics for each in sequence.stages)
+    ]
     columns = [column_of(key) for key in keys if key]
     requests = sequence.by_request()
     of_request = column_of(f"request_1_{sequence.request_metric}")

@@ -1,10 +1,15 @@
 """A table of texts, and how it is written for a terminal, Markdown and LaTeX."""
 
 import re
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from textwrap import fill
 
 import pandas as pd
+
+from dipo_pl.report.run import printable
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -34,29 +39,36 @@ class Table:
     best: frozenset[tuple[int, int]] = field(default_factory=frozenset)
 
     def to_text(self, width: int | None = None) -> str:
-        """Return the table for a terminal, best cells with an asterisk.
+        """Return title, caption and table for a terminal, best cells with an asterisk.
 
         Args:
             width: characters a line; the table continues in further blocks of columns.
         """
+        about = fill(printable(f"{self.title}. {self.caption}"), width or 120)
         columns = list(zip(self.head, *self.rows, strict=True))
-        labels = [[_shortened(cell) or "-" for cell in column] for column in columns[: self.labels]]
+        labels = [[_shortened(each, width) or "-" for each in column] for column in columns[: self.labels]]
         widths = [max(map(len, column)) for column in labels]
         names = ["  ".join(map(str.ljust, row, widths)) for row in zip(*labels, strict=True)]
-        if len(columns) == self.labels:
-            return "\n".join(names)
-        marks = {False: " " if self.best else "", True: "*"}
+        mark = " " if self.best else ""
         cells = [
-            [(row[place] or "-") + marks[(index, place) in self.best] for place in range(self.labels, len(row))]
+            [
+                (row[place] or "-") + ("*" if (index, place) in self.best else mark)
+                for place in range(self.labels, len(columns))
+            ]
             for index, row in enumerate(self.rows)
         ]
-        frame = pd.DataFrame(cells, names[1:], pd.Index(self.head[self.labels :], name=names[0]))
-        # pandas marks lines that continue with a backslash.
-        return re.sub(r"[ \\]+$", "", frame.to_string(line_width=width), flags=re.MULTILINE)
+        if len(columns) == self.labels:
+            table = "\n".join(names)
+        else:
+            frame = pd.DataFrame(cells, names[1:], pd.Index(self.head[self.labels :], name=names[0]))
+            table = frame.to_string(line_width=width)
+        # pandas ends a line that continues in a further block with a backslash.
+        table = re.sub(r"[ \\]+$", "", table, flags=re.MULTILINE)
+        return f"{about}\n\n{table}\n"
 
     def to_markdown(self) -> str:
-        """Return the table in Markdown, best cells in bold."""
-        cells = [
+        """Return title, caption and table in Markdown, best cells in bold."""
+        rows = [
             [
                 f"**{cell}**" if (index, place) in self.best else markdown_escaped(cell)
                 for place, cell in enumerate(row)
@@ -64,43 +76,54 @@ class Table:
             for index, row in enumerate(self.rows)
         ]
         rule = [":--" if place < self.labels else "--:" for place in range(len(self.head))]
-        return "\n".join(f"| {' | '.join(row)} |" for row in (map(markdown_escaped, self.head), rule, *cells))
+        lines = [
+            f"| {' | '.join(each)} |\n" for each in (list(map(markdown_escaped, self.head)), rule, *rows)
+        ]
+        return f"{markdown_escaped(f'{self.title}. {self.caption}')}\n\n{''.join(lines)}"
 
     def to_latex(self) -> str:
-        """Return a tabular for the package booktabs, best cells in bold."""
+        """Return a tabular for the package booktabs, best cells in bold, title and caption in a comment."""
         cells = [
             [
-                latex_escaped(cell) or "--" if place < self.labels else _latex_number(cell, (index, place) in self.best)
+                latex_escaped(cell) or "--"
+                if place < self.labels
+                else _latex_number(cell, (index, place) in self.best)
                 for place, cell in enumerate(row)
             ]
             for index, row in enumerate(self.rows)
         ]
         columns = "l" * self.labels + "r" * (len(self.head) - self.labels)
         head = list(map(latex_escaped, self.head))
-        return pd.DataFrame(cells).to_latex(index=False, escape=False, header=head, column_format=columns)
+        tabular = pd.DataFrame(cells).to_latex(index=False, escape=False, header=head, column_format=columns)
+        return f"% {printable(f'{self.title}. {self.caption}')}\n{tabular}"
+
+
+def terminal_width() -> int | None:
+    """Return characters a line of the terminal; None if standard output is a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def markdown_escaped(text: str) -> str:
-    """Return the text without characters that Markdown interprets."""
-    return re.sub(r"([\\`*_{}\[\]<>|~#$&])", r"\\\1", text)
+    """Return the text on one line, without characters that Markdown interprets."""
+    return re.sub(r"([\\`*_{}\[\]<>|~#$&])", r"\\\1", printable(text))
 
 
 def latex_escaped(text: str) -> str:
-    """Return the text without characters that LaTeX interprets."""
-    return "".join(_LATEX.get(each, each) for each in text)
+    """Return the text on one line, without characters that LaTeX interprets."""
+    return "".join(_LATEX.get(each, each) for each in printable(text))
 
 
 def _latex_number(text: str, best: bool) -> str:
-    number = re.sub(r"^(-?[\d.]+)e([+-]?)0?(\d+)$", _latex_power, text)
+    number = re.sub(r"e([+-]?)0?(\d+)", _latex_power, text)
     if not number:
         return "--"
     return rf"\textbf{{\boldmath ${number}$}}" if best else f"${number}$"
 
 
 def _latex_power(match: re.Match[str]) -> str:
-    return rf"{match[1]} \times 10^{{{match[2].replace('+', '')}{match[3]}}}"
+    return rf" \times 10^{{{match[1].replace('+', '')}{match[2]}}}"
 
 
-def _shortened(name: str, length: int = 40) -> str:
-    """Return the end of a long name, which tells paths apart better than their beginning."""
-    return name if len(name) <= length else f"...{name[3 - length :]}"
+def _shortened(name: str, width: int | None) -> str:
+    """Return the end of a name too long for a terminal; it tells paths apart better than their beginning."""
+    return printable(name if width is None or len(name) <= 30 else f"...{name[-27:]}")

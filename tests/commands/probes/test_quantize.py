@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dipo_pl.models.source import Pretrained
+from dipo_pl.models.pretrained import Pretrained
 
 
 def nll_of(run: Path) -> torch.Tensor:
@@ -89,7 +89,7 @@ def test_a_quantised_policy_is_not_trained(cli, runs):
     )  # fmt: skip
     assert ended.code == 2
     (line,) = ended.errors
-    assert "model.policy.quantization is int8, and a quantised policy cannot be trained" in line
+    assert "model.policy.quantization is int8, and a quantized policy cannot be trained" in line
     assert not (runs / "other").exists()
 
 
