@@ -17,9 +17,9 @@ from dipo_pl.evaluation.measurement import measured
 from dipo_pl.evaluation.observation import Observation
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
 from dipo_pl.evaluation.retain_result import check_comparable, read_result
+from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.measures import Fluency, Knowledge, Measure, Membership, Memorization, Verbatim
 from dipo_pl.measures.base import FORGET, HOLDOUT, Answered
-from dipo_pl.rows import EvaluationSet
 from dipo_pl.storage.fingerprints import rows_fingerprint, settings_fingerprint
 from dipo_pl.storage.run_folder import RunFolder
 

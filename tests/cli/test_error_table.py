@@ -541,8 +541,8 @@ ROWS = [
     Case(JSONL, "f.jsonl, line 2: not valid JSON", rows(record() + '{"question": ')),
     Case(JSONL, "f.jsonl is not UTF-8 text (byte 0xff at 0): save it as UTF-8", rows(encoding="utf-16")),
     Case(JSONL, "f.jsonl is empty: it needs at least one row", rows("\n")),
-    Case(JSONL, "f.jsonl, line 1: must be a JSON object, got list", rows("[1]\n")),
-    Case(JSONL, "f.jsonl, line 1: 'answer' must be a non-empty text, got ' '", rows(record(answer=" "))),
+    Case(JSONL, "f.jsonl, line 1: must be a JSON object (got list)", rows("[1]\n")),
+    Case(JSONL, "f.jsonl, line 1: 'answer' must be a non-empty text (got ' ')", rows(record(answer=" "))),
     Case(JSONL, "no file f.jsonl: give the path of a JSON-lines file"),
     Case(
         "--model.policy.config "
