@@ -275,7 +275,7 @@ class ForgetQuality(Callback):
             for logger in trainer.loggers:
                 named = {f"evaluation/{name}": value for name, value in values.items()}
                 logger.log_metrics(named, trainer.global_step)
-            RunFolder.of(trainer).add_evaluation(self.result)
+            self.result.save(RunFolder.of(trainer))
             rank_zero_info(_summary(trainer.global_step, values))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
