@@ -12,9 +12,9 @@ from dipo_pl.distributed import full_state_dict, is_sharded
 from dipo_pl.errors import InputError, TrainingError
 from dipo_pl.models.lora import merged, save_adapter
 from dipo_pl.report.model_card import model_card, write_model_card
-from dipo_pl.storage.checkpoint_io import read_checkpoint
-from dipo_pl.storage.run_folder import RunFolder, replacing_folder
-from dipo_pl.storage.sharded_checkpoint import in_memory
+from dipo_pl.storage.checkpoints import read_checkpoint, read_weights
+from dipo_pl.storage.files import replacing_folder
+from dipo_pl.storage.run_folder import RunFolder
 
 
 class Export(Callback):
@@ -60,24 +60,21 @@ class Export(Callback):
                 raise TrainingError(
                     "export.best is true and no best checkpoint was written: see checkpoint.monitor"
                 )
-            saved = read_checkpoint(Path(best))
-            step = saved["global_step"]
+            step = read_checkpoint(Path(best))["global_step"]
             # What is not trained is in no checkpoint.
-            weights |= {
-                name.removeprefix("model."): in_memory(each) for name, each in saved["state_dict"].items()
-            }
-        target = RunFolder.of(trainer).hf
+            weights |= {name.removeprefix("model."): each for name, each in read_weights(Path(best)).items()}
+        target = RunFolder(trainer.default_root_dir).hf
         # Lightning's fast_dev_run writes no config, which the card is made of.
-        run = RunFolder.of(trainer)
+        run = RunFolder(trainer.default_root_dir)
         card = model_card(run, step) if run.config.is_file() else ""
         export(model, module.policy.tokenizer(), weights, target, self.adapter, card)
-        RunFolder.of(trainer).add_to_manifest(exported_step=step)
+        RunFolder(trainer.default_root_dir).add_to_manifest(exported_step=step)
         rank_zero_info(f"the model is in {target}{f', as it was at step {step}' if self.best else ''}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What is measured after the export belongs on its card."""
         if trainer.is_global_zero and trainer.state.fn == "validate":
-            run = RunFolder.of(trainer)
+            run = RunFolder(trainer.default_root_dir)
             if run.read_manifest().get("command") == "fit":
                 write_model_card(run)
 

@@ -16,8 +16,9 @@ from dipo_pl.commands.sequence.stage_record import StageRecord
 from dipo_pl.errors import InputError, WriteError
 from dipo_pl.rows import Row
 from dipo_pl.signals import Interrupted
+from dipo_pl.storage.files import write_text
 from dipo_pl.storage.fingerprints import rows_fingerprint, texts_fingerprint, tokenizer_fingerprint
-from dipo_pl.storage.run_folder import RunFolder, write_text
+from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.storage.secrets import redact, redact_arguments
 from dipo_pl.version import __version__
 
@@ -36,7 +37,7 @@ class Manifest(Callback):
         self.written = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        run = RunFolder.of(trainer)
+        run = RunFolder(trainer.default_root_dir)
         manifest = run.read_manifest()
         before = manifest.get("data")
         if stage == "fit" and run.to_resume_from:
@@ -74,7 +75,7 @@ class Manifest(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Only now has a resumed run its step again.
         if trainer.ckpt_path is not None and trainer.is_global_zero:
-            run = RunFolder.of(trainer)
+            run = RunFolder(trainer.default_root_dir)
             resumed = [*run.read_manifest()["resumed_at_steps"], trainer.global_step]
             run.add_to_manifest(resumed_at_steps=resumed)
 
@@ -85,7 +86,7 @@ class Manifest(Callback):
         """Says that training, measurement and export are done: there is nothing left to resume."""
         self._end(trainer, "finished")
         if trainer.is_global_zero:
-            RunFolder.of(trainer).error_log.unlink(missing_ok=True)
+            RunFolder(trainer.default_root_dir).error_log.unlink(missing_ok=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate" and not self._fitted(trainer):
@@ -103,12 +104,12 @@ class Manifest(Callback):
     @staticmethod
     def _fitted(trainer: Trainer) -> bool:
         """The measurement after a fit belongs to that run."""
-        return RunFolder.of(trainer).read_manifest().get("command") == "fit"
+        return RunFolder(trainer.default_root_dir).read_manifest().get("command") == "fit"
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        run = RunFolder.of(trainer)
+        run = RunFolder(trainer.default_root_dir)
         earlier = trainer.strategy.broadcast(run.read_manifest())
         resumed = trainer.state.fn == "fit" and trainer.ckpt_path is not None and bool(earlier)
         weights_at_start = (
@@ -165,7 +166,7 @@ class Manifest(Callback):
 
     @staticmethod
     def _write_end(trainer: Trainer, status: str) -> None:
-        RunFolder.of(trainer).add_to_manifest(
+        RunFolder(trainer.default_root_dir).add_to_manifest(
             status=status, ended=_now(), epochs=trainer.current_epoch, steps=trainer.global_step
         )
 

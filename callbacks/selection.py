@@ -147,7 +147,8 @@ class Selection(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         unmeasured = (
-            trainer.num_sanity_val_steps == 0 and not RunFolder.of(trainer).evaluation_file(0).is_file()
+            trainer.num_sanity_val_steps == 0
+            and not RunFolder(trainer.default_root_dir).evaluation_file(0).is_file()
         )
         if self.rule is None or stage != "fit":
             return

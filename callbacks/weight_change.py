@@ -36,7 +36,7 @@ class WeightChange(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         # Another run's checkpoint: the start that this run's manifest knows is there.
-        if not RunFolder.of(trainer).read_manifest():
+        if not RunFolder(trainer.default_root_dir).read_manifest():
             self._first_step = checkpoint["global_step"]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -50,9 +50,9 @@ class WeightChange(Callback):
     @staticmethod
     def _record(trainer: Trainer, weights: str) -> bool:
         """Whether the weights are as they started."""
-        policy = RunFolder.of(trainer).read_manifest()["policy"]
+        policy = RunFolder(trainer.default_root_dir).read_manifest()["policy"]
         policy["weights_at_end"] = weights
-        RunFolder.of(trainer).add_to_manifest(policy=policy)
+        RunFolder(trainer.default_root_dir).add_to_manifest(policy=policy)
         return bool(policy["weights_at_end"] == policy["weights_at_start"])
 
 

@@ -36,9 +36,15 @@ from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError, WriteError
 from dipo_pl.modules.base import LanguageModel
 from dipo_pl.signals import Interrupted, interruption
-from dipo_pl.storage.checkpoint_io import AtomicCheckpointIO, read_checkpoint
-from dipo_pl.storage.resuming import newest_readable, refuse_fewer_epochs, refuse_unreadable
-from dipo_pl.storage.run_folder import RunFolder, locked, refuse_unfit_name, write_text
+from dipo_pl.storage.checkpoints import (
+    AtomicCheckpointIO,
+    newest_readable,
+    read_checkpoint,
+    refuse_fewer_epochs,
+    refuse_unreadable,
+)
+from dipo_pl.storage.files import locked, write_text
+from dipo_pl.storage.run_folder import RunFolder, check_name
 from dipo_pl.storage.secrets import redact_values
 from dipo_pl.storage.text import load_yaml, read_text
 from dipo_pl.strategies.fsdp import FSDP2Strategy
@@ -112,7 +118,7 @@ class _SaveConfig(SaveConfigCallback):
         shown = redact_values(settings)
         if shown != settings:
             text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
-        write_text(RunFolder.of(trainer).config, text)
+        write_text(RunFolder(trainer.default_root_dir).config, text)
 
 
 class DiPOCLI(LightningCLI):
@@ -188,7 +194,7 @@ class DiPOCLI(LightningCLI):
         settings.trainer.strategy = supported_strategy(settings.trainer.strategy)
         if settings.name is None:
             settings.name = _default_name(settings.config or [], self.subcommand or "")
-        refuse_unfit_name(settings.name)
+        check_name(settings.name)
         if not settings.output_dir:
             raise InputError("--output_dir must name a folder, got ''")
         # As the trainer has it.

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from dipo_pl.cli.command_line import Parser, one_line_errors
 from dipo_pl.errors import InputError
-from dipo_pl.storage.run_folder import RunFolder, replacing
+from dipo_pl.storage.files import replacing
+from dipo_pl.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +50,7 @@ def _consolidate(arguments: Sequence[str]) -> int:
     import torch
     from tqdm import tqdm  # type: ignore[import-untyped]
 
-    from dipo_pl.storage.checkpoint_io import check_checkpoint
+    from dipo_pl.storage.checkpoints import check_checkpoint
     from dipo_pl.storage.sharded_checkpoint import REST, load_sharded, with_whole_tensors
 
     if not (folder / REST).is_file():

@@ -153,7 +153,7 @@ class Unlearning(LanguageModel):
             layers=self.reference_layers,
             sequences={name: sequences[name] for name in self.reference_sections},
             identity=trainer.datamodule.identity,
-            folder=RunFolder.of(trainer).path,
+            folder=RunFolder(trainer.default_root_dir).path,
             device=trainer.strategy.root_device,
             precision=trainer.precision_plugin.forward_context,
             rank=trainer.global_rank,

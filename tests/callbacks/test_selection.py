@@ -131,7 +131,7 @@ def test_the_export_is_the_best_checkpoint_and_speaks_for_the_run(cli, learned, 
         return (kept, each["forget_quality_log10_p"] if kept else each["model_utility"])
 
     best = max(trained, key=score)
-    assert run.result_step == best["step"] == run.read_manifest()["exported_step"]
+    assert run.final_step == best["step"] == run.read_manifest()["exported_step"]
     kept = next(path for path in run.checkpoints.glob("epoch*.ckpt") if f"step={best['step']}" in path.name)
     saved = torch.load(kept, weights_only=True)["state_dict"]
     exported = load_file(run.hf / "model.safetensors")
@@ -146,7 +146,7 @@ def test_an_evaluation_without_a_score_is_never_the_best(cli, learned, retain_on
     assert ended.code == 0, ended.err
     run = RunFolder(Path("runs/seldom"))
     assert [each["step"] for each in run.read_metrics() if "model_utility" in each] == [0, 9]
-    assert run.result_step == run.read_manifest()["exported_step"] == 9
+    assert run.final_step == run.read_manifest()["exported_step"] == 9
     assert [path.name for path in run.checkpoints.glob("epoch*.ckpt")] == ["epoch=2-step=9.ckpt"]
 
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from dipo_pl.storage.checkpoint_io import AtomicCheckpointIO
+from dipo_pl.storage.checkpoints import AtomicCheckpointIO
 
 RAN = "code-of-a-pickle-ran"
 SHARD = "rank-00000-000.safetensors"

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dipo_pl.storage.checkpoint_io import read_checkpoint
+from dipo_pl.storage.checkpoints import read_checkpoint
 
 RUN = ("fit", "--config", "smoke.yaml", "--forget_quality.generate_every", "0", "--data.evaluation_rows", "3")
 
@@ -39,7 +39,7 @@ import signal
 from lightning import Callback
 
 from dipo_pl.storage import sharded_checkpoint
-from dipo_pl.storage.run_folder import sync
+from dipo_pl.storage.files import sync
 
 
 class KillMidway(Callback):

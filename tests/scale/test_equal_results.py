@@ -18,7 +18,7 @@ from dipo_pl.losses.engine import sequence_objective
 from dipo_pl.models.head import OutputHead
 from dipo_pl.preferences.constructors import LogitModulation
 from dipo_pl.preferences.filters import TopFraction
-from dipo_pl.storage.checkpoint_io import read_checkpoint
+from dipo_pl.storage.checkpoints import read_checkpoint
 
 
 def weights(run):

@@ -18,7 +18,8 @@ import pytest
 
 from dipo_pl.errors import InputError, WriteError
 from dipo_pl.evaluation.result import EvaluationResult
-from dipo_pl.storage.run_folder import RunFolder, locked, replacing, replacing_folder, write_text
+from dipo_pl.storage.files import locked, replacing, replacing_folder, write_text
+from dipo_pl.storage.run_folder import RunFolder
 
 
 def test_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -56,14 +57,14 @@ def test_a_step_measured_again_replaces_itself_and_what_came_after(tmp_path):
 
 def test_the_evaluation_that_speaks_for_a_run(tmp_path):
     run = RunFolder(tmp_path)
-    assert run.result_step is None
+    assert run.final_step is None
     for step in (0, 5, 10):
         EvaluationResult("dipo_pl", {}, {}, step=step).save(run)
-    assert run.result_step == 10
+    assert run.final_step == 10
     run.add_to_manifest(exported_step=5)
-    assert run.result_step == 5
+    assert run.final_step == 5
     run.add_to_manifest(exported_step=7)  # weights that were never measured
-    assert run.result_step == 10
+    assert run.final_step == 10
     assert run.read_manifest() == {"exported_step": 7}
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from sequence_inputs import NAMES, write_requests, write_rows
 
 from dipo_pl.commands.sequence.weights_sample import weights_sample
-from dipo_pl.storage.run_folder import locked
+from dipo_pl.storage.files import locked
 
 RUN = ("sequence", "deletions.yaml", "--name", "s")
 
