@@ -37,7 +37,7 @@ from dipo_pl.data_modules import fictitious, fictitious_news, json_lines, muse, 
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.distributed import ShardingStrategy
 from dipo_pl.errors import InputError, WriteError
-from dipo_pl.models import source  # noqa: F401
+from dipo_pl.models import from_config, pretrained  # noqa: F401
 from dipo_pl.modules import finetuning, unlearning  # noqa: F401
 from dipo_pl.modules.base import LanguageModel
 from dipo_pl.preferences import constructors, filters  # noqa: F401
