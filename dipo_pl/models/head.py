@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
 from transformers import PreTrainedModel
 
-from dipo_pl.distributed import whole
 from dipo_pl.errors import InputError
 from dipo_pl.models.hidden_states import decoder_states
 
@@ -102,7 +101,7 @@ def default_token_budget(device: torch.device) -> int:
 
 def _whole(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
-        return whole(tensor)
+        return tensor
     return tensor.full_tensor(grad_placements=[Partial("avg")] * tensor.device_mesh.ndim)
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from dipo_pl.batch import Batch
-from dipo_pl.distributed import ShardingStrategy
 from dipo_pl.errors import InputError
 from dipo_pl.losses.base import Loss
 from dipo_pl.losses.dipo import DiPO, DiPORetain
@@ -25,6 +24,7 @@ from dipo_pl.preferences.constructors import LogitModulation, PreferenceConstruc
 from dipo_pl.references.adapter_off import AdapterOff
 from dipo_pl.references.base import FrozenCopy, Reference, Surroundings
 from dipo_pl.storage.run_folder import RunFolder
+from dipo_pl.strategies.fsdp import FSDP2Strategy
 
 
 class Unlearning(LanguageModel):
@@ -138,7 +138,7 @@ class Unlearning(LanguageModel):
             # Before a checkpoint is loaded: the reference is the policy as it started.
             self.reference.attach(self.language_model, self._surroundings())
 
-    def before_sharding(self, strategy: ShardingStrategy) -> None:
+    def before_sharding(self, strategy: FSDP2Strategy) -> None:
         if self._compares:
             self.reference.shard(self.language_model, strategy.shard)
 
