@@ -18,7 +18,7 @@ from dipo_pl.losses.engine import Section, joint_objective
 from dipo_pl.losses.retain_weight import DualWeight
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import Layer, answer_states, decoder_layer
-from dipo_pl.models.source import Policy
+from dipo_pl.models.source import ModelSource
 from dipo_pl.modules.base import LanguageModel, Schedule
 from dipo_pl.preferences.constructors import LogitModulation, PreferenceConstructor
 from dipo_pl.references.adapter_off import AdapterOff
@@ -47,7 +47,7 @@ class Unlearning(LanguageModel):
 
     def __init__(
         self,
-        policy: Policy,
+        policy: ModelSource,
         forget_loss: Loss,
         retain_loss: Loss | None,
         retain_weight: DualWeight | float = 1.0,

@@ -296,8 +296,8 @@ SETTINGS = [
     Case("--trainer.strategy zz", "strategy='zz'"),
     Case("--model.forget_loss.beta -1", "DiPO.beta must be a finite number > 0, got -1"),
     Case("--model.retain_loss.beta 0", "DiPORetain.beta must be a finite number > 0, got 0"),
-    Case("--model.constructor.alpha 0", "LogitModulation.alpha must be a finite number > 0, got 0"),
-    Case("--model.constructor.filter.rate 1.5", "TopFraction.rate must lie in (0, 1], got 1.5"),
+    Case("--model.constructor.alpha 0", "LogitModulation.alpha must be a finite number > 0 (got 0"),
+    Case("--model.constructor.filter.rate 1.5", "TopFraction.rate must be a share in (0, 1] (got 1.5)"),
     Case("--model.retain_loss DiPO", "set model.forget_loss to DiPO and model.retain_loss to DiPORetain"),
     Case(
         "--model.retain_loss DPO",
@@ -522,7 +522,7 @@ STRANGERS = [
         )
     ),
     Case(
-        "--model.policy.config config.json", "cannot make a random config.json", file("config.json", REMOTE)
+        "--model.policy.config config.json", "cannot create a random config.json", file("config.json", REMOTE)
     ),
 ]
 
@@ -548,17 +548,19 @@ ROWS = [
 MODELS = [
     Case(
         PRETRAINED + "./model",
-        "./model has no *.safetensors, only pytorch_model.bin, which can run code as it is read",
+        "./model has no *.safetensors, only pytorch_model.bin, a pickle, which can run code when it is read",
         model_of_smoke(as_pickle),
     ),
     Case(
         PRETRAINED + "./model", "cannot load the model of './model'", model_of_smoke(pickle_named_safetensors)
     ),
-    Case(PRETRAINED + "./model", "./model holds an adapter, not a whole model", model_of_smoke(as_adapter)),
+    Case(
+        PRETRAINED + "./model", "./model holds an adapter, not a complete model", model_of_smoke(as_adapter)
+    ),
     Case(PRETRAINED + "./model", "its weights are broken", model_of_smoke(broken_weights)),
     Case(
         PRETRAINED + "./model",
-        "which is not run unless model.policy.trust_remote_code is set: read it first",
+        "its own code: read that code, then set model.policy.trust_remote_code to true",
         model_of_smoke(with_remote_code),
     ),
     Case(
