@@ -362,10 +362,10 @@ SETTINGS = [
     Case("--name ''", "--name must be the name of one folder, got ''"),
     Case("--name ../out", "--name must be the name of one folder, got '../out'"),
     Case(f"--name {'n' * 300}", "--name must have at most 200 bytes, got 300 (nnnnnnnnnnnnnnnnnnnn...)"),
-    Case("--data TOFU --data.path empty.yaml", "data.path empty.yaml is a file: give the folder", empty_file),
+    Case("--data TOFU --data.path empty.yaml", "data.path empty.yaml is a file: give its folder", empty_file),
     Case(
         "--data MUSE --data.corpus News --data.path empty.yaml",
-        "data.path empty.yaml is a file: give the folder",
+        "data.path empty.yaml is a file: give its folder",
         empty_file,
     ),
     Case("--config no_trainer.yaml", "trainer: must be a mapping of keys, got null", no_trainer),
