@@ -277,7 +277,7 @@ class Case:
 SETTINGS = [
     Case(
         "fit --config nope.yaml",
-        "no config nope.yaml: neither a file here nor a shipped config (altpo.yaml, ",
+        "no config nope.yaml here or among the shipped configs (altpo.yaml, ",
     ),
     Case("fit --config no/such.yaml", "no config file no/such.yaml"),
     Case("fit --config broken.yaml", "in the config broken.yaml", broken_yaml),
@@ -382,8 +382,10 @@ SETTINGS = [
         "--data.evaluate '[]' --forget_quality.utility_sets '[]'",
         "data.evaluate names no set; this data has forget, retain, holdout",
     ),
-    Case("--collapse_guard.lost_utility 0", "collapse_guard.lost_utility must be a share in (0, 1], got 0"),
-    Case("--selection.stop true", "there is no rule to stop by: set selection.rule"),
+    Case(
+        "--collapse_guard.lost_utility 0", "collapse_guard.lost_utility must be a share in (0, 1] (got 0.0)"
+    ),
+    Case("--selection.stop true", "there is no rule: set selection.rule"),
     Case("--export.best true", "set checkpoint.monitor"),
     Case("--ckpt_path no.ckpt", "no checkpoint no.ckpt"),
     Case("--forget_quality.retain_result nowhere", "nowhere does not exist: give the run folder"),
@@ -614,7 +616,7 @@ RESUMING = [
     ),
     Case(
         "--trainer.max_epochs 3",
-        "runs/smoke/manifest.json does not say which rows the checkpoints there were trained on",
+        "runs/smoke/manifest.json does not record which rows its checkpoints were trained on",
         run_of_smoke(lambda run: (run / "manifest.json").write_text("{}")),
     ),
     Case(
