@@ -46,9 +46,10 @@ if TYPE_CHECKING:
     )
     from dipo_pl.losses.engine import Section, joint_objective, sequence_objective
     from dipo_pl.losses.retain_weight import DualWeight
+    from dipo_pl.models.from_config import FromConfig
     from dipo_pl.models.head import OutputHead
     from dipo_pl.models.lora import LoRA
-    from dipo_pl.models.source import FromConfig, Pretrained
+    from dipo_pl.models.pretrained import Pretrained
     from dipo_pl.modules.finetuning import FineTuning
     from dipo_pl.modules.unlearning import Unlearning
     from dipo_pl.preferences.constructors import LogitModulation, PreferenceConstructor
@@ -148,9 +149,10 @@ _NAMES = {
     "PDU ReferenceKL RMU RMURetain SatImp SimNPO UNDIAL WGA",
     "losses.engine": "Section joint_objective sequence_objective",
     "losses.retain_weight": "DualWeight",
+    "models.from_config": "FromConfig",
     "models.head": "OutputHead",
     "models.lora": "LoRA",
-    "models.source": "FromConfig Pretrained",
+    "models.pretrained": "Pretrained",
     "modules.finetuning": "FineTuning",
     "modules.unlearning": "Unlearning",
     "preferences.constructors": "LogitModulation PreferenceConstructor",

