@@ -211,7 +211,7 @@ def unfinished(run: Path) -> None:
 
 def pickled_store(smoke: Path) -> None:
     Path("store").mkdir()
-    for name in ("manifest.json", "last.bin", "checksums.bin"):
+    for name in ("manifest.json", "forget-000000.safetensors"):
         pickle_at(f"store/{name}")
 
 
@@ -309,7 +309,7 @@ SETTINGS = [
     ),
     Case(
         "--model.reference AdapterOff",
-        "model.reference is AdapterOff, and the policy has no adapter to be switched off",
+        "model.reference is AdapterOff and the policy has no adapter",
     ),
     Case("--model.retain_weight -1", "model.retain_weight must be a finite number >= 0, got -1"),
     Case("--model.warmup 1", "model.warmup must be a share of the steps in [0, 1), got 1"),
@@ -656,7 +656,7 @@ RESUMING = [
     ),
     Case(
         "--model.reference StoredStates --model.reference.path store",
-        "store holds no stored states that can be used (manifest.json cannot be read",
+        "store holds no usable reference states (manifest.json cannot be read",
         pickled_store,
     ),
 ]

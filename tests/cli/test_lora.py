@@ -287,7 +287,7 @@ def test_what_wants_an_adapter_says_so(cli):
     assert "export.adapter is true, but the policy has no adapter" in export.errors[0]
     reference = cli(*quick, "--model.reference", "AdapterOff")
     assert reference.code == 2
-    assert "the policy has no adapter to be switched off" in reference.errors[0]
+    assert "the policy has no adapter: set" in reference.errors[0]
     assert not Path("runs").exists()
 
 
