@@ -7,7 +7,7 @@ import pytest
 
 from dipo_pl.data_modules.json_lines import JSONL
 from dipo_pl.errors import InputError
-from dipo_pl.models.source import FromConfig
+from dipo_pl.models.from_config import FromConfig
 from dipo_pl.prompts import Llama2Chat
 from dipo_pl.rows import Row
 

@@ -86,7 +86,7 @@ def _torture(name: str, command: Command, length: float, chance: random.Random, 
             if code == FINISHED:
                 if kind == "damaged newest":
                     faults[kind] += 1
-                    assert "going on from the one before" in Path(f"{name}.log").read_text()
+                    assert "resuming from the previous checkpoint" in Path(f"{name}.log").read_text()
                 return
             assert limit is not None, Path(f"{name}.log").read_text()
             _check_line(name, "cannot write")
