@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.tensor import DTensor
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor, Shard
 
 from dipo_pl.distributed import on_all_ranks
 from dipo_pl.errors import InputError, TrainingError
@@ -197,7 +198,7 @@ def _write_shards(shards: Mapping[str, DTensor], folder: Path, path: Path) -> di
         folder.mkdir(parents=True, exist_ok=True)
         files = _file_numbers(shards)
         writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=files, save_distributed=True)
-        dcp.save(own, storage_writer=writer)
+        save(own, storage_writer=writer)
         return {
             each.name: _checksum(each)
             for each in folder.glob(f"shard-{dist.get_rank() + 1:05}-*.safetensors")
@@ -208,7 +209,7 @@ def _read_shards(targets: dict[str, Tensor], folder: Path) -> None:
     """Read what this rank needs, without waiting for others."""
     with warnings.catch_warnings(), _plain_errors():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.load(targets, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+        load(targets, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
 
 
 @contextmanager
@@ -237,7 +238,7 @@ def _local_shard(source: Tensor, target: Tensor) -> Tensor:
     """Return the part of a full tensor that this rank holds of `target`: a placement shards as torch.chunk does."""
     if isinstance(target, DTensor):
         for dim, placement in enumerate(target.placements):
-            if placement.is_shard():
+            if isinstance(placement, Shard):
                 chunks = source.chunk(target.device_mesh.size(dim), placement.dim)
                 rank = target.device_mesh.get_local_rank(dim)
                 source = chunks[rank] if rank < len(chunks) else source.narrow(placement.dim, 0, 0)

@@ -361,9 +361,9 @@ SETTINGS = [
         "--model.policy Pretrained --model.policy.path there/nope", "no model folder there/nope", folder_there
     ),
     Case("--output_dir empty.yaml", "cannot make the run folder empty.yaml/smoke", empty_file),
-    Case("--name ''", "--name must be the name of one folder, got ''"),
-    Case("--name ../out", "--name must be the name of one folder, got '../out'"),
-    Case(f"--name {'n' * 300}", "--name must have at most 200 bytes, got 300 (nnnnnnnnnnnnnnnnnnnn...)"),
+    Case("--name ''", "--name must be the name of one folder (got '')"),
+    Case("--name ../out", "--name must be the name of one folder (got '../out')"),
+    Case(f"--name {'n' * 300}", "--name must have at most 200 bytes (got 300: nnnnnnnnnnnnnnnnnnnn...)"),
     Case("--data TOFU --data.path empty.yaml", "data.path empty.yaml is a file: give its folder", empty_file),
     Case(
         "--data MUSE --data.corpus News --data.path empty.yaml",
