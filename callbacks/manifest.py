@@ -13,6 +13,7 @@ from lightning import Callback, LightningModule, Trainer
 from dipo_pl.callbacks.weight_change import trained_weights
 from dipo_pl.commands.probes.probe import Probe
 from dipo_pl.commands.sequence.stage_record import StageRecord
+from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError, WriteError
 from dipo_pl.rows import Row
 from dipo_pl.signals import Interrupted
@@ -107,7 +108,7 @@ class Manifest(Callback):
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = ForgetRetain.of(trainer)
         run = RunFolder.of(trainer)
         earlier = trainer.strategy.broadcast(run.read_manifest())
         resumed = trainer.state.fn == "fit" and trainer.ckpt_path is not None and bool(earlier)
@@ -171,18 +172,18 @@ class Manifest(Callback):
 
 
 def _global_batch(trainer: Trainer) -> int:
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    data = ForgetRetain.of(trainer)
     rows: int = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
     return rows
 
 
 def _tokenizer(trainer: Trainer) -> str:
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    data = ForgetRetain.of(trainer)
     return tokenizer_fingerprint(data.tokenizer)
 
 
 def _data(trainer: Trainer) -> dict[str, Any]:
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    data = ForgetRetain.of(trainer)
     return {
         "forget": _rows(data.row_sets.forget),
         "retain": _rows(data.row_sets.retain),

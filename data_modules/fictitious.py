@@ -3,9 +3,9 @@
 from typing import Any
 
 from dipo_pl.data_modules.fictitious_authors import MAX_AUTHORS, fictitious_rows
-from dipo_pl.data_modules.forget_retain import ForgetRetain, RowSets
+from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError
-from dipo_pl.rows import EvaluationSet, row_from
+from dipo_pl.rows import EvaluationSet, RowSets, row_from
 
 
 class FictitiousAuthors(ForgetRetain):

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from dipo_pl.data_modules.forget_retain import ForgetRetain, RowSets
-from dipo_pl.rows import EvaluationSet, Row, read_json_lines
+from dipo_pl.data_modules.forget_retain import ForgetRetain
+from dipo_pl.rows import EvaluationSet, Row, RowSets, read_json_lines
 
 
 class JSONL(ForgetRetain):

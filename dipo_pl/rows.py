@@ -70,6 +70,15 @@ class EvaluationSet:
     cut_answers: Sequence[str] | None = None
 
 
+@dataclass(frozen=True)
+class RowSets:
+    """What a data module reads: the rows to forget, those to retain, and the sets to measure."""
+
+    forget: Sequence[Row]
+    retain: Sequence[Row]
+    evaluation: Sequence[EvaluationSet]
+
+
 def row_from(record: Mapping[str, Any], where: str) -> Row:
     """Reads {question, answer}, {text} or {messages}; paraphrased, perturbed and alternate answers are optional.
 

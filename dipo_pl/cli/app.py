@@ -39,7 +39,7 @@ from dipo_pl.distributed import ShardingStrategy
 from dipo_pl.errors import InputError, WriteError
 from dipo_pl.models import source  # noqa: F401
 from dipo_pl.modules import finetuning, unlearning  # noqa: F401
-from dipo_pl.modules.base import LanguageModel
+from dipo_pl.modules.base import LanguageModule
 from dipo_pl.preferences import constructors, filters  # noqa: F401
 from dipo_pl.references import adapter_off, stored_states  # noqa: F401
 from dipo_pl.references import base as references  # noqa: F401
@@ -457,7 +457,7 @@ def _run(arguments: Sequence[str], debug: bool, held: ExitStack) -> int:
 def _start(kind: type[DiPOCLI], arguments: Sequence[str]) -> None:
     callbacks: list[Callback] = [Manifest(arguments), BatchSeed(), TrainingMonitor()]
     kind(
-        LanguageModel,
+        LanguageModule,
         ForgetRetain,
         subclass_mode_model=True,
         subclass_mode_data=True,
@@ -532,13 +532,13 @@ def data_module(config: dict[str, Any]) -> ForgetRetain:
     return _made(ForgetRetain, "data", config)  # type: ignore[type-abstract]
 
 
-def language_model(config: dict[str, Any]) -> LanguageModel:
+def language_model(config: dict[str, Any]) -> LanguageModule:
     """The LightningModule of a resolved configuration, whose policy is not loaded.
 
     Raises:
         InputError: its own arguments are wrong.
     """
-    return _made(LanguageModel, "model", config)
+    return _made(LanguageModule, "model", config)
 
 
 def _made(kind: type[T], key: str, config: dict[str, Any]) -> T:

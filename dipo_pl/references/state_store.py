@@ -273,9 +273,8 @@ class StateStore:
             InputError: the batch's sequences are not those that were stored.
         """
         numbers = []
-        for name, (sequences, _) in batch.section_slices().items():
+        for name, rows in batch.rows.items():
             known = self.numbers.get(name, range(0))
-            rows = batch.rows[sequences]
             if not all(0 <= row < len(known) for row in rows):
                 raise InputError(
                     f"a batch has rows of {name!r} that {self.folder} has no states of: {_CONTRACT}"
