@@ -11,18 +11,19 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from dipo_pl.batch import EvaluationBatch
 from dipo_pl.data_modules.forget_retain import ForgetRetain
-from dipo_pl.distributed import ShardingStrategy, is_sharded
+from dipo_pl.distributed import is_sharded
 from dipo_pl.errors import InputError, TrainingError
 from dipo_pl.evaluation.conventions import CONVENTIONS, UTILITY_SETS, ConventionName
 from dipo_pl.evaluation.measurement import measured
 from dipo_pl.evaluation.observation import Observation
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
 from dipo_pl.evaluation.retain_result import check_comparable, read_result
+from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.measures import Fluency, Knowledge, Measure, Membership, Memorization, Verbatim
 from dipo_pl.measures.base import FORGET, HOLDOUT, Answered
-from dipo_pl.rows import EvaluationSet
 from dipo_pl.storage.fingerprints import rows_fingerprint, settings_fingerprint
 from dipo_pl.storage.run_folder import RunFolder
+from dipo_pl.strategies.fsdp import FSDP2Strategy
 
 # Rows that generate together: more of them than are measured together, since each step of a few is as slow.
 GENERATED_TOGETHER = 64
@@ -140,7 +141,7 @@ class ForgetQuality(Callback):
                     f"{', '.join(sets)}): take it out, or add it to data.evaluate"
                 )
         norms = [type(each).__name__ for each in self.measures if each.needs_gradient_norms]
-        if norms and isinstance(trainer.strategy, ShardingStrategy):
+        if norms and isinstance(trainer.strategy, FSDP2Strategy):
             raise InputError(
                 f"forget_quality.measures: {norms[0]} asks for gradient norms, which are not taken of a model in shards: "
                 "leave them out (gradient_norm false), or measure with trainer.strategy ddp"
@@ -275,7 +276,7 @@ class ForgetQuality(Callback):
             for logger in trainer.loggers:
                 named = {f"evaluation/{name}": value for name, value in values.items()}
                 logger.log_metrics(named, trainer.global_step)
-            RunFolder.of(trainer).add_evaluation(self.result)
+            self.result.save(RunFolder.of(trainer))
             rank_zero_info(_summary(trainer.global_step, values))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

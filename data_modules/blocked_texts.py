@@ -8,10 +8,12 @@ from dipo_pl.batch import Encoded
 from dipo_pl.data_modules.blocks import muse_blocks, open_unlearning_blocks
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.data_modules.requests import joined
+from dipo_pl.data_modules.row_sets import RowSets
 from dipo_pl.data_modules.text_corpus import TextCorpus
 from dipo_pl.errors import InputError
+from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.prompts import Continuation, FewShot
-from dipo_pl.rows import EvaluationSet, Row, RowSets
+from dipo_pl.rows import Row
 
 # Of an answer to a question, as MUSE has it.
 ANSWER_TOKENS = 32

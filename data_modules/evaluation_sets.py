@@ -6,7 +6,8 @@ from dataclasses import replace
 from transformers import PreTrainedTokenizerBase
 
 from dipo_pl.errors import InputError
-from dipo_pl.rows import EvaluationSet, Row, shared_rows
+from dipo_pl.evaluation_set import EvaluationSet
+from dipo_pl.rows import Row, shared_rows
 
 
 def chosen_sets(sets: Sequence[EvaluationSet], names: Sequence[str] | None) -> list[EvaluationSet]:

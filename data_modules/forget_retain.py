@@ -26,10 +26,12 @@ from dipo_pl.data_modules.grouping import grouped_by_length
 from dipo_pl.data_modules.pairing import ResumableSampler, permutation
 from dipo_pl.data_modules.requests import joined, listed, new_rows, without_requests
 from dipo_pl.data_modules.row_encoder import RowEncoder
+from dipo_pl.data_modules.row_sets import RowSets
 from dipo_pl.data_modules.training_batches import Item, TrainingBatches, pair_items, row_items
 from dipo_pl.errors import InputError, check_count, check_share
+from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.prompts import PromptFormat, QuestionAnswer
-from dipo_pl.rows import EvaluationSet, Row, RowSets, shared_rows
+from dipo_pl.rows import Row, shared_rows
 from dipo_pl.storage.fingerprints import (
     rows_fingerprint,
     settings_fingerprint,

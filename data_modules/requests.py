@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from dipo_pl.data_modules.row_sets import RowSets
 from dipo_pl.errors import InputError
-from dipo_pl.rows import Row, RowSets
+from dipo_pl.rows import Row
 
 
 def listed(names: str | Sequence[str]) -> list[str]:

@@ -10,8 +10,9 @@ from transformers import PreTrainedTokenizerBase
 from dipo_pl.batch import Encoded
 from dipo_pl.data_modules.encoding import encode
 from dipo_pl.errors import InputError
+from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.prompts import PromptFormat
-from dipo_pl.rows import EvaluationSet, Row
+from dipo_pl.rows import Row
 
 
 @dataclass(frozen=True)

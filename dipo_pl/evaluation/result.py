@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dipo_pl.errors import InputError
+from dipo_pl.storage.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,12 @@ class EvaluationResult:
     def text(self) -> str:
         """As JSON."""
         return json.dumps(asdict(self), indent=1)
+
+    def save(self, run: RunFolder) -> None:
+        """Write the values of every row to a file of the run, and the metrics as a line of its metrics.jsonl."""
+        step = self.step or 0
+        made = {"utility_sets": self.utility_sets, "convention": self.convention}
+        run.add_evaluation(step, {"epoch": self.epoch, "step": step, **self.metrics, **made}, self.text())
 
     def other_settings(self, settings: Mapping[str, Any]) -> str | None:
         """The first setting that is another one here and there, with both; None where all that are known agree."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dipo_pl.losses.base import Loss, Terms
-from dipo_pl.models.head import OutputHead
+from dipo_pl.models.head import OutputHead, default_token_budget
 
 
 @dataclass
@@ -124,11 +124,6 @@ def joint_objective(
     return JointObjective(
         loss, {name: Objective(walk.loss, walk.parts) for name, walk in zip(sections, walks, strict=True)}
     )
-
-
-def default_token_budget(device: torch.device) -> int:
-    """256 positions on a CPU, where larger products gain nothing more; 1,024 elsewhere."""
-    return 256 if device.type == "cpu" else 1024
 
 
 def _check(section: Section, reference_head: OutputHead | None) -> None:

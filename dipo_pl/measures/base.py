@@ -9,7 +9,7 @@ from torch import Tensor
 from dipo_pl.evaluation.conventions import Convention
 from dipo_pl.evaluation.observation import Observation
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
-from dipo_pl.rows import EvaluationSet
+from dipo_pl.evaluation_set import EvaluationSet
 
 FORGET, HOLDOUT = "forget", "holdout"
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dipo_pl.losses.engine import default_token_budget
-from dipo_pl.models.head import OutputHead
+from dipo_pl.models.head import OutputHead, default_token_budget
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from dipo_pl.distributed import plain
 from dipo_pl.errors import InputError
 
 NAME = "default"
@@ -132,7 +131,7 @@ def adapted_layers(model: PreTrainedModel) -> dict[str, Any]:
         return {}
     from peft.tuners.lora import LoraLayer
 
-    return {plain(name): module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
 @torch.no_grad()

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from dipo_pl.batch import EvaluationBatch
 from dipo_pl.connection import TrainingData
-from dipo_pl.distributed import ShardingStrategy, whole_ends
 from dipo_pl.errors import InputError, check_count, check_share
 from dipo_pl.evaluation.observation import Observation, observations
 from dipo_pl.losses.engine import Objective
@@ -26,6 +25,7 @@ from dipo_pl.models.head import OutputHead
 from dipo_pl.models.prompt_packing import row_states
 from dipo_pl.models.source import Policy
 from dipo_pl.storage.fingerprints import weights_fingerprint
+from dipo_pl.strategies.fsdp import FSDP2Strategy
 
 Schedule = Literal["linear", "cosine", "constant_with_warmup"]
 
@@ -119,7 +119,7 @@ class LanguageModule(LightningModule, ABC):
         if self.model is not None:
             return
         strategy = None if self._trainer is None else self._trainer.strategy
-        if isinstance(strategy, ShardingStrategy):
+        if isinstance(strategy, FSDP2Strategy):
             self.model = self.policy.prepared(strategy.load(self.policy.loaded))
             self._note_names()
             self.before_sharding(strategy)
@@ -136,7 +136,7 @@ class LanguageModule(LightningModule, ABC):
             self.frozen_weights = weights_fingerprint(nn.ParameterList(frozen))
         self._refuse_rows_beyond_the_context()
 
-    def before_sharding(self, strategy: ShardingStrategy) -> None:
+    def before_sharding(self, strategy: FSDP2Strategy) -> None:
         """Called while the policy is whole on the first process."""
 
     def _refuse_rows_beyond_the_context(self) -> None:
@@ -248,8 +248,7 @@ class LanguageModule(LightningModule, ABC):
 
     def generate(self, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
         """Greedy continuations of the prompts, as text."""
-        with whole_ends(self.language_model):
-            return generate(self.language_model, self.policy.tokenizer(), prompts, max_new_tokens)
+        return generate(self.language_model, self.policy.tokenizer(), prompts, max_new_tokens)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer([each for each in self.parameters() if each.requires_grad])

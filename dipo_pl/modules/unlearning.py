@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from dipo_pl.batch import Batch
-from dipo_pl.distributed import ShardingStrategy
 from dipo_pl.errors import InputError
 from dipo_pl.losses.base import Loss
 from dipo_pl.losses.dipo import DiPO, DiPORetain
@@ -27,6 +26,7 @@ from dipo_pl.preferences.constructors import LogitModulation, PreferenceConstruc
 from dipo_pl.references.adapter_off import AdapterOff
 from dipo_pl.references.base import FrozenCopy, Reference, Surroundings
 from dipo_pl.storage.run_folder import RunFolder
+from dipo_pl.strategies.fsdp import FSDP2Strategy
 
 
 class Unlearning(LanguageModule):
@@ -136,7 +136,7 @@ class Unlearning(LanguageModule):
             # Before a checkpoint is loaded: the reference is the policy as it started.
             self.reference.attach(self.language_model, self._surroundings())
 
-    def before_sharding(self, strategy: ShardingStrategy) -> None:
+    def before_sharding(self, strategy: FSDP2Strategy) -> None:
         """Make the reference's own model while the policy is whole."""
         if self._needs_reference:
             self.reference.shard(self.language_model, strategy.shard)

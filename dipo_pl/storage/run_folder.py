@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,6 @@ from dipo_pl.errors import InputError, WriteError, causes
 
 if TYPE_CHECKING:
     from lightning import Trainer
-
-    from dipo_pl.evaluation.result import EvaluationResult
 
 # Bytes of a run's name: filesystems take 255, and those of probes and temporary files are longer.
 LONGEST_NAME = 200
@@ -165,18 +163,20 @@ class RunFolder:
     def evaluation_file(self, step: int) -> Path:
         return self.evaluation / f"step-{step:06d}.json"
 
-    def add_evaluation(self, result: "EvaluationResult") -> None:
-        """Adds an evaluation to metrics.jsonl, and every row of it to evaluation/.
+    def add_evaluation(self, step: int, record: Mapping[str, Any], text: str) -> None:
+        """Add an evaluation to metrics.jsonl and write its file.
 
-        One of the same step gives way to it, and so do those of later steps, which a run cut short has left.
+        It replaces one of the same step, and those of later steps, which an interrupted run has left.
+
+        Args:
+            step: optimizer steps behind the weights that were evaluated.
+            record: the line of metrics.jsonl, which has this `step`.
+            text: content of the file in evaluation/, with the values of every row.
         """
-        step = result.step or 0
         for path in self.evaluation.glob("step-*.json"):
             if int(path.stem.removeprefix("step-")) > step:
                 path.unlink()
-        write_text(self.evaluation_file(step), result.text())
-        made = {"utility_sets": result.utility_sets, "convention": result.convention}
-        record = {"epoch": result.epoch, "step": step, **result.metrics, **made}
+        write_text(self.evaluation_file(step), text)
         earlier = [each for each in self.read_metrics() if each["step"] < step]
         write_text(self.metrics, "".join(json.dumps(each) + "\n" for each in [*earlier, record]))
 

@@ -183,7 +183,7 @@ def test_an_evaluation_ahead_of_the_checkpoint_does_not_end_training(cli, learne
     )  # fmt: skip
     assert cli(*command, "--trainer.max_epochs", "2").code == 0
     run = RunFolder(Path("runs/ahead"))
-    run.add_evaluation(EvaluationResult("dipo_pl", {"forget_probability": 0.0}, {}, step=9))
+    EvaluationResult("dipo_pl", {"forget_probability": 0.0}, {}, step=9).save(run)
     ended = cli(*command, "--trainer.max_epochs", "4")
     assert ended.code == 0, ended.err
     assert run.read_manifest()["steps"] == 12

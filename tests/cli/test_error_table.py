@@ -330,32 +330,23 @@ SETTINGS = [
         "'[{class_path: Membership, init_args: {gradient_norm: true}}]'",
         "Membership asks for gradient norms, which are not taken of a model in shards",
     ),
-    Case("--config fsdp.yaml --trainer.accelerator cpu", "The strategy `fsdp` requires a GPU accelerator"),
+    Case("--config fsdp.yaml", "the config fsdp.yaml no longer exists: use fsdp2.yaml"),
+    Case("--config deepspeed.yaml", "the config deepspeed.yaml no longer exists: use fsdp2.yaml"),
     Case(
-        """--trainer.strategy '{"class_path": "FSDP1Strategy"}' --model.forget_loss RMU --model.retain_loss RMURetain""",
-        "trainer.strategy fsdp gives gradients of zero to the output head, which no loss looks at here",
+        "--trainer.strategy fsdp_cpu_offload",
+        "trainer.strategy fsdp_cpu_offload is not supported (it cannot consolidate checkpoints): set trainer.strategy fsdp2",
+    ),
+    Case("--trainer.strategy FSDPStrategy", "FSDPStrategy is not supported (it cannot consolidate"),
+    Case("--trainer.strategy FSDP1Strategy", "FSDP1Strategy"),
+    Case("--trainer.strategy ModelParallelStrategy", "is not supported (it cannot consolidate checkpoints)"),
+    Case(
+        "--trainer.strategy deepspeed_stage_3",
+        "trainer.strategy deepspeed_stage_3 is not supported: set trainer.strategy fsdp2",
     ),
     Case(
-        """--trainer.strategy '{"class_path": "FSDP1Strategy"}' --trainer.precision bf16-true""",
-        "trainer.precision bf16-true converts weights that trainer.strategy fsdp has in parts by then",
+        "--trainer.strategy DeepSpeedStrategy",
+        "DeepSpeedStrategy is not supported: set trainer.strategy fsdp2",
     ),
-    Case(
-        "--trainer.strategy fsdp_cpu_offload", "trainer.strategy fsdp_cpu_offload leaves each device parts of"
-    ),
-    Case(
-        "--trainer.strategy deepspeed_stage_3_offload",
-        "trainer.strategy deepspeed_stage_3_offload makes steps of other rows at the end of an epoch",
-    ),
-    Case("--trainer.strategy ModelParallelStrategy", "leaves each device parts of the weights"),
-    Case(
-        "--trainer.strategy deepspeed",
-        "trainer.strategy deepspeed makes steps of other rows at the end of an epoch",
-    ),
-    Case(
-        "--config deepspeed.yaml --config bf16.yaml",
-        "trainer.precision bf16-mixed has weights in 16 bits under trainer.strategy deepspeed_stage_3",
-    ),
-    Case("--config deepspeed.yaml", "deepspeed is not installed: pip install 'dipo-pl[deepspeed]'"),
     Case(
         "--data.forget_authors 4", "data.forget_authors must lie between 1 and data.authors - 1, got 4 of 4"
     ),
@@ -541,8 +532,8 @@ ROWS = [
     Case(JSONL, "f.jsonl, line 2: not valid JSON", rows(record() + '{"question": ')),
     Case(JSONL, "f.jsonl is not UTF-8 text (byte 0xff at 0): save it as UTF-8", rows(encoding="utf-16")),
     Case(JSONL, "f.jsonl is empty: it needs at least one row", rows("\n")),
-    Case(JSONL, "f.jsonl, line 1: must be a JSON object, got list", rows("[1]\n")),
-    Case(JSONL, "f.jsonl, line 1: 'answer' must be a non-empty text, got ' '", rows(record(answer=" "))),
+    Case(JSONL, "f.jsonl, line 1: must be a JSON object (got list)", rows("[1]\n")),
+    Case(JSONL, "f.jsonl, line 1: 'answer' must be a non-empty text (got ' ')", rows(record(answer=" "))),
     Case(JSONL, "no file f.jsonl: give the path of a JSON-lines file"),
     Case(
         "--model.policy.config "
@@ -643,7 +634,7 @@ RESUMING = [
     ),
     Case(
         """--trainer.strategy '{"class_path": "dipo_pl.strategies.fsdp.FSDP2Strategy", "init_args": {"nope": 1}}'""",
-        "names no strategy, or an argument or value that it does not take",
+        "is not a known strategy, or has an argument or value that the strategy does not accept",
     ),
     Case(
         "--trainer.max_epochs 3",

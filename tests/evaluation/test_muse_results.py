@@ -12,9 +12,10 @@ from dipo_pl.evaluation.observation import Observation
 from dipo_pl.evaluation.published_results import published, published_names
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
 from dipo_pl.evaluation.retain_result import check_comparable, read_result
+from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.measures import Answered, Membership
 from dipo_pl.metrics.functional import priv_leak
-from dipo_pl.rows import EvaluationSet, Row
+from dipo_pl.rows import Row
 
 # VerbMem, KnowMem on forget and on retain, in percent, as MUSE's repository has them of its retrained models; and the
 # Min-40% area between forget and holdout that its code divides by, in its direction.

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from dipo_pl.data_modules.fictitious_authors import fictitious_rows
+from dipo_pl.data_modules.row_files import row_from
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation.published_results import published, published_names
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
 from dipo_pl.evaluation.retain_result import check_comparable, read_result
-from dipo_pl.rows import Row, row_from
+from dipo_pl.rows import Row
 from dipo_pl.storage.fingerprints import rows_fingerprint
 
 ROWS = [

@@ -12,6 +12,7 @@ from dipo_pl.evaluation.conventions import CONVENTIONS
 from dipo_pl.evaluation.measurement import measured
 from dipo_pl.evaluation.observation import Observation
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
+from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.measures import (
     Answered,
     Fluency,
@@ -23,7 +24,7 @@ from dipo_pl.measures import (
     TruthRatio,
     Verbatim,
 )
-from dipo_pl.rows import EvaluationSet, Row
+from dipo_pl.rows import Row
 
 
 def observed(*nll, hits=(True, True, False, True), low=-3.0, generation=None):

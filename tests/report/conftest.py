@@ -138,7 +138,7 @@ def _write_sequence(
                 figures |= {"forget_quality": 0.3, "forget_quality_log10_p": -0.52}
             if change is not None:
                 change(stage, step, figures)
-            run.add_evaluation(_evaluation(step, figures, forget, asked, shape))
+            _evaluation(step, figures, forget, asked, shape).save(run)
         if retained:
             reference = RunFolder(against)
             plain = manifest | {"command": "validate"}
@@ -150,7 +150,7 @@ def _write_sequence(
                 "model_utility": 0.66 + 0.001 * stage,
             }
             del figures["model_utility" if shape == "muse" else "retain_knowledge"]
-            reference.add_evaluation(_evaluation(0, figures, forget, asked, shape))
+            _evaluation(0, figures, forget, asked, shape).save(reference)
     return folder
 
 

@@ -48,7 +48,7 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path):
 def test_a_step_measured_again_replaces_itself_and_what_came_after(tmp_path):
     run = RunFolder(tmp_path)
     for step, value in ((0, 1.0), (5, 2.0), (10, 3.0), (5, 4.0)):
-        run.add_evaluation(EvaluationResult("dipo_pl", {"value": value}, {}, epoch=step / 10, step=step))
+        EvaluationResult("dipo_pl", {"value": value}, {}, epoch=step / 10, step=step).save(run)
     assert [(each["step"], each["value"]) for each in run.read_metrics()] == [(0, 1.0), (5, 4.0)]
     assert sorted(path.name for path in run.evaluation.iterdir()) == ["step-000000.json", "step-000005.json"]
     assert EvaluationResult.read(run.evaluation_file(5)).metrics == {"value": 4.0}
@@ -58,7 +58,7 @@ def test_the_evaluation_that_speaks_for_a_run(tmp_path):
     run = RunFolder(tmp_path)
     assert run.result_step is None
     for step in (0, 5, 10):
-        run.add_evaluation(EvaluationResult("dipo_pl", {}, {}, step=step))
+        EvaluationResult("dipo_pl", {}, {}, step=step).save(run)
     assert run.result_step == 10
     run.add_to_manifest(exported_step=5)
     assert run.result_step == 5

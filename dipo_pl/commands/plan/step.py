@@ -17,10 +17,9 @@ from dipo_pl.commands.plan.live_memory import LiveMemory
 from dipo_pl.commands.plan.loss_memory import StandIn
 from dipo_pl.commands.plan.machine import Machine
 from dipo_pl.errors import InputError
-from dipo_pl.losses.engine import default_token_budget
 from dipo_pl.losses.retain_weight import FixedWeight
 from dipo_pl.models.generation import ROOM
-from dipo_pl.models.head import OutputHead
+from dipo_pl.models.head import OutputHead, default_token_budget
 from dipo_pl.models.hidden_states import Layer, answer_states, decoder_layers, decoder_states
 from dipo_pl.models.source import FromConfig, Policy, Pretrained
 from dipo_pl.modules.base import LanguageModule

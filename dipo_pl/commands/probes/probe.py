@@ -94,7 +94,7 @@ class Relearning(Probe):
         figures = {
             f"{part}_{name}": mean for part, rows in parts.items() for name, mean in _means(rows).items()
         }
-        RunFolder.of(trainer).add_evaluation(replace(result, metrics=result.metrics | figures))
+        replace(result, metrics=result.metrics | figures).save(RunFolder.of(trainer))
         for logger in trainer.loggers:
             named = {f"evaluation/{name}": value for name, value in figures.items()}
             logger.log_metrics(named, trainer.global_step)

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 import pytest
 
 from dipo_pl.data_modules.forget_retain import ForgetRetain
+from dipo_pl.data_modules.row_sets import RowSets
 from dipo_pl.errors import InputError
+from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.models.tokenizer import train_tokenizer
-from dipo_pl.rows import EvaluationSet, Row, RowSets
+from dipo_pl.rows import Row
 
 ROWS = {name: [Row((("user", f"{name} {k}?"),), f"{name}{k}.") for k in range(20)] for name in ("f", "r")}
 
