@@ -183,8 +183,10 @@ def test_losses_and_gradients_are_those_of_a_frozen_copy(tmp_path, family, rows)
     results = []
     for reference in references:
         policy.zero_grad()
-        states = answer_states(policy, given, layers)
-        theirs = reference.states(given, layers)
+        states, theirs = (
+            {layer: given.by_section(each) for layer, each in found.items()}
+            for found in (answer_states(policy, given, layers), reference.states(given, layers))
+        )
         constructor = LogitModulation(TopFraction(0.2))
         losses = {
             "forget": [NPO(0.2), DiPO(0.2, constructor), Distance(0)],
@@ -193,12 +195,12 @@ def test_losses_and_gradients_are_those_of_a_frozen_copy(tmp_path, family, rows)
         sections = {
             f"{name} {type(loss).__name__}": Section(
                 loss,
-                states[loss.layer][tokens],
-                given.targets[tokens],
-                given.lengths[numbers],
-                theirs[loss.layer][tokens],
+                states[loss.layer][name],
+                given.by_section(given.targets)[name],
+                section.lengths,
+                theirs[loss.layer][name],
             )
-            for name, (numbers, tokens) in given.section_slices().items()
+            for name, section in given.sections.items()
             for loss in losses[name]
         }
         objective = joint_objective(sections, OutputHead.of(policy), reference.head)
@@ -222,14 +224,20 @@ def test_states_are_bitwise_what_the_model_gives_the_same_batch(tmp_path, layer)
             assert torch.equal(stored[layer], copied.states(one, {layer})[layer])
 
 
+def called(given, **rows):
+    """The batch with other numbers of its rows, or as another kind."""
+    (section,) = given.sections.values()
+    return replace(given, sections={"forget": replace(section, rows=rows)})
+
+
 @pytest.mark.parametrize(
     "given",
     [
         batch({"forget": [encoded(9, 5, 0)]}, forget=[0]),  # 4 tokens of answer, and 5 were stored
-        replace(batch(forget=[0, 1]), rows=(1, 0)),
-        replace(batch(forget=[0]), rows=(5,)),
-        replace(batch(forget=[4]), rows=(-1,)),
-        replace(batch(forget=[0]), sections={"alternate": 1}),
+        called(batch(forget=[0, 1]), forget=(1, 0)),
+        called(batch(forget=[0]), forget=(5,)),
+        called(batch(forget=[4]), forget=(-1,)),
+        called(batch(forget=[0]), alternate=(0,)),
     ],
     ids=["length", "order", "row", "negative row", "section"],
 )

@@ -1,6 +1,7 @@
 """What a run computes: its largest batches, tokens and steps, from the data itself or from lengths that are given."""
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -172,6 +173,7 @@ def _ranks(module: LanguageModule, config: Mapping[str, Any], machine: Machine) 
         lightning_module=module,
         global_rank=0,
         world_size=machine.devices,
+        num_training_batches=sys.maxsize,
         accumulate_grad_batches=int(config["trainer"]["accumulate_grad_batches"] or 1),
     )
 
