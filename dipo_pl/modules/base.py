@@ -23,7 +23,7 @@ from dipo_pl.models.generation import generate
 from dipo_pl.models.gradient_norm import gradient_norm
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.prompt_packing import row_states
-from dipo_pl.models.source import Policy
+from dipo_pl.models.source import ModelSource
 from dipo_pl.storage.fingerprints import weights_fingerprint
 from dipo_pl.strategies.fsdp import FSDP2Strategy
 
@@ -46,7 +46,7 @@ class LanguageModule(LightningModule, ABC):
 
     def __init__(
         self,
-        policy: Policy,
+        policy: ModelSource,
         optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=1e-5),
         schedule: Schedule = "linear",
         warmup: float = 0.1,
@@ -120,7 +120,7 @@ class LanguageModule(LightningModule, ABC):
             return
         strategy = None if self._trainer is None else self._trainer.strategy
         if isinstance(strategy, FSDP2Strategy):
-            self.model = self.policy.prepared(strategy.load(self.policy.loaded))
+            self.model = self.policy.prepare(strategy.load(self.policy.load))
             self._note_names()
             self.before_sharding(strategy)
             strategy.shard(self.model)

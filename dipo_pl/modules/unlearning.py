@@ -20,11 +20,12 @@ from dipo_pl.losses.engine import Section, joint_objective
 from dipo_pl.losses.retain_weight import FixedWeight, RetainWeight
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import Layer, answer_states, decoder_layer
-from dipo_pl.models.source import Policy
+from dipo_pl.models.source import ModelSource
 from dipo_pl.modules.base import LanguageModule, Schedule
 from dipo_pl.preferences.constructors import LogitModulation, PreferenceConstructor
 from dipo_pl.references.adapter_off import AdapterOff
-from dipo_pl.references.base import FrozenCopy, Reference, Surroundings
+from dipo_pl.references.base import Reference, ReferenceContext
+from dipo_pl.references.frozen_copy import FrozenCopy
 from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.strategies.fsdp import FSDP2Strategy
 
@@ -49,7 +50,7 @@ class Unlearning(LanguageModule):
 
     def __init__(
         self,
-        policy: Policy,
+        policy: ModelSource,
         forget_loss: Loss,
         retain_loss: Loss | None,
         retain_weight: RetainWeight | float = 1.0,
@@ -134,7 +135,7 @@ class Unlearning(LanguageModule):
                 decoder_layer(self.language_model, layer)
         if self._needs_reference:
             # Before a checkpoint is loaded: the reference is the policy as it started.
-            self.reference.attach(self.language_model, self._surroundings())
+            self.reference.attach(self.language_model, self._reference_context())
 
     def before_sharding(self, strategy: FSDP2Strategy) -> None:
         """Make the reference's own model while the policy is whole."""
@@ -145,10 +146,10 @@ class Unlearning(LanguageModule):
     def _needs_reference(self) -> bool:
         return bool(self.compared) and self._is_trained
 
-    def _surroundings(self) -> Surroundings:
+    def _reference_context(self) -> ReferenceContext:
         trainer: Any = self.trainer
         sequences = self.data.training_sequences
-        return Surroundings(
+        return ReferenceContext(
             layers=self.reference_layers,
             sequences={kind: sequences[kind] for kind in self.reference_kinds},
             identity=self.data.identity,

@@ -211,7 +211,7 @@ def unfinished(run: Path) -> None:
 
 def pickled_store(smoke: Path) -> None:
     Path("store").mkdir()
-    for name in ("manifest.json", "last.bin", "checksums.bin"):
+    for name in ("manifest.json", "forget-000000.safetensors"):
         pickle_at(f"store/{name}")
 
 
@@ -277,7 +277,7 @@ class Case:
 SETTINGS = [
     Case(
         "fit --config nope.yaml",
-        "no config nope.yaml: neither a file here nor a shipped config (altpo.yaml, ",
+        "no config nope.yaml here or among the shipped configs (altpo.yaml, ",
     ),
     Case("fit --config no/such.yaml", "no config file no/such.yaml"),
     Case("fit --config broken.yaml", "in the config broken.yaml", broken_yaml),
@@ -296,8 +296,8 @@ SETTINGS = [
     Case("--trainer.strategy zz", "strategy='zz'"),
     Case("--model.forget_loss.beta -1", "DiPO.beta must be a finite number > 0, got -1"),
     Case("--model.retain_loss.beta 0", "DiPORetain.beta must be a finite number > 0, got 0"),
-    Case("--model.constructor.alpha 0", "LogitModulation.alpha must be a finite number > 0, got 0"),
-    Case("--model.constructor.filter.rate 1.5", "TopFraction.rate must lie in (0, 1], got 1.5"),
+    Case("--model.constructor.alpha 0", "LogitModulation.alpha must be a finite number > 0 (got 0"),
+    Case("--model.constructor.filter.rate 1.5", "TopFraction.rate must be a share in (0, 1] (got 1.5)"),
     Case("--model.retain_loss DiPO", "set model.forget_loss to DiPO and model.retain_loss to DiPORetain"),
     Case(
         "--model.retain_loss DPO",
@@ -309,7 +309,7 @@ SETTINGS = [
     ),
     Case(
         "--model.reference AdapterOff",
-        "model.reference is AdapterOff, and the policy has no adapter to be switched off",
+        "model.reference is AdapterOff and the policy has no adapter",
     ),
     Case("--model.retain_weight -1", "model.retain_weight must be a finite number >= 0 (got -1"),
     Case("--model.warmup 1", "model.warmup must be a share in [0, 1) (got 1"),
@@ -347,9 +347,7 @@ SETTINGS = [
         "--trainer.strategy DeepSpeedStrategy",
         "DeepSpeedStrategy is not supported: set trainer.strategy fsdp2",
     ),
-    Case(
-        "--data.forget_authors 4", "data.forget_authors must lie between 1 and data.authors - 1, got 4 of 4"
-    ),
+    Case("--data.forget_authors 4", "data.forget_authors must be a finite number >= 1 and < 4 (got 4)"),
     Case("--data.evaluate '[forget, nought]'", "data.evaluate names 'nought'"),
     Case("--forget_quality.utility_sets '[nought]'", "forget_quality.utility_sets names 'nought'"),
     Case("--forget_quality.max_new_tokens 0", "forget_quality.max_new_tokens must be at least 1, got 0"),
@@ -364,10 +362,10 @@ SETTINGS = [
     Case("--name ''", "--name must be the name of one folder, got ''"),
     Case("--name ../out", "--name must be the name of one folder, got '../out'"),
     Case(f"--name {'n' * 300}", "--name must have at most 200 bytes, got 300 (nnnnnnnnnnnnnnnnnnnn...)"),
-    Case("--data TOFU --data.path empty.yaml", "data.path empty.yaml is a file: give the folder", empty_file),
+    Case("--data TOFU --data.path empty.yaml", "data.path empty.yaml is a file: give its folder", empty_file),
     Case(
         "--data MUSE --data.corpus News --data.path empty.yaml",
-        "data.path empty.yaml is a file: give the folder",
+        "data.path empty.yaml is a file: give its folder",
         empty_file,
     ),
     Case("--config no_trainer.yaml", "trainer: must be a mapping of keys, got null", no_trainer),
@@ -384,8 +382,10 @@ SETTINGS = [
         "--data.evaluate '[]' --forget_quality.utility_sets '[]'",
         "data.evaluate names no set; this data has forget, retain, holdout",
     ),
-    Case("--collapse_guard.lost_utility 0", "collapse_guard.lost_utility must be a share in (0, 1], got 0"),
-    Case("--selection.stop true", "there is no rule to stop by: set selection.rule"),
+    Case(
+        "--collapse_guard.lost_utility 0", "collapse_guard.lost_utility must be a share in (0, 1] (got 0.0)"
+    ),
+    Case("--selection.stop true", "there is no rule: set selection.rule"),
     Case("--export.best true", "set checkpoint.monitor"),
     Case("--ckpt_path no.ckpt", "no checkpoint no.ckpt"),
     Case("--forget_quality.retain_result nowhere", "nowhere does not exist: give the run folder"),
@@ -524,7 +524,7 @@ STRANGERS = [
         )
     ),
     Case(
-        "--model.policy.config config.json", "cannot make a random config.json", file("config.json", REMOTE)
+        "--model.policy.config config.json", "cannot create a random config.json", file("config.json", REMOTE)
     ),
 ]
 
@@ -550,17 +550,19 @@ ROWS = [
 MODELS = [
     Case(
         PRETRAINED + "./model",
-        "./model has no *.safetensors, only pytorch_model.bin, which can run code as it is read",
+        "./model has no *.safetensors, only pytorch_model.bin, a pickle, which can run code when it is read",
         model_of_smoke(as_pickle),
     ),
     Case(
         PRETRAINED + "./model", "cannot load the model of './model'", model_of_smoke(pickle_named_safetensors)
     ),
-    Case(PRETRAINED + "./model", "./model holds an adapter, not a whole model", model_of_smoke(as_adapter)),
+    Case(
+        PRETRAINED + "./model", "./model holds an adapter, not a complete model", model_of_smoke(as_adapter)
+    ),
     Case(PRETRAINED + "./model", "its weights are broken", model_of_smoke(broken_weights)),
     Case(
         PRETRAINED + "./model",
-        "which is not run unless model.policy.trust_remote_code is set: read it first",
+        "its own code: read that code, then set model.policy.trust_remote_code to true",
         model_of_smoke(with_remote_code),
     ),
     Case(
@@ -614,7 +616,7 @@ RESUMING = [
     ),
     Case(
         "--trainer.max_epochs 3",
-        "runs/smoke/manifest.json does not say which rows the checkpoints there were trained on",
+        "runs/smoke/manifest.json does not record which rows its checkpoints were trained on",
         run_of_smoke(lambda run: (run / "manifest.json").write_text("{}")),
     ),
     Case(
@@ -654,7 +656,7 @@ RESUMING = [
     ),
     Case(
         "--model.reference StoredStates --model.reference.path store",
-        "store holds no stored states that can be used (manifest.json cannot be read",
+        "store holds no usable reference states (manifest.json cannot be read",
         pickled_store,
     ),
 ]
