@@ -10,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from dipo_pl.batch import EvaluationBatch
+from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.distributed import is_sharded
 from dipo_pl.errors import InputError, TrainingError
 from dipo_pl.evaluation.conventions import CONVENTIONS, UTILITY_SETS, ConventionName
@@ -169,7 +170,7 @@ class ForgetQuality(Callback):
         )
 
     def _settings(self, trainer: Trainer) -> dict[str, Any]:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = ForgetRetain.of(trainer)
         prompts = {"prompt": data.prompt} | {
             f"{each.name} prompt": each.prompt for each in data.evaluation_sets if each.prompt is not None
         }
@@ -307,9 +308,7 @@ def _of_all_ranks(observed: dict[int, Observation]) -> dict[int, Observation]:
 
 
 def _evaluation_sets(trainer: Trainer) -> Sequence[EvaluationSet]:
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    sets: Sequence[EvaluationSet] = data.evaluation_sets
-    return sets
+    return ForgetRetain.of(trainer).evaluation_sets
 
 
 def _epochs_done(trainer: Trainer) -> float:

@@ -8,6 +8,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import check_count
 from dipo_pl.signals import Interrupted, interruption
 from dipo_pl.storage.checkpoints import replace_last
@@ -67,7 +68,6 @@ class LastCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Set the progress of Lightning's loops, which count batches, to that on this number of devices."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]
         if epochs["current"]["processed"] > epochs["current"]["completed"]:
             # Saved at the end of an epoch: the next one starts as in a run that was not interrupted.
@@ -75,7 +75,9 @@ class LastCheckpoint(Checkpoint):
             for counts in (epochs["current"], epochs["total"]):
                 counts["completed"] = counts["processed"]
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        _, done = data.resume_at
+        resume_at = ForgetRetain.of(trainer).resume_at
+        assert resume_at is not None
+        _, done = resume_at
         moved = done - progress["current"]["ready"]
         for counts in (progress["current"], progress["total"]) if moved else ():
             counts |= {name: count + moved for name, count in counts.items()}

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from lightning import Callback, LightningModule, Trainer
 
 from dipo_pl.callbacks.weight_change import trained_weights
+from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError, WriteError
 from dipo_pl.rows import Row
 from dipo_pl.signals import Interrupted
@@ -76,7 +77,7 @@ class Manifest(Callback):
                     f"the {name} rows differ from those that {run.path} was trained on ({given['rows']} rows, "
                     f"{rows.get(name, {}).get('rows')} there): {elsewhere}"
                 )
-        tokenizer = tokenizer_fingerprint(_datamodule(trainer).tokenizer)
+        tokenizer = tokenizer_fingerprint(ForgetRetain.of(trainer).tokenizer)
         if manifest.get("tokenizer", tokenizer) != tokenizer:
             raise InputError(
                 f"the tokenizer differs from the one that {run.path} was trained with ({tokenizer}, "
@@ -143,7 +144,7 @@ class Manifest(Callback):
         self.written = True
         if not trainer.is_global_zero:
             return
-        data = _datamodule(trainer)
+        data = ForgetRetain.of(trainer)
         model, adapter = module.language_model, module.policy.adapter
         packages = PACKAGES if adapter is None else (*PACKAGES, "peft")
         record = {
@@ -195,17 +196,13 @@ class Manifest(Callback):
         )
 
 
-def _datamodule(trainer: Trainer) -> Any:
-    return trainer.datamodule  # type: ignore[attr-defined]
-
-
 def _global_batch(trainer: Trainer) -> int:
-    rows: int = _datamodule(trainer).batch_size * trainer.world_size * trainer.accumulate_grad_batches
+    rows: int = ForgetRetain.of(trainer).batch_size * trainer.world_size * trainer.accumulate_grad_batches
     return rows
 
 
 def _data(trainer: Trainer) -> dict[str, Any]:
-    data = _datamodule(trainer)
+    data = ForgetRetain.of(trainer)
     return {
         "forget": _rows(data.row_sets.forget),
         "retain": _rows(data.row_sets.retain),
