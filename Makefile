@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-deepspeed torture bench lint audit format clean
+.PHONY: help install demo test torture bench lint audit format clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 23
@@ -25,11 +25,6 @@ demo: install ## Train, unlearn, measure: the whole story offline on a CPU, in m
 
 test: install ## Run all tests, two files at a time (PROCESSES=4; OPTIONS='-k resume')
 	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile $(OPTIONS)
-
-test-deepspeed: ## Test DeepSpeed on two CPU ranks, in an environment of its own (it compiles a part of itself)
-	$(MAKE) install VENV=build/deepspeed
-	DS_BUILD_OPS=0 build/deepspeed/bin/pip install --quiet --constraint constraints.txt --editable '.[deepspeed]'
-	build/deepspeed/bin/python -m pytest tests/zero/zero_results.py
 
 torture: install ## Kill, interrupt, starve and damage short runs at random (OPTIONS='--faults 60 --seed 1 --shards')
 	$(BIN)/python tests/torture $(OPTIONS)

@@ -8,7 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from dipo_pl.distributed import is_sharded, whole_weights
+from dipo_pl.distributed import full_state_dict, is_sharded
 from dipo_pl.errors import InputError, TrainingError
 from dipo_pl.models.lora import merged, save_adapter
 from dipo_pl.report.model_card import model_card, write_model_card
@@ -49,7 +49,7 @@ class Export(Callback):
         model = module.language_model
         if not self.enabled or not (trainer.is_global_zero or is_sharded(model)):
             return
-        weights = whole_weights(model)
+        weights = full_state_dict(model)
         if not trainer.is_global_zero:
             return
         step = trainer.global_step

@@ -142,7 +142,7 @@ class Manifest(Callback):
             "max_steps": trainer.max_steps,
             "policy": {
                 "source": redact(module.policy.source),
-                "class": type(language_model).__name__.removeprefix("FSDP"),
+                "class": type(language_model).__name__,
                 "dtype": str(language_model.dtype),
                 "parameters": module.size,
                 "trained_parameters": module.trained_size,

@@ -117,7 +117,7 @@ class FirstForgotten(SelectionRule):
         if self.figure not in figures:
             raise InputError(
                 f"selection.rule FirstForgotten needs {self.figure!r}, which is not in {whose}: choose another "
-                "--selection.rule.figure, or see forget_quality.generate_every and forget_quality.measures"
+                "--selection.rule.figure, or see forget_quality.generate_every and forget_quality.metrics"
             )
 
     def score(self, figures: Figures, target: Figures, retain: Figures | None) -> float | None:

@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 from dipo_pl.batch import Batch
 from dipo_pl.distributed import total_norm
 from dipo_pl.errors import TrainingError
-from dipo_pl.strategies.zero import ZeROStrategy
 
 
 class TrainingMonitor(Callback):
@@ -45,11 +44,7 @@ class TrainingMonitor(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        if isinstance(trainer.strategy, ZeROStrategy):
-            # DeepSpeed has taken gradients from their parameters.
-            norm = trainer.strategy.gradient_norm()
-        else:
-            norm = total_norm(pl_module.parameters())
+        norm = total_norm(pl_module.parameters())
         # With fp16 an overflow is the scaler's business: it skips the step and lowers its scale.
         if getattr(trainer.precision_plugin, "scaler", None) is None and not torch.isfinite(norm):
             self._stop(trainer, f"the gradient norm is {norm.item()}")

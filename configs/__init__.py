@@ -5,6 +5,9 @@ from pathlib import Path
 
 from dipo_pl.errors import InputError
 
+# Configs that no longer exist, and the one to use instead.
+REPLACED = {"deepspeed.yaml": "fsdp2.yaml", "fsdp.yaml": "fsdp2.yaml"}
+
 
 def shipped() -> dict[str, Path]:
     """Name to path of every shipped config."""
@@ -23,6 +26,8 @@ def resolve(name: str) -> Path:
         return path
     if path.parent == Path() and (found := shipped().get(path.name)):
         return found
+    if name in REPLACED:
+        raise InputError(f"the config {name} no longer exists: use {REPLACED[name]}")
     raise InputError(
         f"no config {name}: neither a file here nor a shipped config ({', '.join(shipped())})"
         if path.parent == Path()

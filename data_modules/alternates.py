@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dipo_pl.data_modules.pairing import permutation
+from dipo_pl.data_modules.row_files import json_records, read_lines, texts_at
 from dipo_pl.errors import InputError
-from dipo_pl.rows import Row, json_records, read_lines, texts_at
+from dipo_pl.rows import Row
 
 
 class Alternates(ABC):

@@ -11,8 +11,9 @@ from dipo_pl.data_modules.pairing import permutation
 from dipo_pl.data_modules.requests import joined
 from dipo_pl.data_modules.text_corpus import TextCorpus
 from dipo_pl.errors import InputError
+from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.prompts import Continuation, FewShot
-from dipo_pl.rows import EvaluationSet, Row
+from dipo_pl.rows import Row
 
 # Of an answer to a question, as MUSE has it.
 ANSWER_TOKENS = 32

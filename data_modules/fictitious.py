@@ -4,8 +4,9 @@ from typing import Any
 
 from dipo_pl.data_modules.fictitious_authors import MAX_AUTHORS, fictitious_rows
 from dipo_pl.data_modules.forget_retain import ForgetRetain, RowSets
+from dipo_pl.data_modules.row_files import row_from
 from dipo_pl.errors import InputError
-from dipo_pl.rows import EvaluationSet, row_from
+from dipo_pl.evaluation_set import EvaluationSet
 
 
 class FictitiousAuthors(ForgetRetain):

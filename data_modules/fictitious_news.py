@@ -15,8 +15,9 @@ from dipo_pl.data_modules.fictitious_articles import (
 from dipo_pl.data_modules.requests import listed
 from dipo_pl.data_modules.text_corpus import TextCorpus
 from dipo_pl.errors import InputError
+from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.prompts import FewShot
-from dipo_pl.rows import EvaluationSet, Row
+from dipo_pl.rows import Row
 
 EXAMPLES = 10  # before a question, as MUSE has
 EXAMPLE_ARTICLES = 3

@@ -20,8 +20,9 @@ from dipo_pl.data_modules.grouping import grouped_by_length
 from dipo_pl.data_modules.pairing import ResumableSampler, forget_retain_pairs, permutation
 from dipo_pl.data_modules.requests import joined, listed, refuse_overlaps, without
 from dipo_pl.errors import InputError
+from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.prompts import PromptFormat, QuestionAnswer
-from dipo_pl.rows import EvaluationSet, Row, shared_rows
+from dipo_pl.rows import Row, shared_rows
 from dipo_pl.storage.fingerprints import (
     rows_fingerprint,
     settings_fingerprint,

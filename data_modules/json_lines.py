@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from dipo_pl.data_modules.forget_retain import ForgetRetain, RowSets
-from dipo_pl.rows import EvaluationSet, Row, read_json_lines
+from dipo_pl.data_modules.row_files import read_json_lines
+from dipo_pl.evaluation_set import EvaluationSet
+from dipo_pl.rows import Row
 
 
 class JSONL(ForgetRetain):

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from dipo_pl.data_modules.blocked_texts import BlockedTexts
 from dipo_pl.data_modules.hub import load_split
+from dipo_pl.data_modules.row_files import text_at
 from dipo_pl.data_modules.text_corpus import TextCorpus
 from dipo_pl.errors import InputError
 from dipo_pl.rows import Row
@@ -107,11 +108,13 @@ class MUSE(BlockedTexts):
         return self._read_texts(fold[1], f"forget_{fold[2]}")
 
     def _read_texts(self, subset: str, split: str) -> list[Row]:
-        return [Row((), _text(record, "text", where)) for where, record in self._read_records(subset, split)]
+        return [
+            Row((), text_at(record, "text", where)) for where, record in self._read_records(subset, split)
+        ]
 
     def _read_pairs(self, subset: str, split: str, question: str, answer: str) -> list[Row]:
         return [
-            Row((("user", _text(record, question, where)),), _text(record, answer, where))
+            Row((("user", text_at(record, question, where)),), text_at(record, answer, where))
             for where, record in self._read_records(subset, split)
         ]
 
@@ -154,10 +157,3 @@ def _from_folder(folder: Path, split: str) -> list[Record]:
         raise InputError(f"{file} must hold a list of at least one text or record, got {str(records)[:60]}")
     texts = ({"text": record} if isinstance(record, str) else record for record in records)
     return [(f"{file}[{index}]", record) for index, record in enumerate(texts)]
-
-
-def _text(record: Mapping[str, Any], key: str, where: str) -> str:
-    value = record.get(key) if isinstance(record, Mapping) else record
-    if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{where}: '{key}' must be a non-empty text, got {str(value)[:60]!r}")
-    return value

@@ -7,8 +7,10 @@ from typing import Any
 from dipo_pl.data_modules.forget_retain import ForgetRetain, RowSets
 from dipo_pl.data_modules.hub import load_split
 from dipo_pl.data_modules.requests import listed
+from dipo_pl.data_modules.row_files import read_json_lines, row_from
 from dipo_pl.errors import InputError
-from dipo_pl.rows import EvaluationSet, Row, read_json_lines, row_from
+from dipo_pl.evaluation_set import EvaluationSet
+from dipo_pl.rows import Row
 
 AUTHORS, ROWS_EACH = 20, 20
 FORGET_ROWS = {"forget01": 40, "forget05": 200, "forget10": AUTHORS * ROWS_EACH}

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dipo_pl.batch import Encoded, collate
 from dipo_pl.losses import NPO, CrossEntropy, DiPO, DiPORetain, GradientAscent
-from dipo_pl.models.source import FromConfig
+from dipo_pl.models.from_config import FromConfig
 from dipo_pl.modules.unlearning import Unlearning
 from dipo_pl.references.base import Surroundings
 

@@ -16,8 +16,6 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-# Classes can be named in a config without their module only if they are imported before it is parsed.
-from dipo_pl import losses, measures  # noqa: F401
 from dipo_pl.callbacks.batch_seed import BatchSeed
 from dipo_pl.callbacks.collapse_guard import CollapseGuard
 from dipo_pl.callbacks.export import Export
@@ -31,31 +29,26 @@ from dipo_pl.callbacks.weight_change import WeightChange
 from dipo_pl.cli.console import cause_of, quieten, write_traceback
 from dipo_pl.cli.error_lines import one_line
 from dipo_pl.cli.named_classes import guard_configs, refuse_functions
+from dipo_pl.cli.pluggable import import_pluggable
 from dipo_pl.cli.processes import LOST, Processes
 from dipo_pl.configs import resolve
-from dipo_pl.data_modules import fictitious, fictitious_news, json_lines, muse, tofu  # noqa: F401
 from dipo_pl.data_modules.forget_retain import ForgetRetain
-from dipo_pl.distributed import ShardingStrategy
 from dipo_pl.errors import InputError, WriteError
-from dipo_pl.models import source  # noqa: F401
-from dipo_pl.modules import finetuning, unlearning  # noqa: F401
 from dipo_pl.modules.base import LanguageModel
-from dipo_pl.preferences import constructors, filters  # noqa: F401
-from dipo_pl.references import adapter_off, stored_states  # noqa: F401
-from dipo_pl.references import base as references  # noqa: F401
 from dipo_pl.signals import Interrupted, interruption
 from dipo_pl.storage.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from dipo_pl.storage.resuming import newest_readable, refuse_fewer_epochs, refuse_unreadable
 from dipo_pl.storage.run_folder import RunFolder, locked, refuse_unfit_name, write_text
 from dipo_pl.storage.secrets import redact_values
 from dipo_pl.storage.text import load_yaml, read_text
-from dipo_pl.strategies import fsdp, fsdp1, zero  # noqa: F401
-from dipo_pl.strategies.supported import refuse_strategy
+from dipo_pl.strategies.fsdp import FSDP2Strategy
+from dipo_pl.strategies.supported import supported_strategy
 
 C = TypeVar("C", bound=Callback)
 T = TypeVar("T")
 
 guard_configs()
+import_pluggable()
 
 
 class _Finished(Exception):
@@ -192,7 +185,7 @@ class DiPOCLI(LightningCLI):
         for key in ("val_check_interval", "check_val_every_n_epoch"):
             if settings.trainer[key] == 0:
                 raise InputError(f"trainer.{key} must be greater than 0, got 0")
-        refuse_strategy(settings.trainer.strategy, str(settings.trainer.precision))
+        settings.trainer.strategy = supported_strategy(settings.trainer.strategy)
         if settings.name is None:
             settings.name = _default_name(settings.config or [], self.subcommand or "")
         refuse_unfit_name(settings.name)
@@ -380,7 +373,7 @@ class DiPOCLI(LightningCLI):
     @property
     def _reads_all(self) -> bool:
         """Whether this process compares checksums: with a model in shards all take what the first one has chosen."""
-        return self.trainer.is_global_zero or not isinstance(self.trainer.strategy, ShardingStrategy)
+        return self.trainer.is_global_zero or not isinstance(self.trainer.strategy, FSDP2Strategy)
 
     def _callback(self, kind: type[C]) -> C:
         return next(each for each in self.trainer.callbacks if isinstance(each, kind))  # type: ignore[attr-defined]

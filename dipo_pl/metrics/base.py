@@ -9,10 +9,11 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from dipo_pl.errors import TrainingError
+from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.metrics.conventions import CONVENTIONS, Convention
 from dipo_pl.metrics.observations import Observations
 from dipo_pl.metrics.result import EvaluationResult, SetResult
-from dipo_pl.rows import EvaluationSet, Row
+from dipo_pl.rows import Row
 from dipo_pl.storage.fingerprints import rows_fingerprint
 
 FORGET, HOLDOUT = "forget", "holdout"
@@ -143,7 +144,9 @@ class EvaluationMetric(Metric):
         for name in self.kept:
             cells = [self._cell(name, each) for each in getattr(seen, name)]
             if len(cells) != len(seen.rows):
-                raise ValueError(f"{name} must have one entry for each of {len(seen.rows)} rows (got {len(cells)})")
+                raise ValueError(
+                    f"{name} must have one entry for each of {len(seen.rows)} rows (got {len(cells)})"
+                )
             getattr(self, name).append(torch.cat([self._cell(name, ()), *cells]))
             lengths = torch.tensor([len(each) for each in cells], dtype=torch.int64, device=self.device)
             getattr(self, f"{name}_lengths").append(lengths)
@@ -239,6 +242,11 @@ def collection(metrics: Sequence[EvaluationMetric], measured: MeasuredSet) -> Me
     return MetricCollection([each.for_set(measured) for each in applying], compute_groups=False)
 
 
+def members(metrics: MetricCollection) -> list[EvaluationMetric]:
+    """Return the metrics of a collection."""
+    return cast(list[EvaluationMetric], list(metrics.values()))
+
+
 def set_result(metrics: MetricCollection) -> SetResult | None:
     """Return what a collection measured of its set, on every rank; None if rows are missing.
 
@@ -247,10 +255,9 @@ def set_result(metrics: MetricCollection) -> SetResult | None:
     """
     values = {name: float(value) for name, value in metrics.compute().items()}
     columns: dict[str, list[Any]] = {}
-    for metric in metrics.values():
-        assert isinstance(metric, EvaluationMetric)
+    for metric in members(metrics):
         columns |= metric.row_values
-        known = metric.measured.rows
+    known = members(metrics)[0].measured.rows
     if not columns:
         return None
     rows = [

@@ -58,7 +58,9 @@ def as_answer_nlls(correct_nll: Numbers, wrong_nll: Numbers) -> tuple[Tensor, Te
     correct, wrong = as_nll("correct_nll", correct_nll, "N"), as_nll("wrong_nll", wrong_nll, "N, K")
     check_lengths("correct_nll", correct, "wrong_nll", wrong)
     if wrong.shape[1] == 0:
-        raise ValueError(f"wrong_nll must have at least one wrong answer a row (got shape {list(wrong.shape)})")
+        raise ValueError(
+            f"wrong_nll must have at least one wrong answer a row (got shape {list(wrong.shape)})"
+        )
     return correct, wrong
 
 
@@ -115,14 +117,18 @@ def reject(
         )
 
 
-def check_lengths(name: str, values: Sequence[Any] | Tensor, other_name: str, others: Sequence[Any] | Tensor) -> None:
+def check_lengths(
+    name: str, values: Sequence[Any] | Tensor, other_name: str, others: Sequence[Any] | Tensor
+) -> None:
     """Refuse two arguments that describe different numbers of rows.
 
     Raises:
         ValueError: the numbers differ.
     """
     if len(values) != len(others):
-        raise ValueError(f"{name} and {other_name} must have as many rows (got {len(values)} and {len(others)})")
+        raise ValueError(
+            f"{name} and {other_name} must have as many rows (got {len(values)} and {len(others)})"
+        )
 
 
 def check_tokens(name: str, answers: Sequence[Tensor], other_name: str, others: Sequence[Tensor]) -> None:
@@ -156,7 +162,9 @@ def check_texts(name: str, texts: Sequence[str]) -> None:
 def _per_answer(name: str, answers: Answers) -> list[Tensor]:
     """Return the numbers of each answer, a vector on the CPU."""
     if isinstance(answers, Tensor | np.ndarray) and answers.ndim == 0:
-        raise ValueError(f"{name} must be a sequence of answers (got a single number): put it in a list of lists")
+        raise ValueError(
+            f"{name} must be a sequence of answers (got a single number): put it in a list of lists"
+        )
     found = [_tensor(f"{name} must be plain numbers at row {row}", each) for row, each in enumerate(answers)]
     for row, each in enumerate(found):
         if each.ndim != 1:
@@ -165,11 +173,13 @@ def _per_answer(name: str, answers: Answers) -> list[Tensor]:
                 f"{row}): put a single answer in a list"
             )
         if len(each) == 0:
-            raise ValueError(f"{name} has an answer without tokens at row {row}: leave such rows out of the set")
+            raise ValueError(
+                f"{name} has an answer without tokens at row {row}: leave such rows out of the set"
+            )
     return found
 
 
-def _tensor(requirement: str, values: Numbers, dtype: npt.DTypeLike = None) -> Tensor:
+def _tensor(requirement: str, values: Numbers, dtype: type[np.float64] | None = None) -> Tensor:
     """Return a detached copy on the CPU."""
     if isinstance(values, Tensor):
         return values.detach().to("cpu", copy=True)

@@ -64,5 +64,7 @@ def _as_number(name: str, value: SupportsFloat) -> float:
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} must be one number (got {value!r}): average it over its set") from error
     if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"{name} must be a finite number >= 0 (got {number:g}): check the set that it averages")
+        raise ValueError(
+            f"{name} must be a finite number >= 0 (got {number:g}): check the set that it averages"
+        )
     return number

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class Observations:
             tokens: scores of the tokens of the original answers, closing tokens included.
         """
         lengths = [batch.answers.lengths[place] for place in batch.originals]
-        by_row = {
+        by_row: dict[str, Any] = {
             name: [
                 row[: len(row) - closing]
                 for row, closing in zip(column.split(lengths), batch.closing, strict=True)

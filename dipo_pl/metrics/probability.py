@@ -65,6 +65,8 @@ class Probability(EvaluationMetric):
         if not self.measured.evaluation_set.options:
             return {"probability": answer_probability(seen.nll[:, 0])}
         if not self.measured.has_wrong_answers:
-            raise InputError(f"the evaluation set {self.measured.name!r} needs wrong answers (perturbed_answer)")
+            raise InputError(
+                f"the evaluation set {self.measured.name!r} needs wrong answers (perturbed_answer)"
+            )
         epsilon = self.measured.convention.epsilon
         return {"probability": option_probability(seen.nll[:, 0], seen.nll[:, 2:], epsilon)}

@@ -1,4 +1,4 @@
-"""What a model makes of given answers, token by token: what teacher-forced metrics are made of."""
+"""Teacher-forced scores of given answers: their loss, and the probability of each of their tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from dipo_pl.models.head import OutputHead, default_token_budget
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Of N answer tokens, with p the model's distribution where it predicts each.
+    """Scores of N answer tokens, where p is the model's distribution at the position that predicts the token.
 
     Attributes:
-        targets: [N] int64, the tokens y_t.
-        log_probabilities: [N] float32, log p(y_t), nats.
+        targets: [N] int64, the answer tokens y_t.
+        log_probabilities: [N] float32, log p(y_t) in nats.
         predictions: [N] int64, argmax p.
-        means: [N] float32, sum_v p(v) log p(v), nats: the negative entropy.
+        means: [N] float32, sum_v p(v) log p(v) in nats: the negative entropy.
         variances: [N] float32, sum_v p(v) (log p(v) - mean)^2.
     """
 
@@ -37,22 +37,24 @@ def answer_scores(
     detailed: Tensor | None = None,
     token_budget: int | None = None,
 ) -> tuple[Tensor, TokenScores]:
-    """Mean of -log p(y_t) over each answer's tokens, EOS included, and more of the tokens that are `detailed`.
+    """Return the mean of -log p(y_t) over the tokens of each answer, EOS included, and scores of single tokens.
 
     Args:
         states: [N, d] last hidden states at the positions that predict answer tokens.
         targets: [N] the answer tokens.
-        lengths: tokens of each of the S answers, at least 1; they sum to N.
-        head: applied to `token_budget` positions at a time; None is `default_token_budget`.
-        detailed: [N] bool; None is all.
+        lengths: number of tokens of each of the S answers, at least 1; they sum to N.
+        head: output head of the model.
+        detailed: [N] bool, the tokens whose scores are returned; None is all.
+        token_budget: positions whose logits exist at a time; None is `default_token_budget`.
+
     Returns:
-        [S] float32, nats per token; the scores of the D detailed tokens.
+        [S] float32, the mean loss of each answer in nats per token; the scores of the D detailed tokens.
     """
     head = head.cast(states.dtype)
     token_budget = token_budget or default_token_budget(states.device)
     if detailed is None:
         detailed = torch.ones_like(targets, dtype=torch.bool)
-    # Memory that is used again is in the cache, and costs no page faults.
+    # Buffers that are reused stay in the cache and cost no page faults.
     shape = (2, min(token_budget, len(targets)), len(head.weight))
     logits, log_p = torch.empty(shape, dtype=torch.float32, device=states.device)
     log_probabilities, details = [], []
@@ -75,7 +77,7 @@ def answer_scores(
 
 
 def _details(log_p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """argmax, mean and variance of log p under p."""
+    """Return argmax p, and the mean and variance of log p under p."""
     p = log_p.exp()
     means = (p * log_p).sum(-1)
     variances = (p * (log_p - means[:, None]) ** 2).sum(-1)

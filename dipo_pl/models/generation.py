@@ -1,4 +1,4 @@
-"""Greedy generation from token prompts."""
+"""Greedy generation from tokenized prompts, in batches."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,10 +11,10 @@ from transformers.cache_utils import DynamicLayer
 
 from dipo_pl.distributed import is_sharded
 
-# Tokens generated before rows that have ended leave the batch.
-STRETCH = 8
-# Tokens that a cache has room for beyond those it holds.
-ROOM = 64
+# Tokens generated at a time; then finished rows leave the batch.
+BURST = 8
+# Tokens for which the key-value cache reserves memory in advance.
+RESERVE = 64
 
 
 def generate(
@@ -24,52 +24,59 @@ def generate(
     max_new_tokens: int,
     cache_tokens: int = 16_384,
 ) -> list[str]:
-    """Continues each prompt greedily with a KV cache until its end of turn, and decodes what is new.
+    """Return greedy completions of prompts, without special tokens.
 
-    A row ends at the tokenizer's EOS, at any other end that the model's own generation config names (Llama-3
-    ends a turn with <|eot_id|>), after `max_new_tokens` or where it reaches the model's context, but not
-    before its first token; no row depends on which others are in its batch. Rows are taken in the order
-    given: those that are likely to end together should stand together. Of a model in shards all ranks must call it
-    together; each with its own prompts, and rows then end after their forward passes, not with them.
+    A completion ends at the EOS token of the tokenizer, at any other EOS token of the model's generation config
+    (Llama-3 ends a turn with <|eot_id|>), after `max_new_tokens` tokens or at the end of the model's context; it has
+    at least one token and does not depend on the other prompts of its batch. Batches are formed in the given order,
+    so prompts whose completions have similar lengths should be adjacent. If the model is sharded, all ranks must call
+    this function together, each with its own prompts.
 
     Args:
-        prompts: any number of them, at least one token each.
-        cache_tokens: prompt and new tokens of the rows generated at a time, padding included; one row at least.
+        model: a causal language model.
+        tokenizer: decodes the completions.
+        prompts: tokens of each prompt, at least one.
+        max_new_tokens: longest completion.
+        cache_tokens: largest number of tokens in a batch, prompts, completions and padding; a batch has at least
+            one row.
+
+    Returns:
+        A text for each prompt.
     """
-    together = is_sharded(model)
-    if not prompts and not together:
+    sharded = is_sharded(model)
+    if not prompts and not sharded:
         return []
-    stops = _stops(model, tokenizer)
-    # In shards, a rank must not stop before the others: they would wait for it forever.
+    stops = _stop_tokens(model, tokenizer)
+    # With a sharded model no rank may stop before the others, which would wait for it forever.
     greedy = GenerationConfig(
         do_sample=False,
         use_cache=True,
-        eos_token_id=None if together else stops,
+        eos_token_id=None if sharded else stops,
         pad_token_id=tokenizer.eos_token_id,
     )
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or float("inf")
     limits = [max(1, int(min(max_new_tokens, context - len(prompt)))) for prompt in prompts]
     training, own = model.training, model.generation_config
     model.eval()
-    # generate() fills what is not set from the model's own (a repetition penalty, say), which must not count.
+    # generate() takes unset options from the model's own config, for example a repetition penalty.
     model.generation_config = greedy
     new: list[list[int]] = []
     try:
-        # What a shard's forward pass gathers in inference mode would be of no use to a later backward pass.
-        with torch.no_grad() if together else torch.inference_mode():
+        # Weights that a sharded model gathers in inference mode could not be used in a later backward pass.
+        with torch.no_grad() if sharded else torch.inference_mode():
             for batch in _batches(prompts, limits, cache_tokens):
-                new += _continued(model, greedy, prompts[batch], limits[batch], stops)
-            while together and (stretch := _agreed(model, None)):
-                _idle(model, greedy, stretch)
+                new += _completed(model, greedy, prompts[batch], limits[batch], stops)
+            while sharded and (burst := _agreed(model, None)):
+                _idle(model, greedy, burst)
     finally:
         model.train(training)
         model.generation_config = own
     return [text.strip(" ") for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
-def _stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    ends = model.generation_config.eos_token_id
-    return sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
+def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    own = model.generation_config.eos_token_id
+    return sorted({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None})
 
 
 def _batches(prompts: Sequence[list[int]], limits: Sequence[int], cache_tokens: int) -> Iterator[slice]:
@@ -84,101 +91,102 @@ def _batches(prompts: Sequence[list[int]], limits: Sequence[int], cache_tokens: 
     yield slice(start, len(prompts))
 
 
-def _continued(
+def _completed(
     model: PreTrainedModel,
     greedy: GenerationConfig,
     prompts: Sequence[list[int]],
     limits: Sequence[int],
-    ends_of_turn: Sequence[int],
+    stop_tokens: Sequence[int],
 ) -> list[list[int]]:
-    """The new tokens of each row, its end included. Prompts are padded on the left."""
+    """Return the new tokens of each row with its stop token. Prompts are padded on the left."""
     device = model.get_input_embeddings().weight.device
     width = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts], device=device)
-    stops = torch.tensor(ends_of_turn, device=device)
+    stops = torch.tensor(stop_tokens, device=device)
     cache = _cache(model)
     new: list[list[int]] = [[] for _ in prompts]
-    going, done = list(range(len(prompts))), 0
-    while going:
-        stretch = _agreed(model, min(STRETCH, *(limits[row] - done for row in going)))
-        greedy.max_new_tokens = stretch
+    running, done = list(range(len(prompts))), 0
+    while running:
+        burst = _agreed(model, min(BURST, *(limits[row] - done for row in running)))
+        greedy.max_new_tokens = burst
         ids = model.generate(
             input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=greedy
         )
-        done += stretch
+        done += burst
         mask = torch.cat([mask, mask.new_ones(len(ids), ids.shape[1] - mask.shape[1])], dim=1)
         tokens = ids[:, width:]
-        # Up to a row's first stop; transformers fills the rest of a stretch with padding.
+        # Position of the first stop token; transformers pads the rest of a burst.
         ends = (torch.isin(tokens, stops).cumsum(1) == 0).sum(1).tolist()
         kept = []
-        for place, (row, end, row_tokens) in enumerate(zip(going, ends, tokens.tolist(), strict=True)):
+        for place, (row, end, row_tokens) in enumerate(zip(running, ends, tokens.tolist(), strict=True)):
             new[row] = row_tokens[: end + 1]
             if end == len(row_tokens) and done < limits[row]:
                 kept.append(place)
-        if 0 < len(kept) < len(going):
+        if 0 < len(kept) < len(running):
             places = torch.tensor(kept, device=device)
             ids, mask = ids[places], mask[places]
             cache.reorder_cache(places)
-        going = [going[place] for place in kept]
+        running = [running[place] for place in kept]
     return new
 
 
-def _agreed(model: PreTrainedModel, stretch: int | None) -> int:
-    """The tokens to generate now; of a model in shards the fewest that any rank asks for, 0 once none does."""
+def _agreed(model: PreTrainedModel, burst: int | None) -> int:
+    """Return the tokens to generate next: with a sharded model the fewest that any rank asks for, 0 once none does."""
     if not is_sharded(model):
-        return stretch or 0
-    asked = torch.tensor(stretch or STRETCH + 1, device=model.get_input_embeddings().weight.device)
+        return burst or 0
+    asked = torch.tensor(burst or BURST + 1, device=model.get_input_embeddings().weight.device)
     dist.all_reduce(asked, dist.ReduceOp.MIN)
-    return 0 if asked > STRETCH else int(asked)
+    return 0 if asked > BURST else int(asked)
 
 
-def _idle(model: PreTrainedModel, greedy: GenerationConfig, stretch: int) -> None:
-    """The forward passes of a stretch, for a rank whose rows have all ended."""
-    greedy.max_new_tokens = stretch
+def _idle(model: PreTrainedModel, greedy: GenerationConfig, burst: int) -> None:
+    """Take part in the forward passes of other ranks after the rows of this rank have ended."""
+    greedy.max_new_tokens = burst
     ids = torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
     model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
 
 
 def _cache(model: PreTrainedModel) -> DynamicCache:
     cache = DynamicCache(config=model.config)
-    cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [_ReservingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
-class _RoomyLayer(DynamicLayer):
-    """A DynamicLayer that writes into memory with room to spare.
+class _ReservingLayer(DynamicLayer):
+    """Cache layer that reserves memory in advance.
 
-    transformers' own copies all keys and values to new memory at every token, which is half the time of
-    generating 48 rows with a Llama 384 wide on a CPU.
+    DynamicLayer copies all keys and values to new memory for every token, which took half the time of generating
+    48 rows with a Llama of hidden size 384 on a CPU.
     """
 
     keys: Tensor
     values: Tensor
-    room: list[Tensor]
+    reserved: list[Tensor]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
-        if start == 0 or end > self.room[0].shape[-2]:
-            wider = [_with_room(states, end + ROOM) for states in (key_states, value_states)]
+        if start == 0 or end > self.reserved[0].shape[-2]:
+            wider = [_empty(states, end + RESERVE) for states in (key_states, value_states)]
             if start:
                 wider[0][:, :, :start], wider[1][:, :, :start] = self.keys, self.values
-            self.room = wider
-        for room, states in zip(self.room, (key_states, value_states), strict=True):
-            room[:, :, start:end] = states
-        self._show(end)
+            self.reserved = wider
+        for memory, states in zip(self.reserved, (key_states, value_states), strict=True):
+            memory[:, :, start:end] = states
+        self._expose(end)
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.room = [room.index_select(0, beam_idx) for room in self.room]
-        self._show(self.get_seq_length())
+        self.reserved = [memory.index_select(0, beam_idx) for memory in self.reserved]
+        self._expose(self.get_seq_length())
 
-    def _show(self, length: int) -> None:
-        self.keys, self.values = (room[:, :, :length] for room in self.room)
+    def _expose(self, length: int) -> None:
+        self.keys, self.values = (memory[:, :, :length] for memory in self.reserved)
 
 
-def _with_room(states: Tensor, length: int) -> Tensor:
+def _empty(states: Tensor, length: int) -> Tensor:
+    """Return uninitialized keys or values of another length."""
     return states.new_empty(*states.shape[:2], length, states.shape[-1])

@@ -1,4 +1,4 @@
-"""How far one answer would move the weights: a membership score that needs a backward pass."""
+"""Norm of the gradient of the loss of one answer, a membership-inference score that needs a backward pass."""
 
 import torch
 from torch import Tensor
@@ -10,17 +10,23 @@ from dipo_pl.models.hidden_states import decoder_states
 
 
 def gradient_norm(model: PreTrainedModel, ids: Tensor, answer: slice) -> float:
-    r"""Mean over the trained parameter tensors of || d/dw (mean_t -log p(y_t)) ||_2.
+    r"""Return the mean over the trained parameter tensors w of || d/dw (mean_t -log p(y_t)) ||_2.
 
-    Not the norm of all gradients together; gradients that are being accumulated are left as they are.
-    Source: open-unlearning's `GradNorm`, which computes it in train mode; here dropout is off.
+    This is a mean of norms, not the norm of the concatenated gradient. The `.grad` of the parameters, which may be
+    accumulating, is not changed.
+
+    Source: `GradNorm` of open-unlearning, which computes it in train mode; here dropout is off.
 
     Args:
-        ids: [T] a prompt with its answer.
-        answer: the answer's tokens among them; it starts at 1 or later.
+        model: a model in eval mode.
+        ids: [T] tokens of a prompt with its answer.
+        answer: positions of the answer in `ids`; starts at 1 or later.
+
+    Returns:
+        The score, in nats per unit of weight.
     """
     weights = [each for each in model.parameters() if each.requires_grad]
-    # Lightning measures in inference mode, whose tensors no backward pass can use.
+    # Lightning validates in inference mode, whose tensors cannot take part in a backward pass.
     with torch.inference_mode(False), torch.enable_grad():
         row = ids.clone()[None]
         states = decoder_states(model, row, torch.ones_like(row, dtype=torch.bool))[0]

@@ -1,4 +1,4 @@
-"""A language model's output head, from the last hidden states to logits, with all that models put into it."""
+"""Output head of a language model: the last hidden states to logits, with bias, scale and soft cap."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,20 +8,21 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
 from transformers import PreTrainedModel
 
-from dipo_pl.distributed import whole
 from dipo_pl.errors import InputError
 from dipo_pl.models.hidden_states import decoder_states
 
 
 @dataclass
 class OutputHead:
-    r"""logits = cap * tanh(scale * (h W^T + b) / cap), the cap where there is one.
+    r"""Output head of a causal language model.
+
+        logits = cap * tanh(scale * (h W^T + b) / cap),   or scale * (h W^T + b) without a cap
 
     Attributes:
         weight: [V, d], possibly tied to the input embedding.
         bias: [V] or None (Phi has one).
-        scale: factor on the logits (Cohere's logit_scale, one over Granite's logits_scaling).
-        softcap: Gemma's final soft cap, or None.
+        scale: factor on the logits (logit_scale of Cohere, 1 / logits_scaling of Granite).
+        softcap: final soft cap (Gemma), or None.
     """
 
     weight: Tensor
@@ -31,7 +32,7 @@ class OutputHead:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "OutputHead":
-        """The head of a transformers causal LM.
+        """Return the head of a causal language model of transformers.
 
         Raises:
             InputError: the model's output layer is not linear.
@@ -39,8 +40,8 @@ class OutputHead:
         layer = model.get_output_embeddings()
         if not isinstance(layer, nn.Linear):
             raise InputError(
-                f"{type(model).__name__} has no linear output head (got {type(layer).__name__}): it is not "
-                "a causal language model that can be trained here"
+                f"{type(model).__name__} has no linear output head (got {type(layer).__name__}): give a "
+                "causal language model whose output layer is a torch.nn.Linear"
             )
         config: Any = model.config.get_text_config()
         scale = float(getattr(config, "logit_scale", None) or 1.0)
@@ -48,20 +49,25 @@ class OutputHead:
         return cls(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
 
     def cast(self, dtype: torch.dtype) -> "OutputHead":
-        """The same head with its tensors in another dtype."""
+        """Return the same head with its tensors in another dtype."""
         bias = None if self.bias is None else self.bias.to(dtype)
         return OutputHead(self.weight.to(dtype), bias, self.scale, self.softcap)
 
     def gathered(self) -> "OutputHead":
-        """The whole head where each rank has a part of it; its gradient is averaged over the ranks."""
+        """Return the head with sharded tensors gathered; their gradient is averaged over the ranks."""
         bias = None if self.bias is None else _whole(self.bias)
         return OutputHead(_whole(self.weight), bias, self.scale, self.softcap)
 
     def logits(self, states: Tensor, out: Tensor | None = None) -> Tensor:
-        """[N, d] hidden states in the head's dtype -> [N, V] logits in float32.
+        """Return the logits of hidden states.
 
-        Without gradients they may be written to `out`, [N, V] float32: memory that is used again is in
-        the cache, and costs no page faults.
+        Args:
+            states: [N, d] in the dtype of the head.
+            out: [N, V] float32, a buffer to write to where no gradient is needed: a buffer that is reused stays in
+                the cache and costs no page faults.
+
+        Returns:
+            [N, V] float32.
         """
         if out is None:
             logits = nn.functional.linear(states, self.weight, self.bias).float()
@@ -75,12 +81,12 @@ class OutputHead:
             logits = logits.mul_(self.scale)
         if self.softcap is not None:
             capped = logits.div_(self.softcap)
-            # Autograd needs the tanh as it was.
+            # Autograd needs the unscaled tanh.
             logits = capped.tanh() * self.softcap if out is None else capped.tanh_().mul_(self.softcap)
         return logits
 
     def linear_gradient_(self, gradient: Tensor, logits: Tensor) -> Tensor:
-        """In place: the gradient on `logits` becomes the gradient on h W^T + b."""
+        """Turn the gradient on `logits` into the gradient on h W^T + b, in place."""
         if self.softcap is not None:
             gradient.mul_(1 - (logits / self.softcap) ** 2)
         if self.scale != 1.0:
@@ -89,28 +95,25 @@ class OutputHead:
 
 
 def default_token_budget(device: torch.device) -> int:
-    """Return how many positions' logits exist at a time by default.
-
-    That is 256 on a CPU, where larger matrix products are no faster, and 1,024 on other devices.
-    """
+    """Return how many positions get logits at a time: 256 on a CPU, where larger products gain nothing, else 1,024."""
     return 256 if device.type == "cpu" else 1024
 
 
 def _whole(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
-        return whole(tensor)
+        return tensor
     return tensor.full_tensor(grad_placements=[Partial("avg")] * tensor.device_mesh.ndim)
 
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel) -> None:
-    """Compares decoder and OutputHead with the model's own forward pass on a few tokens.
+    """Compare decoder and OutputHead with the forward pass of the model itself on a few tokens.
 
-    A model may do more to its logits than is known here; training with another head than generation
-    uses would go wrong without a sign.
+    An architecture may do more to its logits than OutputHead knows; then training would silently use another head
+    than generation.
 
     Raises:
-        InputError: they disagree.
+        InputError: the logits differ, or are not finite.
     """
     head = OutputHead.of(model)
     ids = torch.arange(4, device=head.weight.device).remainder(head.weight.shape[0])[None]
@@ -128,5 +131,5 @@ def check_head(model: PreTrainedModel) -> None:
         raise InputError(
             f"the logits of {type(model).__name__} are not its output layer applied to its decoder's last "
             f"hidden states (largest difference {float((ours - theirs).abs().max()):.3g}): this "
-            "architecture does something to its logits that is not known here"
+            "architecture changes its logits in a way that is not supported here"
         )

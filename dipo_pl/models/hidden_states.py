@@ -1,4 +1,4 @@
-"""Hidden states of a language model: the last ones, and those of any layer, where answers are predicted."""
+"""Hidden states of a language model at the positions that predict answer tokens, of the last or of any other layer."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -10,15 +10,15 @@ from transformers import PreTrainedModel
 from dipo_pl.batch import Batch
 from dipo_pl.errors import InputError
 
-# The number of a decoder layer, counted from 0, or as a float the share of layers before it; None stands for
-# what the output head is given.
+# Number of a decoder layer, counted from 0, or, as a float, the share of layers before it; None is the input of the
+# output head.
 Layer = int | float | None
 
 
 def decoder_states(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, **options: Any
 ) -> Tensor:
-    """[B, T, d] last hidden states: all of the model but its head."""
+    """Return the last hidden states, [B, T, d]: the model without its output head."""
     decoder: Callable[..., Any] = model.get_decoder()
     states = decoder(
         input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **options
@@ -30,7 +30,7 @@ def decoder_states(
 def answer_states(
     model: PreTrainedModel, batch: Batch, layers: Collection[Layer] = (None,)
 ) -> dict[Layer, Tensor]:
-    """[N, d] hidden states of each layer at the batch's answer positions, from one forward pass.
+    """Return the hidden states of each layer at the answer positions of a batch, [N, d], from one forward pass.
 
     Raises:
         InputError: the model has no such layer.
@@ -41,7 +41,7 @@ def answer_states(
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder's layers, whatever the architecture calls them."""
+    """Return the layers of the decoder of any architecture."""
     decoder: Any = model.get_decoder()
     config: Any = model.config.get_text_config()
     lists = [each for each in decoder.children() if isinstance(each, nn.ModuleList)]
@@ -49,7 +49,7 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def decoder_layer(model: PreTrainedModel, layer: int | float) -> nn.Module:
-    """The layer of a number or of a share of the depth, whatever the architecture calls its layers.
+    """Return one layer of the decoder by its number or by the share of layers before it.
 
     Raises:
         InputError: the model has no such layer.
@@ -69,7 +69,7 @@ def _recorded(model: PreTrainedModel, layers: Collection[int | float]) -> Iterat
     states: dict[Layer, Tensor] = {}
     hooks = []
     for layer in layers:
-        # Only a reference is kept: under gradient checkpointing this runs inside what is recomputed.
+        # The hook only keeps a reference: under gradient checkpointing it also runs when the layer is recomputed.
         def record(module: nn.Module, inputs: Any, output: Any, layer: Layer = layer) -> None:
             states[layer] = output[0] if isinstance(output, tuple) else output
 

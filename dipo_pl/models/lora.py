@@ -1,7 +1,6 @@
-"""Low-rank adapters: what is trained in place of the model's own weights."""
+"""Low-rank adapters, which are trained in place of the weights of the model itself."""
 
 import copy
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -12,30 +11,32 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from dipo_pl.distributed import plain
-from dipo_pl.errors import InputError
+from dipo_pl.errors import InputError, check_count, check_number, check_share
 
 NAME = "default"
 
 
 class LoRA:
-    r"""Trains low-rank adapters and leaves the model's own weights as they are.
+    r"""Low-rank adapters on linear layers; the weights of the model itself are frozen.
 
         y = W x + (alpha / rank) B A x
 
-    W is frozen; A [rank, in] starts uniform within 1 / sqrt(in) of 0 and B [out, rank] at 0, so that
-    training starts from the model as it is. Source: LoRA, arXiv:2106.09685, Section 4.1.
+    A [rank, in] is initialized uniformly in +-1 / sqrt(in) and B [out, rank] with 0, so that training starts from
+    the unchanged model. A and B are float32 even where W is bfloat16 or float16, unless trainer.precision
+    (bf16-true, 16-true) casts the whole policy. Needs peft: pip install 'dipo-pl[lora]'.
 
-    A and B are float32 also where W is bfloat16 or float16, unless trainer.precision (bf16-true, 16-true)
-    casts the whole policy. Needs peft: pip install 'dipo-pl[lora]'.
+    Source: LoRA, arXiv:2106.09685, Section 4.1.
 
     Args:
-        rank: of B A, at least 1.
-        alpha: factor on B A, divided by the rank, > 0.
-        dropout: chance of each entry of x to be hidden from A in training, in [0, 1).
-        targets: `all-linear` is every linear layer but the output head; else names of layers
-            ([q_proj, v_proj]), or a regular expression that their full names match.
-        seed: of A; null takes seed_everything on the command line, else 0.
+        rank: rank of B A, at least 1.
+        alpha: scale of B A, which is divided by the rank, > 0.
+        dropout: probability in training that A does not see an entry of x, in [0, 1).
+        targets: `all-linear` for every linear layer except the output head; else names of layers
+            ([q_proj, v_proj]), or a regular expression that matches their full names.
+        seed: seed of A; null takes seed_everything on the command line, else 0.
+
+    Raises:
+        InputError: an argument is out of range, or `targets` is empty.
     """
 
     def __init__(
@@ -46,12 +47,9 @@ class LoRA:
         targets: str | list[str] = "all-linear",
         seed: int | None = None,
     ) -> None:
-        if rank < 1:
-            raise InputError(f"model.policy.adapter.rank must be at least 1, got {rank}")
-        if not 0 < alpha < math.inf:
-            raise InputError(f"model.policy.adapter.alpha must be a finite number > 0, got {alpha}")
-        if not 0 <= dropout < 1:
-            raise InputError(f"model.policy.adapter.dropout must be in [0, 1), got {dropout}")
+        check_count("model.policy.adapter.rank", rank)
+        check_number("model.policy.adapter.alpha", alpha, above=0)
+        check_share("model.policy.adapter.dropout", dropout, zero=True, one=False)
         if not targets:
             raise InputError("model.policy.adapter.targets is empty: name layers, or all-linear")
         self.rank = rank
@@ -61,7 +59,7 @@ class LoRA:
         self.seed = seed or 0
 
     def apply(self, model: PreTrainedModel) -> None:
-        """Puts adapters into the model, in place, and freezes all else.
+        """Add adapters to the model, in place, and freeze all other weights.
 
         Raises:
             InputError: peft is not installed, or the model has no such layers.
@@ -78,15 +76,15 @@ class LoRA:
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             target_modules=self._layers(model),
-            # GPT-2's layers hold the transpose of W.
+            # The layers of GPT-2 hold the transpose of W.
             fan_in_fan_out=any(isinstance(each, Conv1D) for each in model.modules()),
             base_model_name_or_path=model.name_or_path or None,
             revision=getattr(model.config, "_commit_hash", None),
         )
-        # Apart from the global generator, and on the CPU: A depends on this seed alone.
+        # A depends on this seed only: not on the global generator, nor on the default device.
         with torch.random.fork_rng(), torch.device("cpu"):
             torch.manual_seed(self.seed)
-            # Of a model that has shapes alone, so have the adapters.
+            # A model on the meta device gets adapters on the meta device.
             inject_adapter_in_model(
                 config, model, NAME, low_cpu_mem_usage=model.get_input_embeddings().weight.is_meta
             )
@@ -95,7 +93,7 @@ class LoRA:
                 parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
 
     def _layers(self, model: PreTrainedModel) -> list[str]:
-        """Full names of the layers that are adapted."""
+        """Return the full names of the layers that get adapters."""
         head = model.get_output_embeddings()
         linear = [
             name
@@ -114,32 +112,39 @@ class LoRA:
                 matches = [name for name in linear if re.fullmatch(pattern, name)]
             except re.error as error:
                 raise InputError(
-                    f"model.policy.adapter.targets: {target!r} is no regular expression ({error})"
+                    f"model.policy.adapter.targets: {target!r} is not a regular expression ({error})"
                 ) from error
             if not matches:
                 kinds = sorted({name.rpartition(".")[2] for name in linear})
                 raise InputError(
-                    f"model.policy.adapter.targets: {target!r} is no layer of {type(model).__name__} that can be "
-                    f"adapted: give all-linear, or a list of {', '.join(kinds)}"
+                    f"model.policy.adapter.targets: {target!r} matches no linear layer of {type(model).__name__}: "
+                    f"give all-linear, or a list of {', '.join(kinds)}"
                 )
             chosen += matches
         return chosen
 
 
 def adapted_layers(model: PreTrainedModel) -> dict[str, Any]:
-    """peft's layers by name; none where the model has no adapters."""
+    """Return the layers with adapters (`peft.tuners.lora.LoraLayer`) by name, none for a model without adapters."""
     if not hasattr(model, "peft_config"):
         return {}
     from peft.tuners.lora import LoraLayer
 
-    return {plain(name): module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
 @torch.no_grad()
 def merged(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`weights`, named as in the adapted model, as those of a plain one: W + (alpha / rank) B A in place of W.
+    """Return `weights` with the adapters merged: W + (alpha / rank) B A in place of W, A and B.
 
-    Computed in float32 at least, returned in W's dtype. The model itself stays as it is.
+    The sum is computed in float32 or higher and rounded once to the dtype of W. The model is not changed.
+
+    Args:
+        model: a model with adapters.
+        weights: tensors named as in that model.
+
+    Returns:
+        Tensors named as in the model without adapters.
     """
     weights = dict(weights)
     for name, layer in adapted_layers(model).items():
@@ -148,21 +153,27 @@ def merged(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tens
         a, b = (weights.pop(f"{name}.lora_{each}.{NAME}.weight").to(base.device, exact) for each in "AB")
         change = layer.scaling[NAME] * (b @ a)
         whole = base.to(exact) + (change.T if layer.fan_in_fan_out else change)
-        # To the CPU one by one: a GPU need not hold the model twice.
+        # Moved to the CPU one by one, so that a GPU does not hold the model twice.
         weights[f"{name}.base_layer.weight"] = whole.to(base.dtype).cpu()
     return {name.replace(".base_layer.", "."): tensor for name, tensor in weights.items()}
 
 
 def save_adapter(model: PreTrainedModel, weights: dict[str, Tensor], folder: Path) -> None:
-    """Writes the adapters in `weights`, named as in the model, as `PeftModel.from_pretrained` reads them."""
+    """Write the adapters in a format that `PeftModel.from_pretrained` reads.
+
+    Args:
+        model: the model with adapters.
+        weights: tensors named as in that model.
+        folder: gets adapter_config.json and adapter_model.safetensors.
+    """
     from peft import get_peft_model_state_dict
 
     config = copy.copy(model.peft_config[NAME])
     config.inference_mode = True
-    # A set: in no order of its own.
+    # A set has no order, and files of equal adapters should be equal.
     config.target_modules = sorted(config.target_modules)
     config.save_pretrained(folder)
-    # Without the embeddings, which peft would ask the hub about.
+    # Whether embeddings changed is a question that peft would ask the hub.
     adapters = get_peft_model_state_dict(model, weights, NAME, save_embedding_layers=False)
     save_file(
         {f"base_model.model.{name}": tensor.cpu().contiguous() for name, tensor in adapters.items()},

@@ -1,4 +1,4 @@
-"""A model's weights rounded to few bits, to see whether what was forgotten comes back."""
+"""Quantization of a model's weights, to measure whether it brings back what was forgotten."""
 
 from typing import Any, Literal
 
@@ -15,18 +15,23 @@ GROUP = 32
 
 @torch.no_grad()
 def quantize(model: PreTrainedModel, kind: Quantization) -> None:
-    r"""Rounds the weights of all linear layers but the output head to integers, in place, by torchao.
+    r"""Round the weights of all linear layers except the output head to integers, in place, with torchao.
 
         w = s q,   q = clip(round(w / s), -2^(b-1), 2^(b-1) - 1),   s = 2 max|w| / (2^b - 1)
 
-    with one scale s a row of W for int8 (b = 8), and one for every 32 inputs of a row for int4 (b = 4).
-    Embeddings, the output head (often the embeddings themselves), norms and biases stay as they are, and so do
-    activations. Each layer then holds the numbers s q, computed in float32, in its own dtype and on any device: what
-    is measured is the rounding, and no memory is saved. Round-to-nearest is the simplest of the schemes that
-    arXiv:2410.16454 finds to bring forgotten text back.
+    with one scale s for each row of W for int8 (b = 8), and one for every 32 inputs of a row for int4 (b = 4).
+    Embeddings, the output head (often tied to the embeddings), norms, biases and activations are not quantized. Each
+    layer then holds the values s q, computed in float32, in its own dtype and on any device: this measures the effect
+    of rounding and saves no memory.
+
+    Source: round-to-nearest is the simplest of the schemes that arXiv:2410.16454 finds to bring forgotten text back.
+
+    Args:
+        model: modified in place.
+        kind: number of bits, `int8` or `int4`.
 
     Raises:
-        InputError: torchao is not installed, or the model has weights that are no linear layer's.
+        InputError: torchao is not installed, or the model has weight matrices outside of linear layers.
     """
     head = model.get_output_embeddings()
     kept = {id(each.weight) for each in model.modules() if isinstance(each, nn.Embedding)} | {id(head.weight)}
@@ -36,15 +41,13 @@ def quantize(model: PreTrainedModel, kind: Quantization) -> None:
         if isinstance(module, nn.Linear | Conv1D) and id(module.weight) not in kept
     }
     known = kept | {id(each.weight) for each in layers.values()}
-    # Experts held in one tensor, say: a model half of which is rounded says nothing about rounding.
+    # For example experts in one tensor: a half-quantized model says nothing about quantization.
     others = [name for name, each in model.named_parameters() if each.ndim > 1 and id(each) not in known]
     if others or not layers:
-        raise InputError(
-            f"{type(model).__name__} cannot be quantised here: {others[0] if others else 'none of its weights'} is "
-            f"{'no' if others else 'a'} linear layer's weight"
-        )
+        reason = f"{others[0]} is not the weight of a linear layer" if others else "it has no linear layers"
+        raise InputError(f"{type(model).__name__} cannot be quantized here: {reason}")
     for module in layers.values():
-        # GPT-2's layers hold the transpose of W.
+        # The layers of GPT-2 hold the transpose of W.
         transposed = isinstance(module, Conv1D)
         weight = module.weight.data
         rounded = _rounded(weight.T if transposed else weight, kind)
@@ -52,10 +55,10 @@ def quantize(model: PreTrainedModel, kind: Quantization) -> None:
 
 
 def _rounded(weight: Tensor, kind: Quantization) -> Tensor:
-    """[out, in] of any dtype -> the same in float32, each number one of 2^b multiples of its scale."""
+    """Return [out, in] weights of any dtype in float32, each value one of 2^b multiples of its scale."""
     quantize_, config = _torchao(kind)
     outputs, inputs = weight.shape
-    # Zeros fill up the last group, and move no scale.
+    # Zeros that fill the last group do not change a scale.
     padded = nn.functional.pad(weight.float(), (0, -inputs % GROUP)).contiguous()
     layer = nn.Linear(1, 1, bias=False, device="meta")
     layer.weight = nn.Parameter(padded, requires_grad=False)

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer trained on given texts, for models made from scratch."""
+"""Training of a byte-level BPE tokenizer on given texts, for models with random weights."""
 
 import re
 from collections.abc import Iterable
@@ -10,12 +10,16 @@ from dipo_pl.errors import InputError
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 BYTES = 256
-# Characters without a gap from which merges are learnt: the time they take grows with the square of it.
+# Longest run of characters without a gap: the time to learn merges grows with its square.
 LONGEST_WORD = 1000
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """Trains byte-level BPE: any text can be written in it, and BOS stands before every sequence.
+    """Train a byte-level BPE tokenizer, which can encode any text and puts BOS before every sequence.
+
+    Args:
+        texts: the training texts.
+        vocab_size: largest number of tokens; fewer if the texts are short.
 
     Raises:
         InputError: the vocabulary cannot hold the bytes and the special tokens.
@@ -23,7 +27,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     smallest = BYTES + 3
     if vocab_size < smallest:
         raise InputError(
-            f"vocab_size must be at least {smallest} (bytes and special tokens), got {vocab_size}"
+            f"model.policy.vocab_size must be at least {smallest}, one for each byte and special token (got {vocab_size})"
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -50,5 +54,5 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def _pieces(text: str) -> list[str]:
-    """The text, cut where a word, or a gap between words, is too long."""
+    """Return the text, split where a word or a gap between words is too long."""
     return re.sub(rf"\S{{{LONGEST_WORD}}}|\s{{{LONGEST_WORD}}}", "\\g<0>\0", text).split("\0")

@@ -13,17 +13,17 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel, get_scheduler
 
 from dipo_pl.batch import EvaluationBatch
-from dipo_pl.distributed import ShardingStrategy, whole_ends
 from dipo_pl.errors import InputError
-from dipo_pl.evaluation.observation import Observation, observations
 from dipo_pl.losses.engine import Objective
+from dipo_pl.metrics.observations import Observations
 from dipo_pl.models.answer_scores import answer_scores
 from dipo_pl.models.generation import generate
 from dipo_pl.models.gradient_norm import gradient_norm
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.prompt_packing import row_states
-from dipo_pl.models.source import Policy
+from dipo_pl.models.source import ModelSource
 from dipo_pl.storage.fingerprints import weights_fingerprint
+from dipo_pl.strategies.fsdp import FSDP2Strategy
 
 Schedule = Literal["linear", "cosine", "constant_with_warmup"]
 
@@ -46,7 +46,7 @@ class LanguageModel(LightningModule):
 
     def __init__(
         self,
-        policy: Policy,
+        policy: ModelSource,
         optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=1e-5),
         schedule: Schedule = "linear",
         warmup: float = 0.1,
@@ -94,8 +94,8 @@ class LanguageModel(LightningModule):
         if self.model is not None:
             return
         strategy = None if self._trainer is None else self._trainer.strategy
-        if isinstance(strategy, ShardingStrategy):
-            self.model = self.policy.prepared(strategy.load(self.policy.loaded))
+        if isinstance(strategy, FSDP2Strategy):
+            self.model = self.policy.prepare(strategy.load(self.policy.load))
             self._note_names()
             self.before_sharding(strategy)
             strategy.shard(self.model)
@@ -111,7 +111,7 @@ class LanguageModel(LightningModule):
             self.frozen_weights = weights_fingerprint(nn.ParameterList(frozen))
         self._refuse_rows_beyond_the_context()
 
-    def before_sharding(self, strategy: ShardingStrategy) -> None:
+    def before_sharding(self, strategy: FSDP2Strategy) -> None:
         """Called while the policy is whole on the first process."""
 
     def _refuse_rows_beyond_the_context(self) -> None:
@@ -198,8 +198,8 @@ class LanguageModel(LightningModule):
 
     def validation_step(
         self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> dict[str, list[Observation]]:
-        """What the policy makes of every row's answers, under `observations`."""
+    ) -> dict[str, Observations]:
+        """Return what the policy makes of every row's answers, under `observations`."""
         answers = batch.answers
         first = torch.tensor([row in batch.originals for row in range(len(answers.lengths))])
         detailed = torch.repeat_interleave(first, torch.tensor(answers.lengths)).to(answers.targets.device)
@@ -211,7 +211,7 @@ class LanguageModel(LightningModule):
             detailed,
             self.token_budget,
         )
-        return {"observations": observations(batch, nll, tokens)}
+        return {"observations": Observations.of(batch, nll, tokens)}
 
     def gradient_norms(self, batch: EvaluationBatch) -> list[float]:
         """Of each row's original answer; see `dipo_pl.models.gradient_norm`."""
@@ -225,8 +225,7 @@ class LanguageModel(LightningModule):
 
     def generate(self, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
         """Greedy continuations of the prompts, as text."""
-        with whole_ends(self.language_model):
-            return generate(self.language_model, self.policy.tokenizer(), prompts, max_new_tokens)
+        return generate(self.language_model, self.policy.tokenizer(), prompts, max_new_tokens)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer([each for each in self.parameters() if each.requires_grad])

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from dipo_pl.batch import Batch
-from dipo_pl.distributed import ShardingStrategy
 from dipo_pl.errors import InputError
 from dipo_pl.losses.base import Loss
 from dipo_pl.losses.dipo import DiPO, DiPORetain
@@ -19,12 +18,13 @@ from dipo_pl.losses.engine import Section, joint_objective
 from dipo_pl.losses.retain_weight import DualWeight
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import Layer, answer_states, decoder_layer
-from dipo_pl.models.source import Policy
+from dipo_pl.models.source import ModelSource
 from dipo_pl.modules.base import LanguageModel, Schedule
 from dipo_pl.preferences.constructors import LogitModulation, PreferenceConstructor
 from dipo_pl.references.adapter_off import AdapterOff
 from dipo_pl.references.base import FrozenCopy, Reference, Surroundings
 from dipo_pl.storage.run_folder import RunFolder
+from dipo_pl.strategies.fsdp import FSDP2Strategy
 
 
 class Unlearning(LanguageModel):
@@ -47,7 +47,7 @@ class Unlearning(LanguageModel):
 
     def __init__(
         self,
-        policy: Policy,
+        policy: ModelSource,
         forget_loss: Loss,
         retain_loss: Loss | None,
         retain_weight: DualWeight | float = 1.0,
@@ -138,7 +138,7 @@ class Unlearning(LanguageModel):
             # Before a checkpoint is loaded: the reference is the policy as it started.
             self.reference.attach(self.language_model, self._surroundings())
 
-    def before_sharding(self, strategy: ShardingStrategy) -> None:
+    def before_sharding(self, strategy: FSDP2Strategy) -> None:
         if self._compares:
             self.reference.shard(self.language_model, strategy.shard)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dipo_pl.batch import Batch, Encoded
-from dipo_pl.distributed import frozen_twin, whole_ends
+from dipo_pl.distributed import frozen_view
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import Layer, answer_states
 
@@ -85,7 +85,7 @@ class FrozenCopy(Reference):
         return self._model
 
     def shard(self, policy: PreTrainedModel, shard: Callable[[PreTrainedModel], PreTrainedModel]) -> None:
-        self._model = shard(frozen_twin(policy))
+        self._model = shard(frozen_view(policy))
 
     def attach(self, policy: PreTrainedModel, surroundings: Surroundings) -> None:
         if self._model is None:
@@ -101,5 +101,4 @@ class FrozenCopy(Reference):
 
     @torch.no_grad()
     def states(self, batch: Batch, layers: Collection[Layer] = (None,)) -> dict[Layer, Tensor]:
-        with whole_ends(self.model):
-            return answer_states(self.model, batch, layers)
+        return answer_states(self.model, batch, layers)

@@ -15,7 +15,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import PreTrainedModel
 
 from dipo_pl.batch import Batch, Encoded, collate
-from dipo_pl.distributed import in_parts, is_sharded, whole, whole_ends
+from dipo_pl.distributed import full_tensor, is_sharded
 from dipo_pl.errors import InputError
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import Layer, answer_states
@@ -70,9 +70,7 @@ class StoredStates(Reference):
         head = OutputHead.of(policy)
         trained = head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad)
         if trained and None in surroundings.layers:
-            self._head = _converted(
-                head, lambda tensor: in_parts(tensor).detach().to(surroundings.device, copy=True)
-            )
+            self._head = _converted(head, lambda tensor: tensor.detach().to(surroundings.device, copy=True))
         else:
             self._lender = policy
 
@@ -266,8 +264,7 @@ def _computing(policy: PreTrainedModel, surroundings: Surroundings) -> Iterator[
             policy.to(torch.get_default_dtype())
         policy.eval()
         try:
-            with whole_ends(policy):
-                yield
+            yield
         finally:
             for module, mode in modes:
                 module.training = mode
@@ -286,7 +283,7 @@ def _starting_weights(policy: PreTrainedModel) -> nn.ParameterList:
     idle = {
         id(parameter)
         for layer in adapted_layers(policy).values()
-        if not any(whole(each.weight).any() for each in layer.lora_B.values())
+        if not any(full_tensor(each.weight).any() for each in layer.lora_B.values())
         for name, parameter in layer.named_parameters()
         if not name.startswith("base_layer.")
     }

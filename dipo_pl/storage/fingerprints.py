@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from dipo_pl.distributed import plain, whole
+from dipo_pl.distributed import full_tensor
 from dipo_pl.rows import Row
 
 
@@ -33,10 +33,9 @@ def _digest(records: Iterable[Any]) -> str:
 def weights_fingerprint(model: nn.Module) -> str:
     """SHA-256 of all parameters by name, dtype, shape and bytes. Of a model in shards all ranks must ask."""
     digest = hashlib.sha256()
-    # Listed first: what is asked to be whole is registered anew.
-    for name, parameter in list(model.named_parameters()):
-        tensor = whole(parameter).detach()
-        digest.update(f"{plain(name)} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    for name, parameter in model.named_parameters():
+        tensor = full_tensor(parameter).detach()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 

@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,10 +28,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from dipo_pl.distributed import on_all_ranks
 from dipo_pl.errors import InputError, TrainingError
 from dipo_pl.storage.run_folder import replacing_folder, sync, writing
 
-T = TypeVar("T")
 Numbers = tuple[int, ...]
 # A file, the name in it, where the part begins in the whole tensor, and its shape.
 Part = tuple[str, str, Numbers, Numbers]
@@ -191,9 +191,9 @@ def save_sharded(checkpoint: Mapping[str, Any], path: Path) -> None:
     first = dist.get_rank() == 0
     rest, parts = _divided(checkpoint)
     with ExitStack() as stack:
-        folder = _on_all(lambda: stack.enter_context(replacing_folder(path)) if first else None)[0]
+        folder = on_all_ranks(lambda: stack.enter_context(replacing_folder(path)) if first else None)[0]
         assert folder is not None
-        written = _on_all(partial(_write, parts, folder, path))
+        written = on_all_ranks(partial(_write, parts, folder, path))
 
         def finish() -> None:
             files = {name: checksum for each, _ in written for name, checksum in each.items()}
@@ -212,7 +212,7 @@ def save_sharded(checkpoint: Mapping[str, Any], path: Path) -> None:
             # Syncs, and takes the place of what stood there.
             stack.close()
 
-        _on_all(finish if first else lambda: None)
+        on_all_ranks(finish if first else lambda: None)
 
 
 def _divided(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, DTensor]]:
@@ -304,28 +304,3 @@ def _checksum(path: Path) -> int:
         while chunk := file.read(1 << 24):
             checksum = zlib.crc32(chunk, checksum)
     return checksum
-
-
-def _on_all(step: Callable[[], T]) -> list[T]:
-    """What the step gives on every rank; where it fails on one it does on all, and none waits for that one.
-
-    Raises:
-        WriteError, TrainingError: the first rank's that failed.
-    """
-    given: Any = None
-    error: TrainingError | None = None
-    try:
-        given = step()
-    except TrainingError as failed:
-        error = failed
-    except Exception as failed:
-        error = TrainingError(f"rank {dist.get_rank()}: {type(failed).__name__}: {failed}")
-        error.__cause__ = failed
-    outcomes: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(outcomes, (given, error))
-    if error is not None:
-        raise error
-    for _, others in outcomes:
-        if others is not None:
-            raise others
-    return [each for each, _ in outcomes]

@@ -1,12 +1,12 @@
-"""FSDP2: every device holds a part of each layer, of its gradients and of the optimizer's state."""
+"""FSDP2: every rank holds a shard of each weight, its gradient and its optimizer state."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import StrategyRegistry
-from torch import Tensor, nn
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -18,37 +18,74 @@ from torch.nn import functional
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from dipo_pl.distributed import FullyShardedStrategy, whole
+from dipo_pl.distributed import copy_module, full_tensor
 from dipo_pl.errors import InputError
 from dipo_pl.models.hidden_states import decoder_layers
+from dipo_pl.storage.checkpoint_io import read_checkpoint
 from dipo_pl.storage.sharded_checkpoint import of_this_rank, save_sharded
 
 
-class FSDP2Strategy(FullyShardedStrategy):
-    """Decoder layers, embedding and head are in shards, each of whose tensors knows its own (DTensor).
+class FSDP2Strategy(ModelParallelStrategy):
+    """Strategy that shards decoder layers, embedding and head over all ranks (`trainer.strategy` fsdp or fsdp2).
+
+    Its checkpoints resume under any other strategy and world size, and those of any other under it.
 
     Args:
-        sharded_checkpoints: checkpoints are folders to which each rank writes its own parts (`dipo-pl consolidate` makes
-            a file of one); else files, put together in the first process's memory.
+        sharded_checkpoints: checkpoints are folders to which each rank writes its shards (`dipo-pl consolidate` makes
+            a file of one); otherwise files, gathered in the memory of rank 0.
     """
 
     def __init__(self, sharded_checkpoints: bool = False) -> None:
-        super().__init__()
+        super().__init__(save_distributed_checkpoint=False)
         self.sharded_checkpoints = sharded_checkpoints
 
+    def setup_environment(self) -> None:
+        """Make a mesh of data-parallel ranks alone; Lightning's default is tensor parallelism within a node."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        self._tensor_parallel_size = 1
+        super().setup_environment()
+
+    def load(self, make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+        """Return `make()` on rank 0, and on other ranks the same module with parameters on the meta device.
+
+        The full model is in memory once; `shard` sends it to the other ranks tensor by tensor.
+
+        Raises:
+            InputError: from `make`, on all ranks.
+        """
+        made: PreTrainedModel | None = None
+        sent: PreTrainedModel | InputError | None = None
+        if self.is_global_zero:
+            try:
+                made = make()
+                sent = copy_module(made, lambda each: torch.empty_like(each, device="meta"))
+            except InputError as error:
+                sent = error
+        sent = self.broadcast(sent)
+        if isinstance(sent, InputError):
+            raise sent
+        model = made if made is not None else sent
+        assert model is not None
+        return model
+
     def shard(self, model: PreTrainedModel) -> PreTrainedModel:
-        """See ShardingStrategy; refuses a model with weights outside of its decoder and head."""
+        """Shard, in place, a model that `load` returned, or a copy of one.
+
+        Raises:
+            InputError: the model has weights outside of its decoder and head.
+        """
         loaded = model.state_dict() if self.is_global_zero else {}
         head = model.get_output_embeddings()
         decoder = model.get_decoder()
         tied = head.weight is model.get_input_embeddings().weight
         for part in (*decoder_layers(model), decoder, *(() if tied else (head,))):
-            # Also the outermost: what stays whole after an evaluation would not be what the optimizer changes.
+            # The outermost module too: weights left gathered by an evaluation would not be those that the optimizer
+            # changes.
             fully_shard(part, mesh=self.device_mesh["data_parallel"], reshard_after_forward=True)
         if tied:
-            # The head's forward pass is no part of the decoder's, which alone has the embedding whole.
+            # The head runs outside of the decoder's forward pass, which alone gathers the embedding.
             head.weight = model.get_input_embeddings().weight
-            head.forward = lambda states: functional.linear(states, whole(head.weight))
+            head.forward = lambda states: functional.linear(states, full_tensor(head.weight))
         outside = [name for name, each in model.named_parameters() if not isinstance(each, DTensor)]
         if outside:
             raise InputError(
@@ -58,7 +95,8 @@ class FSDP2Strategy(FullyShardedStrategy):
         if not self.is_global_zero:
             buffers = dict(model.named_buffers())
             model.to_empty(device=self.root_device)
-            _restore_buffers(model, buffers)
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
             if tied:
                 head.weight = model.get_input_embeddings().weight
         model.to(self.root_device)
@@ -69,17 +107,31 @@ class FSDP2Strategy(FullyShardedStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
     ) -> None:
+        """Write a folder of shards, or rank 0 writes one file."""
         path = Path(self.broadcast(filepath))
         if self.sharded_checkpoints:
             save_sharded(checkpoint, path)
         elif self.is_global_zero:
             self.checkpoint_io.save_checkpoint(checkpoint, path)
 
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Map a checkpoint into memory; each rank then reads its own shards of it."""
+        return read_checkpoint(Path(self.broadcast(checkpoint_path)))
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Lightning calls `load_optimizer_state_dict`."""
+        return True
+
     def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Return this rank's shards for sharded checkpoints, else the full weights on rank 0 alone."""
         assert self.model is not None
         return self.model.state_dict() if self.sharded_checkpoints else super().lightning_module_state_dict()
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Copy this rank's shards of the checkpoint's weights into the model."""
         assert self.model is not None
         given = checkpoint["state_dict"]
         for name, target in self.model.state_dict().items():
@@ -87,7 +139,7 @@ class FSDP2Strategy(FullyShardedStrategy):
                 _fill(target, given[name])
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Numbered as by a single device; whole on the first process alone, or on each what it has."""
+        """Return the state, numbered as on a single device: shards, or full tensors on rank 0 alone."""
         state: dict[str, Any] = getattr(optimizer, "_optimizer", optimizer).state_dict()
         if self.sharded_checkpoints:
             return state
@@ -95,16 +147,17 @@ class FSDP2Strategy(FullyShardedStrategy):
         for number, entries in state["state"].items():
             gathered[number] = {}
             for name, value in entries.items():
-                # One at a time, kept in the first process's memory.
-                value = whole(value) if isinstance(value, Tensor) else value
+                # One at a time, kept in the memory of rank 0.
+                value = full_tensor(value) if isinstance(value, Tensor) else value
                 if self.is_global_zero:
                     gathered[number][name] = value.cpu() if isinstance(value, Tensor) else value
         return state | {"state": gathered} if self.is_global_zero else {}
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Copy this rank's shards of the checkpoint's optimizer states into the optimizers."""
         assert self.model is not None
         for optimizer, given in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            # Has torch make the state that a first step would, in parts as the weights are.
+            # Makes torch create the state that a first step would, sharded as the weights are.
             get_optimizer_state_dict(self.model, optimizer)
             state = optimizer.state_dict()["state"]
             for number, entries in given["state"].items():
@@ -121,19 +174,15 @@ class FSDP2Strategy(FullyShardedStrategy):
             )
 
 
-StrategyRegistry.register("fsdp2", FSDP2Strategy, description="Fully sharded data parallel, PyTorch's second")
-
-
-def _restore_buffers(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
-    for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
+for _name in ("fsdp", "fsdp2"):
+    StrategyRegistry.register(_name, FSDP2Strategy, "Fully sharded data parallel (FSDP2)", override=True)
 
 
 def _fill(target: Tensor, source: Any) -> None:
-    """Reads what this rank has of a tensor into it.
+    """Copy what this rank holds of `target` from a checkpoint's tensor.
 
     Raises:
-        InputError: it is another model's.
+        InputError: the shapes differ.
     """
     if tuple(source.shape) != tuple(target.shape):
         raise InputError(

@@ -40,8 +40,8 @@ from dipo_pl.losses import (
     SatImp,
     SimNPO,
 )
+from dipo_pl.models.from_config import FromConfig
 from dipo_pl.models.lora import LoRA
-from dipo_pl.models.source import FromConfig
 from dipo_pl.modules.unlearning import Unlearning
 from dipo_pl.references.adapter_off import AdapterOff
 from dipo_pl.references.base import FrozenCopy, Reference, Surroundings

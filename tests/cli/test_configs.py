@@ -24,7 +24,7 @@ SEQUENCES = sorted(filter(is_sequence, shipped()))
 NAMES = sorted({*shipped()} - {*SEQUENCES})
 OVERLAYS = [name for name in NAMES if is_overlay(name)]
 # These need what a test machine may not have.
-GPU_ONLY = ["deepspeed.yaml", "fsdp.yaml", "gpu.yaml"]
+GPU_ONLY = ["gpu.yaml"]
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not is_overlay(name)])

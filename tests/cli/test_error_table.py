@@ -296,8 +296,8 @@ SETTINGS = [
     Case("--trainer.strategy zz", "strategy='zz'"),
     Case("--model.forget_loss.beta -1", "DiPO.beta must be a finite number > 0, got -1"),
     Case("--model.retain_loss.beta 0", "DiPORetain.beta must be a finite number > 0, got 0"),
-    Case("--model.constructor.alpha 0", "LogitModulation.alpha must be a finite number > 0, got 0"),
-    Case("--model.constructor.filter.rate 1.5", "TopFraction.rate must lie in (0, 1], got 1.5"),
+    Case("--model.constructor.alpha 0", "LogitModulation.alpha must be a finite number > 0 (got 0"),
+    Case("--model.constructor.filter.rate 1.5", "TopFraction.rate must be a share in (0, 1] (got 1.5)"),
     Case("--model.retain_loss DiPO", "set model.forget_loss to DiPO and model.retain_loss to DiPORetain"),
     Case(
         "--model.retain_loss DPO",
@@ -326,42 +326,33 @@ SETTINGS = [
         "data.global_batch_size 16 and trainer.accumulate_grad_batches 4 both say how many batches are accumulated",
     ),
     Case(
-        "--trainer.strategy fsdp2 --forget_quality.measures "
+        "--trainer.strategy fsdp2 --forget_quality.metrics "
         "'[{class_path: Membership, init_args: {gradient_norm: true}}]'",
-        "Membership asks for gradient norms, which are not taken of a model in shards",
+        "Membership needs gradient norms, which are not supported for sharded models",
     ),
-    Case("--config fsdp.yaml --trainer.accelerator cpu", "The strategy `fsdp` requires a GPU accelerator"),
+    Case("--config fsdp.yaml", "the config fsdp.yaml no longer exists: use fsdp2.yaml"),
+    Case("--config deepspeed.yaml", "the config deepspeed.yaml no longer exists: use fsdp2.yaml"),
     Case(
-        """--trainer.strategy '{"class_path": "FSDP1Strategy"}' --model.forget_loss RMU --model.retain_loss RMURetain""",
-        "trainer.strategy fsdp gives gradients of zero to the output head, which no loss looks at here",
+        "--trainer.strategy fsdp_cpu_offload",
+        "trainer.strategy fsdp_cpu_offload is not supported (it cannot consolidate checkpoints): set trainer.strategy fsdp2",
     ),
+    Case("--trainer.strategy FSDPStrategy", "FSDPStrategy is not supported (it cannot consolidate"),
+    Case("--trainer.strategy FSDP1Strategy", "FSDP1Strategy"),
+    Case("--trainer.strategy ModelParallelStrategy", "is not supported (it cannot consolidate checkpoints)"),
     Case(
-        """--trainer.strategy '{"class_path": "FSDP1Strategy"}' --trainer.precision bf16-true""",
-        "trainer.precision bf16-true converts weights that trainer.strategy fsdp has in parts by then",
-    ),
-    Case(
-        "--trainer.strategy fsdp_cpu_offload", "trainer.strategy fsdp_cpu_offload leaves each device parts of"
-    ),
-    Case(
-        "--trainer.strategy deepspeed_stage_3_offload",
-        "trainer.strategy deepspeed_stage_3_offload makes steps of other rows at the end of an epoch",
-    ),
-    Case("--trainer.strategy ModelParallelStrategy", "leaves each device parts of the weights"),
-    Case(
-        "--trainer.strategy deepspeed",
-        "trainer.strategy deepspeed makes steps of other rows at the end of an epoch",
+        "--trainer.strategy deepspeed_stage_3",
+        "trainer.strategy deepspeed_stage_3 is not supported: set trainer.strategy fsdp2",
     ),
     Case(
-        "--config deepspeed.yaml --config bf16.yaml",
-        "trainer.precision bf16-mixed has weights in 16 bits under trainer.strategy deepspeed_stage_3",
+        "--trainer.strategy DeepSpeedStrategy",
+        "DeepSpeedStrategy is not supported: set trainer.strategy fsdp2",
     ),
-    Case("--config deepspeed.yaml", "deepspeed is not installed: pip install 'dipo-pl[deepspeed]'"),
     Case(
         "--data.forget_authors 4", "data.forget_authors must lie between 1 and data.authors - 1, got 4 of 4"
     ),
     Case("--data.evaluate '[forget, nought]'", "data.evaluate names 'nought'"),
     Case("--forget_quality.utility_sets '[nought]'", "forget_quality.utility_sets names 'nought'"),
-    Case("--forget_quality.max_new_tokens 0", "forget_quality.max_new_tokens must be at least 1, got 0"),
+    Case("--forget_quality.max_new_tokens 0", "forget_quality.max_new_tokens must be at least 1 (got 0)"),
     Case("--model.retain_loss NPOO", "model.retain_loss: no class NPOO: use CEU, CrossEntropy, DPO"),
     Case("--data.train_on all", "Unlearning trains on pairs, and data.train_on is all"),
     Case("--model FineTuning", "FineTuning trains on all or retain or forget, and data.train_on is pairs"),
@@ -384,7 +375,7 @@ SETTINGS = [
     Case("--data.workers -1", "data.workers must be at least 0, got -1"),
     Case("--ckpt_path list.ckpt", "cannot read the checkpoint list.ckpt", list_checkpoint),
     Case("--samples.rows -1", "samples.rows must be at least 0"),
-    Case("--forget_quality.generate_every -1", "forget_quality.generate_every must be at least 0, got -1"),
+    Case("--forget_quality.generate_every -1", "forget_quality.generate_every must be at least 0 (got -1)"),
     Case("--trainer.val_check_interval 0", "trainer.val_check_interval must be greater than 0, got 0"),
     Case(
         "--trainer.check_val_every_n_epoch 0", "trainer.check_val_every_n_epoch must be greater than 0, got 0"
@@ -533,7 +524,7 @@ STRANGERS = [
         )
     ),
     Case(
-        "--model.policy.config config.json", "cannot make a random config.json", file("config.json", REMOTE)
+        "--model.policy.config config.json", "cannot create a random config.json", file("config.json", REMOTE)
     ),
 ]
 
@@ -541,8 +532,8 @@ ROWS = [
     Case(JSONL, "f.jsonl, line 2: not valid JSON", rows(record() + '{"question": ')),
     Case(JSONL, "f.jsonl is not UTF-8 text (byte 0xff at 0): save it as UTF-8", rows(encoding="utf-16")),
     Case(JSONL, "f.jsonl is empty: it needs at least one row", rows("\n")),
-    Case(JSONL, "f.jsonl, line 1: must be a JSON object, got list", rows("[1]\n")),
-    Case(JSONL, "f.jsonl, line 1: 'answer' must be a non-empty text, got ' '", rows(record(answer=" "))),
+    Case(JSONL, "f.jsonl, line 1: must be a JSON object (got list)", rows("[1]\n")),
+    Case(JSONL, "f.jsonl, line 1: 'answer' must be a non-empty text (got ' ')", rows(record(answer=" "))),
     Case(JSONL, "no file f.jsonl: give the path of a JSON-lines file"),
     Case(
         "--model.policy.config "
@@ -559,17 +550,19 @@ ROWS = [
 MODELS = [
     Case(
         PRETRAINED + "./model",
-        "./model has no *.safetensors, only pytorch_model.bin, which can run code as it is read",
+        "./model has no *.safetensors, only pytorch_model.bin, a pickle, which can run code when it is read",
         model_of_smoke(as_pickle),
     ),
     Case(
         PRETRAINED + "./model", "cannot load the model of './model'", model_of_smoke(pickle_named_safetensors)
     ),
-    Case(PRETRAINED + "./model", "./model holds an adapter, not a whole model", model_of_smoke(as_adapter)),
+    Case(
+        PRETRAINED + "./model", "./model holds an adapter, not a complete model", model_of_smoke(as_adapter)
+    ),
     Case(PRETRAINED + "./model", "its weights are broken", model_of_smoke(broken_weights)),
     Case(
         PRETRAINED + "./model",
-        "which is not run unless model.policy.trust_remote_code is set: read it first",
+        "its own code: read that code, then set model.policy.trust_remote_code to true",
         model_of_smoke(with_remote_code),
     ),
     Case(
@@ -643,7 +636,7 @@ RESUMING = [
     ),
     Case(
         """--trainer.strategy '{"class_path": "dipo_pl.strategies.fsdp.FSDP2Strategy", "init_args": {"nope": 1}}'""",
-        "names no strategy, or an argument or value that it does not take",
+        "is not a known strategy, or has an argument or value that the strategy does not accept",
     ),
     Case(
         "--trainer.max_epochs 3",
@@ -673,10 +666,10 @@ OF_OPEN_UNLEARNING = RESULTS + "TOFU_EVAL.json --forget_quality.convention open_
 COMPARED = [
     Case(
         RESULTS + "runs/smoke --data.evaluation_rows 5",
-        "has 10 forget rows and this run measures 5",
+        "has 10 forget rows and this run 5",
         run_of_smoke(),
     ),
-    Case(RESULTS + "runs/smoke --data.author_seed 1", "was measured on other forget rows", run_of_smoke()),
+    Case(RESULTS + "runs/smoke --data.author_seed 1", "was evaluated on other forget rows", run_of_smoke()),
     Case(RESULTS + ".", "is not the folder of a finished run"),
     Case(RESULTS + "runs/smoke/manifest.json", "is not an evaluation", run_of_smoke()),
     *(
@@ -689,11 +682,11 @@ COMPARED = [
             ),
             (" is not an evaluation: it cannot be read ('utf-8'", file("TOFU_EVAL.json", "{}", "utf-16")),
             (
-                ", forget_Q_A_Prob is nan, not a finite number",
+                ", forget_Q_A_Prob must be a finite number (got nan)",
                 foreign(forget_Q_A_Prob={"agg_value": float("nan")}),
             ),
             (
-                ", forget_Q_A_Prob must hold values by row, got 5",
+                ", forget_Q_A_Prob must have values by row (got 5)",
                 foreign(forget_Q_A_Prob={"value_by_index": 5}),
             ),
             (" is not what it looks like (ValueError", foreign(forget_quality={"agg_value": -1})),

@@ -15,7 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from dipo_pl.models.source import FromConfig, Pretrained
+from dipo_pl.models.from_config import FromConfig
+from dipo_pl.models.pretrained import Pretrained
 from dipo_pl.storage.fingerprints import weights_fingerprint
 
 QUICK = ("--forget_quality.generate_every", "0", "--data.evaluation_rows", "2")

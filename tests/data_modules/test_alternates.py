@@ -143,7 +143,7 @@ class TestRowAlternates:
                 {"question": "0?", "alternate_answer": [""]},
                 "'alternate_answer' must be a list of non-empty texts",
             ),
-            ([], "must be a JSON object, got list$"),
+            ([], r"must be a JSON object \(got list\)$"),
         ],
     )
     def test_a_bad_line_is_named(self, file, record, message):

@@ -6,9 +6,9 @@ import pytest
 
 from dipo_pl.data_modules.fictitious import FictitiousAuthors
 from dipo_pl.data_modules.fictitious_authors import MAX_AUTHORS, fictitious_rows
+from dipo_pl.data_modules.row_files import row_from
 from dipo_pl.errors import InputError
-from dipo_pl.models.source import FromConfig
-from dipo_pl.rows import row_from
+from dipo_pl.models.from_config import FromConfig
 
 
 def test_the_last_authors_are_forgotten():

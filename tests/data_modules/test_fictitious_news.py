@@ -14,7 +14,7 @@ import pytest
 from dipo_pl.data_modules.fictitious_articles import MAX_ARTICLES, editions, fictitious_articles
 from dipo_pl.data_modules.fictitious_news import FictitiousNews
 from dipo_pl.errors import InputError
-from dipo_pl.models.source import FromConfig
+from dipo_pl.models.from_config import FromConfig
 
 PRINT_DOCUMENTS = """
 import json

@@ -13,9 +13,10 @@ from dipo_pl.data_modules.alternates import Refusals
 from dipo_pl.data_modules.forget_retain import ForgetRetain, RowSets
 from dipo_pl.data_modules.pairing import forget_retain_pairs, permutation
 from dipo_pl.errors import InputError
+from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.models.tokenizer import train_tokenizer
 from dipo_pl.prompts import Llama2Chat, QuestionAnswer
-from dipo_pl.rows import EvaluationSet, Row
+from dipo_pl.rows import Row
 
 BOS, EOS = 0, 1  # of train_tokenizer; bytes follow PAD, in the order of their letters
 BYTE = {letter: index + 3 for index, letter in enumerate(map(chr, range(ord("!"), ord("~") + 1)))}

@@ -7,7 +7,7 @@ import pytest
 
 from dipo_pl.data_modules.json_lines import JSONL
 from dipo_pl.errors import InputError
-from dipo_pl.models.source import FromConfig
+from dipo_pl.models.from_config import FromConfig
 from dipo_pl.prompts import Llama2Chat
 from dipo_pl.rows import Row
 
@@ -95,5 +95,5 @@ def test_a_holdout_is_measured_and_never_trained_on(files, tmp_path):
 def test_a_bad_line_names_its_file(files, broken):
     with open(files[broken], "a") as file:
         file.write("{}\n")
-    with pytest.raises(InputError, match=rf"^{files[broken]}, line 3: needs the columns .*; it has none$"):
+    with pytest.raises(InputError, match=rf"^{files[broken]}, line 3: needs the columns .* \(got none\)$"):
         ready(JSONL(*files))

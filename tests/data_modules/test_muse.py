@@ -313,7 +313,7 @@ class TestBadFiles:
         (books / "raw" / "forget.json").unlink()
         path = books / "raw" / "forget.txt"
         path.write_text(content)
-        with pytest.raises(InputError, match=rf"^{path}\[0\]: 'text' must be a non-empty text, got "):
+        with pytest.raises(InputError, match=rf"^{path}\[0\]: 'text' must be a non-empty text \(got "):
             MUSE(str(books), "Books").read()
 
     @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ class TestBadFiles:
     def test_an_empty_document_or_question(self, news, name, row, key):
         path = news / f"{name}.json"
         path.write_text(json.dumps([*NEWS[name][:2], row, *NEWS[name][2:]]))
-        with pytest.raises(InputError, match=rf"^{path}\[2\]: '{key}' must be a non-empty text, got "):
+        with pytest.raises(InputError, match=rf"^{path}\[2\]: '{key}' must be a non-empty text \(got "):
             MUSE(str(news), "News").read()
 
     def test_blocks_of_a_single_token(self):

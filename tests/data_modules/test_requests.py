@@ -9,9 +9,10 @@ from dipo_pl.data_modules.fictitious import FictitiousAuthors
 from dipo_pl.data_modules.json_lines import JSONL
 from dipo_pl.data_modules.requests import joined, refuse_overlaps, without
 from dipo_pl.errors import InputError
+from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.models.tokenizer import train_tokenizer
 from dipo_pl.prompts import QuestionAnswer
-from dipo_pl.rows import EvaluationSet, Row
+from dipo_pl.rows import Row
 
 
 def rows(*texts):

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import datasets
 import pytest
 
+from dipo_pl.data_modules.row_files import read_json_lines
 from dipo_pl.data_modules.tofu import TOFU
 from dipo_pl.errors import InputError
 from dipo_pl.models.tokenizer import train_tokenizer
-from dipo_pl.rows import read_json_lines
 
 SIZES = [("forget01", 40), ("forget05", 200), ("forget10", 400)]
 ALL_SETS = ["forget", "retain", "real_authors", "world_facts"]

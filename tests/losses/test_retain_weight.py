@@ -14,7 +14,7 @@ from dipo_pl.data_modules.fictitious import FictitiousAuthors
 from dipo_pl.errors import InputError, TrainingError
 from dipo_pl.losses import PDU, MaximumEntropy
 from dipo_pl.losses.retain_weight import DualWeight
-from dipo_pl.models.source import FromConfig
+from dipo_pl.models.from_config import FromConfig
 from dipo_pl.modules.unlearning import Unlearning
 
 RUN = (

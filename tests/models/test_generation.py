@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dipo_pl.models.generation import ROOM, STRETCH, generate
+from dipo_pl.models.generation import BURST, RESERVE, generate
 from dipo_pl.models.lora import LoRA
 from dipo_pl.models.tokenizer import train_tokenizer
 
@@ -73,7 +73,7 @@ def test_texts_are_those_of_one_row_at_a_time(tokenizer, family, cache_tokens):
     expected = [plain(model, tokenizer, prompt, 40) for prompt in prompts]
     lengths = [len(ids) for ids, _ in expected]
     # Rows that leave early, and some that outlast a stretch.
-    assert min(lengths) <= STRETCH < max(lengths)
+    assert min(lengths) <= BURST < max(lengths)
     assert len(set(lengths)) > 2
     texts = generate(model, tokenizer, prompts, 40, cache_tokens)
     assert texts == [decoded(tokenizer, ids) for ids, _ in expected]
@@ -97,7 +97,7 @@ def test_caches_grow_beyond_their_room(tokenizer, family):
     model = model_of(family, context=512)
     model.generation_config.eos_token_id = [1]
     prompts = prompts_of([9, 2])
-    new = 2 * ROOM + 3
+    new = 2 * RESERVE + 3
     expected = [decoded(tokenizer, plain(model, tokenizer, each, new, context=512)[0]) for each in prompts]
     assert generate(model, tokenizer, prompts, new) == expected
 

@@ -132,7 +132,7 @@ def test_what_is_not_read_from_the_config_is_noticed(kind, option, value):
         assert model.logit_scale == original
     model.forward = with_option
     setattr(config, option, value)
-    with pytest.raises(InputError, match="does something to its logits that is not known here"):
+    with pytest.raises(InputError, match="changes its logits in a way that is not supported here"):
         check_head(model)
 
 

@@ -20,10 +20,11 @@ from dipo_pl.batch import Encoded, collate
 from dipo_pl.errors import InputError
 from dipo_pl.losses import NPO
 from dipo_pl.losses.engine import sequence_objective
+from dipo_pl.models.from_config import FromConfig
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import answer_states
 from dipo_pl.models.lora import LoRA, merged, save_adapter
-from dipo_pl.models.source import FromConfig, Pretrained
+from dipo_pl.models.pretrained import Pretrained
 from dipo_pl.references.adapter_off import AdapterOff
 from dipo_pl.references.base import FrozenCopy
 
@@ -205,20 +206,20 @@ class TestLoRA:
         with pytest.raises(InputError) as raised:
             adapted("llama", targets=targets)
         assert str(raised.value) == (
-            f"model.policy.adapter.targets: {named} is no layer of LlamaForCausalLM that can be adapted: give "
+            f"model.policy.adapter.targets: {named} matches no linear layer of LlamaForCausalLM: give "
             "all-linear, or a list of down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
         )
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"rank": 0}, r"^model.policy.adapter.rank must be at least 1, got 0$"),
-            ({"alpha": 0.0}, r"^model.policy.adapter.alpha must be a finite number > 0, got 0.0$"),
-            ({"alpha": math.nan}, r"^model.policy.adapter.alpha must be a finite number > 0, got nan$"),
-            ({"dropout": 1.0}, r"^model.policy.adapter.dropout must be in \[0, 1\), got 1.0$"),
-            ({"dropout": -0.1}, r"^model.policy.adapter.dropout must be in \[0, 1\), got -0.1$"),
+            ({"rank": 0}, r"^model.policy.adapter.rank must be at least 1 \(got 0\)$"),
+            ({"alpha": 0.0}, r"^model.policy.adapter.alpha must be a finite number > 0 \(got 0.0\)$"),
+            ({"alpha": math.nan}, r"^model.policy.adapter.alpha must be a finite number > 0 \(got nan\)$"),
+            ({"dropout": 1.0}, r"^model.policy.adapter.dropout must be a share in \[0, 1\) \(got 1.0\)$"),
+            ({"dropout": -0.1}, r"^model.policy.adapter.dropout must be a share in \[0, 1\) \(got -0.1\)$"),
             ({"targets": []}, r"^model.policy.adapter.targets is empty: name layers, or all-linear$"),
-            ({"targets": "*"}, r"^model.policy.adapter.targets: '\*' is no regular expression \(nothing to repeat"),
+            ({"targets": "*"}, r"^model.policy.adapter.targets: '\*' is not a regular expression \(nothing to repeat"),
         ],
     )  # fmt: skip
     def test_what_cannot_be(self, options, message):
@@ -458,6 +459,6 @@ def test_a_folder_that_holds_an_adapter_alone_is_no_policy(tmp_path: Path):
     save_adapter(model, model.state_dict(), tmp_path / "adapter")
     tokenizer.save_pretrained(tmp_path / "adapter")
     with pytest.raises(
-        InputError, match=r"adapter holds an adapter, not a whole model: give the one that it was made"
+        InputError, match=r"adapter holds an adapter, not a complete model: give its base model"
     ):
         Pretrained(str(tmp_path / "adapter")).model()

@@ -128,7 +128,7 @@ def test_windows_shorter_than_a_sequence_are_not_packed(forwards):
     ids=["boundaries", "alike", "nothing", "one token", "other prompts"],
 )
 def test_awkward_rows(rows, monkeypatch):
-    monkeypatch.setattr(shared_prompt._Packed, "pays", lambda *_: True)
+    monkeypatch.setattr(shared_prompt._PackedRows, "is_cheaper", lambda *_: True)
     model = model_of("llama")
     with torch.no_grad():
         states = row_states(model, batch_of(rows), len(rows))

@@ -8,8 +8,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from dipo_pl.errors import InputError
 from dipo_pl.models.head import OutputHead, check_head
+from dipo_pl.models.lora import LoRA
+from dipo_pl.models.pretrained import Pretrained
 from dipo_pl.models.quantization import quantize
-from dipo_pl.models.source import LoRA, Pretrained
 from dipo_pl.models.tokenizer import train_tokenizer
 
 # Widths that 32 does not divide; GPT-2 holds its weights transposed and ties its head; Phi has biases.
@@ -117,7 +118,8 @@ def test_weights_that_are_no_linear_layers_are_refused():
     )  # fmt: skip
     before = {name: each.clone() for name, each in model.state_dict().items()}
     with pytest.raises(
-        InputError, match=r"^MixtralForCausalLM cannot be quantised here: model\.layers\.0\.[\w.]+ is no"
+        InputError,
+        match=r"^MixtralForCausalLM cannot be quantized here: model\.layers\.0\.[\w.]+ is not the weight",
     ):
         quantize(model, "int8")
     assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
@@ -131,5 +133,5 @@ def test_without_torchao(saved, monkeypatch):
 
 
 def test_adapters_are_for_training(saved):
-    with pytest.raises(InputError, match="for measuring alone"):
+    with pytest.raises(InputError, match="only for measuring"):
         Pretrained(str(saved), quantization="int8", adapter=LoRA())

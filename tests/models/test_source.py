@@ -12,7 +12,8 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer
 
 from dipo_pl.errors import InputError
-from dipo_pl.models.source import FromConfig, Pretrained
+from dipo_pl.models.from_config import FromConfig
+from dipo_pl.models.pretrained import Pretrained
 from dipo_pl.models.tokenizer import train_tokenizer
 
 TEXTS = ["Who wrote the book? She wrote the book.", "Where was she born? She was born there."]
@@ -157,8 +158,8 @@ class TestFromConfig:
                 CONFIGS["llama"] | {"hidden_size": "16"},
                 "^model.policy.config is not a model configuration: .*str",
             ),
-            (CONFIGS["llama"] | {"hidden_size": 0}, "^cannot make a random llama: "),
-            ({"model_type": "vit"}, "^cannot make a random vit: .*AutoModelForCausalLM"),
+            (CONFIGS["llama"] | {"hidden_size": 0}, "^cannot create a random llama: "),
+            ({"model_type": "vit"}, "^cannot create a random vit: .*AutoModelForCausalLM"),
         ],
     )
     def test_what_is_no_model(self, config, message):
@@ -173,7 +174,7 @@ class TestFromConfig:
         policy = from_config(CONFIGS["llama"], attention="flash_attention_2")
         monkeypatch.setattr(AutoModelForCausalLM, "from_config", refuse)
         with pytest.raises(
-            InputError, match=r"^cannot make a random llama: FlashAttention2 is not installed$"
+            InputError, match=r"^cannot create a random llama: FlashAttention2 is not installed$"
         ):
             policy.model()
 
@@ -246,7 +247,9 @@ class TestPretrained:
         assert seen["tokenizer"] == ("who/what", common)
         path, options = seen["model"]
         assert path == "who/what"
-        assert options == common | {"dtype": "auto", "use_safetensors": True, "output_loading_info": True}
+        assert options == common | {
+            "dtype": "auto", "use_safetensors": True, "output_loading_info": True, "attn_implementation": None
+        }  # fmt: skip
 
     @pytest.mark.parametrize(
         "path", ["/no/such/folder", "./folder", "../folder", "~/folder", "runs/target/hf"]
@@ -302,9 +305,7 @@ class TestPretrained:
         (folder / "model.safetensors").unlink()
         torch.save(model.state_dict(), folder / "pytorch_model.bin")
         monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was opened"))
-        message = (
-            f"^{folder} has no \\*.safetensors, only pytorch_model.bin, which can run code as it is read"
-        )
+        message = f"^{folder} has no \\*.safetensors, only pytorch_model.bin, a pickle, which can run code when it is read"
         with pytest.raises(InputError, match=message) as raised:
             Pretrained(str(folder)).model()
         one_line(raised)
@@ -320,7 +321,7 @@ class TestPretrained:
         change_config(folder, num_hidden_layers=3)
         message = (
             rf"^the checkpoint of '{folder}' lacks 9 weights of LlamaForCausalLM "
-            r"\(model.layers.2.input_layernorm.weight, .*, \.\.\.\): give a whole causal language model$"
+            r"\(model.layers.2.input_layernorm.weight, .*, \.\.\.\): give a complete causal language model$"
         )
         with pytest.raises(InputError, match=message) as raised:
             Pretrained(str(folder)).model()
@@ -352,7 +353,7 @@ class TestPretrained:
 class TestForeignCode:
     """A folder may name Python files of its own; they run only where it is allowed."""
 
-    REFUSAL = "comes with code of its own, which is not run unless model.policy.trust_remote_code is set"
+    REFUSAL = "comes with its own code: read that code, then set model.policy.trust_remote_code to true"
     MODEL = """
 open({marker!r}, "w").close()
 from transformers import LlamaConfig, LlamaForCausalLM

@@ -225,7 +225,7 @@ def test_default_difference_of_ones_own_constructor():
 def test_alpha_is_refused(alpha):
     with pytest.raises(InputError) as caught:
         LogitModulation(alpha=alpha)
-    assert str(caught.value) == f"LogitModulation.alpha must be a finite number > 0, got {alpha}"
+    assert str(caught.value) == f"LogitModulation.alpha must be a finite number > 0 (got {alpha})"
 
 
 def test_pair_is_required():

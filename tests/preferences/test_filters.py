@@ -236,7 +236,9 @@ def test_target_token_is_kept_whatever_its_probability():
 
 @pytest.mark.parametrize("scale", [0, -1.0, math.nan, math.inf])
 def test_effective_tokens_scale_is_refused(scale):
-    with pytest.raises(InputError, match=f"EffectiveTokens.scale must be a finite number > 0, got {scale}"):
+    with pytest.raises(
+        InputError, match=rf"EffectiveTokens.scale must be a finite number > 0 \(got {scale}\)"
+    ):
         EffectiveTokens(scale)
 
 
@@ -252,9 +254,9 @@ def test_effective_tokens_scale_is_refused(scale):
 def test_shares_outside_0_to_1_are_refused(make, name, value):
     with pytest.raises(InputError) as caught:
         make(value)
-    assert str(caught.value) == f"{name} must lie in (0, 1], got {value}"
+    assert str(caught.value) == f"{name} must be a share in (0, 1] (got {value})"
 
 
 def test_all_of_nothing_is_refused():
-    with pytest.raises(InputError, match=r"^AllOf\.filters must name at least one filter, got none$"):
+    with pytest.raises(InputError, match=r"^AllOf\.filters must name at least one filter \(got none\)$"):
         AllOf([])

@@ -979,7 +979,7 @@ DYING = """
 import os
 import signal
 
-from dipo_pl.models.source import FromConfig
+from dipo_pl.models.from_config import FromConfig
 
 
 class Dying(FromConfig):

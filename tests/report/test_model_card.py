@@ -29,7 +29,7 @@ def metadata(text: str) -> dict:
 def with_policy(run: RunFolder, **arguments: object) -> RunFolder:
     config = yaml.safe_load(run.config.read_text())
     config["model"]["init_args"]["policy"] = {
-        "class_path": "dipo_pl.models.source.Pretrained",
+        "class_path": "dipo_pl.models.pretrained.Pretrained",
         "init_args": arguments,
     }
     run.config.write_text(yaml.safe_dump(config))

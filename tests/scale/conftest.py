@@ -24,10 +24,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     on_fsdp2 = SHARED["dipo on fsdp2"][1]
     commands.append(command(folder, "to fsdp2", "dipo", *on_fsdp2))
     commands.append(command(folder, "from fsdp2", "dipo", *on_fsdp2, *CUT))
-    for first, second in (("fsdp", "fsdp2"), ("fsdp2", "fsdp")):
-        name = f"{first} to {second}"
-        commands.append(command(folder, name, "dipo", *SHARED[f"dipo on {first}"][1], *CUT))
-        commands.append(command(folder, name, "dipo", *SHARED[f"dipo on {second}"][1]))
     commands += in_shards(folder)
     relearning = ["relearn", str(folder / "dipo"), *RELEARNING, "--name"]
     assert run([*relearning, "relearn"]) == 0

@@ -9,9 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dipo_pl.distributed import whole_ends
 from dipo_pl.models.generation import generate
-from dipo_pl.strategies.fsdp1 import FSDP1Strategy
 
 # Rank 0 has more rows than it may hold at a time, rank 1 one that ends early, and then none.
 PROMPTS = ([[1, 2, 3], [4, 5], [6, 7, 8, 9]], [[7, 7]])
@@ -42,27 +40,6 @@ def texts(policy, prompts):
     return generate(policy, letters, prompts, LENGTH, cache_tokens=30) + generate(policy, letters, [], LENGTH)
 
 
-def on_fsdp(rank):
-    strategy = FSDP1Strategy()
-    strategy.parallel_devices = [torch.device("cpu")]
-    # As `load` gives it: other ranks have shapes alone.
-    policy = model() if rank == 0 else model().to("meta")
-    for name, buffer in model().named_buffers():
-        policy.get_submodule(name.rpartition(".")[0]).register_buffer(name.rpartition(".")[2], buffer)
-    whole = sum(each.numel() for each in policy.parameters())
-    strategy.shard(policy)
-
-    def held():
-        storages = {each.untyped_storage()._cdata: each.untyped_storage() for each in policy.parameters()}
-        return sum(each.nbytes() // 4 for each in storages.values())
-
-    assert held() <= 0.6 * whole
-    with whole_ends(policy):
-        found = texts(policy, PROMPTS[rank])
-    assert held() <= 0.6 * whole
-    return found
-
-
 def run(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -72,6 +49,5 @@ def run(rank, folder):
     policy = model()
     for part in (*policy.model.layers, policy.model, policy.lm_head):
         fully_shard(part, mesh=init_device_mesh("cpu", (2,)), reshard_after_forward=True)
-    torch.save(texts(policy, PROMPTS[rank]), Path(folder) / f"fsdp2-{rank}.pt")
-    torch.save(on_fsdp(rank), Path(folder) / f"fsdp-{rank}.pt")
+    torch.save(texts(policy, PROMPTS[rank]), Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""One small training, split in many ways: batches of a step over time, over two ranks of DDP, FSDP and FSDP2."""
+"""One small training, split in many ways: batches of a step over time, over two ranks of DDP and FSDP2."""
 
 import json
 import os
@@ -39,8 +39,6 @@ METHODS = {
     ),
 }  # fmt: skip
 TWO = ("--trainer.num_nodes", "2", "--data.batch_size", "2", "--trainer.strategy")
-# Of the name `fsdp` Lightning knows that it needs GPUs.
-FSDP = '{"class_path": "FSDP1Strategy"}'
 # By name: the method, and how its batch of 8 is split.
 ALONE = {
     "dipo": ("dipo", ("--data.batch_size", "8")),
@@ -59,9 +57,7 @@ SHARED = {
     "dipo on fsdp2": ("dipo", (*TWO, "fsdp2")),
     "npo on fsdp2": ("npo", (*TWO, "fsdp2")),
     "stored on fsdp2": ("stored", (*TWO, "fsdp2")),
-    "dipo on fsdp": ("dipo", (*TWO, FSDP)),
-    "stored on fsdp": ("stored", (*TWO, FSDP)),
-    "lora on fsdp": ("lora", (*TWO, FSDP)),
+    "lora on fsdp": ("lora", (*TWO, "fsdp")),
     "rmu on ddp": ("rmu", (*TWO, "ddp")),
     "adapted on fsdp2": ("adapted", (*TWO, "fsdp2", "--data.batch_size", "3")),
 }

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dipo_pl.errors import InputError
-from dipo_pl.models.source import TOKENIZER_FILES, Pretrained
+from dipo_pl.models.pretrained import TOKENIZER_FILES, Pretrained
 from dipo_pl.storage.run_folder import RunFolder
 
 T = TypeVar("T")

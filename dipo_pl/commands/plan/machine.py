@@ -15,18 +15,9 @@ SHARDED: dict[str, tuple[Part, ...]] = {
     "ddp": (),
     "SingleDeviceStrategy": (),
     "DDPStrategy": (),
-    "deepspeed_stage_1": ("moments",),
-    "deepspeed_stage_2": ("gradients", "moments"),
-    "deepspeed": ("gradients", "moments"),
-    "deepspeed_stage_3": ("weights", "gradients", "moments"),
-    "ZeRO2Strategy": ("gradients", "moments"),
-    "ZeRO3Strategy": ("weights", "gradients", "moments"),
     "fsdp": ("weights", "gradients", "moments"),
     "fsdp2": ("weights", "gradients", "moments"),
-    "FSDPStrategy": ("weights", "gradients", "moments"),
-    "FSDP1Strategy": ("weights", "gradients", "moments"),
     "FSDP2Strategy": ("weights", "gradients", "moments"),
-    "ModelParallelStrategy": ("weights", "gradients", "moments"),
 }
 # Of devices in a node, or of nodes.
 MOST = 10_000
@@ -75,8 +66,6 @@ class Machine:
         if isinstance(strategy, dict):
             options = strategy.get("init_args") or {}
             strategy = strategy["class_path"].rpartition(".")[2]
-        if strategy == "DeepSpeedStrategy":
-            strategy = f"deepspeed_stage_{options.get('stage', 2)}"
         if strategy.startswith("ddp_"):
             strategy = "ddp"
         if strategy not in SHARDED:

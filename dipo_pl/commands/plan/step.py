@@ -17,10 +17,12 @@ from dipo_pl.commands.plan.live_memory import LiveMemory
 from dipo_pl.commands.plan.loss_memory import StandIn
 from dipo_pl.commands.plan.machine import Machine
 from dipo_pl.errors import InputError
-from dipo_pl.models.generation import ROOM
+from dipo_pl.models.from_config import FromConfig
+from dipo_pl.models.generation import RESERVE
 from dipo_pl.models.head import OutputHead, default_token_budget
 from dipo_pl.models.hidden_states import Layer, answer_states, decoder_layers, decoder_states
-from dipo_pl.models.source import FromConfig, Policy, Pretrained
+from dipo_pl.models.pretrained import Pretrained
+from dipo_pl.models.source import ModelSource
 from dipo_pl.modules.base import LanguageModel
 from dipo_pl.modules.unlearning import Unlearning
 from dipo_pl.references.base import Reference, Surroundings
@@ -319,7 +321,7 @@ class _Step:
         layers: list[Any] = list(cache.layers)
         kept = [each for layer in layers for each in (layer.keys, layer.values) if isinstance(each, Tensor)]
         rows, width = self.shapes.generation
-        return _bytes(kept) / length * rows * (width + ROOM)
+        return _bytes(kept) / length * rows * (width + RESERVE)
 
     def _overhead(self, gradients: float) -> float:
         machine = self.machine
@@ -339,7 +341,7 @@ class _Step:
         return 2 * max(layers) + copies * root
 
 
-def _skeleton(policy: Policy, machine: Machine, tokens: int | None) -> PreTrainedModel:
+def _skeleton(policy: ModelSource, machine: Machine, tokens: int | None) -> PreTrainedModel:
     """The policy's model on the meta device."""
     if policy.quantization is not None:
         raise InputError(

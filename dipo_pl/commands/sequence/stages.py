@@ -93,7 +93,7 @@ class Stage:
                 f"cannot read {self.run.manifest}: put it back, or remove this and all later stages"
             )
         if self.retain_only_model is not None and not self.finished:
-            from dipo_pl.models.source import Pretrained
+            from dipo_pl.models.pretrained import Pretrained
 
             try:
                 Pretrained(str(self.retain_only_model)).refuse_unusable_folder()

@@ -23,8 +23,8 @@ from dipo_pl.batch import Encoded, collate
 from dipo_pl.commands.plan.machine import Machine
 from dipo_pl.commands.plan.step import Shapes, memory_of
 from dipo_pl.losses import NPO, CrossEntropy, DiPO, DiPORetain, GradientAscent
+from dipo_pl.models.from_config import FromConfig
 from dipo_pl.models.lora import LoRA
-from dipo_pl.models.source import FromConfig
 from dipo_pl.modules.unlearning import Unlearning
 from dipo_pl.references.base import FrozenCopy, Surroundings
 from dipo_pl.references.stored_states import StoredStates

@@ -112,15 +112,12 @@ def test_sharded_devices_hold_a_share_and_ddp_holds_buckets(cli):
     alone = planned(cli, *SMOKE, "--tokens", "40", "--rows", "64")["bytes"]
     ddp = planned(cli, *words)["bytes"]
     sharded = planned(cli, *words, "--trainer.strategy", "fsdp2")["bytes"]
-    zero2 = planned(cli, *words, "--trainer.strategy", "deepspeed_stage_2")["bytes"]
     assert ddp["overhead"] == ddp["gradients"] == alone["gradients"]
     assert ddp["peak"] == alone["peak"] + ddp["overhead"]
     for name in ("weights", "reference", "gradients", "moments"):
         # Steps are counted by every device itself, and numbers are rounded.
         assert sharded[name] == pytest.approx(alone[name] / 4, abs=1000), name
         assert ddp[name] == alone[name]
-    assert zero2["weights"] == alone["weights"]
-    assert zero2["moments"] == sharded["moments"]
     for name in ("activations", "checkpoint", "export"):
         assert sharded[name] == ddp[name] == alone[name], name
     said = cli("plan", *words, "--config", "sharded_checkpoints.yaml").out

@@ -6,8 +6,9 @@ import pytest
 
 from dipo_pl.data_modules.forget_retain import ForgetRetain, RowSets
 from dipo_pl.errors import InputError
+from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.models.tokenizer import train_tokenizer
-from dipo_pl.rows import EvaluationSet, Row
+from dipo_pl.rows import Row
 
 ROWS = {name: [Row((("user", f"{name} {k}?"),), f"{name}{k}.") for k in range(20)] for name in ("f", "r")}
 

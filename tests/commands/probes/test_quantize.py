@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dipo_pl.models.source import Pretrained
+from dipo_pl.models.pretrained import Pretrained
 
 
 def nll_of(run: Path) -> torch.Tensor:

@@ -1,0 +1,148 @@
+"""Rows read from files and records; errors name the file and the line."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dipo_pl.errors import InputError
+from dipo_pl.rows import Messages, Row
+from dipo_pl.storage.text import read_text
+
+
+def row_from(record: Mapping[str, Any], where: str) -> Row:
+    """Convert {question, answer}, {text} or {messages} to a row.
+
+    The columns paraphrased_answer (a text), perturbed_answer and alternate_answer (a text or a list) are optional.
+
+    Args:
+        record: the record.
+        where: its place, named in errors.
+
+    Raises:
+        InputError: a column is missing, empty or of the wrong type.
+    """
+
+    others = (
+        text_at(record, "paraphrased_answer", where)
+        if record.get("paraphrased_answer") is not None
+        else None,
+        texts_at(record, "perturbed_answer", where),
+        texts_at(record, "alternate_answer", where),
+    )
+    if "messages" in record:
+        messages = _messages(record["messages"], where)
+        return Row(messages[:-1], messages[-1][1], *others)
+    if "question" in record or "answer" in record:
+        return Row((("user", text_at(record, "question", where)),), text_at(record, "answer", where), *others)
+    if "text" in record:
+        return Row((), text_at(record, "text", where), *others)
+    raise InputError(
+        f"{where}: needs the columns 'question' and 'answer', or 'text', or 'messages' (got {', '.join(record) or 'none'})"
+    )
+
+
+def text_at(record: Any, key: str, where: str) -> str:
+    """Return the text of a column.
+
+    Raises:
+        InputError: the record has no such column, or it is not a non-empty text.
+    """
+    value = record.get(key) if isinstance(record, Mapping) else record
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{where}: '{key}' must be a non-empty text (got {repr(value)[:60]})")
+    return value
+
+
+def texts_at(record: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    """Return the texts of an optional column that holds one text or a list.
+
+    Raises:
+        InputError: the column holds something else.
+    """
+    value = record.get(key) or []
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list) or not all(isinstance(each, str) and each.strip() for each in value):
+        raise InputError(f"{where}: '{key}' must be a list of non-empty texts (got {value!r})")
+    return tuple(value)
+
+
+def _messages(value: Any, where: str) -> Messages:
+    valid = isinstance(value, list) and all(
+        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+        for turn in value
+    )
+    if not valid or len(value) < 2 or value[-1]["role"] != "assistant" or not value[-1]["content"].strip():
+        raise InputError(
+            f"{where}: 'messages' must be a list of {{role, content}} that ends with a non-empty assistant message"
+        )
+    return tuple((turn["role"], turn["content"]) for turn in value)
+
+
+def read_json_lines(path: str | Path) -> list[Row]:
+    """Read the rows of a JSON-lines file.
+
+    Raises:
+        InputError: the file is missing, empty or not UTF-8, or a line is not a valid row.
+    """
+    return [row_from(record, where) for where, record in json_records(path)]
+
+
+def json_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the place and the JSON object of each line.
+
+    Raises:
+        InputError: the file is missing, empty or not UTF-8, or a line is not a JSON object.
+    """
+    for where, line in read_lines(path, "a JSON-lines file"):
+        record = parse_json(line, where)
+        if not isinstance(record, dict):
+            raise InputError(f"{where}: must be a JSON object (got {type(record).__name__})")
+        yield where, record
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Parse JSON whose texts can all be encoded as UTF-8.
+
+    Raises:
+        InputError: the text is not JSON, is nested too deeply, or has an unpaired surrogate.
+    """
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+        raise InputError(f"{where}: not valid JSON ({error.msg} at {place})") from None
+    except RecursionError:
+        raise InputError(f"{where}: JSON is nested too deeply") from None
+    except UnicodeEncodeError as error:
+        surrogate = error.object[error.start]
+        raise InputError(
+            f"{where}: contains {surrogate!r}, an unpaired surrogate, which is not text"
+        ) from None
+    except ValueError as error:
+        raise InputError(f"{where}: JSON cannot be used ({error})") from None
+    return value
+
+
+def read_lines(path: str | Path, kind: str) -> list[tuple[str, str]]:
+    """Read the lines of a file that are not blank, each with its place.
+
+    Args:
+        path: the file.
+        kind: what the file should be, named in the error if it is missing.
+
+    Raises:
+        InputError: the file is missing, empty or not UTF-8.
+    """
+    try:
+        lines = read_text(path).split("\n")
+    except FileNotFoundError:
+        raise InputError(f"no file {path}: give the path of {kind}") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+    found = [(f"{path}, line {number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not found:
+        raise InputError(f"{path} is empty: it needs at least one row")
+    return found
