@@ -38,14 +38,14 @@ def test_as_many_authors_as_there_can_be():
 
 @pytest.mark.parametrize("authors", [MAX_AUTHORS + 1, 1, 0, -1])
 def test_too_many_or_too_few_authors(authors):
-    message = rf"^data.authors must lie between 2 and {MAX_AUTHORS}, got {authors}$"
+    message = rf"^data.authors must be .* >= 2 and <= {MAX_AUTHORS} \(got {authors}\)$"
     with pytest.raises(InputError, match=message):
         FictitiousAuthors(authors=authors, forget_authors=1)
 
 
 @pytest.mark.parametrize("forget_authors", [0, -1, 4, 5])
 def test_some_are_forgotten_and_some_retained(forget_authors):
-    message = rf"^data.forget_authors must lie between 1 and data.authors - 1, got {forget_authors} of 4$"
+    message = rf"^data.forget_authors must be .* >= 1 and < 4 \(got {forget_authors}\)$"
     with pytest.raises(InputError, match=message):
         FictitiousAuthors(authors=4, forget_authors=forget_authors)
 

@@ -388,7 +388,7 @@ class TestSetup:
         ready(Memory())
 
     def test_a_row_too_long_is_refused(self):
-        with pytest.raises(InputError, match=r"^28 tokens, more than data.max_length 27, .* begins 'f 0\?'"):
+        with pytest.raises(InputError, match=r"begins 'f 0\?'"):
             ready(Memory(max_length=27))
 
     def test_rows_cut_are_counted_in_training_and_in_measuring(self):
