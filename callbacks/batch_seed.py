@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from dipo_pl.data_modules.forget_retain import ForgetRetain
+
 
 class BatchSeed(Callback):
     """Seeds torch before each training batch from (seed, epoch, batch, rank); dropout draws from it."""
@@ -13,6 +15,5 @@ class BatchSeed(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        place = f"{data.seed}/{trainer.current_epoch}/{batch_idx}/{trainer.global_rank}"
+        place = f"{ForgetRetain.of(trainer).seed}/{trainer.current_epoch}/{batch_idx}/{trainer.global_rank}"
         torch.manual_seed(int.from_bytes(hashlib.sha256(place.encode()).digest()[:8], "little"))

@@ -12,6 +12,7 @@ from torchmetrics import MetricCollection
 
 from dipo_pl import metrics as known
 from dipo_pl.batch import EvaluationBatch
+from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.distributed import is_sharded
 from dipo_pl.errors import InputError, TrainingError, check_count
 from dipo_pl.evaluation.retain_result import check_comparable, read_result
@@ -309,7 +310,7 @@ class ForgetQuality(Callback):
 
     def _settings(self, trainer: Trainer) -> dict[str, Any]:
         """Return what else changes values; results with different ones are not compared."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = ForgetRetain.of(trainer)
         prompts = {"prompt": data.prompt} | {
             f"{each.name} prompt": each.prompt for each in data.evaluation_sets if each.prompt is not None
         }
@@ -333,9 +334,7 @@ class ForgetQuality(Callback):
 
 
 def _evaluation_sets(trainer: Trainer) -> Sequence[EvaluationSet]:
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    sets: Sequence[EvaluationSet] = data.evaluation_sets
-    return sets
+    return ForgetRetain.of(trainer).evaluation_sets
 
 
 def _epochs_done(trainer: Trainer) -> float:

@@ -8,6 +8,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError
 from dipo_pl.signals import Interrupted, interruption
 from dipo_pl.storage.run_folder import RunFolder
@@ -61,7 +62,6 @@ class LastCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Tells Lightning's loops the place, which they count in batches, on this number of devices."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]
         if epochs["current"]["processed"] > epochs["current"]["completed"]:
             # Saved as an epoch ended: it is over, and the next one starts as in a run that was not cut short.
@@ -69,7 +69,9 @@ class LastCheckpoint(Checkpoint):
             for counts in (epochs["current"], epochs["total"]):
                 counts["completed"] = counts["processed"]
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        _, done = data.resume_at
+        resume_at = ForgetRetain.of(trainer).resume_at
+        assert resume_at is not None
+        _, done = resume_at
         moved = done - progress["current"]["ready"]
         if moved:
             for counts in (progress["current"], progress["total"]):

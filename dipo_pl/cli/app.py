@@ -34,7 +34,7 @@ from dipo_pl.cli.processes import LOST, Processes
 from dipo_pl.configs import resolve
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError, WriteError
-from dipo_pl.modules.base import LanguageModel
+from dipo_pl.modules.base import LanguageModule
 from dipo_pl.signals import Interrupted, interruption
 from dipo_pl.storage.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from dipo_pl.storage.resuming import newest_readable, refuse_fewer_epochs, refuse_unreadable
@@ -450,7 +450,7 @@ def _run(arguments: Sequence[str], debug: bool, held: ExitStack) -> int:
 def _start(kind: type[DiPOCLI], arguments: Sequence[str]) -> None:
     callbacks: list[Callback] = [Manifest(arguments), BatchSeed(), TrainingMonitor()]
     kind(
-        LanguageModel,
+        LanguageModule,
         ForgetRetain,
         subclass_mode_model=True,
         subclass_mode_data=True,
@@ -525,13 +525,13 @@ def data_module(config: dict[str, Any]) -> ForgetRetain:
     return _made(ForgetRetain, "data", config)  # type: ignore[type-abstract]
 
 
-def language_model(config: dict[str, Any]) -> LanguageModel:
+def language_model(config: dict[str, Any]) -> LanguageModule:
     """The LightningModule of a resolved configuration, whose policy is not loaded.
 
     Raises:
         InputError: its own arguments are wrong.
     """
-    return _made(LanguageModel, "model", config)
+    return _made(LanguageModule, "model", config)  # type: ignore[type-abstract]
 
 
 def _made(kind: type[T], key: str, config: dict[str, Any]) -> T:
