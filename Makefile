@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test torture bench lint audit format clean
+.PHONY: help install demo test torture bench lint docs audit format clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 23
@@ -17,7 +17,7 @@ install: $(VENV)/.installed ## Make .venv with the package (editable) and its de
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	@touch $@
 
 demo: install ## Train, unlearn, measure: the whole story offline on a CPU, in minutes
@@ -37,6 +37,9 @@ lint: install ## Check style, dependency direction and types
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy --package dipo_pl
+
+docs: install ## Build the documentation into build/docs, offline; a broken link or reference fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 audit: install ## Check that dependencies agree, then (needs the network) that none has a known vulnerability
 	$(BIN)/pip check

@@ -1,0 +1,1 @@
+"""Data modules: rows to forget and to retain, encoded, paired and batched, and the evaluation sets."""

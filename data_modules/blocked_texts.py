@@ -1,43 +1,65 @@
-"""The base of data modules of MUSE's shape: plain documents, in training one stream of tokens cut into blocks."""
+"""Base class of data modules in MUSE's form, which train on plain documents cut into blocks."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from dipo_pl.batch import Encoded
 from dipo_pl.data_modules.blocks import muse_blocks, open_unlearning_blocks
-from dipo_pl.data_modules.forget_retain import ForgetRetain, Item, RowSets
-from dipo_pl.data_modules.pairing import permutation
+from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.data_modules.requests import joined
-from dipo_pl.data_modules.text_corpus import TextCorpus
-from dipo_pl.errors import InputError
+from dipo_pl.data_modules.row_sets import RowSets
+from dipo_pl.errors import check_count
 from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.prompts import Continuation, FewShot
 from dipo_pl.rows import Row
 
-# Of an answer to a question, as MUSE has it.
-ANSWER_TOKENS = 32
+
+@dataclass(frozen=True)
+class TextCorpus:
+    """Documents to train on, and the texts and questions that a model trained on them is measured with.
+
+    Attributes:
+        forget: documents to forget.
+        retain: documents that unlearning trains on as retained.
+        seen: further documents that the target model was trained on and unlearning does not use.
+        texts: texts of `forget`, `retain` and `holdout`, for membership inference.
+        verbatim: passages of forgotten documents; the beginning is the question, the continuation the answer.
+        questions: questions about the `forget` and the `retain` documents.
+        examples: answered questions that stand before each of `questions`, by the same names.
+    """
+
+    forget: Sequence[Row]
+    retain: Sequence[Row]
+    seen: Sequence[Row]
+    texts: Mapping[str, Sequence[Row]]
+    verbatim: Sequence[Row]
+    questions: Mapping[str, Sequence[Row]]
+    examples: Mapping[str, Sequence[tuple[str, str]]]
 
 
 class BlockedTexts(ForgetRetain):
-    """Trains on documents in blocks, and measures texts, passages and questions.
+    """Base class of data modules that train on documents in blocks and measure texts, passages and questions.
 
-    A subclass reads its documents in `corpus`. Rows are documents; a training sequence is a block of as many of them
-    as fill it, and pairs are of blocks. Documents that the target has seen and unlearning is not shown are part of
-    training where it makes a target or a retain-only model.
+    A subclass reads its documents in `corpus`. Rows are documents, training sequences are blocks of consecutive
+    documents, and pairs are pairs of blocks. Documents that the target model was trained on and unlearning does not use
+    are trained on only if data.train_on is `all` or `retain`.
 
     Evaluation sets: `forget`, `retain` and `holdout`, plain texts; `verbatim`, passages to be continued;
-    `forget_questions` and `retain_questions`, behind answered ones; `request_1`, ..., the documents of each request.
+    `forget_questions` and `retain_questions`, few-shot questions; `request_1`, ..., the documents of each request.
 
     Args:
-        chunking: how documents become blocks: `muse` cuts the stream of tokens, `open_unlearning` writes each piece
-            out and tokenises it again.
-        max_length: tokens of a block, and of a measured text at most; with `open_unlearning` blocks have BOS besides.
-        too_long: what is done with a longer measured text.
-        options: of the base class.
+        chunking: how documents become blocks: `muse` cuts the stream of tokens, `open_unlearning` decodes each chunk and
+            tokenizes it again.
+        max_length: length of a block in tokens, and maximum length of a measured text; `open_unlearning` blocks have
+            BOS in addition.
+        too_long: `truncate` cuts longer measured texts, `error` refuses them.
+        options: arguments of ForgetRetain.
     """
 
-    # Of a passage that is continued: MUSE's.
+    # Maximum length in tokens of an answer and of a continued passage, as in MUSE.
+    answer_tokens = 32
     verbatim_tokens = 128
 
     def __init__(
@@ -48,70 +70,64 @@ class BlockedTexts(ForgetRetain):
         **options: Any,
     ) -> None:
         super().__init__(max_length=max_length, too_long=too_long, **options)
-        if max_length < 2:
-            raise InputError(f"data.max_length must be at least 2, BOS and a token, got {max_length}")
+        # BOS and a token.
+        check_count("data.max_length", max_length, 2)
         self.chunking = chunking
         self._documents: Sequence[Row] = ()
 
     @abstractmethod
     def corpus(self) -> TextCorpus:
-        """Reads the documents, and what is asked about them.
+        """Read the documents, and the texts and questions to measure.
 
         Raises:
             InputError: a file is missing or malformed.
         """
 
     def read(self) -> RowSets:
+        """Read the corpus."""
         corpus = self.corpus()
         requested = map(self.forget_set, self.requests)
         holdout = corpus.texts.get("holdout", ())
         self._documents = joined([corpus.forget, corpus.retain, corpus.seen, holdout, *requested])
         seen = corpus.seen if self.train_on in ("all", "retain") else ()
-        questions = [
-            EvaluationSet(
-                f"{name}_questions", rows, prompt=FewShot(corpus.examples[name]), new_tokens=ANSWER_TOKENS
-            )
+        measured = [EvaluationSet(name, rows, new_tokens=0) for name, rows in corpus.texts.items()]
+        measured.append(
+            EvaluationSet("verbatim", corpus.verbatim, prompt=Continuation(), new_tokens=self.verbatim_tokens)
+        )
+        measured += [
+            self.question_set(f"{name}_questions", rows, corpus.examples[name])
             for name, rows in corpus.questions.items()
-        ]
-        measured = [
-            *(_texts(name, rows) for name, rows in corpus.texts.items()),
-            EvaluationSet(
-                "verbatim", corpus.verbatim, prompt=Continuation(), new_tokens=self.verbatim_tokens
-            ),
-            *questions,
         ]
         return RowSets(corpus.forget, [*corpus.retain, *seen], [each for each in measured if each.rows])
 
+    def question_set(
+        self, name: str, rows: Sequence[Row], examples: Sequence[tuple[str, str]]
+    ) -> EvaluationSet:
+        """Return an evaluation set of questions that come after answered examples."""
+        return EvaluationSet(name, rows, prompt=FewShot(examples), new_tokens=self.answer_tokens)
+
     def request_sets(self, place: int, name: str, rows: Sequence[Row]) -> list[EvaluationSet]:
-        return [_texts(f"request_{place}", rows)]
+        """Return the evaluation set of the request's documents."""
+        return [EvaluationSet(f"request_{place}", rows, new_tokens=0)]
 
     def texts(self) -> Iterable[str]:
-        """All documents, whichever of them are forgotten, retained or left out, so that tokenizers do not differ."""
+        """Return all documents, forgotten, retained or held out, so that runs of one corpus share their tokenizer."""
         return (row.answer for row in self._documents)
 
     @property
     def settings(self) -> dict[str, Any]:
+        """The maximum length of measured texts."""
         return {"text_tokens": self.max_length}
 
     @property
     def identity(self) -> dict[str, str]:
+        """Fingerprints as in ForgetRetain, and how blocks are made."""
         return super().identity | {"blocks": f"{self.chunking}, {self.max_length} tokens"}
 
-    def _encode_training_rows(self) -> None:
-        assert self.row_sets is not None
-        forget = [self.row_sets.forget[place] for place in self.trained_forget_rows]
-        self._training = {"forget": self._blocks(forget), "retain": self._blocks(self.row_sets.retain)}
+    def encode_training(self, forget: Sequence[Row], retain: Sequence[Row]) -> dict[str, list[Encoded]]:
+        """Return the blocks of both sets."""
+        return {"forget": self._blocks(forget), "retain": self._blocks(retain)}
 
     def _blocks(self, rows: Sequence[Row]) -> list[Encoded]:
         blocks = muse_blocks if self.chunking == "muse" else open_unlearning_blocks
         return blocks([row.answer for row in rows], self.tokenizer, self.max_length)
-
-    def _rows(self, epoch: int) -> list[Item]:
-        # Only documents that are trained on have become blocks, so all blocks are trained on.
-        names = ("forget", "retain") if self.train_on == "all" else (self.train_on,)
-        blocks = [(name, place) for name in names for place in range(len(self._training[name]))]
-        return [(blocks[place],) for place in permutation(self.seed, "train", epoch, len(blocks))]
-
-
-def _texts(name: str, rows: Sequence[Row]) -> EvaluationSet:
-    return EvaluationSet(name, rows, new_tokens=0)

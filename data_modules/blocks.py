@@ -1,7 +1,7 @@
-"""Documents as one stream of tokens, cut into training sequences of a fixed length: MUSE's way, and open-unlearning's.
+"""Blocks: documents as one stream of tokens, cut into training sequences of fixed length.
 
-Both join the documents with an empty line and tokenise that text once. Sequences of both predict all of their tokens
-but the first one, and nothing closes them.
+Both chunkings join the documents with an empty line and tokenize the text once. In their sequences every token but the
+first is predicted, and no EOS is added.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,11 @@ from dipo_pl.batch import Encoded
 
 
 def muse_blocks(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> list[Encoded]:
-    """N tokens as ceil(N / (length - 1)) blocks of `length`, BOS before each.
+    """Cut N tokens into ceil(N / (length - 1)) blocks of `length` tokens, each beginning with BOS.
 
-    The last block goes on with the first one, BOS and all, once: where all documents together have n < length / 2
-    ids with BOS, there is one block of 2 n. A tokenizer without BOS gives blocks of `length` tokens of the text.
+    The last block is filled up with the beginning of the first block, BOS included, once: where all documents together
+    have n < length / 2 ids with BOS, there is one block of 2 n ids. With a tokenizer without BOS, blocks have `length`
+    tokens of the text.
 
     Source: MUSE, arXiv:2407.06460; `DefaultDataset` in baselines/dataset.py of
     https://github.com/jaechan-repo/muse_bench, for its .txt files.
@@ -30,12 +31,12 @@ def muse_blocks(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, le
 def open_unlearning_blocks(
     documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int
 ) -> list[Encoded]:
-    """Chunks of `length` tokens, written out as texts and tokenised anew, with what the tokenizer puts before a text.
+    """Cut the tokens into chunks of `length`, decode each and tokenize it again with the tokenizer's special tokens.
 
-    A chunk need not come back as it was: its first token may lose or gain a space, a character of several tokens may
-    be cut in two. Of what it has become, BOS and `length` tokens are kept, one more than in MUSE's blocks; the last
-    chunk is as short as it is. open-unlearning has N // length + 1 chunks, and so an empty one where `length` divides
-    N: like any sequence of a single token it predicts nothing, and is left out here.
+    A chunk may change on the way: its first token may lose or gain a space, and a character of several tokens may be cut
+    in two. BOS and at most `length` tokens of the result are kept, one more than in MUSE's blocks; the last chunk is
+    shorter. open-unlearning makes N // length + 1 chunks, of which the last is empty where `length` divides N; like any
+    sequence of a single token it predicts nothing, and is left out here.
 
     Source: open-unlearning, https://github.com/locuslab/open-unlearning at d3d7cf9: `PretrainingDataset` in
     src/data/pretraining.py, `preprocess_pretraining_instance` in src/data/utils.py.
@@ -47,7 +48,7 @@ def open_unlearning_blocks(
 
 
 def _chunks(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> list[list[int]]:
-    # verbose: the warning that so long a text does not fit into the model.
+    # verbose=False silences the warning that the text is longer than the model's context.
     coded = tokenizer("\n\n".join(documents), add_special_tokens=False, verbose=False)
     tokens: list[int] = coded["input_ids"]
     return [tokens[at : at + length] for at in range(0, len(tokens), length)]

@@ -1,47 +1,47 @@
-"""Fictitious authors made on the spot: TOFU's shape without a download."""
+"""FictitiousAuthors: a data module in TOFU's form that needs no download."""
 
 from typing import Any
 
 from dipo_pl.data_modules.fictitious_authors import MAX_AUTHORS, fictitious_rows
-from dipo_pl.data_modules.forget_retain import ForgetRetain, RowSets
+from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.data_modules.row_files import row_from
-from dipo_pl.errors import InputError
+from dipo_pl.data_modules.row_sets import RowSets
+from dipo_pl.errors import check_number
 from dipo_pl.evaluation_set import EvaluationSet
 
 
 class FictitiousAuthors(ForgetRetain):
-    """Authors that exist nowhere else, 20 questions each; the last ones are to be forgotten.
+    """Data module of generated authors with 20 questions each, the last of whom are to be forgotten.
 
-    Evaluation sets: `forget`, `retain`, and `holdout`: as many further authors as are to be forgotten, as far as there
-    are more, which no model is trained on, for membership attacks.
+    Evaluation sets: `forget`, `retain`, and `holdout`: further authors that no model is trained on, as many as are to be
+    forgotten if the generator has so many, for membership inference.
 
     Args:
-        authors: in all.
-        forget_authors: how many of them are to be forgotten.
-        author_seed: another seed, other authors.
-        options: of the base class.
+        authors: number of authors to forget or retain.
+        forget_authors: number of authors to forget.
+        author_seed: seed of the generator.
+        options: arguments of ForgetRetain.
     """
 
     def __init__(
         self, authors: int = 20, forget_authors: int = 2, author_seed: int = 0, **options: Any
     ) -> None:
         super().__init__(**options)
-        if not 2 <= authors <= MAX_AUTHORS:
-            raise InputError(f"data.authors must lie between 2 and {MAX_AUTHORS}, got {authors}")
-        if not 0 < forget_authors < authors:
-            raise InputError(
-                f"data.forget_authors must lie between 1 and data.authors - 1, got {forget_authors} of {authors}"
-            )
+        check_number("data.authors", authors, minimum=2, maximum=MAX_AUTHORS)
+        check_number("data.forget_authors", forget_authors, minimum=1, below=authors)
         self.authors = authors
         self.forget_authors = forget_authors
         self.author_seed = author_seed
 
     def read(self) -> RowSets:
-        further = min(self.forget_authors, MAX_AUTHORS - self.authors)
-        records = fictitious_rows(self.authors + further, self.author_seed)
-        rows = [row_from(record, f"fictitious row {index}") for index, record in enumerate(records)]
-        an_author = len(rows) // (self.authors + further)
-        forget_at, end = (self.authors - self.forget_authors) * an_author, self.authors * an_author
+        """Generate the authors."""
+        count = min(self.authors + self.forget_authors, MAX_AUTHORS)
+        rows = [
+            row_from(each, f"row {index}")
+            for index, each in enumerate(fictitious_rows(count, self.author_seed))
+        ]
+        per_author = len(rows) // count
+        forget_at, end = (self.authors - self.forget_authors) * per_author, self.authors * per_author
         sets = {"forget": rows[forget_at:end], "retain": rows[:forget_at], "holdout": rows[end:]}
         measured = [EvaluationSet(name, each) for name, each in sets.items() if each]
         return RowSets(sets["forget"], sets["retain"], measured)

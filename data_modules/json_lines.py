@@ -1,27 +1,28 @@
-"""Any two files of one's own: what to forget and what to retain."""
+"""JSONL: a data module for any two files, rows to forget and rows to retain."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from dipo_pl.data_modules.forget_retain import ForgetRetain, RowSets
+from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.data_modules.row_files import read_json_lines
+from dipo_pl.data_modules.row_sets import RowSets
 from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.rows import Row
 
 
 class JSONL(ForgetRetain):
-    """Two files of one JSON object a line: {question, answer}, {text} or {messages: [{role, content}]}.
+    """Data module for JSON-lines files of {question, answer}, {text} or {messages: [{role, content}]}.
 
-    Rows may also carry `paraphrased_answer` (a text) and `perturbed_answer` (a list of wrong answers, the
-    same number in every row): the truth ratio, and with it Forget Quality, are measured only where they do.
-    Forget rows may carry `alternate_answer` (other answers to the question, the same number in every row), for
-    losses that ask for them. Evaluation sets: `forget`, `retain`, and `holdout` where it is given.
+    Rows may also have `paraphrased_answer` (a text) and `perturbed_answer` (a list of wrong answers, the same number in
+    every row), which the truth ratio and Forget Quality need. Forget rows may have `alternate_answer` (other answers to
+    the question, the same number in every row), which some losses need. Evaluation sets: `forget`, `retain`, and
+    `holdout` if it is given.
 
     Args:
-        forget: file of the rows to forget, or several.
-        retain: file of rows that stand for what must be kept.
-        holdout: file of rows like those to forget that no model has seen, for membership attacks.
-        options: of the base class.
+        forget: file of the rows to forget, or several files.
+        retain: file of the rows to retain.
+        holdout: file of rows like those to forget that no model has seen, for membership inference.
+        options: arguments of ForgetRetain.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class JSONL(ForgetRetain):
         self.holdout = holdout
 
     def read(self) -> RowSets:
+        """Read the files."""
         forget, retain = self.named_forget(self.forget), read_json_lines(self.retain)
         evaluation = [EvaluationSet("forget", forget), EvaluationSet("retain", retain)]
         if self.holdout is not None:
@@ -40,4 +42,5 @@ class JSONL(ForgetRetain):
         return RowSets(forget, retain, evaluation)
 
     def read_forget(self, name: str) -> Sequence[Row]:
+        """Read the file of this name."""
         return read_json_lines(name)

@@ -1,6 +1,5 @@
-"""MUSE: news articles, or novels, of which a part is to be forgotten."""
+"""MUSE: a data module of news articles or novels, a part of which is to be forgotten."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,39 +7,39 @@ from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from dipo_pl.data_modules.blocked_texts import BlockedTexts
+from dipo_pl.data_modules.blocked_texts import BlockedTexts, TextCorpus
 from dipo_pl.data_modules.hub import load_split
-from dipo_pl.data_modules.row_files import text_at
-from dipo_pl.data_modules.text_corpus import TextCorpus
+from dipo_pl.data_modules.row_files import parse_json, text_at
 from dipo_pl.errors import InputError
 from dipo_pl.rows import Row
+from dipo_pl.storage.text import read_text
 
 FOLDS = 4
 EXAMPLES = 10
 
-# Names that the files had before they were called as on the hub.
+# Names that the files had before they were named as on the hub.
 FORMER_NAMES = {"retain": "retain2", "retain_qa": "retain2_qa", "retain_qa_icl": "retain2_qa_icl"}
 
-# A record of a set of rows, and where it stands.
+# A record and its place.
 Record = tuple[str, Mapping[str, Any]]
 
 
 class MUSE(BlockedTexts):
-    """The MUSE benchmark (Shi et al. 2024, arXiv:2407.06460), News or Books.
+    """Data module of the MUSE benchmark (Shi et al. 2024, arXiv:2407.06460), News or Books.
 
-    Of News, `scal_1` to `scal_4` are forget sets that hold one another, and `sust_1` to `sust_4` such as share
-    nothing; the first of either is `forget` itself. Texts, passages and questions that are measured are about `forget`,
-    whatever is forgotten. What is retained is `retain1`; `retain2`, which the questions for utility are about, is not
-    shown to unlearning.
+    News has two kinds of folds as forget sets: each of `scal_1` to `scal_4` contains the one before it, and `sust_1` to
+    `sust_4` are disjoint; the first of both is `forget` itself. The texts, passages and questions that are measured are
+    about `forget`, whichever set is forgotten. The retain set is `retain1`; `retain2`, which the questions for utility
+    are about, is not used in unlearning.
 
     Args:
-        path: `muse-bench/MUSE-News` or `muse-bench/MUSE-Books` on the hub, a copy of one of these, or the folder of one
-            corpus as the benchmark's own repository has it (data/news or data/books, with the folders raw, verbmem,
-            knowmem, privleak, scal and sust): a .json is a list of texts or records; a .txt, read where there is no
-            .json of its name, is one document, which trains the same blocks.
-        corpus: which of the two; null takes it from the name of `path`.
-        forget: `forget`, or of News a fold (`scal_1` to `scal_4`, `sust_1` to `sust_4`), or a list of these.
-        options: of the base class.
+        path: `muse-bench/MUSE-News` or `muse-bench/MUSE-Books` on the hub, a copy of either, or the folder of one corpus
+            in the benchmark's own repository (data/news or data/books, with the folders raw, verbmem, knowmem, privleak,
+            scal and sust): a .json file is a list of texts or records; a .txt file, which is read if there is no .json
+            file of its name, is one document, which gives the same blocks.
+        corpus: News or Books; null takes it from the name of `path`.
+        forget: `forget`, a fold of News (`scal_1` to `scal_4`, `sust_1` to `sust_4`), or a list of these.
+        options: arguments of BlockedTexts.
     """
 
     def __init__(
@@ -52,84 +51,80 @@ class MUSE(BlockedTexts):
     ) -> None:
         super().__init__(**options)
         found = re.search(r"MUSE-(News|Books)$", path.rstrip("/"), re.IGNORECASE)
-        named = found[1].title() if found else corpus
-        if named is None:
+        name = found[1].title() if found else corpus
+        if name is None:
             raise InputError(
-                f"data.corpus is null, and data.path {path!r} does not say it: give News or Books"
+                f"data.corpus must be News or Books where data.path does not say it (got null, {path!r})"
             )
-        if corpus not in (None, named):
-            raise InputError(
-                f"data.corpus is {corpus}, and data.path {path!r} is {named}: give one of the two"
-            )
+        if corpus not in (None, name):
+            raise InputError(f"data.corpus must be {name}, as in data.path {path!r}, or null (got {corpus})")
         self.path = path
-        self.corpus_name = named
+        self.corpus_name = name
         self.forget = forget
 
     @property
     def settings(self) -> dict[str, Any]:
+        """The maximum length of measured texts, and the corpus."""
         return super().settings | {"corpus": f"MUSE-{self.corpus_name}"}
 
     def named_forget(self, names: str | Sequence[str]) -> Sequence[Row]:
-        """Of growing sets that are a text each, the greatest holds the others."""
+        """Return the rows of the forget sets; of growing sets that are one text each, only the largest."""
         rows = super().named_forget(names)
         if isinstance(names, str) or len(rows) > len(names):
             return rows
         return [row for row in rows if not any(row.answer in each.answer for each in rows if each is not row)]
 
     def corpus(self) -> TextCorpus:
-        forget = self.named_forget(self.forget)
-        names = ("forget", "retain")
+        """Read the corpus."""
+        sets = ("forget", "retain")
         return TextCorpus(
-            forget=forget,
+            forget=self.named_forget(self.forget),
             retain=self._read_texts("raw", "retain1"),
             seen=self._read_texts("raw", "retain2"),
-            texts={name: self._read_texts("privleak", name) for name in (*names, "holdout")},
+            texts={name: self._read_texts("privleak", name) for name in (*sets, "holdout")},
             verbatim=self._read_pairs("verbmem", "forget", "prompt", "gt"),
-            questions={
-                name: self._read_pairs("knowmem", f"{name}_qa", "question", "answer") for name in names
-            },
-            examples={name: self._read_examples(f"{name}_qa_icl") for name in names},
+            questions={name: self._read_pairs("knowmem", f"{name}_qa") for name in sets},
+            examples={name: self._read_examples(f"{name}_qa_icl") for name in sets},
         )
 
     def read_forget(self, name: str) -> Sequence[Row]:
-        if name == "forget":
-            return self._read_texts("raw", "forget")
+        """Read `forget` or a fold."""
         fold = re.fullmatch(rf"(scal|sust)_([1-{FOLDS}])", name)
-        if self.corpus_name == "Books":
-            why = "which only MUSE-News has" if fold else "which MUSE-Books does not have"
+        if fold and self.corpus_name == "News":
+            return self._read_texts(fold[1], f"forget_{fold[2]}")
+        if name != "forget":
+            folds = f", scal_1 to scal_{FOLDS}, sust_1 to sust_{FOLDS}" if self.corpus_name == "News" else ""
             raise InputError(
-                f"data.forget or data.requests names {name!r}, {why}: MUSE-Books has forget alone"
+                f"data.forget and data.requests must name forget sets of MUSE-{self.corpus_name}: forget{folds} "
+                f"(got {name!r})"
             )
-        if fold is None:
-            raise InputError(
-                f"data.forget or data.requests names {name!r}, which MUSE-News does not have: give forget, scal_1 to "
-                f"scal_{FOLDS}, sust_1 to sust_{FOLDS}, or a list of these"
-            )
-        return self._read_texts(fold[1], f"forget_{fold[2]}")
+        return self._read_texts("raw", "forget")
 
     def _read_texts(self, subset: str, split: str) -> list[Row]:
         return [
             Row((), text_at(record, "text", where)) for where, record in self._read_records(subset, split)
         ]
 
-    def _read_pairs(self, subset: str, split: str, question: str, answer: str) -> list[Row]:
+    def _read_pairs(
+        self, subset: str, split: str, question: str = "question", answer: str = "answer"
+    ) -> list[Row]:
         return [
             Row((("user", text_at(record, question, where)),), text_at(record, answer, where))
             for where, record in self._read_records(subset, split)
         ]
 
     def _read_examples(self, split: str) -> list[tuple[str, str]]:
-        rows = self._read_pairs("knowmem", split, "question", "answer")
+        rows = self._read_pairs("knowmem", split)
         if len(rows) != EXAMPLES:
             rank_zero_warn(
-                f"{self.path} has {len(rows)} answered questions to stand before each other one ({split}), and MUSE "
-                f"{EXAMPLES}: figures of knowledge do not compare with those published"
+                f"{self.path} has {len(rows)} answered examples in {split}, and MUSE has {EXAMPLES}: knowledge metrics are "
+                "not comparable with the published ones"
             )
         return [(row.question, row.answer) for row in rows]
 
     def _read_records(self, subset: str, split: str) -> list[Record]:
         folder = Path(self.path)
-        # A copy of the hub's repository is a data set like the original.
+        # A copy of the hub's repository is loaded as from the hub.
         if folder.is_dir() and not any(folder.glob("*/*.parquet")):
             return _from_folder(folder / subset, split)
         records = load_split(self.path, subset, split, f"MUSE's {subset}/{split}")
@@ -142,18 +137,20 @@ def _from_folder(folder: Path, split: str) -> list[Record]:
     file = next((each for each in files if each.is_file()), None)
     if file is None:
         raise InputError(
-            f"no file {files[0]} or {files[1].name}: data.path must be the folder of one corpus of MUSE, which has "
-            "raw, verbmem, knowmem and privleak in it, and of News scal and sust"
+            f"no file {files[0]} or {files[1].name}: data.path must be the folder of one corpus of MUSE, with the folders "
+            "raw, verbmem, knowmem and privleak, and for News scal and sust"
         )
     try:
-        content = file.read_text(encoding="utf-8-sig")
-        # Paragraphs too have an empty line between them: where an article ends, the text does not say.
-        records = json.loads(content) if file.suffix == ".json" else [content]
-        json.dumps(records, ensure_ascii=False).encode()
-    except (OSError, ValueError, RecursionError) as error:
-        kind = "a JSON list in UTF-8" if file.suffix == ".json" else "text in UTF-8"
-        raise InputError(f"cannot read {file}, which must be {kind}: {error}") from None
+        text = read_text(file)
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error}") from None
+    # A .txt file is one document: an empty line may end a paragraph or an article.
+    records = parse_json(text, str(file)) if file.suffix == ".json" else [text]
     if not isinstance(records, list) or not records:
-        raise InputError(f"{file} must hold a list of at least one text or record, got {str(records)[:60]}")
-    texts = ({"text": record} if isinstance(record, str) else record for record in records)
-    return [(f"{file}[{index}]", record) for index, record in enumerate(texts)]
+        raise InputError(
+            f"{file} must be a JSON list of at least one text or record (got {str(records)[:60]})"
+        )
+    return [
+        (f"{file}[{index}]", {"text": record} if isinstance(record, str) else record)
+        for index, record in enumerate(records)
+    ]

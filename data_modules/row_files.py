@@ -22,7 +22,6 @@ def row_from(record: Mapping[str, Any], where: str) -> Row:
     Raises:
         InputError: a column is missing, empty or of the wrong type.
     """
-
     others = (
         text_at(record, "paraphrased_answer", where)
         if record.get("paraphrased_answer") is not None

@@ -1,14 +1,15 @@
-"""TOFU: 200 fictitious authors of 20 questions each; the last ones are to be forgotten."""
+"""TOFU: a data module of 200 fictitious authors with 20 questions each, the last of whom are to be forgotten."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dipo_pl.data_modules.forget_retain import ForgetRetain, RowSets
+from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.data_modules.hub import load_split
 from dipo_pl.data_modules.requests import listed
 from dipo_pl.data_modules.row_files import read_json_lines, row_from
-from dipo_pl.errors import InputError
+from dipo_pl.data_modules.row_sets import RowSets
+from dipo_pl.errors import InputError, check_count
 from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.rows import Row
 
@@ -18,22 +19,21 @@ EVALUATION_SETS = ("forget", "retain", "real_authors", "world_facts", "holdout")
 
 
 class TOFU(ForgetRetain):
-    """The TOFU benchmark (Maini et al. 2024, arXiv:2401.06121).
+    """Data module of the TOFU benchmark (Maini et al. 2024, arXiv:2401.06121).
 
-    The forget set is the last 40, 200 or 400 rows of the 4,000; all rows before it are retained. No row has
-    alternate answers: losses that ask for them need `alternates` (its own refusals are `idontknow.jsonl`).
-    Evaluation sets: `forget`, `retain`, `real_authors`, `world_facts`, and `holdout`, further authors that no model
-    has seen, for membership attacks; a folder without it (`holdout10.jsonl`) is measured without.
+    The forget set is the last 40, 200 or 400 of the 4,000 rows, and all rows before it are retained. Rows have no
+    alternate answers: losses that need them need `alternates` (TOFU's refusals are in `idontknow.jsonl`). Evaluation
+    sets: `forget`, `retain`, `real_authors`, `world_facts`, and `holdout`, authors that no model has seen, for
+    membership inference; a folder without it (`holdout10.jsonl`) is measured without.
 
     Args:
         path: `locuslab/TOFU` on the hub, or a folder with its configurations as JSON lines (`full.jsonl`,
             `forget10_perturbed.jsonl`, `retain_perturbed.jsonl`, `real_authors_perturbed.jsonl`,
-            `world_facts_perturbed.jsonl`; a copy of the hub's own repository, with `.json`, is one too).
-        forget: forget01, forget05, forget10, or one of the 20 authors of forget10, author_1 to author_20; or a list
-            of these.
-        forget_rows: only the first rows of a forget set; null takes all.
-        retain_rows: only the first rows of the retain set; null takes all.
-        options: of the base class.
+            `world_facts_perturbed.jsonl`), such as a copy of the hub's repository, whose files end in `.json`.
+        forget: forget01, forget05, forget10, one of the 20 authors of forget10 (author_1 to author_20), or a list.
+        forget_rows: use only the first rows of each forget set; null uses all.
+        retain_rows: use only the first rows of the retain set; null uses all.
+        options: arguments of ForgetRetain.
     """
 
     def __init__(
@@ -45,39 +45,39 @@ class TOFU(ForgetRetain):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        for name, value in {"forget_rows": forget_rows, "retain_rows": retain_rows}.items():
-            if value is not None and value < 1:
-                raise InputError(f"data.{name} must be at least 1, or null for all, got {value}")
+        check_count("data.forget_rows", forget_rows)
+        check_count("data.retain_rows", retain_rows)
         self.path = path
         self.forget = forget
         self.forget_rows = forget_rows
         self.retain_rows = retain_rows
 
     def read(self) -> RowSets:
+        """Read the rows and the evaluation sets that are measured."""
         places = [_places(name) for name in listed(self.forget)]
         full = self._split("full")
         forget = self.named_forget(self.forget)
         forgotten = {len(full) - FORGET_ROWS["forget10"] + place for each in places for place in each}
         retain = [row for place, row in enumerate(full) if place not in forgotten]
-        # Only what is measured is read; a name that is none of ours is refused by the base class.
-        unknown = set(self.evaluate or ()) - set(EVALUATION_SETS)
-        everything = self.evaluate is None or bool(unknown)
-        names = EVALUATION_SETS if everything else self.evaluate
-        if everything and Path(self.path).is_dir() and not self._file(self._holdout).is_file():
-            names = [name for name in names or () if name != "holdout"]
+        names = list(EVALUATION_SETS if self.evaluate is None else self.evaluate)
+        if set(names) - set(EVALUATION_SETS):
+            # The base class refuses unknown names, and lists those that are known.
+            names = list(EVALUATION_SETS)
+        if self.evaluate != names and Path(self.path).is_dir() and not self._file(self._holdout).is_file():
+            names.remove("holdout")
         evaluation = [
             EvaluationSet(
                 name,
                 forget if name == "forget" else self._split(self._configuration(name)),
                 options=name in ("real_authors", "world_facts"),
             )
-            for name in names or ()
+            for name in names
         ]
         return RowSets(forget, retain[: self.retain_rows], evaluation)
 
     def read_forget(self, name: str) -> Sequence[Row]:
+        """Read a forget set; all are rows of forget10, so that one file of perturbed answers serves them all."""
         places = _places(name)
-        # All forget sets are rows of forget10, so one perturbed file serves them all.
         return self._split("forget10_perturbed")[places.start : places.stop][: self.forget_rows]
 
     @property
@@ -100,14 +100,18 @@ class TOFU(ForgetRetain):
 
 
 def _places(name: str) -> range:
-    """Of a forget set, among the rows of forget10."""
+    """Return the places of a forget set among the rows of forget10.
+
+    Raises:
+        InputError: TOFU has no forget set of this name.
+    """
     end = FORGET_ROWS["forget10"]
     if name in FORGET_ROWS:
         return range(end - FORGET_ROWS[name], end)
     authors = {f"author_{number}": number for number in range(1, AUTHORS + 1)}
     if name not in authors:
         raise InputError(
-            f"data.forget names {name!r}, which TOFU does not have: give {', '.join(FORGET_ROWS)} or author_1 to "
-            f"author_{AUTHORS}, or a list of these"
+            f"data.forget and data.requests must name forget sets of TOFU: {', '.join(FORGET_ROWS)}, author_1 to "
+            f"author_{AUTHORS} (got {name!r})"
         )
     return range((authors[name] - 1) * ROWS_EACH, authors[name] * ROWS_EACH)

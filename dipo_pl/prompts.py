@@ -1,4 +1,4 @@
-"""Prompt formats: how a conversation becomes the text before the answer, and what closes the answer."""
+"""Prompt formats: the text before an answer and the text that ends it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,14 +14,13 @@ from dipo_pl.rows import Row
 
 @dataclass(frozen=True)
 class Rendered:
-    """A prompt as text.
+    """A row's prompt as text.
 
     Attributes:
-        prompt: all that stands before the answer; no loss is taken on it.
-        closing: text that ends the answer's turn; it is trained with the answer. EOS is appended by
-            the encoding where this leaves none.
-        special_tokens: whether the tokenizer adds its own (BOS); a template has written them already.
-        apart: the prompt is tokenised on its own, whatever follows: a space at its end then stays a token.
+        prompt: the text before the answer; no loss is taken on it.
+        closing: text that ends the assistant's turn and is trained with the answer; where it is empty, EOS follows.
+        special_tokens: let the tokenizer add its own special tokens (BOS); false where a template has written them.
+        apart: tokenize the prompt separately from the answer, so that a space at its end stays a token of its own.
     """
 
     prompt: str
@@ -31,30 +30,34 @@ class Rendered:
 
 
 class PromptFormat(ABC):
-    """Renders a row's conversation for a tokenizer."""
+    """Base class of prompt formats, which render a row's messages as text."""
 
     @abstractmethod
-    def render(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> Rendered: ...
+    def render(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+        """Return the row's prompt for the tokenizer.
 
+        Raises:
+            InputError: the format cannot express the row.
+        """
 
-def _single_question(row: Row, name: str) -> str | None:
-    """The question, or None for a plain text.
+    def question_of(self, row: Row) -> str | None:
+        """Return the row's only message, or None for a plain text.
 
-    Raises:
-        InputError: the conversation has more than one turn before the answer.
-    """
-    if len(row.messages) > 1:
-        raise InputError(
-            f"the prompt format {name} holds one question, and a row has {len(row.messages)} messages "
-            f"before its answer ({row.messages[0][1][:60]!r}...): use ChatTemplate"
-        )
-    return row.messages[0][1] if row.messages else None
+        Raises:
+            InputError: the row has several messages before its answer.
+        """
+        if len(row.messages) > 1:
+            raise InputError(
+                f"the prompt format {type(self).__name__} supports one question (got a row of {len(row.messages)} messages "
+                f"before its answer, {row.messages[0][1][:60]!r}...): use ChatTemplate"
+            )
+        return row.messages[0][1] if row.messages else None
 
 
 class QuestionAnswer(PromptFormat):
-    r"""`Question: {question}\nAnswer: ` then the answer; for models without a chat template.
+    r"""Format `Question: {question}\nAnswer: {answer}`, for models without a chat template.
 
-    open-unlearning's form. TOFU's own code for Phi-1.5 takes loss on `Answer: ` too; here it is prompt.
+    Source: open-unlearning. TOFU's own code for Phi-1.5 also takes loss on `Answer: `; here it is part of the prompt.
 
     Args:
         question_start: text before the question.
@@ -66,17 +69,18 @@ class QuestionAnswer(PromptFormat):
         self.answer_start = answer_start
 
     def render(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> Rendered:
-        question = _single_question(row, "QuestionAnswer")
-        if question is None:
-            return Rendered("")
-        return Rendered(f"{self.question_start}{question}{self.answer_start}")
+        """Return the question between `question_start` and `answer_start`; an empty prompt for a plain text."""
+        question = self.question_of(row)
+        return Rendered("" if question is None else f"{self.question_start}{question}{self.answer_start}")
 
 
 class FewShot(QuestionAnswer):
-    r"""Answered questions before the row's own, each `Question: {question}\nAnswer: {answer}\n\n`: MUSE's form.
+    r"""Format that puts answered questions, `Question: {question}\nAnswer: {answer}\n\n` each, before the row's question.
+
+    Source: MUSE, arXiv:2407.06460.
 
     Args:
-        examples: questions and their answers.
+        examples: the questions and their answers.
     """
 
     def __init__(self, examples: Sequence[tuple[str, str]]) -> None:
@@ -84,35 +88,35 @@ class FewShot(QuestionAnswer):
         self.examples = list(examples)
 
     def render(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> Rendered:
-        before = "".join(
-            f"{self.question_start}{question}{self.answer_start}{answer}\n\n"
-            for question, answer in self.examples
+        """Return the examples and the question, tokenized apart from the answer."""
+        before = (
+            f"{self.question_start}{asked}{self.answer_start}{answer}\n\n" for asked, answer in self.examples
         )
-        return Rendered(before + super().render(row, tokenizer).prompt, apart=True)
+        return Rendered("".join(before) + super().render(row, tokenizer).prompt, apart=True)
 
 
 class Continuation(PromptFormat):
-    """A text and a space, then what follows it."""
+    """Format of a text, a space, and the text that continues it."""
 
     def render(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> Rendered:
-        return Rendered(f"{_single_question(row, 'Continuation')} ")
+        """Return the text and a space."""
+        return Rendered(f"{self.question_of(row)} ")
 
 
 class Llama2Chat(QuestionAnswer):
-    """`[INST] {question} [/INST]` then the answer with no space between: TOFU's form for Llama-2-chat."""
+    """Format `[INST] {question} [/INST]{answer}`, which TOFU uses for Llama-2-chat."""
 
     def __init__(self) -> None:
         super().__init__(question_start="[INST] ", answer_start=" [/INST]")
 
 
 class ChatTemplate(PromptFormat):
-    """The tokenizer's own chat template.
+    """Format of the tokenizer's own chat template.
 
     Args:
-        system: a system message put first, or none. open-unlearning uses "You are a helpful assistant."
-            with Llama-3.
-        date_string: the date that templates such as Llama-3's write into the system turn; fixed, so that
-            the same row is the same text tomorrow.
+        system: a system message to begin with, or none; open-unlearning uses "You are a helpful assistant." with Llama-3.
+        date_string: the date that templates such as Llama-3's write into the system message; fixed, so that a row's
+            text does not change from day to day.
     """
 
     def __init__(self, system: str | None = None, date_string: str = "10 Apr 2025") -> None:
@@ -120,7 +124,11 @@ class ChatTemplate(PromptFormat):
         self.date_string = date_string
 
     def render(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> Rendered:
-        """Raises InputError where there is no template, or it refuses the row or cannot be split at the answer."""
+        """Return the template's text up to the answer, and the end of the assistant's turn; nothing for a plain text.
+
+        Raises:
+            InputError: there is no template, it refuses the row, or its text cannot be split at the answer.
+        """
         if not tokenizer.chat_template:
             raise InputError(
                 "the tokenizer has no chat template: use the prompt format QuestionAnswer or Llama2Chat"
@@ -130,17 +138,17 @@ class ChatTemplate(PromptFormat):
         turns = [{"role": role, "content": content} for role, content in row.messages]
         if self.system is not None and turns[0]["role"] != "system":
             turns.insert(0, {"role": "system", "content": self.system})
-        # Some templates strip what they are given; space around the answer is no part of prompt or closing.
+        # Some templates strip contents; spaces around the answer are part of neither prompt nor closing.
         answer = row.answer.strip()
         prompt = self._apply(tokenizer, turns, add_generation_prompt=True)
         whole = self._apply(tokenizer, [*turns, {"role": "assistant", "content": answer}])
         answer_at = whole.find(answer, len(prompt))
         if not whole.startswith(prompt) or answer_at < 0:
             raise InputError(
-                "the tokenizer's chat template does not write the answer after its generation prompt: "
-                "use the prompt format QuestionAnswer or Llama2Chat"
+                "the tokenizer's chat template does not write the answer after its generation prompt: use the prompt "
+                "format QuestionAnswer or Llama2Chat"
             )
-        # What some templates write after the end of the turn (a line break) belongs to the next turn.
+        # The line break that some templates write after the end of a turn belongs to the next turn.
         closing = whole[answer_at + len(answer) :].rstrip()
         return Rendered(whole[:answer_at], closing, special_tokens=False)
 

@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import Strategy
 from torch.optim import Optimizer
 
 from dipo_pl.errors import InputError
-from dipo_pl.storage.text import refuse_what_nobody_means
+from dipo_pl.storage.text import check_yaml
 
 # What a config may name beside this package's classes and those derived from them. Without this, a key that takes any
 # callable, such as a hook, would make an object of any class whose objects are callable.
@@ -56,7 +56,7 @@ def refuse_functions(settings: Namespace) -> None:
 
 
 def _load_setting(text: str) -> Any:
-    refuse_what_nobody_means(text)
+    check_yaml(text)
     # jsonargparse hands a null of the command line to the class that has the argument as Python writes it.
     return None if text == "None" else _load(text)
 

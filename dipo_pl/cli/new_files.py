@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from dipo_pl.storage.run_folder import RunFolder, write_text
+from dipo_pl.storage.files import write_text
+from dipo_pl.storage.run_folder import RunFolder
 
 
 class NewFiles:

@@ -14,7 +14,7 @@ from dipo_pl.cli.option_check import check_options
 if TYPE_CHECKING:
     from dipo_pl.cli.run_cli import RunCLI
     from dipo_pl.data_modules.forget_retain import ForgetRetain
-    from dipo_pl.modules.base import LanguageModel
+    from dipo_pl.modules.base import LanguageModule
 
 
 def run(arguments: Sequence[str], debug: bool = False) -> int:
@@ -72,13 +72,13 @@ def data_module(config: dict[str, Any]) -> "ForgetRetain":
     return made
 
 
-def language_model(config: dict[str, Any]) -> "LanguageModel":
+def language_model(config: dict[str, Any]) -> "LanguageModule":
     """Return the LightningModule of a resolved configuration; its policy is not loaded.
 
     Raises:
         InputError: one of its arguments is wrong.
     """
-    made: LanguageModel = _made("model", config)
+    made: LanguageModule = _made("model", config)
     return made
 
 

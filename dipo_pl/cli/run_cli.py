@@ -23,9 +23,10 @@ from dipo_pl.cli.pluggable import import_pluggable
 from dipo_pl.cli.run_parser import ConfigFile, RunParser, with_classes_for_help
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError
-from dipo_pl.modules.base import LanguageModel
-from dipo_pl.storage.checkpoint_io import AtomicCheckpointIO
-from dipo_pl.storage.run_folder import RunFolder, refuse_unfit_name, write_text
+from dipo_pl.modules.base import LanguageModule
+from dipo_pl.storage.checkpoints import AtomicCheckpointIO
+from dipo_pl.storage.files import write_text
+from dipo_pl.storage.run_folder import RunFolder, check_name
 from dipo_pl.storage.secrets import redact_values
 from dipo_pl.storage.text import load_yaml
 from dipo_pl.strategies.supported import supported_strategy
@@ -40,7 +41,7 @@ DESCRIPTIONS = {
 EPILOG = """\
 Arguments of a class: --model.help Unlearning, --data.help TOFU, --model.forget_loss.help NPO.
 The resulting configuration: --print_config."""
-BASES = {"model": LanguageModel, "data": ForgetRetain}
+BASES: dict[str, type[Any]] = {"model": LanguageModule, "data": ForgetRetain}
 SEEDS = ("data", "model.init_args.policy", "model.init_args.policy.init_args.adapter")
 TRAINER_DEFAULTS = {
     "num_sanity_val_steps": -1,
@@ -60,7 +61,7 @@ class SaveConfig(SaveConfigCallback):
         shown = redact_values(settings)
         if shown != settings:
             text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
-        write_text(RunFolder.of(trainer).config, text)
+        write_text(RunFolder(trainer.default_root_dir).config, text)
 
 
 class RunCLI(LightningCLI):
@@ -84,7 +85,7 @@ class RunCLI(LightningCLI):
         self.command, *arguments = words
         self.manifest = Manifest(words)
         super().__init__(
-            LanguageModel,
+            LanguageModule,
             ForgetRetain,
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
@@ -164,7 +165,7 @@ class RunCLI(LightningCLI):
         config.trainer.strategy = supported_strategy(config.trainer.strategy)
         if config.name is None:
             config.name = self._default_name()
-        refuse_unfit_name(config.name)
+        check_name(config.name)
         if not config.output_dir:
             raise InputError("--output_dir must name a folder (got '')")
         # As the trainer normalizes its own.

@@ -15,9 +15,13 @@ from dipo_pl.cli.run_cli import RunCLI
 from dipo_pl.cli.run_folder_check import check_run_folder
 from dipo_pl.errors import InputError, WriteError
 from dipo_pl.signals import Interrupted, interruption
-from dipo_pl.storage.checkpoint_io import read_checkpoint
-from dipo_pl.storage.resuming import newest_readable, refuse_fewer_epochs, refuse_unreadable
-from dipo_pl.storage.run_folder import locked
+from dipo_pl.storage.checkpoints import (
+    newest_readable,
+    read_checkpoint,
+    refuse_fewer_epochs,
+    refuse_unreadable,
+)
+from dipo_pl.storage.files import locked
 from dipo_pl.strategies.fsdp import FSDP2Strategy
 
 

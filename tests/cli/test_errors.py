@@ -27,7 +27,7 @@ def test_rows_in_both_files_are_told(cli):
     rows = [question(each) for each in range(8)]
     ended = cli(*jsonl(write("f.jsonl", *rows[:4]), write("r.jsonl", *rows[2:]), "--trainer.max_epochs", "1"))
     assert ended.code == 0, ended.err
-    assert "dipo-pl: warning: 2 of 4 forget rows also stand in the retain set" in ended.err
+    assert "dipo-pl: warning: 2 of 4 forget rows are also in the retain set" in ended.err
 
 
 DIVERGING = """
@@ -76,5 +76,8 @@ def test_rows_that_changed_under_the_same_name_are_refused(cli):
     write("f.jsonl", *(question(each) for each in range(10, 14)))
     ended = cli(*run, "--trainer.max_epochs", "2")
     assert ended.code == 2
-    assert "the forget rows are not those that runs/smoke was trained on (4 rows, there 4)" in ended.errors[0]
+    assert (
+        "the forget rows differ from those that runs/smoke was trained on (4 rows, 4 there)"
+        in ended.errors[0]
+    )
     assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before

@@ -1,9 +1,6 @@
 """Classes of one's own, in one's own module, are named in the config by their path."""
 
-import re
 from pathlib import Path
-
-README = Path(__file__).parents[2] / "README.md"
 
 OWN = """
 import torch
@@ -81,35 +78,3 @@ def test_a_key_of_any_type_makes_no_object(cli, monkeypatch):
     assert not Path("made").exists()
     assert ended.code == 2
     assert "model.forget_loss.anything: using own_odd.Marker from a config is not allowed" in ended.errors[0]
-
-
-def test_readme_example_of_a_new_loss(cli, monkeypatch):
-    """The README's three files: the loss, its config, its test; run as they stand there."""
-    text = README.read_text()
-    files = dict(re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL))
-    loss, config, test = "capped_ascent.py", "capped_ascent.yaml", "test_capped_ascent.py"
-    assert list(files) == [loss, config, test]
-    for name in (loss, config, test):
-        Path(name).write_text(files[name])
-    monkeypatch.syspath_prepend(str(Path().resolve()))
-    scope: dict = {}
-    exec(compile(files[test], test, "exec"), scope)
-    tests = [each for name, each in scope.items() if name.startswith("test_")]
-    assert tests
-    for each in tests:
-        each()
-    ended = cli("fit", "--config", "smoke.yaml", "--config", config, "--forget_quality.generate_every", "0")
-    assert ended.code == 0, ended.err
-
-
-def test_readme_example_of_the_engine():
-    """It has gradients in the end, of all weights, and stands on its own."""
-    text = README.read_text()
-    (code,) = re.findall(
-        r"^```python\n(import torch\nfrom transformers .*?)^```", text, flags=re.MULTILINE | re.DOTALL
-    )
-    scope: dict = {}
-    exec(compile(code, "README.md", "exec"), scope)
-    assert scope["objective"].loss.item() > 0
-    assert all(each.grad.isfinite().all() for each in scope["policy"].parameters())
-    assert scope["policy"].lm_head.weight.grad.abs().max() > 0

@@ -12,6 +12,8 @@ from dipo_pl.rows import Row
 
 BOS, EOS = 128, 129
 ROW = Row((("user", "Who?"),), "Me.")
+TEXT = Row((), "Once.")
+PROMPT = b"Question: Who?\nAnswer: "
 LONG = 512
 
 
@@ -42,10 +44,8 @@ def byte_tokenizer(*merges):
 
 
 class TestFewShot:
-    BEFORE = b"Question: A?\nAnswer: a\n\nQuestion: B?\nAnswer: b\n\n"
-
-    def test_answered_questions_stand_before_the_rows_own(self):
-        prompt = self.BEFORE + b"Question: Who?\nAnswer: "
+    def test_answered_questions_come_before_the_rows_own(self):
+        prompt = b"Question: A?\nAnswer: a\n\nQuestion: B?\nAnswer: b\n\n" + PROMPT
         encoded = encode(ROW, "Me.", FewShot([("A?", "a"), ("B?", "b")]), ascii_tokenizer(), LONG)
         assert encoded == Encoded((BOS, *prompt, *b"Me.", EOS), 1 + len(prompt), 1)
 
@@ -58,82 +58,64 @@ class TestFewShot:
         assert together.ids[together.answer_start] == tokenizer.convert_tokens_to_ids("ĠM")
         assert together.answer_start == apart.answer_start - 1
 
-    def test_an_answer_too_long_is_cut_behind_the_prompt(self):
+    def test_too_long_an_answer_is_cut_after_the_prompt(self):
         tokenizer = ascii_tokenizer()
         whole = encode(ROW, "Me.", FewShot([]), tokenizer, LONG)
         encoded = encode(ROW, "Me.", FewShot([]), tokenizer, len(whole.ids) - 2, truncate=True)
         assert encoded == Encoded(whole.ids[:-2], whole.answer_start, 0, True)
 
 
-def test_a_continuation_begins_with_a_space():
-    encoded = encode(ROW, "goes on.", Continuation(), ascii_tokenizer(), LONG)
-    assert encoded == Encoded((BOS, *b"Who? goes on.", EOS), 6, 1)
+def test_every_id():
+    # fmt: off
+    expected = (
+        128,
+        81, 117, 101, 115, 116, 105, 111, 110, 58, 32,  # "Question: "
+        87, 104, 111, 63,  # "Who?"
+        10, 65, 110, 115, 119, 101, 114, 58, 32,  # "\nAnswer: "
+        77, 101, 46,  # "Me."
+        129,
+    )
+    # fmt: on
+    assert encode(ROW, "Me.", QuestionAnswer(), ascii_tokenizer(), LONG) == Encoded(expected, 24, 1)
 
 
-class TestQuestionAnswer:
-    def test_every_id(self):
-        # fmt: off
-        expected = (
-            128,
-            81, 117, 101, 115, 116, 105, 111, 110, 58, 32,  # "Question: "
-            87, 104, 111, 63,  # "Who?"
-            10, 65, 110, 115, 119, 101, 114, 58, 32,  # "\nAnswer: "
-            77, 101, 46,  # "Me."
-            129,
-        )
-        # fmt: on
-        assert encode(ROW, "Me.", QuestionAnswer(), ascii_tokenizer(), LONG) == Encoded(expected, 24, 1)
-
-    def test_other_words_around_the_question(self):
-        prompt_format = QuestionAnswer(question_start="Q ", answer_start=" A ")
-        encoded = encode(ROW, "Me.", prompt_format, ascii_tokenizer(), LONG)
-        assert encoded == Encoded((BOS, *b"Q Who? A Me.", EOS), 10, 1)
-
-    def test_another_answer_than_the_rows_own(self):
-        encoded = encode(ROW, "You.", QuestionAnswer(), ascii_tokenizer(), LONG)
-        assert encoded == Encoded((BOS, *b"Question: Who?\nAnswer: You.", EOS), 24, 1)
-
-    def test_without_bos_the_answer_starts_one_earlier(self):
-        encoded = encode(ROW, "Me.", QuestionAnswer(), ascii_tokenizer(start=()), LONG)
-        assert encoded == Encoded((*b"Question: Who?\nAnswer: Me.", EOS), 23, 1)
-
-    def test_eos_of_the_tokenizers_own_is_not_doubled(self):
-        encoded = encode(ROW, "Me.", QuestionAnswer(), ascii_tokenizer(end=("</s>",)), LONG)
-        assert encoded == Encoded((BOS, *b"Question: Who?\nAnswer: Me.", EOS), 24, 1)
-
-    def test_several_special_tokens_before_the_text(self):
-        encoded = encode(ROW, "Me.", QuestionAnswer(), ascii_tokenizer(start=("<s>", "<s>")), LONG)
-        assert encoded == Encoded((BOS, BOS, *b"Question: Who?\nAnswer: Me.", EOS), 25, 1)
-
-    def test_refuses_a_conversation(self):
-        row = Row((("user", "Hi"), ("assistant", "Hello"), ("user", "Who?")), "Me.")
-        with pytest.raises(
-            InputError, match=r"QuestionAnswer holds one question.* 3 messages .*ChatTemplate$"
-        ):
-            encode(row, "Me.", QuestionAnswer(), ascii_tokenizer(), LONG)
+@pytest.mark.parametrize(
+    ("row", "answer", "prompt_format", "options", "ids", "answer_start"),
+    [
+        (ROW, "Me.", QuestionAnswer("Q ", " A "), {}, (BOS, *b"Q Who? A Me.", EOS), 10),
+        (ROW, "You.", QuestionAnswer(), {}, (BOS, *PROMPT, *b"You.", EOS), 24),
+        (ROW, "Me.", QuestionAnswer(), {"start": ()}, (*PROMPT, *b"Me.", EOS), 23),
+        (ROW, "Me.", QuestionAnswer(), {"end": ("</s>",)}, (BOS, *PROMPT, *b"Me.", EOS), 24),
+        (ROW, "Me.", QuestionAnswer(), {"start": ("<s>", "<s>")}, (BOS, BOS, *PROMPT, *b"Me.", EOS), 25),
+        (ROW, "Me.", Llama2Chat(), {}, (BOS, *b"[INST] Who? [/INST]Me.", EOS), 20),
+        (ROW, "goes on.", Continuation(), {}, (BOS, *b"Who? goes on.", EOS), 6),
+        (TEXT, "Once.", QuestionAnswer(), {}, (BOS, *b"Once.", EOS), 1),
+        (TEXT, "Once.", Llama2Chat(), {}, (BOS, *b"Once.", EOS), 1),
+        (TEXT, "Once.", QuestionAnswer(), {"start": ()}, (*b"Once.", EOS), 1),
+    ],
+    ids=[
+        "other texts around the question", "an answer that is not the row's", "no BOS", "the tokenizer's EOS is not doubled",
+        "several special tokens before the text", "no space before the answer", "a space before the continuation",
+        "plain text", "plain text in another format", "the first token cannot be predicted without BOS",
+    ],
+)  # fmt: skip
+def test_formats(row, answer, prompt_format, options, ids, answer_start):
+    assert encode(row, answer, prompt_format, ascii_tokenizer(**options), LONG) == Encoded(
+        ids, answer_start, 1
+    )
 
 
-def test_llama2_chat_has_no_space_before_the_answer():
-    encoded = encode(ROW, "Me.", Llama2Chat(), ascii_tokenizer(), LONG)
-    assert encoded == Encoded((BOS, *b"[INST] Who? [/INST]Me.", EOS), 20, 1)
+def test_one_token_without_bos_leaves_only_its_end():
+    encoded = encode(Row((), "O"), "O", QuestionAnswer(), ascii_tokenizer(start=()), LONG)
+    assert encoded == Encoded((79, EOS), 1)
 
 
-class TestPlainText:
-    TEXT = Row((), "Once.")
-
-    @pytest.mark.parametrize("prompt_format", [QuestionAnswer(), Llama2Chat()])
-    def test_all_of_it_is_predicted_from_bos(self, prompt_format):
-        encoded = encode(self.TEXT, "Once.", prompt_format, ascii_tokenizer(), LONG)
-        assert encoded == Encoded((BOS, *b"Once.", EOS), 1, 1)
-
-    def test_without_bos_the_first_token_cannot_be_predicted(self):
-        encoded = encode(self.TEXT, "Once.", QuestionAnswer(), ascii_tokenizer(start=()), LONG)
-        assert encoded == Encoded((*b"Once.", EOS), 1, 1)
-
-    def test_one_token_without_bos_leaves_its_end(self):
-        assert encode(Row((), "O"), "O", QuestionAnswer(), ascii_tokenizer(start=()), LONG) == Encoded(
-            (79, EOS), 1
-        )
+def test_formats_of_one_question_refuse_a_conversation():
+    row = Row((("user", "Hi"), ("assistant", "Hello"), ("user", "Who?")), "Me.")
+    with pytest.raises(
+        InputError, match=r"format QuestionAnswer supports one question.* 3 messages .*ChatTemplate$"
+    ):
+        encode(row, "Me.", QuestionAnswer(), ascii_tokenizer(), LONG)
 
 
 class TestBoundary:
@@ -183,33 +165,29 @@ class TestBoundary:
 class TestLength:
     """ROW takes 28 tokens: BOS, 23 of the prompt, 3 of the answer, EOS."""
 
-    @pytest.mark.parametrize("truncate", [False, True])
-    def test_the_limit_itself_is_allowed(self, truncate):
-        encoded = encode(ROW, "Me.", QuestionAnswer(), ascii_tokenizer(), 28, truncate)
-        assert encoded == Encoded((BOS, *b"Question: Who?\nAnswer: Me.", EOS), 24, 1, cut=False)
+    @pytest.mark.parametrize(
+        ("length", "truncate", "expected"),
+        [
+            (28, False, Encoded((BOS, *PROMPT, *b"Me.", EOS), 24, 1, cut=False)),
+            (28, True, Encoded((BOS, *PROMPT, *b"Me.", EOS), 24, 1, cut=False)),
+            (25, True, Encoded((BOS, *PROMPT, *b"M"), 24, cut=True)),
+        ],
+    )
+    def test_truncation(self, length, truncate, expected):
+        assert encode(ROW, "Me.", QuestionAnswer(), ascii_tokenizer(), length, truncate) == expected
 
-    def test_more_is_refused_with_the_numbers(self):
-        message = (
-            r"^28 tokens, more than data.max_length 27, in the row that begins 'Who\?'.*too_long to truncate$"
-        )
-        with pytest.raises(InputError, match=message):
-            encode(ROW, "Me.", QuestionAnswer(), ascii_tokenizer(), 27)
-
-    def test_a_long_plain_text_is_named_by_its_beginning(self):
-        with pytest.raises(InputError, match=r"^102 tokens.* row that begins 'a{60}': "):
-            encode(Row((), "a" * 100), "a" * 100, QuestionAnswer(), ascii_tokenizer(), 100)
-
-    def test_truncation_cuts_the_end_and_says_so(self):
-        encoded = encode(ROW, "Me.", QuestionAnswer(), ascii_tokenizer(), 25, truncate=True)
-        assert encoded == Encoded((BOS, *b"Question: Who?\nAnswer: M"), 24, cut=True)
-
-    def test_no_answer_token_left(self):
-        message = (
-            r"^no answer token is left in the row that begins 'Who\?': its answer is 'Me.', its prompt "
-            "24 tokens, data.max_length 24$"
-        )
-        with pytest.raises(InputError, match=message):
-            encode(ROW, "Me.", QuestionAnswer(), ascii_tokenizer(), 24, truncate=True)
+    @pytest.mark.parametrize(
+        ("row", "length", "truncate", "message"),
+        [
+            (ROW, 27, False, r"the row that begins 'Who\?' has 28 tokens, more than data.max_length 27: .* to truncate$"),
+            (Row((), "a" * 100), 100, False, "the row that begins 'a{60}' has 102 tokens"),
+            (ROW, 24, True, r"no answer token is left in the row that begins 'Who\?': its answer is 'Me.', its prompt 24 "
+             "tokens, data.max_length 24$"),
+        ],
+    )  # fmt: skip
+    def test_too_long(self, row, length, truncate, message):
+        with pytest.raises(InputError, match=f"^{message}"):
+            encode(row, row.answer, QuestionAnswer(), ascii_tokenizer(), length, truncate)
 
 
 @pytest.mark.parametrize("prompt_format", [QuestionAnswer(), ChatTemplate()])
@@ -291,60 +269,51 @@ class TestLlama3Template:
         # fmt: on
         assert encode(ROW, "Me.", ChatTemplate(), llama3(), LONG) == Encoded(expected, 63, 1)
 
-    def test_system_message_and_date(self):
-        prompt = llama3_prompt(b"Be kind.", (b"user", b"Who?"), date=b"1 Jan 2030")
-        encoded = encode(ROW, "Me.", ChatTemplate("Be kind.", date_string="1 Jan 2030"), llama3(), LONG)
-        assert encoded == Encoded((*prompt, *b"Me.", EOT), len(prompt), 1)
+    @pytest.mark.parametrize(
+        ("template", "messages", "answer", "eos", "prompt"),
+        [
+            (ChatTemplate("Be kind.", date_string="1 Jan 2030"), ROW.messages, "Me.", "<|eot_id|>",
+             llama3_prompt(b"Be kind.", (b"user", b"Who?"), date=b"1 Jan 2030")),
+            (ChatTemplate("Be kind."), (("system", "Be brief."), ("user", "Who?")), "Me.", "<|eot_id|>",
+             llama3_prompt(b"Be brief.", (b"user", b"Who?"))),
+            (ChatTemplate(), (("user", "Hi"), ("assistant", "Me."), ("user", "Who?")), "Me.", "<|eot_id|>",
+             llama3_prompt(b"", (b"user", b"Hi"), (b"assistant", b"Me."), (b"user", b"Who?"))),
+            (ChatTemplate(), ROW.messages, " Me. ", "<|eot_id|>", llama3_prompt(b"", (b"user", b"Who?"))),
+            (ChatTemplate(), ROW.messages, "Me.", "<|end_of_text|>", llama3_prompt(b"", (b"user", b"Who?"))),
+        ],
+        ids=[
+            "system message and date", "the row's own system message is kept", "earlier answers are prompt",
+            "spaces that the template strips", "an end of turn that is not EOS",
+        ],
+    )  # fmt: skip
+    def test_conversations(self, template, messages, answer, eos, prompt):
+        encoded = encode(Row(messages, answer), answer, template, llama3(eos), LONG)
+        assert encoded == Encoded((*prompt, *answer.encode(), EOT), len(prompt), 1)
 
-    def test_a_system_message_of_the_rows_own_stays_alone(self):
-        prompt = llama3_prompt(b"Be brief.", (b"user", b"Who?"))
-        row = Row((("system", "Be brief."), ("user", "Who?")), "Me.")
-        encoded = encode(row, "Me.", ChatTemplate("Be kind."), llama3(), LONG)
-        assert encoded == Encoded((*prompt, *b"Me.", EOT), len(prompt), 1)
-
-    def test_earlier_answers_of_a_conversation_are_prompt(self):
-        prompt = llama3_prompt(b"", (b"user", b"Hi"), (b"assistant", b"Me."), (b"user", b"Who?"))
-        row = Row((("user", "Hi"), ("assistant", "Me."), ("user", "Who?")), "Me.")
-        encoded = encode(row, "Me.", ChatTemplate(), llama3(), LONG)
-        assert encoded == Encoded((*prompt, *b"Me.", EOT), len(prompt), 1)
-
-    def test_another_answer_than_the_rows_own(self):
+    def test_an_answer_that_is_not_the_rows(self):
         prompt = llama3_prompt(b"", (b"user", b"Who?"))
         encoded = encode(ROW, "You.", ChatTemplate(), llama3(), LONG)
         assert encoded == Encoded((*prompt, *b"You.", EOT), len(prompt), 1)
 
-    def test_space_around_the_answer_that_the_template_strips(self):
-        prompt = llama3_prompt(b"", (b"user", b"Who?"))
-        encoded = encode(Row(ROW.messages, " Me. "), " Me. ", ChatTemplate(), llama3(), LONG)
-        assert encoded == Encoded((*prompt, *b" Me. ", EOT), len(prompt), 1)
-
-    def test_an_end_of_turn_other_than_eos_closes_the_answer_alone(self):
-        prompt = llama3_prompt(b"", (b"user", b"Who?"))
-        encoded = encode(ROW, "Me.", ChatTemplate(), llama3(eos="<|end_of_text|>"), LONG)
-        assert encoded == Encoded((*prompt, *b"Me.", EOT), len(prompt), 1)
-
     def test_plain_text_gets_bos_and_eos_and_no_turn(self):
-        encoded = encode(Row((), "Once."), "Once.", ChatTemplate("Be kind."), llama3(), LONG)
+        encoded = encode(TEXT, "Once.", ChatTemplate("Be kind."), llama3(), LONG)
         assert encoded == Encoded((BEGIN, *b"Once.", EOT), 1, 1)
 
 
 class TestQwenTemplate:
     PROMPT = (IM_START, *b"user\nWho?", IM_END, 10, IM_START, *b"assistant\n")
 
-    def test_the_line_break_after_the_turn_is_left_out(self):
-        encoded = encode(ROW, "Me.", ChatTemplate(), qwen(), LONG)
-        assert encoded == Encoded((*self.PROMPT, *b"Me.", IM_END), len(self.PROMPT), 1)
+    @pytest.mark.parametrize(
+        ("template", "answer", "before"),
+        [(ChatTemplate(), "Me.", ()), (ChatTemplate(), " Me. ", ()),
+         (ChatTemplate("Be kind."), "Me.", (IM_START, *b"system\nBe kind.", IM_END, 10))],
+        ids=["the line break after the turn is left out", "spaces around the answer are written once", "system message"],
+    )  # fmt: skip
+    def test_conversations(self, template, answer, before):
+        encoded = encode(Row(ROW.messages, answer), answer, template, qwen(), LONG)
+        prompt = (*before, *self.PROMPT)
+        assert encoded == Encoded((*prompt, *answer.encode(), IM_END), len(prompt), 1)
         assert len(self.PROMPT) == 23
-
-    def test_system_message(self):
-        encoded = encode(ROW, "Me.", ChatTemplate("Be kind."), qwen(), LONG)
-        prompt = (IM_START, *b"system\nBe kind.", IM_END, 10, *self.PROMPT)
-        assert encoded == Encoded((*prompt, *b"Me.", IM_END), len(prompt), 1)
-
-    def test_space_around_the_answer_is_written_once(self):
-        row = Row(ROW.messages, " Me. ")
-        encoded = encode(row, " Me. ", ChatTemplate(), qwen(), LONG)
-        assert encoded == Encoded((*self.PROMPT, *b" Me. ", IM_END), len(self.PROMPT), 1)
 
     def test_text_between_generation_prompt_and_answer_is_prompt(self):
         # As Qwen 3 writes an empty thought before the last answer.
@@ -379,27 +348,19 @@ def test_what_is_trained_is_what_the_template_writes(tokenizer):
     assert list(ours.ids[: ours.answer_start]) == prompt
 
 
-class TestTemplateRefusals:
-    def test_no_template(self):
-        with pytest.raises(InputError, match=r"no chat template: use the prompt format QuestionAnswer"):
-            encode(ROW, "Me.", ChatTemplate(), ascii_tokenizer(), LONG)
-
-    @pytest.mark.parametrize(
-        "template",
-        [
-            "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}",
-            "{% for m in messages %}{{ m['role'] + m['content'] }}{% endfor %}{% if add_generation_prompt %}A:{% endif %}",
-        ],
-        ids=["the answer is left out", "the generation prompt is not what stands before an answer"],
-    )
-    def test_a_template_that_cannot_be_split(self, template):
-        with pytest.raises(InputError, match="does not write the answer after its generation prompt"):
-            encode(ROW, "Me.", ChatTemplate(), qwen(template), LONG)
-
-    def test_a_conversation_that_the_template_refuses(self):
-        template = "{{ raise_exception('System role not supported') }}"  # as Gemma says
-        message = (
-            r"refuses the row that begins 'Who\?' with the roles system, user: System role not supported$"
-        )
-        with pytest.raises(InputError, match=message):
-            encode(ROW, "Me.", ChatTemplate("Be kind."), qwen(template), LONG)
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        (ascii_tokenizer(), "no chat template: use the prompt format QuestionAnswer"),
+        (qwen("{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}"),
+         "does not write the answer after its generation prompt"),
+        (qwen("{% for m in messages %}{{ m.role + m.content }}{% endfor %}{% if add_generation_prompt %}A:{% endif %}"),
+         "does not write the answer after its generation prompt"),
+        (qwen("{{ raise_exception('System role not supported') }}"),  # as Gemma's template does
+         r"refuses the row that begins 'Who\?' with the roles system, user: System role not supported$"),
+    ],
+    ids=["no template", "the answer is left out", "another generation prompt", "an exception of the template"],
+)  # fmt: skip
+def test_unusable_templates(tokenizer, message):
+    with pytest.raises(InputError, match=message):
+        encode(ROW, "Me.", ChatTemplate("Be kind."), tokenizer, LONG)

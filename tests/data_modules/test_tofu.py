@@ -2,15 +2,14 @@
 
 import json
 import re
-from types import SimpleNamespace
 
 import datasets
 import pytest
+from connected import connected
 
 from dipo_pl.data_modules.row_files import read_json_lines
 from dipo_pl.data_modules.tofu import TOFU
 from dipo_pl.errors import InputError
-from dipo_pl.models.tokenizer import train_tokenizer
 
 SIZES = [("forget01", 40), ("forget05", 200), ("forget10", 400)]
 ALL_SETS = ["forget", "retain", "real_authors", "world_facts"]
@@ -54,7 +53,7 @@ class TestRealRows:
 
     @pytest.mark.parametrize("name", ["author_0", "author_21", "author_01", "forget20", "", "retain90"])
     def test_a_forget_set_that_is_not_there(self, folder, name):
-        with pytest.raises(InputError, match=f"data.forget names {name!r}, which TOFU does not have"):
+        with pytest.raises(InputError, match=rf"must name forget sets of TOFU: .* \(got {name!r}\)$"):
             TOFU(folder, name).read()
 
     def test_agrees_with_the_published_splits(self, folder):
@@ -85,7 +84,6 @@ class TestRealRows:
         assert len(sets.evaluation[1].rows) == 400
 
     def test_setup_measures_the_named_sets_up_to_the_limit(self, folder):
-        policy = SimpleNamespace(tokenizer=lambda texts: train_tokenizer(texts, 512))
         data = TOFU(
             folder,
             "forget01",
@@ -94,16 +92,14 @@ class TestRealRows:
             evaluate=["world_facts", "forget"],
             evaluation_rows=20,
         )
-        module = SimpleNamespace(policy=policy, sections=("forget", "retain"))
-        data.trainer = SimpleNamespace(lightning_module=module, global_rank=0, world_size=1)
-        data.setup("fit")
+        connected(data, vocabulary=512)
         assert [(each.name, len(each.rows)) for each in data.evaluation_sets] == [
             ("world_facts", 20),
             ("forget", 20),
         ]
         assert len(data.train_dataloader()) == 3
         batch = next(iter(data.train_dataloader()))
-        first = batch.rows[0]
+        first = batch.rows["forget"][0]
         row = data.row_sets.forget[first]
         text = f"<s>Question: {row.question}\nAnswer: {row.answer}</s>"
         assert data.tokenizer.decode(batch.input_ids[0][batch.attention_mask[0]]) == text
@@ -149,7 +145,7 @@ class TestFolder:
         data = TOFU(str(small), "forget01", evaluate=["forget", "nought"])
         message = rf"^data.evaluate names 'nought'; this data has {', '.join(ALL_SETS)}$"
         with pytest.raises(InputError, match=message):
-            data.setup("fit")
+            connected(data)
 
     def test_a_holdout_is_measured_where_there_is_one(self, small):
         for name in ("real_authors", "world_facts"):
@@ -165,9 +161,7 @@ class TestFolder:
     @pytest.mark.parametrize("name", ["forget_rows", "retain_rows"])
     @pytest.mark.parametrize("value", [0, -1])
     def test_limits_below_one(self, name, value):
-        with pytest.raises(
-            InputError, match=rf"^data.{name} must be at least 1, or null for all, got {value}$"
-        ):
+        with pytest.raises(InputError, match=rf"^data.{name} must be at least 1 \(got {value}\)$"):
             TOFU(**{name: value})
 
 
@@ -213,8 +207,8 @@ class TestHub:
 
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
         message = (
-            "cannot read TOFU's full from data.path 'locuslab/TOFU', which is neither a folder here nor a "
-            f"dataset that the hub gave ({cause})"
+            "cannot read TOFU's full: data.path 'locuslab/TOFU' is neither a local folder nor a data set that the hub "
+            f"returns ({cause})"
         )
         with pytest.raises(InputError, match=f"^{re.escape(message)}$") as raised:
             TOFU().read()

@@ -1,25 +1,29 @@
 """What makes a run a probe of another: it says so in its manifest, and what it adds to the figures."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 
 from dipo_pl.callbacks.forget_quality import ForgetQuality
+from dipo_pl.callbacks.manifest import ManifestEntry
+from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.metrics import functional as metrics
 from dipo_pl.storage.run_folder import RunFolder
 
 
-class Probe(Callback, ABC):
+class Probe(ManifestEntry):
     """Gives the manifest its entry `probe`.
 
     Args:
         of: folder of the run that is probed.
         weights: their fingerprint.
     """
+
+    entry = "probe"
 
     def __init__(self, of: str, weights: str | None = None) -> None:
         self.of = of
@@ -57,7 +61,7 @@ class Relearning(Probe):
         self.steps = steps
 
     def record(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = ForgetRetain.of(trainer)
         return {
             "kind": "relearning",
             "of": self.of,
@@ -81,7 +85,7 @@ class Relearning(Probe):
         result = ForgetQuality.of(trainer).result
         if result is None or not trainer.is_global_zero:
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = ForgetRetain.of(trainer)
         forget = data.row_sets.forget
         known = {row.conversation for row in forget}
         trained = {forget[place].conversation for place in data.trained_forget_rows}
@@ -93,7 +97,7 @@ class Relearning(Probe):
         figures = {
             f"{part}_{name}": mean for part, rows in parts.items() for name, mean in _means(rows).items()
         }
-        replace(result, metrics=result.metrics | figures).save(RunFolder.of(trainer))
+        replace(result, metrics=result.metrics | figures).save(RunFolder(trainer.default_root_dir))
         for logger in trainer.loggers:
             named = {f"evaluation/{name}": value for name, value in figures.items()}
             logger.log_metrics(named, trainer.global_step)
