@@ -149,7 +149,7 @@ class ForgetQuality(Callback):
 
         Later lines were left by an interrupted run, and are about to be replaced.
         """
-        records = RunFolder.of(trainer).read_metrics() if trainer.is_global_zero else []
+        records = RunFolder(trainer.default_root_dir).read_metrics() if trainer.is_global_zero else []
         past = [each for each in records if each["step"] <= trainer.global_step]
         found: list[dict[str, Any]] = trainer.strategy.broadcast(past)
         return found
@@ -287,7 +287,7 @@ class ForgetQuality(Callback):
             for logger in trainer.loggers:
                 named = {f"evaluation/{name}": value for name, value in values.items()}
                 logger.log_metrics(named, trainer.global_step)
-            self.result.save(RunFolder.of(trainer))
+            self.result.save(RunFolder(trainer.default_root_dir))
             rank_zero_info(_summary(trainer.global_step, values))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

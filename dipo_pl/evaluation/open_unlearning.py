@@ -27,7 +27,7 @@ from dipo_pl.metrics.conventions import CONVENTIONS, UTILITY_SETS
 from dipo_pl.metrics.probability import option_probability
 from dipo_pl.metrics.result import EvaluationResult, SetResult
 from dipo_pl.metrics.truth_ratio import log_truth_ratio
-from dipo_pl.storage.run_folder import write_text
+from dipo_pl.storage.files import write_text
 
 PREFIXES = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
 ATTACKS = {

@@ -97,7 +97,7 @@ class Relearning(Probe):
         figures = {
             f"{part}_{name}": mean for part, rows in parts.items() for name, mean in _means(rows).items()
         }
-        replace(result, metrics=result.metrics | figures).save(RunFolder.of(trainer))
+        replace(result, metrics=result.metrics | figures).save(RunFolder(trainer.default_root_dir))
         for logger in trainer.loggers:
             named = {f"evaluation/{name}": value for name, value in figures.items()}
             logger.log_metrics(named, trainer.global_step)
