@@ -1,4 +1,4 @@
-"""`dipo-pl report`: compares runs, in the terminal and in files."""
+"""The command `dipo-pl report`: compare runs in a table; with --output also in pages and plots."""
 
 import argparse
 import os
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 
-from dipo_pl.cli.command_line import Parser, folder, one_line_errors
+from dipo_pl.cli.command_parser import Parser, folder, one_line_errors
 from dipo_pl.errors import InputError, WriteError
 from dipo_pl.report.contents import Report, read_report
 from dipo_pl.report.drawing import HOW_TO_GET_PLOTS, drawable, write_png
@@ -122,7 +122,6 @@ def _parser() -> argparse.ArgumentParser:
         "report",
         "Compare runs: a table in the terminal, and with --output files and a page.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN",

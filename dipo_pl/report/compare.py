@@ -80,9 +80,9 @@ def forget_quality_against(run: Run, reference: Run) -> dict[str, float]:
     if not ratios or not expected:
         return {}
     # Imports torch, and is seldom needed: runs measured with a retain-only result have Forget Quality.
-    from dipo_pl.metrics.functional import forget_quality
+    from dipo_pl.metrics.forget_quality import forget_quality
 
-    return forget_quality(ratios, expected).figures()
+    return forget_quality(ratios, expected)._asdict()
 
 
 def _is_another_model(run: Run, reference: Run) -> bool:

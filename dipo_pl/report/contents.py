@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 
 from dipo_pl.errors import InputError
-from dipo_pl.evaluation.conventions import CONVENTIONS
+from dipo_pl.metrics.conventions import CONVENTIONS
 from dipo_pl.report.compare import (
     attacked_run,
     different_forget_sets,

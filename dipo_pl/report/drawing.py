@@ -144,7 +144,9 @@ def inline_svg(plot: Plot) -> str:
     )
 
 
-def draw_curves(axes: "Axes", curves: Sequence[Curve], markers: bool = True, whole_steps: bool = False) -> None:
+def draw_curves(
+    axes: "Axes", curves: Sequence[Curve], markers: bool = True, whole_steps: bool = False
+) -> None:
     """Draw curves against a number; label only whole ones with `whole_steps`."""
     for curve in curves:
         style = curve.line(markers)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dipo_pl.evaluation.result import EvaluationResult
+from dipo_pl.metrics.result import EvaluationResult
 from dipo_pl.report.run import FORGET, Kind, Run
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from dipo_pl.errors import InputError
-from dipo_pl.evaluation.result import EvaluationResult
+from dipo_pl.metrics.result import EvaluationResult
 from dipo_pl.report.run import (
     SCALABILITY,
     SUSTAINABILITY,

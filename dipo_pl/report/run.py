@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dipo_pl.evaluation.result import EvaluationResult
+from dipo_pl.metrics.result import EvaluationResult
 
 FORGET = "forget"
 SUSTAINABILITY, SCALABILITY = "sustainability", "scalability"

@@ -5,7 +5,7 @@ import json
 
 import yaml
 
-from dipo_pl.evaluation.result import EvaluationResult, SetResult
+from dipo_pl.metrics.result import EvaluationResult, SetResult
 from dipo_pl.report.plots import all_plots
 from dipo_pl.storage.run_folder import RunFolder
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sample_runs import alter
 
-from dipo_pl.evaluation.result import EvaluationResult
+from dipo_pl.metrics.result import EvaluationResult
 from dipo_pl.report.formats import as_text
 
 
