@@ -45,7 +45,7 @@ def test_it_says_what_was_done_and_measured(smoke):
         manifest["policy"]["weights_at_start"],
         manifest["data"]["forget"]["fingerprint"],
         "| forget | 20 |",
-        "class_path: dipo_pl.losses.DiPO\n",
+        "class_path: dipo_pl.DiPO\n",
         "beta: 0.05",
         f"Step {last['step']} of training, 8 rows a step, precision 32-true, seed 0",
         "Metrics by the convention `dipo_pl`",

@@ -114,7 +114,7 @@ def page_of_runs_that_say(text, copied):
             alter(path, into_evaluation)
         metrics, config = run / "metrics.jsonl", run / "config.yaml"
         metrics.write_text(metrics.read_text().replace('"forget_distinct_2"', json.dumps(text)))
-        config.write_text(config.read_text().replace("dipo_pl.losses.DiPO\n", json.dumps(text) + "\n"))
+        config.write_text(config.read_text().replace("dipo_pl.DiPO\n", json.dumps(text) + "\n"))
     broken = copied("target", f"{name} broken")
     (broken / "manifest.json").unlink()
     report = read_report([*runs, broken], unfinished=True)
