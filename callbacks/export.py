@@ -1,9 +1,8 @@
-"""Writes the trained model as a Hugging Face folder."""
+"""Callback that exports the trained model as a Hugging Face folder."""
 
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -18,13 +17,12 @@ from dipo_pl.storage.sharded_checkpoint import in_memory
 
 
 class Export(Callback):
-    """At the end of training, writes model, tokenizer and model card to hf/ in the run folder.
+    """Callback that writes model, tokenizer and model card to hf/ in the run folder at the end of training.
 
     Args:
-        enabled: false writes nothing.
-        best: write the checkpoint that `checkpoint.monitor` found best instead of the last weights.
-        adapter: of a policy with an adapter, write the adapter alone, in peft's format; else a whole model
-            with the adapter merged into its weights.
+        enabled: false exports nothing.
+        best: export the best checkpoint, as chosen by `checkpoint.monitor`, instead of the last weights.
+        adapter: export only the adapter, in PEFT's format; else an adapter is merged into the model's weights.
     """
 
     def __init__(self, enabled: bool = True, best: bool = False, adapter: bool = False) -> None:
@@ -33,18 +31,29 @@ class Export(Callback):
         self.adapter = adapter
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.best and _best(trainer) is None:
-            raise InputError(
-                "export.best is true and nothing says what is best: set checkpoint.monitor (forget_quality_log10_p "
-                "or model_utility, say), checkpoint.mode and checkpoint.save_top_k 1"
-            )
+        """Check that what is to be exported will exist.
+
+        Raises:
+            InputError: there is no criterion for the best checkpoint, or no adapter.
+        """
         module: Any = pl_module
+        if self.best and _best_checkpoint(trainer) is None:
+            raise InputError(
+                "export.best is true, but no metric defines the best checkpoint: set checkpoint.monitor "
+                "(forget_quality_log10_p or model_utility, for example), checkpoint.mode and checkpoint.save_top_k 1"
+            )
         if self.adapter and module.policy.adapter is None:
             raise InputError(
-                "export.adapter is true and the policy has none: set model.policy.adapter, or export.adapter false"
+                "export.adapter is true, but the policy has no adapter: set model.policy.adapter, or export.adapter false"
             )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the folder; it holds the old or the new model, never a mixture.
+
+        Raises:
+            TrainingError: there is no best checkpoint.
+            WriteError: the folder cannot be written.
+        """
         module: Any = pl_module
         model = module.language_model
         if not self.enabled or not (trainer.is_global_zero or is_sharded(model)):
@@ -52,56 +61,42 @@ class Export(Callback):
         weights = full_state_dict(model)
         if not trainer.is_global_zero:
             return
-        step = trainer.global_step
+        run, step = RunFolder.of(trainer), trainer.global_step
         if self.best:
-            checkpoint = _best(trainer)
-            best = checkpoint.best_model_path if checkpoint else ""
-            if not best or not Path(best).exists():
-                raise TrainingError(
-                    "export.best is true and no best checkpoint was written: see checkpoint.monitor"
-                )
-            saved = read_checkpoint(Path(best))
+            saved = _read_best(trainer)
             step = saved["global_step"]
-            # What is not trained is in no checkpoint.
+            # Frozen weights are not in checkpoints.
             weights |= {
                 name.removeprefix("model."): in_memory(each) for name, each in saved["state_dict"].items()
             }
-        target = RunFolder.of(trainer).hf
-        # Lightning's fast_dev_run writes no config, which the card is made of.
-        run = RunFolder.of(trainer)
-        card = model_card(run, step) if run.config.is_file() else ""
-        export(model, module.policy.tokenizer(), weights, target, self.adapter, card)
-        RunFolder.of(trainer).add_to_manifest(exported_step=step)
-        rank_zero_info(f"the model is in {target}{f', as it was at step {step}' if self.best else ''}")
+        with replacing_folder(run.hf) as temporary:
+            if self.adapter:
+                save_adapter(model, weights, temporary)
+            else:
+                model.save_pretrained(temporary, state_dict=merged(model, weights))
+            module.policy.tokenizer().save_pretrained(temporary)
+            # With fast_dev_run Lightning writes no config, which the card needs.
+            if run.config.is_file():
+                (temporary / "README.md").write_text(model_card(run, step), encoding="utf-8")
+        run.add_to_manifest(exported_step=step)
+        rank_zero_info(f"exported the model{f' of step {step}' if self.best else ''} to {run.hf}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What is measured after the export belongs on its card."""
+        """Update the model card with an evaluation that follows the export."""
         if trainer.is_global_zero and trainer.state.fn == "validate":
             run = RunFolder.of(trainer)
             if run.read_manifest().get("command") == "fit":
                 write_model_card(run)
 
 
-def _best(trainer: Trainer) -> ModelCheckpoint | None:
-    """The callback that keeps the best checkpoint, if any is asked to."""
+def _best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
     keepers = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
     return next((each for each in keepers if each.monitor is not None and each.save_top_k != 0), None)
 
 
-def export(
-    model: Any,
-    tokenizer: Any,
-    weights: dict[str, torch.Tensor],
-    target: Path,
-    adapter: bool = False,
-    card: str = "",
-) -> None:
-    """`target` holds the old model or the new one, never a mixture."""
-    with replacing_folder(target) as temporary:
-        if adapter:
-            save_adapter(model, weights, temporary)
-        else:
-            model.save_pretrained(temporary, state_dict=merged(model, weights))
-        tokenizer.save_pretrained(temporary)
-        if card:
-            (temporary / "README.md").write_text(card, encoding="utf-8")
+def _read_best(trainer: Trainer) -> dict[str, Any]:
+    checkpoint = _best_checkpoint(trainer)
+    best = checkpoint.best_model_path if checkpoint else ""
+    if not best or not Path(best).exists():
+        raise TrainingError("export.best is true, but no best checkpoint was written: see checkpoint.monitor")
+    return read_checkpoint(Path(best))

@@ -1,18 +1,17 @@
-"""The manifest: what made a result, so that it can be made again and compared fairly."""
+"""Callback that records what made a result, so that it can be reproduced and compared."""
 
 import json
 import platform
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning import Callback, LightningModule, Trainer
 
 from dipo_pl.callbacks.weight_change import trained_weights
-from dipo_pl.commands.probes.probe import Probe
-from dipo_pl.commands.sequence.stage_record import StageRecord
 from dipo_pl.errors import InputError, WriteError
 from dipo_pl.rows import Row
 from dipo_pl.signals import Interrupted
@@ -24,11 +23,25 @@ from dipo_pl.version import __version__
 PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "jsonargparse", "tokenizers")
 
 
+class ManifestEntry(Callback, ABC):
+    """Base class of callbacks that add an entry to the manifest.
+
+    Attributes:
+        entry: the key of the entry.
+    """
+
+    entry: ClassVar[str]
+
+    @abstractmethod
+    def record(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Return the content of the entry."""
+
+
 class Manifest(Callback):
-    """Writes manifest.json when a run starts, and how it ended when it ends.
+    """Callback that writes manifest.json at the start of a run and adds its outcome at the end.
 
     Args:
-        arguments: of the command line.
+        arguments: the arguments of the command line.
     """
 
     def __init__(self, arguments: Sequence[str] = ()) -> None:
@@ -36,128 +49,138 @@ class Manifest(Callback):
         self.written = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that a run to resume was trained with the same rows, tokenizer and global batch size.
+
+        Raises:
+            InputError: it was not, or its manifest does not say so.
+        """
         run = RunFolder.of(trainer)
+        if stage != "fit" or not run.to_resume_from:
+            return
         manifest = run.read_manifest()
-        before = manifest.get("data")
-        if stage == "fit" and run.to_resume_from:
-            if before is None:
+        elsewhere = f"give another --name, or remove {run.path}"
+        if (rows := manifest.get("data")) is None:
+            raise InputError(
+                f"{run.manifest} does not record which rows its checkpoints were trained on: {elsewhere}"
+            )
+        if (before := manifest.get("global_batch")) != (now := _global_batch(trainer)):
+            raise InputError(
+                f"the global batch size must be {before}, as {run.path} was trained with (got {now} with "
+                f"{trainer.world_size} device(s)): set data.global_batch_size, which holds on any number of devices, or "
+                "give another --name"
+            )
+        for name, given in _data(trainer).items():
+            if name != "evaluation" and rows.get(name) != given:
                 raise InputError(
-                    f"{run.manifest} does not say which rows the checkpoints there were trained on: give another --name, or "
-                    f"remove {run.path}"
+                    f"the {name} rows differ from those that {run.path} was trained on ({given['rows']} rows, "
+                    f"{rows.get(name, {}).get('rows')} there): {elsewhere}"
                 )
-            if manifest.get("global_batch") != _global_batch(trainer):
-                raise InputError(
-                    f"{run.path} was trained with {manifest.get('global_batch')} rows a step, and here {trainer.world_size} "
-                    f"device(s) make it {_global_batch(trainer)}: set data.global_batch_size, which keeps it on any number "
-                    "of devices, or give another --name"
-                )
-            for name, now in _data(trainer).items():
-                if name != "evaluation" and before.get(name) != now:
-                    raise InputError(
-                        f"the {name} rows are not those that {run.path} was trained on ({now['rows']} rows, there "
-                        f"{before.get(name, {}).get('rows')}): give another --name, or remove that folder"
-                    )
-            tokenizer = _tokenizer(trainer)
-            if manifest.get("tokenizer", tokenizer) != tokenizer:
-                raise InputError(
-                    f"the tokenizer is not that which {run.path} was trained with ({tokenizer}, there "
-                    f"{manifest['tokenizer']}): give another --name, or remove that folder"
-                )
+        tokenizer = tokenizer_fingerprint(_datamodule(trainer).tokenizer)
+        if manifest.get("tokenizer", tokenizer) != tokenizer:
+            raise InputError(
+                f"the tokenizer differs from the one that {run.path} was trained with ({tokenizer}, "
+                f"{manifest['tokenizer']} there): {elsewhere}"
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the manifest."""
         self._start(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "validate" and not self._fitted(trainer):
+        """Write the manifest of a run that only evaluates."""
+        if self._only_evaluates(trainer):
             self._start(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Only now has a resumed run its step again.
+        """Record the step of a resumed run, which is known only now."""
         if trainer.ckpt_path is not None and trainer.is_global_zero:
             run = RunFolder.of(trainer)
-            resumed = [*run.read_manifest()["resumed_at_steps"], trainer.global_step]
-            run.add_to_manifest(resumed_at_steps=resumed)
+            run.add_to_manifest(
+                resumed_at_steps=[*run.read_manifest()["resumed_at_steps"], trainer.global_step]
+            )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record that training has ended."""
         self._end(trainer, "trained")
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record that a run that only evaluates has finished."""
+        if self._only_evaluates(trainer):
+            self.finish(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Record an interruption."""
+        if isinstance(exception, Interrupted) and self.written:
+            self._end(trainer, str(exception))
+
     def finish(self, trainer: Trainer) -> None:
-        """Says that training, measurement and export are done: there is nothing left to resume."""
+        """Record that training, evaluation and export are done, so that there is nothing to resume."""
         self._end(trainer, "finished")
         if trainer.is_global_zero:
             RunFolder.of(trainer).error_log.unlink(missing_ok=True)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "validate" and not self._fitted(trainer):
-            self.finish(trainer)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, Interrupted) and self.written:
-            self._end(trainer, str(exception))
-
     def fail(self, trainer: Trainer, cause: str) -> None:
-        """Says why the run has failed; for the process to call that knows the first cause."""
+        """Record why the run has failed, on the rank that knows the first cause, if the manifest can be written."""
         with suppress(OSError, WriteError):
             self._write_end(trainer, f"failed: {cause}")
 
     @staticmethod
-    def _fitted(trainer: Trainer) -> bool:
-        """The measurement after a fit belongs to that run."""
-        return RunFolder.of(trainer).read_manifest().get("command") == "fit"
+    def _only_evaluates(trainer: Trainer) -> bool:
+        """Return whether this is a run of `validate` with a folder of its own, not the last evaluation of a `fit`."""
+        return (
+            trainer.state.fn == "validate" and RunFolder.of(trainer).read_manifest().get("command") != "fit"
+        )
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         run = RunFolder.of(trainer)
         earlier = trainer.strategy.broadcast(run.read_manifest())
         resumed = trainer.state.fn == "fit" and trainer.ckpt_path is not None and bool(earlier)
-        weights_at_start = (
-            earlier["policy"]["weights_at_start"] if resumed else trained_weights(module, trainer)
-        )
+        at_start = earlier["policy"]["weights_at_start"] if resumed else trained_weights(module, trainer)
+        # From here on no rank removes what the run leaves behind, though only the first one writes.
+        self.written = True
         if not trainer.is_global_zero:
-            # The first process writes it; from here on no other one takes back what the run leaves behind either.
-            self.written = True
             return
-        language_model = module.language_model
+        data = _datamodule(trainer)
+        model, adapter = module.language_model, module.policy.adapter
+        packages = PACKAGES if adapter is None else (*PACKAGES, "peft")
         record = {
             "status": "running",
             "command": trainer.state.fn.value if trainer.state.fn else None,
             "started": earlier.get("started", _now()) if resumed else _now(),
             "resumed_at_steps": earlier["resumed_at_steps"] if resumed else [],
             "dipo_pl": __version__,
-            "versions": {"python": platform.python_version()}
-            | {name: metadata.version(name) for name in PACKAGES}
-            | ({} if module.policy.adapter is None else {"peft": metadata.version("peft")}),
+            "versions": {
+                "python": platform.python_version(),
+                **{name: metadata.version(name) for name in packages},
+            },
             "platform": platform.platform(),
             "arguments": self.arguments,
             "seed": data.seed,
             "device": str(pl_module.device),
             "world_size": trainer.world_size,
             "global_batch": _global_batch(trainer),
-            "tokenizer": _tokenizer(trainer),
+            "tokenizer": tokenizer_fingerprint(data.tokenizer),
             "precision": str(trainer.precision),
             "gradient_clip": trainer.gradient_clip_val,
-            "attention": language_model.config._attn_implementation,
+            "attention": model.config._attn_implementation,
             "max_epochs": trainer.max_epochs,
             "max_steps": trainer.max_steps,
             "policy": {
                 "source": redact(module.policy.source),
-                "class": type(language_model).__name__,
-                "dtype": str(language_model.dtype),
+                "class": type(model).__name__.removeprefix("FSDP"),
+                "dtype": str(model.dtype),
                 "parameters": module.size,
                 "trained_parameters": module.trained_size,
                 "frozen_weights": module.frozen_weights,
-                "weights_at_start": weights_at_start,
+                "weights_at_start": at_start,
             },
             "data": _data(trainer),
         }
         for each in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(each, Probe):
-                record["probe"] = each.record(trainer, pl_module)
-            if isinstance(each, StageRecord):
-                record["sequence"] = each.record
+            if isinstance(each, ManifestEntry):
+                record[each.entry] = each.record(trainer, pl_module)
         write_text(run.manifest, json.dumps(record, indent=2) + "\n")
-        self.written = True
 
     def _end(self, trainer: Trainer, status: str) -> None:
         if trainer.is_global_zero:
@@ -170,19 +193,17 @@ class Manifest(Callback):
         )
 
 
+def _datamodule(trainer: Trainer) -> Any:
+    return trainer.datamodule  # type: ignore[attr-defined]
+
+
 def _global_batch(trainer: Trainer) -> int:
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    rows: int = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+    rows: int = _datamodule(trainer).batch_size * trainer.world_size * trainer.accumulate_grad_batches
     return rows
 
 
-def _tokenizer(trainer: Trainer) -> str:
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    return tokenizer_fingerprint(data.tokenizer)
-
-
 def _data(trainer: Trainer) -> dict[str, Any]:
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    data = _datamodule(trainer)
     return {
         "forget": _rows(data.row_sets.forget),
         "retain": _rows(data.row_sets.retain),

@@ -1,4 +1,4 @@
-"""Watches training: speed, memory, learning rate, gradient norm; stops at numbers that are not finite."""
+"""Callback that logs speed, memory, learning rate and gradient norm, and ends training at non-finite numbers."""
 
 import resource
 import sys
@@ -16,10 +16,10 @@ from dipo_pl.errors import TrainingError
 
 
 class TrainingMonitor(Callback):
-    """Logs train/tokens_per_second, train/memory_mib, train/learning_rate and train/gradient_norm.
+    """Callback that logs train/tokens_per_second, train/memory_mib, train/learning_rate and train/gradient_norm.
 
-    The norm is the one before clipping. Memory is the allocator's peak on a GPU, else the process's peak
-    resident set. A loss or gradient that is not finite ends the run before the optimizer takes it in.
+    The norm is taken before clipping. Memory is the allocator's peak on a GPU, else the peak resident set size of the
+    process. A non-finite loss or gradient ends the run before the optimizer step.
     """
 
     def __init__(self) -> None:
@@ -29,6 +29,7 @@ class TrainingMonitor(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
+        """Record the rows of the step and start the clock."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._rows = []
         start = 0
@@ -38,14 +39,24 @@ class TrainingMonitor(Callback):
         self._started = time.perf_counter()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Refuse a non-finite loss.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
         if not torch.isfinite(loss):
             self._stop(trainer, f"the loss is {loss.item()}")
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
+        """Log the gradient norm and the learning rate.
+
+        Raises:
+            TrainingError: the norm is not finite.
+        """
         norm = total_norm(pl_module.parameters())
-        # With fp16 an overflow is the scaler's business: it skips the step and lowers its scale.
+        # With fp16 the gradient scaler handles overflows: it skips the step and lowers its scale.
         if getattr(trainer.precision_plugin, "scaler", None) is None and not torch.isfinite(norm):
             self._stop(trainer, f"the gradient norm is {norm.item()}")
         pl_module.log("train/gradient_norm", norm)
@@ -54,6 +65,7 @@ class TrainingMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
+        """Log speed and memory."""
         tokens = float(batch.attention_mask.sum())
         seconds = time.perf_counter() - self._started
         pl_module.log("train/tokens_per_second", tokens * trainer.world_size / seconds)
@@ -61,9 +73,9 @@ class TrainingMonitor(Callback):
 
     def _stop(self, trainer: Trainer, cause: str) -> None:
         raise TrainingError(
-            f"{cause} at epoch {trainer.current_epoch}, step {trainer.global_step} ({'; '.join(self._rows)}): the "
-            "optimizer has not taken it in, and a checkpoint there may be is from before. Lower the learning rate, clip "
-            "gradients (trainer.gradient_clip_val 1.0), or look at these rows"
+            f"{cause} at epoch {trainer.current_epoch}, step {trainer.global_step} ({'; '.join(self._rows)}): the optimizer "
+            "step was not made, and any checkpoint is from before it. Lower the learning rate, clip gradients "
+            "(trainer.gradient_clip_val 1.0), or look at these rows"
         )
 
 

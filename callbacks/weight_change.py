@@ -1,4 +1,4 @@
-"""Whether training has changed the policy."""
+"""Callback that checks that training has changed the policy."""
 
 from typing import Any
 
@@ -12,21 +12,21 @@ from dipo_pl.storage.run_folder import RunFolder
 
 
 def trained_weights(module: Any, trainer: Trainer) -> str:
-    """Fingerprint of the weights that are trained; empty where another process takes it."""
+    """Return the fingerprint of the trainable weights; empty on ranks that do not need it.
+
+    All ranks must call this, since those of a sharded model gather its weights.
+    """
     model = module.language_model
     if not (trainer.is_global_zero or is_sharded(model)):
         return ""
-    if module.frozen:
-        return weights_fingerprint(
-            nn.ParameterList(each for each in model.parameters() if each.requires_grad)
-        )
-    return weights_fingerprint(model)
+    trained = (each for each in model.parameters() if each.requires_grad)
+    return weights_fingerprint(nn.ParameterList(trained) if module.frozen else model)
 
 
 class WeightChange(Callback):
-    """Adds the weights' fingerprint after training to the manifest; a training that changed none of them fails.
+    """Callback that adds the fingerprint of the trained weights to the manifest, and fails if no weight has changed.
 
-    Such a policy would be measured, exported and compared as if it had been trained.
+    Such a policy would otherwise be measured, exported and compared as if it had been trained.
     """
 
     def __init__(self) -> None:
@@ -35,33 +35,35 @@ class WeightChange(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # Another run's checkpoint: the start that this run's manifest knows is there.
+        """Record the step at which a run starts from another run's checkpoint."""
         if not RunFolder.of(trainer).read_manifest():
             self._first_step = checkpoint["global_step"]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the weights with those before training.
+
+        Raises:
+            TrainingError: no weight has changed.
+        """
         weights = trained_weights(pl_module, trainer)
-        unchanged = trainer.is_global_zero and self._record(trainer, weights)
+        unchanged = False
+        if trainer.is_global_zero:
+            run = RunFolder.of(trainer)
+            policy = run.read_manifest()["policy"] | {"weights_at_end": weights}
+            run.add_to_manifest(policy=policy)
+            unchanged = policy["weights_at_end"] == policy["weights_at_start"]
         trained = trainer.global_step > self._first_step and not trainer.fast_dev_run  # type: ignore[attr-defined]
-        # All processes end together.
+        # All ranks fail together.
         if trainer.strategy.broadcast(unchanged) and trained:
-            raise TrainingError(_where_to_look(trainer, pl_module))
-
-    @staticmethod
-    def _record(trainer: Trainer, weights: str) -> bool:
-        """Whether the weights are as they started."""
-        policy = RunFolder.of(trainer).read_manifest()["policy"]
-        policy["weights_at_end"] = weights
-        RunFolder.of(trainer).add_to_manifest(policy=policy)
-        return bool(policy["weights_at_end"] == policy["weights_at_start"])
+            raise TrainingError(_advice(trainer, pl_module))
 
 
-def _where_to_look(trainer: Trainer, module: Any) -> str:
+def _advice(trainer: Trainer, module: Any) -> str:
     rate = max(group.get("initial_lr", group["lr"]) for group in trainer.optimizers[0].param_groups)
     trained = [each for each in module.parameters() if each.requires_grad]
     return (
-        f"after {trainer.global_step} steps every weight of the policy is what it was before: look at the learning "
-        f"rate ({rate:g}), model.warmup ({module.warmup:g}), the losses and their weights (train/gradient_norm tells "
-        f"what reached the policy), and the weights that are trained ({len(trained)} tensors, "
-        f"{', '.join(sorted({str(each.dtype) for each in trained}))}: a step may be too small for them)"
+        f"no weight of the policy has changed after {trainer.global_step} steps: check the learning rate ({rate:g}), "
+        f"model.warmup ({module.warmup:g}), the losses and their weights (train/gradient_norm is the gradient that reaches "
+        f"the policy), and the trainable weights ({len(trained)} tensors, "
+        f"{', '.join(sorted({str(each.dtype) for each in trained}))}: a step may be too small for this precision)"
     )

@@ -1,4 +1,4 @@
-"""The shipped configs, found by bare name."""
+"""Shipped configs, found by their bare names."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -10,13 +10,13 @@ REPLACED = {"deepspeed.yaml": "fsdp2.yaml", "fsdp.yaml": "fsdp2.yaml"}
 
 
 def shipped() -> dict[str, Path]:
-    """Name to path of every shipped config."""
+    """Return the path of every shipped config by name."""
     folder = Path(str(files(__name__)))
     return {path.name: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def resolve(name: str) -> Path:
-    """A path as it is; a bare name from the working directory, else from the shipped configs.
+    """Return the path of a config: a path as it is, a bare name from the working directory or the shipped configs.
 
     Raises:
         InputError: there is no such file.
@@ -29,14 +29,14 @@ def resolve(name: str) -> Path:
     if name in REPLACED:
         raise InputError(f"the config {name} no longer exists: use {REPLACED[name]}")
     raise InputError(
-        f"no config {name}: neither a file here nor a shipped config ({', '.join(shipped())})"
+        f"no config {name} here or among the shipped configs ({', '.join(shipped())})"
         if path.parent == Path()
         else f"no config file {name}"
     )
 
 
 def describe() -> str:
-    """One line a config: its name and its first comment."""
+    """Return one line for each shipped config: its name and its first comment."""
     lines = []
     for name, path in shipped().items():
         first = path.read_text(encoding="utf-8").split("\n", 1)[0]

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     )
     from dipo_pl.prompts import ChatTemplate, Llama2Chat, QuestionAnswer
     from dipo_pl.references.adapter_off import AdapterOff
-    from dipo_pl.references.base import FrozenCopy
+    from dipo_pl.references.frozen_copy import FrozenCopy
     from dipo_pl.references.stored_states import StoredStates
 
 __all__ = [
@@ -159,7 +159,7 @@ _NAMES = {
     "preferences.filters": "AllOf EffectiveTokens Filter Nucleus RelativeProbability TargetToken TopFraction",
     "prompts": "ChatTemplate Llama2Chat QuestionAnswer",
     "references.adapter_off": "AdapterOff",
-    "references.base": "FrozenCopy",
+    "references.frozen_copy": "FrozenCopy",
     "references.stored_states": "StoredStates",
 }
 _MODULE_OF = {name: f"dipo_pl.{module}" for module, names in _NAMES.items() for name in names.split()}

@@ -14,7 +14,7 @@ from dipo_pl.batch import Encoded, collate
 from dipo_pl.losses import NPO, CrossEntropy, DiPO, DiPORetain, GradientAscent
 from dipo_pl.models.from_config import FromConfig
 from dipo_pl.modules.unlearning import Unlearning
-from dipo_pl.references.base import Surroundings
+from dipo_pl.references.base import ReferenceContext
 
 # A prime, so that whatever has a multiple of it in elements has a vocabulary in its shape.
 VOCABULARY = 1009
@@ -85,8 +85,8 @@ def step(method, rows, budget=BUDGET):
     forget, retain = METHODS[method]
     module = Unlearning(FromConfig({"model_type": "llama"}), forget, retain, token_budget=budget)
     module.model = model()
-    surroundings = Surroundings({None}, {}, {}, Path(), torch.device("cpu"), nullcontext, 0, 1, lambda: None)
-    module.reference.attach(module.model, surroundings)
+    context = ReferenceContext({None}, {}, {}, Path(), torch.device("cpu"), nullcontext, 0, 1, lambda: None)
+    module.reference.attach(module.model, context)
     batch = batch_of(rows)
     with warnings.catch_warnings(), VocabularyTensors(module.model, module.reference.model) as watched:
         warnings.simplefilter("ignore")  # without a trainer nothing is logged

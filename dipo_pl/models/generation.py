@@ -10,6 +10,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTra
 from transformers.cache_utils import DynamicLayer
 
 from dipo_pl.distributed import is_sharded
+from dipo_pl.models.eval_mode import eval_mode
 
 # Tokens generated at a time; then finished rows leave the batch.
 BURST = 8
@@ -56,20 +57,18 @@ def generate(
     )
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or float("inf")
     limits = [max(1, int(min(max_new_tokens, context - len(prompt)))) for prompt in prompts]
-    training, own = model.training, model.generation_config
-    model.eval()
+    own = model.generation_config
     # generate() takes unset options from the model's own config, for example a repetition penalty.
     model.generation_config = greedy
     new: list[list[int]] = []
     try:
         # Weights that a sharded model gathers in inference mode could not be used in a later backward pass.
-        with torch.no_grad() if sharded else torch.inference_mode():
+        with eval_mode(model), torch.no_grad() if sharded else torch.inference_mode():
             for batch in _batches(prompts, limits, cache_tokens):
                 new += _completed(model, greedy, prompts[batch], limits[batch], stops)
             while sharded and (burst := _agreed(model, None)):
                 _idle(model, greedy, burst)
     finally:
-        model.train(training)
         model.generation_config = own
     return [text.strip(" ") for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 

@@ -1,6 +1,7 @@
 """Output head of a language model: the last hidden states to logits, with bias, scale and soft cap."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch.distributed.tensor import DTensor, Partial
 from transformers import PreTrainedModel
 
 from dipo_pl.errors import InputError
+from dipo_pl.models.eval_mode import eval_mode
 from dipo_pl.models.hidden_states import decoder_states
 
 
@@ -48,15 +50,18 @@ class OutputHead:
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)
         return cls(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> "OutputHead":
+        """Return the same head with `function` applied to its tensors."""
+        bias = None if self.bias is None else function(self.bias)
+        return replace(self, weight=function(self.weight), bias=bias)
+
     def cast(self, dtype: torch.dtype) -> "OutputHead":
         """Return the same head with its tensors in another dtype."""
-        bias = None if self.bias is None else self.bias.to(dtype)
-        return OutputHead(self.weight.to(dtype), bias, self.scale, self.softcap)
+        return self.map(lambda tensor: tensor.to(dtype))
 
     def gathered(self) -> "OutputHead":
         """Return the head with sharded tensors gathered; their gradient is averaged over the ranks."""
-        bias = None if self.bias is None else _whole(self.bias)
-        return OutputHead(_whole(self.weight), bias, self.scale, self.softcap)
+        return self.map(_gathered)
 
     def logits(self, states: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the logits of hidden states.
@@ -99,7 +104,7 @@ def default_token_budget(device: torch.device) -> int:
     return 256 if device.type == "cpu" else 1024
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def _gathered(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
         return tensor
     return tensor.full_tensor(grad_placements=[Partial("avg")] * tensor.device_mesh.ndim)
@@ -118,12 +123,10 @@ def check_head(model: PreTrainedModel) -> None:
     head = OutputHead.of(model)
     ids = torch.arange(4, device=head.weight.device).remainder(head.weight.shape[0])[None]
     mask = torch.ones_like(ids)
-    training = model.training
-    model.eval()
-    states = decoder_states(model, ids, mask)
-    ours = head.logits(states[0])
-    theirs = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
-    model.train(training)
+    with eval_mode(model):
+        states = decoder_states(model, ids, mask)
+        ours = head.logits(states[0])
+        theirs = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
     if not theirs.isfinite().all():
         raise InputError(f"{type(model).__name__} gives logits that are not finite: its weights are broken")
     tolerance = 1e-3 if states.dtype == torch.float32 else 0.05

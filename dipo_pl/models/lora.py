@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from dipo_pl.distributed import full_tensor
 from dipo_pl.errors import InputError, check_count, check_number, check_share
 
 NAME = "default"
@@ -131,6 +132,21 @@ def adapted_layers(model: PreTrainedModel) -> dict[str, Any]:
     from peft.tuners.lora import LoraLayer
 
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def weights_in_use(model: PreTrainedModel) -> nn.ParameterList:
+    """Return the parameters except adapters with B = 0, so that equal functions have equal weights.
+
+    A collective if they are sharded.
+    """
+    unused = {
+        id(parameter)
+        for layer in adapted_layers(model).values()
+        if not any(full_tensor(each.weight).any() for each in layer.lora_B.values())
+        for name, parameter in layer.named_parameters()
+        if not name.startswith("base_layer.")
+    }
+    return nn.ParameterList(each for each in model.parameters() if id(each) not in unused)
 
 
 @torch.no_grad()

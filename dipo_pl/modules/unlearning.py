@@ -22,7 +22,8 @@ from dipo_pl.models.source import ModelSource
 from dipo_pl.modules.base import LanguageModel, Schedule
 from dipo_pl.preferences.constructors import LogitModulation, PreferenceConstructor
 from dipo_pl.references.adapter_off import AdapterOff
-from dipo_pl.references.base import FrozenCopy, Reference, Surroundings
+from dipo_pl.references.base import Reference, ReferenceContext
+from dipo_pl.references.frozen_copy import FrozenCopy
 from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.strategies.fsdp import FSDP2Strategy
 
@@ -136,7 +137,7 @@ class Unlearning(LanguageModel):
                 decoder_layer(self.language_model, layer)
         if self._compares:
             # Before a checkpoint is loaded: the reference is the policy as it started.
-            self.reference.attach(self.language_model, self._surroundings())
+            self.reference.attach(self.language_model, self._reference_context())
 
     def before_sharding(self, strategy: FSDP2Strategy) -> None:
         if self._compares:
@@ -146,10 +147,10 @@ class Unlearning(LanguageModel):
     def _compares(self) -> bool:
         return bool(self.reference_layers) and not self._only_measures
 
-    def _surroundings(self) -> Surroundings:
+    def _reference_context(self) -> ReferenceContext:
         trainer: Any = self.trainer
         sequences = trainer.datamodule.training_sequences
-        return Surroundings(
+        return ReferenceContext(
             layers=self.reference_layers,
             sequences={name: sequences[name] for name in self.reference_sections},
             identity=trainer.datamodule.identity,

@@ -1,6 +1,5 @@
-"""The frozen reference that forgetting is measured against: the policy as it was before training."""
+"""Base of references: the frozen model that losses compare the policy with, which is the policy before training."""
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -12,24 +11,24 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dipo_pl.batch import Batch, Encoded
-from dipo_pl.distributed import frozen_view
 from dipo_pl.models.head import OutputHead
-from dipo_pl.models.hidden_states import Layer, answer_states
+from dipo_pl.models.hidden_states import Layer
 
 
 @dataclass
-class Surroundings:
-    """What a reference may need of the run that it serves.
+class ReferenceContext:
+    """Properties of a run that a reference may need.
 
     Attributes:
-        layers: those whose states losses will ask for.
-        sequences: all training sequences by section; `Batch.rows` counts in these.
-        identity: fingerprints of what the sequences were made from, by name (tokenizer, prompt format, rows).
-        folder: the run's.
-        device: where the run computes.
-        precision: context of the run's forward passes.
-        rank, world_size: of this process.
-        barrier: waits for all processes.
+        layers: layers whose states the losses ask for.
+        sequences: all training sequences by section; `Batch.rows` are indices into these.
+        identity: fingerprints of what the sequences are made from (tokenizer, prompt format, rows), by name.
+        folder: run folder.
+        device: device on which the run computes.
+        precision: returns the context of the run's forward passes.
+        rank: rank of this process.
+        world_size: number of ranks.
+        barrier: waits until all ranks have called it.
     """
 
     layers: Collection[Layer]
@@ -44,61 +43,30 @@ class Surroundings:
 
 
 class Reference(ABC):
-    """Gives hidden states and a head; no loss can tell where they come from.
+    """Base of references: gives hidden states and an output head, without showing where they come from.
 
-    It is no nn.Module, so a LightningModule that holds it does not register it: it is in no checkpoint,
-    no optimizer, no gradient bucket, and no call of train() reaches it.
+    A reference is not an nn.Module, so that a LightningModule does not register it: it is in no checkpoint, no
+    optimizer and no gradient bucket, and train() does not change its mode.
     """
 
     @abstractmethod
-    def attach(self, policy: PreTrainedModel, surroundings: Surroundings) -> None:
-        """Called once, with the policy's starting weights, before a checkpoint is loaded."""
+    def attach(self, policy: PreTrainedModel, context: ReferenceContext) -> None:
+        """Prepare the reference; called once, with the starting weights of the policy, before a checkpoint is loaded."""
 
     def shard(  # noqa: B027
         self, policy: PreTrainedModel, shard: Callable[[PreTrainedModel], PreTrainedModel]
     ) -> None:
-        """Called before `attach` and before the policy is sharded; a model of one's own is made and sharded here."""
+        """Create and shard a model of the reference's own; called before `attach`, before the policy is sharded."""
 
     @abstractmethod
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Moves or casts what the reference holds, as nn.Module._apply does."""
+        """Move or cast the tensors that the reference holds, as nn.Module.to does."""
 
     @property
     @abstractmethod
-    def head(self) -> OutputHead: ...
-
-    @abstractmethod
-    def states(self, batch: Batch, layers: Collection[Layer] = (None,)) -> dict[Layer, Tensor]:
-        """[N, d] hidden states of each layer at the batch's answer positions, detached."""
-
-
-class FrozenCopy(Reference):
-    """A second copy of the model in memory, frozen and in eval mode; in shards where the policy is."""
-
-    def __init__(self) -> None:
-        self._model: PreTrainedModel | None = None
-
-    @property
-    def model(self) -> PreTrainedModel:
-        if self._model is None:
-            raise RuntimeError("the reference is used before attach() has given it a model")
-        return self._model
-
-    def shard(self, policy: PreTrainedModel, shard: Callable[[PreTrainedModel], PreTrainedModel]) -> None:
-        self._model = shard(frozen_view(policy))
-
-    def attach(self, policy: PreTrainedModel, surroundings: Surroundings) -> None:
-        if self._model is None:
-            self._model = copy.deepcopy(policy).eval().requires_grad_(False)
-
-    def apply(self, function: Callable[[Tensor], Tensor]) -> None:
-        if self._model is not None:
-            self._model._apply(function)
-
-    @property
     def head(self) -> OutputHead:
-        return OutputHead.of(self.model)
+        """Output head of the reference."""
 
-    @torch.no_grad()
+    @abstractmethod
     def states(self, batch: Batch, layers: Collection[Layer] = (None,)) -> dict[Layer, Tensor]:
-        return answer_states(self.model, batch, layers)
+        """Return the hidden states of each layer at the answer positions of a batch, [N, d], detached."""

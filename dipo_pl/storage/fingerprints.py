@@ -1,4 +1,4 @@
-"""Fingerprints of rows, weights and what makes sequences of rows: equal exactly where the content is equal."""
+"""Fingerprints of rows, sequences, weights and settings: SHA-256 hashes that are equal where the content is equal."""
 
 import hashlib
 import json
@@ -7,31 +7,33 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from dipo_pl.batch import Encoded
 from dipo_pl.distributed import full_tensor
 from dipo_pl.rows import Row
 
+# Entries of a model configuration that do not change what the model computes.
+PROVENANCE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
+
 
 def rows_fingerprint(rows: Iterable[Row]) -> str:
-    """SHA-256 of all texts of the rows, in order, but for alternate answers, which few losses look at."""
+    """Return the fingerprint of all texts of rows, in order, except alternate answers, which few losses use."""
     return _digest([row.messages, row.answer, row.paraphrased_answer, row.wrong_answers] for row in rows)
 
 
 def texts_fingerprint(groups: Iterable[Sequence[str]]) -> str:
-    """SHA-256 of the texts of all groups, in order."""
+    """Return the fingerprint of the texts of all groups, in order."""
     return _digest(groups)
 
 
-def _digest(records: Iterable[Any]) -> str:
-    digest = hashlib.sha256()
-    for record in records:
-        digest.update(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-    return digest.hexdigest()
+def sequences_fingerprint(sequences: Iterable[Encoded]) -> str:
+    """Return the fingerprint of the tokens of sequences and the start of their answers, in order."""
+    return _digest([each.ids, each.answer_start] for each in sequences)
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """SHA-256 of all parameters by name, dtype, shape and bytes. Of a model in shards all ranks must ask."""
+    """Return the fingerprint of all parameters by name, dtype, shape and bytes. A collective if they are sharded."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         tensor = full_tensor(parameter).detach()
@@ -40,19 +42,32 @@ def weights_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def configuration_fingerprint(config: PreTrainedConfig) -> str:
+    """Return the fingerprint of what a model configuration says about the computation."""
+    values = {name: value for name, value in config.to_diff_dict().items() if name not in PROVENANCE}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of all that makes a text's ids: the fast tokenizer itself, its chat template and its EOS."""
+    """Return the fingerprint of a fast tokenizer with its chat template and EOS token."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    # These two are of the latest call, not of the tokenizer.
+    # These belong to the latest call, not to the tokenizer.
     del backend["padding"], backend["truncation"]
     return _digest([backend, tokenizer.chat_template, tokenizer.eos_token])
 
 
 def settings_fingerprint(part: object) -> str:
-    """SHA-256 of an object's class and attributes."""
+    """Return the fingerprint of the class and attributes of an object."""
     return hashlib.sha256(
         json.dumps(_described(part), sort_keys=True, default=_described).encode()
     ).hexdigest()
+
+
+def _digest(records: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _described(part: object) -> list[Any]:

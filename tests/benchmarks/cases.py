@@ -44,7 +44,8 @@ from dipo_pl.models.from_config import FromConfig
 from dipo_pl.models.lora import LoRA
 from dipo_pl.modules.unlearning import Unlearning
 from dipo_pl.references.adapter_off import AdapterOff
-from dipo_pl.references.base import FrozenCopy, Reference, Surroundings
+from dipo_pl.references.base import Reference, ReferenceContext
+from dipo_pl.references.frozen_copy import FrozenCopy
 from dipo_pl.references.stored_states import StoredStates
 
 PLAIN_GRADDIFF, PLAIN_NPO, PLAIN_DIPO = "plain GradDiff", "plain NPO", "plain DiPO"
@@ -177,7 +178,7 @@ class Ours(Case):
         if module.reference_layers:
             # What has been mapped stays when its file's name goes. No progress bar among the results.
             with TemporaryDirectory() as folder, redirect_stderr(StringIO()):
-                surroundings = Surroundings(
+                context = ReferenceContext(
                     layers=module.reference_layers,
                     sequences=sequences,
                     identity={},
@@ -189,7 +190,7 @@ class Ours(Case):
                     barrier=lambda: None,
                 )
                 start = perf_counter()
-                module.reference.attach(policy, surroundings)
+                module.reference.attach(policy, context)
                 if isinstance(module.reference, StoredStates):
                     step.store_seconds = perf_counter() - start
                     files = [each for each in Path(folder).rglob("*") if each.is_file()]

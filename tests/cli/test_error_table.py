@@ -211,7 +211,7 @@ def unfinished(run: Path) -> None:
 
 def pickled_store(smoke: Path) -> None:
     Path("store").mkdir()
-    for name in ("manifest.json", "last.bin", "checksums.bin"):
+    for name in ("manifest.json", "forget-000000.safetensors"):
         pickle_at(f"store/{name}")
 
 
@@ -277,7 +277,7 @@ class Case:
 SETTINGS = [
     Case(
         "fit --config nope.yaml",
-        "no config nope.yaml: neither a file here nor a shipped config (altpo.yaml, ",
+        "no config nope.yaml here or among the shipped configs (altpo.yaml, ",
     ),
     Case("fit --config no/such.yaml", "no config file no/such.yaml"),
     Case("fit --config broken.yaml", "in the config broken.yaml", broken_yaml),
@@ -309,7 +309,7 @@ SETTINGS = [
     ),
     Case(
         "--model.reference AdapterOff",
-        "model.reference is AdapterOff, and the policy has no adapter to be switched off",
+        "model.reference is AdapterOff and the policy has no adapter",
     ),
     Case("--model.retain_weight -1", "model.retain_weight must be a finite number >= 0, got -1"),
     Case("--model.warmup 1", "model.warmup must be a share of the steps in [0, 1), got 1"),
@@ -382,8 +382,10 @@ SETTINGS = [
         "--data.evaluate '[]' --forget_quality.utility_sets '[]'",
         "data.evaluate names no set; this data has forget, retain, holdout",
     ),
-    Case("--collapse_guard.lost_utility 0", "collapse_guard.lost_utility must be a share in (0, 1], got 0"),
-    Case("--selection.stop true", "there is no rule to stop by: set selection.rule"),
+    Case(
+        "--collapse_guard.lost_utility 0", "collapse_guard.lost_utility must be a share in (0, 1] (got 0.0)"
+    ),
+    Case("--selection.stop true", "there is no rule: set selection.rule"),
     Case("--export.best true", "set checkpoint.monitor"),
     Case("--ckpt_path no.ckpt", "no checkpoint no.ckpt"),
     Case("--forget_quality.retain_result nowhere", "nowhere does not exist: give the run folder"),
@@ -614,7 +616,7 @@ RESUMING = [
     ),
     Case(
         "--trainer.max_epochs 3",
-        "runs/smoke/manifest.json does not say which rows the checkpoints there were trained on",
+        "runs/smoke/manifest.json does not record which rows its checkpoints were trained on",
         run_of_smoke(lambda run: (run / "manifest.json").write_text("{}")),
     ),
     Case(
@@ -654,7 +656,7 @@ RESUMING = [
     ),
     Case(
         "--model.reference StoredStates --model.reference.path store",
-        "store holds no stored states that can be used (manifest.json cannot be read",
+        "store holds no usable reference states (manifest.json cannot be read",
         pickled_store,
     ),
 ]

@@ -76,5 +76,8 @@ def test_rows_that_changed_under_the_same_name_are_refused(cli):
     write("f.jsonl", *(question(each) for each in range(10, 14)))
     ended = cli(*run, "--trainer.max_epochs", "2")
     assert ended.code == 2
-    assert "the forget rows are not those that runs/smoke was trained on (4 rows, there 4)" in ended.errors[0]
+    assert (
+        "the forget rows differ from those that runs/smoke was trained on (4 rows, 4 there)"
+        in ended.errors[0]
+    )
     assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before

@@ -284,16 +284,16 @@ def test_what_wants_an_adapter_says_so(cli):
     quick = ("fit", "--config", "smoke.yaml", *QUICK)
     export = cli(*quick, "--export.adapter", "true")
     assert export.code == 2
-    assert "export.adapter is true and the policy has none" in export.errors[0]
+    assert "export.adapter is true, but the policy has no adapter" in export.errors[0]
     reference = cli(*quick, "--model.reference", "AdapterOff")
     assert reference.code == 2
-    assert "the policy has no adapter to be switched off" in reference.errors[0]
+    assert "the policy has no adapter: set" in reference.errors[0]
     assert not Path("runs").exists()
 
 
 def assert_nothing_is_lost(ended, run, steps, rate):
     assert ended.code == 1, ended.err
-    message = f"after {steps} steps every weight of the policy is what it was before: look at the learning rate ({rate})"
+    message = f"no weight of the policy has changed after {steps} steps: check the learning rate ({rate})"
     assert f"dipo-pl: failed: TrainingError: {message}, model.warmup (0.1)" in ended.err
     assert checkpoint_of(run)["global_step"] == steps
     lines = (run / "metrics.jsonl").read_text().splitlines()

@@ -310,8 +310,11 @@ def other_batch(folder: Path) -> None:
     ("change", "line"),
     [
         (other_weights, "the weights of model are not those that the checkpoint's training started from"),
-        (other_tokenizer, "the tokenizer is not that which runs/smoke was trained with ("),
-        (other_batch, "runs/smoke was trained with 16 rows a step, and here 1 device(s) make it 8"),
+        (other_tokenizer, "the tokenizer differs from the one that runs/smoke was trained with ("),
+        (
+            other_batch,
+            "the global batch size must be 16, as runs/smoke was trained with (got 8 with 1 device(s))",
+        ),
     ],
 )
 def test_a_run_goes_on_only_as_it_began(cli, whole, change, line):

@@ -26,7 +26,7 @@ from dipo_pl.models.hidden_states import answer_states
 from dipo_pl.models.lora import LoRA, merged, save_adapter
 from dipo_pl.models.pretrained import Pretrained
 from dipo_pl.references.adapter_off import AdapterOff
-from dipo_pl.references.base import FrozenCopy
+from dipo_pl.references.frozen_copy import FrozenCopy
 
 SPECIAL = {"vocab_size": 61, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 SIZES = {
@@ -438,9 +438,7 @@ class TestAdapterOff:
             assert torch.equal(each, gradients[1][name])
 
     def test_wants_adapters(self):
-        with pytest.raises(
-            InputError, match=r"no adapter to be switched off: set model.policy.adapter to LoRA"
-        ):
+        with pytest.raises(InputError, match=r"the policy has no adapter: set model.policy.adapter to LoRA"):
             self.attached(bare("llama"))
         with pytest.raises(RuntimeError, match="before attach"):
             AdapterOff().states(BATCH)

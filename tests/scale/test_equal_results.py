@@ -135,9 +135,7 @@ def test_resuming_with_another_batch_is_refused(runs, cli):
     ended = cli(*command(Path("runs"), "dipo 4 x 2", "dipo", *more))
     (error,) = ended.errors
     assert ended.code == 2
-    assert (
-        "was trained with 16 rows a step, and here 1 device(s) make it 8: set data.global_batch_size" in error
-    )
+    assert "was trained with (got 8 with 1 device(s)): set data.global_batch_size" in error
 
 
 # Their papers and authors' code average over the tokens of a batch, or, KTO, compare a row with the others of its batch.

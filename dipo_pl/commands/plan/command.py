@@ -110,10 +110,8 @@ def _found(given: argparse.Namespace, words: Sequence[str]) -> Plan:
     memory = memory_of(module, workload.shapes, machine, workload.vocabulary, config["export"]["adapter"])
     store: int | None = 0
     if stored and memory.state_bytes:
-        positions, sequences = workload.store_positions, workload.store_sequences
-        store = None if positions is None or sequences is None else (
-            positions * sum(memory.state_bytes.values()) + 8 * sequences * len(memory.state_bytes)
-        )  # fmt: skip
+        positions = workload.store_positions
+        store = None if positions is None else positions * sum(memory.state_bytes.values())
     return Plan(title, machine, workload, memory, store)
 
 

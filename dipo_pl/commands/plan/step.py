@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,7 +25,7 @@ from dipo_pl.models.pretrained import Pretrained
 from dipo_pl.models.source import ModelSource
 from dipo_pl.modules.base import LanguageModel
 from dipo_pl.modules.unlearning import Unlearning
-from dipo_pl.references.base import Reference, Surroundings
+from dipo_pl.references.base import Reference, ReferenceContext
 from dipo_pl.references.stored_states import StoredStates
 
 # generate()'s own default.
@@ -220,7 +220,7 @@ class _Step:
                 module.reference = _Stored(self.states)
             # What it is made of, and not what was there before.
             before = self.live.live
-            module.reference.attach(self.model, _surroundings(module, self._forward_context))
+            module.reference.attach(self.model, _reference_context(module, self._forward_context))
             copied = getattr(module.reference, "model", None)
             if isinstance(copied, PreTrainedModel):
                 self._hold([*copied.parameters(), *copied.buffers()], "weights")
@@ -397,11 +397,10 @@ class _Stored(Reference):
     def __init__(self, states: Mapping[Layer, tuple[int, torch.dtype]]) -> None:
         self._states = states
 
-    def attach(self, policy: PreTrainedModel, surroundings: Surroundings) -> None:
+    def attach(self, policy: PreTrainedModel, context: ReferenceContext) -> None:
         head = OutputHead.of(policy)
-        if head.weight.requires_grad and None in surroundings.layers:
-            bias = None if head.bias is None else head.bias.detach().clone()
-            head = replace(head, weight=head.weight.detach().clone(), bias=bias)
+        if head.weight.requires_grad and None in context.layers:
+            head = head.map(lambda tensor: tensor.detach().clone())
         self._head = head
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
@@ -418,8 +417,8 @@ class _Stored(Reference):
         }
 
 
-def _surroundings(module: Unlearning, precision: Callable[[], Any]) -> Surroundings:
-    return Surroundings(
+def _reference_context(module: Unlearning, precision: Callable[[], Any]) -> ReferenceContext:
+    return ReferenceContext(
         layers=module.reference_layers,
         sequences={},
         identity={},

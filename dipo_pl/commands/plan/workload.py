@@ -52,7 +52,7 @@ class Workload:
         rows, batches: of an epoch; a batch is one on every device together.
         epochs, steps: of the run; steps of the optimizer.
         tokens, answer_tokens: of an epoch, all sections together, without padding.
-        store_sequences, store_positions: of the sections that losses compare with the reference.
+        store_positions: of the sections that losses compare with the reference.
     """
 
     shapes: Shapes
@@ -63,7 +63,6 @@ class Workload:
     steps: int | None
     tokens: int | None
     answer_tokens: int | None
-    store_sequences: int | None
     store_positions: int | None
 
 
@@ -96,7 +95,6 @@ def of_lengths(
         *_steps(config["trainer"], batches, accumulation),
         None if epoch is None else epoch * lengths.tokens,
         None if epoch is None else epoch * answer,
-        stored,
         None if stored is None else stored * answer,
     )
 
@@ -155,7 +153,6 @@ def of_data(
         *_steps(config["trainer"], batches, ranks.accumulate_grad_batches),
         tokens,
         answers,
-        len(stored),
         sum(each.answer_length for each in stored),
     )
 

@@ -1,25 +1,28 @@
 """What makes a run a probe of another: it says so in its manifest, and what it adds to the figures."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 
 from dipo_pl.callbacks.forget_quality import ForgetQuality
+from dipo_pl.callbacks.manifest import ManifestEntry
 from dipo_pl.metrics import functional as metrics
 from dipo_pl.storage.run_folder import RunFolder
 
 
-class Probe(Callback, ABC):
+class Probe(ManifestEntry):
     """Gives the manifest its entry `probe`.
 
     Args:
         of: folder of the run that is probed.
         weights: their fingerprint.
     """
+
+    entry = "probe"
 
     def __init__(self, of: str, weights: str | None = None) -> None:
         self.of = of

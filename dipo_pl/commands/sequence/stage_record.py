@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lightning import Callback
+from lightning import LightningModule, Trainer
+
+from dipo_pl.callbacks.manifest import ManifestEntry
 
 
-class StageRecord(Callback):
+class StageRecord(ManifestEntry):
     """Gives the manifest its entry `sequence`.
 
     Args:
@@ -18,6 +20,8 @@ class StageRecord(Callback):
         retain_only: the same of the model that saw none of the requests.
     """
 
+    entry = "sequence"
+
     def __init__(
         self,
         name: str,
@@ -26,7 +30,7 @@ class StageRecord(Callback):
         start: str | None = None,
         retain_only: str | None = None,
     ) -> None:
-        self.record: dict[str, Any] = {
+        self._record = {
             "name": name,
             "mode": mode,
             "stage": len(requests),
@@ -34,3 +38,7 @@ class StageRecord(Callback):
             "start": start,
             "retain_only": retain_only,
         }
+
+    def record(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Return the stage's place in its sequence."""
+        return self._record

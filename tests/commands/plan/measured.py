@@ -26,7 +26,8 @@ from dipo_pl.losses import NPO, CrossEntropy, DiPO, DiPORetain, GradientAscent
 from dipo_pl.models.from_config import FromConfig
 from dipo_pl.models.lora import LoRA
 from dipo_pl.modules.unlearning import Unlearning
-from dipo_pl.references.base import FrozenCopy, Surroundings
+from dipo_pl.references.base import ReferenceContext
+from dipo_pl.references.frozen_copy import FrozenCopy
 from dipo_pl.references.stored_states import StoredStates
 
 LOSSES = {
@@ -132,7 +133,7 @@ class Steps:
             if self.module.reference_layers:
                 self.module.reference.attach(
                     self.model,
-                    Surroundings(
+                    ReferenceContext(
                         {None}, sequences, {}, Path(folder), torch.device("cpu"), self.precision, 0, 1, int
                     ),
                 )

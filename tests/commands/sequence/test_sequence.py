@@ -189,7 +189,7 @@ def test_folds_of_news(cli, tmp_path, mode):
 
 def test_later_stages_take_the_epochs_that_the_first_chose(cli, inputs):
     write_requests(inputs, requests=NAMES[:2], retain_only="runs/target", epochs_of_first=True)
-    figure = ("--selection.rule.figure", "forget_probability")
+    figure = ("--selection.rule.metric", "forget_probability")
     rule = (
         "--selection.rule",
         "FirstForgotten",

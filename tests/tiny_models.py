@@ -1,0 +1,92 @@
+"""One factory of the tiny random models and tokenizers that tests use, of every architecture with a property of its own."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from dipo_pl.models.tokenizer import train_tokenizer
+
+TEXTS = ("Who wrote the book? She wrote the book.", "Where was she born? She was born there.")
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    # Grouped queries, an untied head.
+    "llama": {"num_key_value_heads": 1},
+    # Weights held transposed, a tied head, dropout, learned positions.
+    "gpt2": {},
+    # Biases everywhere, in the head too.
+    "phi": {},
+    # A soft cap that small logits feel, alternating attention windows, a tied head.
+    "gemma2": {"num_key_value_heads": 1, "head_dim": 8, "final_logit_softcapping": 0.5},
+    # Biases of queries, keys and values, a tied head.
+    "qwen2": {"num_key_value_heads": 1, "tie_word_embeddings": True},
+}
+# Only for what few tests need.
+FURTHER: dict[str, dict[str, Any]] = {
+    "granite": {"num_key_value_heads": 1, "logits_scaling": 8.0},
+    "cohere": {"num_key_value_heads": 1, "logit_scale": 0.0625},
+    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 2},
+}
+
+
+def tiny_config(kind: str = "llama", **changes: Any) -> PreTrainedConfig:
+    """Return the configuration of an architecture; `changes` are its own names or those of `SIZES`."""
+    config: PreTrainedConfig = AutoConfig.for_model(kind, **SIZES | (ARCHITECTURES | FURTHER)[kind] | changes)
+    return config
+
+
+def tiny_model(
+    kind: str = "llama",
+    seed: int = 0,
+    spread: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+    **changes: Any,
+) -> PreTrainedModel:
+    """Return a model in eval mode that depends on the arguments only.
+
+    Args:
+        kind: architecture.
+        seed: seed of the weights.
+        spread: standard deviation of noise on all parameters: also biases and norms then differ from 0 and 1.
+        dtype: of the parameters, rounded from float32.
+        changes: see `tiny_config`.
+    """
+    with torch.random.fork_rng(), torch.device("cpu"):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(tiny_config(kind, **changes))
+        if spread:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(spread * torch.randn(parameter.shape))
+    return model.to(dtype).eval()
+
+
+@cache
+def tiny_tokenizer(vocab_size: int = 280) -> PreTrainedTokenizerBase:
+    """Return a byte-level BPE tokenizer with BOS 0, EOS 1 and padding 2; not to be changed."""
+    return train_tokenizer(TEXTS, vocab_size)
+
+
+def save_tiny_model(folder: Path, kind: str = "llama", vocab_size: int = 280, **options: Any) -> Path:
+    """Write a model and its tokenizer to a folder, and return that."""
+    tiny_model(kind, vocab_size=vocab_size, **options).save_pretrained(folder)
+    tiny_tokenizer(vocab_size).save_pretrained(folder)
+    return folder
