@@ -10,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from dipo_pl.batch import EvaluationBatch
+from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.distributed import is_sharded
 from dipo_pl.errors import InputError, TrainingError
 from dipo_pl.evaluation.conventions import CONVENTIONS, UTILITY_SETS, ConventionName
@@ -119,7 +120,7 @@ class ForgetQuality(Callback):
 
         Later ones have been left by a run cut short, and are about to give way.
         """
-        records = RunFolder.of(trainer).read_metrics() if trainer.is_global_zero else []
+        records = RunFolder(trainer.default_root_dir).read_metrics() if trainer.is_global_zero else []
         past = [each for each in records if each["step"] <= trainer.global_step]
         found: list[dict[str, Any]] = trainer.strategy.broadcast(past)
         return found
@@ -169,7 +170,7 @@ class ForgetQuality(Callback):
         )
 
     def _settings(self, trainer: Trainer) -> dict[str, Any]:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = ForgetRetain.of(trainer)
         prompts = {"prompt": data.prompt} | {
             f"{each.name} prompt": each.prompt for each in data.evaluation_sets if each.prompt is not None
         }
@@ -275,7 +276,7 @@ class ForgetQuality(Callback):
             for logger in trainer.loggers:
                 named = {f"evaluation/{name}": value for name, value in values.items()}
                 logger.log_metrics(named, trainer.global_step)
-            self.result.save(RunFolder.of(trainer))
+            self.result.save(RunFolder(trainer.default_root_dir))
             rank_zero_info(_summary(trainer.global_step, values))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -307,9 +308,7 @@ def _of_all_ranks(observed: dict[int, Observation]) -> dict[int, Observation]:
 
 
 def _evaluation_sets(trainer: Trainer) -> Sequence[EvaluationSet]:
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    sets: Sequence[EvaluationSet] = data.evaluation_sets
-    return sets
+    return ForgetRetain.of(trainer).evaluation_sets
 
 
 def _epochs_done(trainer: Trainer) -> float:

@@ -157,7 +157,10 @@ class Selection(Callback):
         if self.rule is None or stage != "fit":
             return
         self.rule.check(ForgetQuality.of(trainer))
-        if trainer.num_sanity_val_steps == 0 and not RunFolder.of(trainer).evaluation_file(0).is_file():
+        if (
+            trainer.num_sanity_val_steps == 0
+            and not RunFolder(trainer.default_root_dir).evaluation_file(0).is_file()
+        ):
             raise InputError(
                 f"selection.rule {type(self.rule).__name__} needs the evaluation before training: set "
                 "trainer.num_sanity_val_steps to -1 (got 0)"

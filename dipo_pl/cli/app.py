@@ -34,11 +34,17 @@ from dipo_pl.cli.processes import LOST, Processes
 from dipo_pl.configs import resolve
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError, WriteError
-from dipo_pl.modules.base import LanguageModel
+from dipo_pl.modules.base import LanguageModule
 from dipo_pl.signals import Interrupted, interruption
-from dipo_pl.storage.checkpoint_io import AtomicCheckpointIO, read_checkpoint
-from dipo_pl.storage.resuming import newest_readable, refuse_fewer_epochs, refuse_unreadable
-from dipo_pl.storage.run_folder import RunFolder, locked, refuse_unfit_name, write_text
+from dipo_pl.storage.checkpoints import (
+    AtomicCheckpointIO,
+    newest_readable,
+    read_checkpoint,
+    refuse_fewer_epochs,
+    refuse_unreadable,
+)
+from dipo_pl.storage.files import locked, write_text
+from dipo_pl.storage.run_folder import RunFolder, check_name
 from dipo_pl.storage.secrets import redact_values
 from dipo_pl.storage.text import load_yaml, read_text
 from dipo_pl.strategies.fsdp import FSDP2Strategy
@@ -112,7 +118,7 @@ class _SaveConfig(SaveConfigCallback):
         shown = redact_values(settings)
         if shown != settings:
             text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
-        write_text(RunFolder.of(trainer).config, text)
+        write_text(RunFolder(trainer.default_root_dir).config, text)
 
 
 class DiPOCLI(LightningCLI):
@@ -188,7 +194,7 @@ class DiPOCLI(LightningCLI):
         settings.trainer.strategy = supported_strategy(settings.trainer.strategy)
         if settings.name is None:
             settings.name = _default_name(settings.config or [], self.subcommand or "")
-        refuse_unfit_name(settings.name)
+        check_name(settings.name)
         if not settings.output_dir:
             raise InputError("--output_dir must name a folder, got ''")
         # As the trainer has it.
@@ -450,7 +456,7 @@ def _run(arguments: Sequence[str], debug: bool, held: ExitStack) -> int:
 def _start(kind: type[DiPOCLI], arguments: Sequence[str]) -> None:
     callbacks: list[Callback] = [Manifest(arguments), BatchSeed(), TrainingMonitor()]
     kind(
-        LanguageModel,
+        LanguageModule,
         ForgetRetain,
         subclass_mode_model=True,
         subclass_mode_data=True,
@@ -525,13 +531,13 @@ def data_module(config: dict[str, Any]) -> ForgetRetain:
     return _made(ForgetRetain, "data", config)  # type: ignore[type-abstract]
 
 
-def language_model(config: dict[str, Any]) -> LanguageModel:
+def language_model(config: dict[str, Any]) -> LanguageModule:
     """The LightningModule of a resolved configuration, whose policy is not loaded.
 
     Raises:
         InputError: its own arguments are wrong.
     """
-    return _made(LanguageModel, "model", config)
+    return _made(LanguageModule, "model", config)  # type: ignore[type-abstract]
 
 
 def _made(kind: type[T], key: str, config: dict[str, Any]) -> T:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dipo_pl.errors import InputError, WriteError, causes
-from dipo_pl.storage.run_folder import write_text
+from dipo_pl.storage.files import write_text
 from dipo_pl.storage.secrets import redact
 
 LONGEST_LINE = 600

@@ -77,7 +77,7 @@ def _known(base: str | None) -> str:
 
 
 def _concrete(base: type[Any]) -> list[type[Any]]:
-    found = [] if inspect.isabstract(base) or base.__name__ in ("LanguageModel", "ForgetRetain") else [base]
+    found = [] if inspect.isabstract(base) else [base]
     for each in base.__subclasses__():
         found += _concrete(each)
     return [

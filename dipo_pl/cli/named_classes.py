@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import Strategy
 from torch.optim import Optimizer
 
 from dipo_pl.errors import InputError
-from dipo_pl.storage.text import refuse_what_nobody_means
+from dipo_pl.storage.text import check_yaml
 
 # What a run is made of, beside the package's own classes and those derived from them. A key that takes anything that
 # can be called, as a hook does, would else have an object made of any class whose objects can be.
@@ -35,7 +35,7 @@ def guard_configs() -> None:
 
 
 def _load_setting(text: str) -> Any:
-    refuse_what_nobody_means(text)
+    check_yaml(text)
     # A null on the command line reaches the class that it is an argument of as Python writes it.
     return None if text == "None" else _load(text)
 

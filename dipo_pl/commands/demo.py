@@ -123,7 +123,7 @@ def _show(corpus: Corpus, folder: Path, seconds: float) -> None:
     from dipo_pl.callbacks.forget_quality import headlines
 
     unlearned = RunFolder(folder / corpus.run)
-    before, after = unlearned.read_metrics()[0], unlearned.figures
+    before, after = unlearned.read_metrics()[0], unlearned.final_metrics
     retain_only = RunFolder(folder / corpus.retain_result).read_metrics()[-1]
     titles = headlines(before)
     # Forget Quality asks whether a model can be told from the retain-only one: of that model itself, it is 1.

@@ -14,7 +14,7 @@ from dipo_pl.report.markdown import as_markdown
 from dipo_pl.report.page import as_html
 from dipo_pl.report.pictures import HOW_TO_GET_PICTURES, all_pictures, drawable, write_png
 from dipo_pl.report.text import as_text, terminal_width
-from dipo_pl.storage.run_folder import write_text
+from dipo_pl.storage.files import write_text
 
 # The file of each format, and what writes it.
 _FORMATS: dict[str, tuple[str, Callable[[Report], str]]] = {

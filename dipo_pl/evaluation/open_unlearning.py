@@ -26,7 +26,7 @@ from dipo_pl.evaluation.by_index import finite, in_order, same_rows
 from dipo_pl.evaluation.conventions import CONVENTIONS, UTILITY_SETS
 from dipo_pl.evaluation.result import EvaluationResult, SetResult
 from dipo_pl.metrics.functional import log_truth_ratio, option_probability
-from dipo_pl.storage.run_folder import write_text
+from dipo_pl.storage.files import write_text
 
 PREFIXES = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
 ATTACKS = {

@@ -131,7 +131,7 @@ def _evaluation_of(run: RunFolder, key: str) -> Path:
         raise InputError(
             f"{key} {run.path} is not the folder of a finished run (status: {status}): let that run finish first"
         )
-    step = run.result_step
+    step = run.final_step
     if step is None:
         raise InputError(
             f"{key} {run.path} is a run that measured nothing ({run.metrics.name} has no line): measure its model with "

@@ -209,7 +209,7 @@ def _read_folder(folder: RunFolder, unfinished: bool) -> Run:
     kind = _kind(manifest, config)
     place = _place(manifest) if kind is Kind.UNLEARNED else None
     name = printable(folder.path.resolve().name)
-    step = folder.result_step or 0
+    step = folder.final_step or 0
     result = EvaluationResult.read(folder.evaluation_file(step))
     first = None
     if records[0]["step"] == 0:

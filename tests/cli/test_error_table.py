@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from dipo_pl.storage.checkpoint_io import AtomicCheckpointIO
+from dipo_pl.storage.checkpoints import AtomicCheckpointIO
 
 RAN = "code-of-a-pickle-ran"
-SHARD = "rank-00000-000.safetensors"
+SHARD = "shard-00001-model-00001-of-00001.safetensors"
 
 
 class Payload:
@@ -134,34 +134,36 @@ def in_shards(change: Callable[[Path], None] = nothing) -> Callable[[Path], None
         checkpoint = torch.load(path, weights_only=True)
         path.unlink()
         path.mkdir()
-        parts, stored = {}, {}
+        stored = {}
         for name, each in checkpoint["state_dict"].items():
             checkpoint["state_dict"][name] = torch.empty_like(each, device="meta")
-            stored[name] = each.contiguous()
-            parts[f"state_dict.{name}"] = [(SHARD, name, (0,) * each.dim(), tuple(each.shape))]
-        save_file(stored, path / SHARD)
-        files = {SHARD: zlib.crc32((path / SHARD).read_bytes())}
-        torch.save(checkpoint | {"shards": {"files": files, "parts": parts}}, path / "checkpoint.pt")
+            stored[f"state_dict.{name}"] = each.contiguous()
+        torch.save(checkpoint, path / "checkpoint.pt")
+        write_shard(path, stored)
         change(path)
 
     return run_of_smoke(shards)
 
 
-def index(**changes: object) -> Callable[[Path], None]:
-    """What the checkpoint says of its shards, changed."""
-
-    def change(checkpoint: Path) -> None:
-        content = torch.load(checkpoint / "checkpoint.pt", weights_only=True)
-        torch.save(content | {"shards": content["shards"] | changes}, checkpoint / "checkpoint.pt")
-
-    return change
-
-
-def a_part_twice(checkpoint: Path) -> None:
+def write_shard(checkpoint: Path, tensors: dict[str, torch.Tensor]) -> None:
+    save_file(tensors, checkpoint / SHARD)
     content = torch.load(checkpoint / "checkpoint.pt", weights_only=True)
-    name, [(file, stored, start, (rows, *rest))] = next(iter(content["shards"]["parts"].items()))
-    content["shards"]["parts"][name] = [(file, stored, start, (rows // 2, *rest))] * 2
-    torch.save(content, checkpoint / "checkpoint.pt")
+    files = {SHARD: zlib.crc32((checkpoint / SHARD).read_bytes())}
+    torch.save(content | {"shards": {"files": files}}, checkpoint / "checkpoint.pt")
+
+
+def without_files(checkpoint: Path) -> None:
+    content = torch.load(checkpoint / "checkpoint.pt", weights_only=True)
+    torch.save(content | {"shards": {}}, checkpoint / "checkpoint.pt")
+
+
+def half_a_tensor(checkpoint: Path) -> None:
+    first, *others = load_file(checkpoint / SHARD).items()
+    write_shard(checkpoint, {**dict(others), first[0]: first[1][: len(first[1]) // 2].contiguous()})
+
+
+def without_a_tensor(checkpoint: Path) -> None:
+    write_shard(checkpoint, dict([*load_file(checkpoint / SHARD).items()][1:]))
 
 
 def without(name: str) -> Callable[[Path], None]:
@@ -311,11 +313,11 @@ SETTINGS = [
         "--model.reference AdapterOff",
         "model.reference is AdapterOff and the policy has no adapter",
     ),
-    Case("--model.retain_weight -1", "model.retain_weight must be a finite number >= 0, got -1"),
-    Case("--model.warmup 1", "model.warmup must be a share of the steps in [0, 1), got 1"),
-    Case("--model.token_budget 0", "model.token_budget must be at least 1, got 0"),
-    Case("--data.batch_size 0", "data.batch_size must be at least 1, got 0"),
-    Case("--data.global_batch_size 0", "data.global_batch_size must be at least 1, or null for none"),
+    Case("--model.retain_weight -1", "model.retain_weight must be a finite number >= 0 (got -1"),
+    Case("--model.warmup 1", "model.warmup must be a share in [0, 1) (got 1"),
+    Case("--model.token_budget 0", "model.token_budget must be at least 1 (got 0)"),
+    Case("--data.batch_size 0", "data.batch_size must be at least 1 (got 0)"),
+    Case("--data.global_batch_size 0", "data.global_batch_size must be at least 1 (got 0)"),
     Case(
         "--data.global_batch_size 12",
         "data.global_batch_size is 12, and 1 device with data.batch_size 8 take 8 rows at once, which does not divide it: "
@@ -359,9 +361,9 @@ SETTINGS = [
         "--model.policy Pretrained --model.policy.path there/nope", "no model folder there/nope", folder_there
     ),
     Case("--output_dir empty.yaml", "cannot make the run folder empty.yaml/smoke", empty_file),
-    Case("--name ''", "--name must be the name of one folder, got ''"),
-    Case("--name ../out", "--name must be the name of one folder, got '../out'"),
-    Case(f"--name {'n' * 300}", "--name must have at most 200 bytes, got 300 (nnnnnnnnnnnnnnnnnnnn...)"),
+    Case("--name ''", "--name must be the name of one folder (got '')"),
+    Case("--name ../out", "--name must be the name of one folder (got '../out')"),
+    Case(f"--name {'n' * 300}", "--name must have at most 200 bytes (got 300: nnnnnnnnnnnnnnnnnnnn...)"),
     Case("--data TOFU --data.path empty.yaml", "data.path empty.yaml is a file: give its folder", empty_file),
     Case(
         "--data MUSE --data.corpus News --data.path empty.yaml",
@@ -370,7 +372,7 @@ SETTINGS = [
     ),
     Case("--config no_trainer.yaml", "trainer: must be a mapping of keys, got null", no_trainer),
     Case("--model.optimizer.lr -1", "Invalid learning rate: -1"),
-    Case("--data.workers -1", "data.workers must be at least 0, got -1"),
+    Case("--data.workers -1", "data.workers must be at least 0 (got -1)"),
     Case("--ckpt_path list.ckpt", "cannot read the checkpoint list.ckpt", list_checkpoint),
     Case("--samples.rows -1", "samples.rows must be at least 0"),
     Case("--forget_quality.generate_every -1", "forget_quality.generate_every must be at least 0, got -1"),
@@ -420,8 +422,12 @@ CONFIG_FILES = [
         "in the config mine.yaml: the key 'lr' is given twice (line 1)",
         file("mine.yaml", "model: {init_args: {optimizer: {init_args: {lr: 1, lr: 2}}}}"),
     ),
-    Case(MINE, "aliases make it more than 100,000 values (line 5)", file("mine.yaml", BOMB)),
-    Case(MINE, "an alias stands for what it is in (line 1)", file("mine.yaml", "data: &a {init_args: *a}")),
+    Case(MINE, "aliases expand it to more than 100,000 values (line 5)", file("mine.yaml", BOMB)),
+    Case(
+        MINE,
+        "an alias stands for a value that it is part of (line 1)",
+        file("mine.yaml", "data: &a {init_args: *a}"),
+    ),
     Case(
         MINE,
         "could not determine a constructor for the tag 'tag:yaml.org,2002:python/object/apply:os.system'",
@@ -607,7 +613,7 @@ RESUMING = [
     ),
     Case(
         "--trainer.max_epochs 1",
-        "trainer.max_epochs is 1, and runs/smoke/checkpoints/last.ckpt has 2 epochs behind it",
+        "trainer.max_epochs is 1 and runs/smoke/checkpoints/last.ckpt has completed 2 epochs",
         run_of_smoke(),
     ),
     Case("--trainer.max_epochs -1", "training has no end", run_of_smoke()),
@@ -731,27 +737,30 @@ CONSOLIDATE = "consolidate runs/smoke --output one.ckpt"
 SHARDS = [
     Case("consolidate runs/smoke", "the following arguments are required: --output", in_shards()),
     Case(CONSOLIDATE, "runs/smoke/checkpoints/last.ckpt is one file already", run_of_smoke()),
-    Case("consolidate nowhere --output one.ckpt", "no checkpoint nowhere: give the folder of a checkpoint"),
-    Case("consolidate there --output one.ckpt", "there is no checkpoint in shards (it has no", folder_there),
+    Case(
+        "consolidate nowhere --output one.ckpt",
+        "no checkpoint nowhere: give the folder of a sharded checkpoint",
+    ),
+    Case("consolidate there --output one.ckpt", "there is not a sharded checkpoint (it has no", folder_there),
     Case(
         "consolidate runs/smoke --output empty.yaml",
-        "--output empty.yaml is there already",
+        "--output empty.yaml already exists",
         lambda smoke: (in_shards()(smoke), empty_file(smoke))[0],
     ),
     Case(CONSOLIDATE, f"{UNREADABLE}{SHARD} is damaged): give another", in_shards(bit_of_a_shard)),
     Case(CONSOLIDATE, f"{UNREADABLE}it holds more than tensors", in_shards(pickled_rest)),
-    Case(CONSOLIDATE, f"{UNREADABLE}it does not have all of state_dict.", in_shards(index(parts={}))),
-    Case(CONSOLIDATE, f"{UNREADABLE}a part of state_dict.", in_shards(index(files={}))),
-    Case(CONSOLIDATE, f"{UNREADABLE}it does not have all of state_dict.", in_shards(a_part_twice)),
+    Case(CONSOLIDATE, f"{UNREADABLE}{SHARD} is not a file of this checkpoint", in_shards(without_files)),
+    Case(CONSOLIDATE, "is not complete): give another", in_shards(half_a_tensor)),
+    Case(CONSOLIDATE, "is not complete): give another", in_shards(without_a_tensor)),
     Case(
         "consolidate runs/smoke --output runs/smoke/checkpoints/last.ckpt/x",
-        "lies in the checkpoint itself: give a file elsewhere",
+        "is inside the checkpoint: give a file elsewhere",
         in_shards(),
     ),
     Case(
         "consolidate runs/smoke --output " + 300 * "n", "cannot be a file (File name too long)", in_shards()
     ),
-    Case("consolidate runs/smoke --output empty.yaml/x", "empty.yaml is no folder", in_shards(empty_file)),
+    Case("consolidate runs/smoke --output empty.yaml/x", "empty.yaml is not a folder", in_shards(empty_file)),
     Case("--trainer.max_epochs 3", f"{UNREADABLE}{SHARD} is damaged): remove it", in_shards(bit_of_a_shard)),
     Case("--trainer.max_epochs 3", f"{UNREADABLE}{SHARD} is damaged): remove it", in_shards(end_of_a_shard)),
     Case("--trainer.max_epochs 3", f"{UNREADABLE}{SHARD} is missing): remove it", in_shards(without_a_shard)),

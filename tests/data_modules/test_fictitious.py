@@ -1,14 +1,12 @@
 """The data module of fictitious authors: who is forgotten, who is retained."""
 
-from types import SimpleNamespace
-
 import pytest
+from connected import connected
 
 from dipo_pl.data_modules.fictitious import FictitiousAuthors
 from dipo_pl.data_modules.fictitious_authors import MAX_AUTHORS, fictitious_rows
 from dipo_pl.data_modules.row_files import row_from
 from dipo_pl.errors import InputError
-from dipo_pl.models.from_config import FromConfig
 
 
 def test_the_last_authors_are_forgotten():
@@ -23,11 +21,11 @@ def test_the_last_authors_are_forgotten():
 
 
 def test_the_tokenizer_is_made_of_the_holdout_too():
-    data = FictitiousAuthors(authors=4, forget_authors=1)
-    data.row_sets = sets = data.read()
+    data = connected(FictitiousAuthors(authors=4, forget_authors=1))
+    sets = data.row_sets
     holdout = sets.evaluation[-1].rows
     expected = [*sets.forget, *sets.retain, *holdout]
-    assert list(data.texts()) == [text for row in expected for text in row.texts()]
+    assert data.module.texts == [text for row in expected for text in row.texts()]
 
 
 def test_as_many_authors_as_there_can_be():
@@ -52,15 +50,10 @@ def test_some_are_forgotten_and_some_retained(forget_authors):
 
 def test_batches_with_a_tokenizer_trained_on_the_authors():
     data = FictitiousAuthors(authors=3, forget_authors=1, batch_size=8, evaluation_rows=2)
-    policy = FromConfig({"model_type": "llama"}, vocab_size=400)
-    module = SimpleNamespace(policy=policy, sections=("forget", "alternate", "retain"))
-    data.trainer = SimpleNamespace(lightning_module=module, global_rank=0, world_size=1)
-    data.setup("fit")
+    connected(data, ("forget", "alternate", "retain"), vocabulary=400)
     batches = list(data.train_dataloader())
-    assert sorted(row for batch in batches for row in batch.rows[: batch.sections["forget"]]) == list(
-        range(20)
-    )
-    assert [batch.sections for batch in batches] == [
+    assert sorted(row for batch in batches for row in batch.rows["forget"]) == list(range(20))
+    assert [{kind: len(rows) for kind, rows in batch.rows.items()} for batch in batches] == [
         dict.fromkeys(("forget", "alternate", "retain"), count) for count in (8, 8, 4)
     ]
     assert len(data.training_sequences["alternate"]) == 20 * 2

@@ -7,14 +7,13 @@ import subprocess
 import sys
 from collections import defaultdict
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
+from connected import connected
 
 from dipo_pl.data_modules.fictitious_articles import MAX_ARTICLES, editions, fictitious_articles
 from dipo_pl.data_modules.fictitious_news import FictitiousNews
 from dipo_pl.errors import InputError
-from dipo_pl.models.from_config import FromConfig
 
 PRINT_DOCUMENTS = """
 import json
@@ -42,11 +41,7 @@ def pairs_in(document):
 
 
 def set_up(data):
-    policy = FromConfig({"model_type": "llama"}, vocab_size=700)
-    module = SimpleNamespace(policy=policy, sections=("forget", "retain"))
-    data.trainer = SimpleNamespace(lightning_module=module, global_rank=0, world_size=1)
-    data.setup("fit")
-    return data
+    return connected(data, vocabulary=700)
 
 
 def test_same_seed_gives_same_documents_in_another_process():

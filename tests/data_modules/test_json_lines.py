@@ -1,13 +1,12 @@
 """Two files of one's own, from the lines to the batches."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
+from connected import connected
 
 from dipo_pl.data_modules.json_lines import JSONL
 from dipo_pl.errors import InputError
-from dipo_pl.models.from_config import FromConfig
 from dipo_pl.prompts import Llama2Chat
 from dipo_pl.rows import Row
 
@@ -31,11 +30,7 @@ def files(tmp_path):
 
 
 def ready(data):
-    policy = FromConfig({"model_type": "llama"}, vocab_size=300)
-    module = SimpleNamespace(policy=policy, sections=("forget", "retain"))
-    data.trainer = SimpleNamespace(lightning_module=module, global_rank=0, world_size=1)
-    data.setup("fit")
-    return data
+    return connected(data, vocabulary=300)
 
 
 def test_rows_and_evaluation_sets(files):
@@ -85,7 +80,7 @@ def test_a_holdout_is_measured_and_never_trained_on(files, tmp_path):
         ("holdout", ["Nobody's."])
     ]
     assert any("Nobody" in text for text in data.texts())  # the tokenizer's, and no model's
-    with pytest.raises(InputError, match="2 of 2 holdout rows also stand in the forget or retain set"):
+    with pytest.raises(InputError, match="2 of 2 holdout rows are also in the forget or retain set"):
         ready(JSONL(*files, holdout=files[0]))
     (batch,) = data.train_dataloader()
     assert not any("Nobody" in data.tokenizer.decode(ids) for ids in batch.input_ids)

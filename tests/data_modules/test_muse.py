@@ -2,15 +2,14 @@
 
 import json
 import re
-from types import SimpleNamespace
 
 import datasets
 import pytest
+from connected import connected
 
 from dipo_pl.data_modules.blocks import muse_blocks, open_unlearning_blocks
 from dipo_pl.data_modules.muse import MUSE
 from dipo_pl.errors import InputError
-from dipo_pl.models.tokenizer import train_tokenizer
 from dipo_pl.prompts import Continuation, FewShot
 
 SETS = ["forget", "retain", "holdout", "verbatim", "forget_questions", "retain_questions"]
@@ -104,16 +103,8 @@ def pairs(rows, question, answer):
 
 def ready(data, sections=("forget", "retain"), world_size=1):
     """As a trainer has it after setup; a tokenizer made from its texts."""
-    offered = []
-
-    def tokenizer(given):
-        offered.extend(given)
-        return train_tokenizer(offered, 300)
-
-    module = SimpleNamespace(policy=SimpleNamespace(tokenizer=tokenizer), sections=sections)
-    data.trainer = SimpleNamespace(lightning_module=module, global_rank=0, world_size=world_size)
-    data.setup("fit")
-    data.offered = offered
+    connected(data, sections, world_size=world_size, vocabulary=300)
+    data.offered = data.module.texts
     return data
 
 
@@ -355,7 +346,7 @@ class TestTraining:
             for batch in data.train_dataloader()
             for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)
         ]
-        dealt = [expected["retain"][retain] for (_, _), (_, retain) in data._items(0)]
+        dealt = [expected["retain"][retain] for (_, _), (_, retain) in data.items(0)]
         assert len(set(dealt)) == min(len(expected["retain"]), len(expected["forget"]))
         assert sorted(shown) == sorted(each.ids for each in [*expected["forget"], *dealt])
 
@@ -367,9 +358,11 @@ class TestTraining:
         retain = muse_blocks(NEWS["raw/retain1"] + seen, data.tokenizer, 24)
         assert data.training_sequences["retain"] == retain
         if train_on != "pairs":
-            items = sorted(data._items(0))
+            items = sorted(data.items(0))
             names = [train_on] if train_on != "all" else ["forget", "retain"]
-            assert items == [((name, row),) for name in names for row in range(len(data._training[name]))]
+            assert items == [
+                ((name, row),) for name in names for row in range(len(data.training_sequences[name]))
+            ]
 
     def test_the_tokenizer_is_offered_all_documents_whatever_is_trained_on(self, news):
         everything = {
@@ -395,7 +388,7 @@ class TestTraining:
         assert len(places) == 3
         chosen = [NEWS["raw/forget"][place] for place in places]
         assert data.training_sequences["forget"] == muse_blocks(chosen, data.tokenizer, 24)
-        shown = sorted(row for ((_, row),) in data._items(0))
+        shown = sorted(row for ((_, row),) in data.items(0))
         assert shown == list(range(len(data.training_sequences["forget"])))
 
     def test_identity_tells_blocks_apart(self, news):
@@ -413,7 +406,7 @@ class TestTraining:
             json.dumps([" ".join(FOLDS[1]), *NEWS["privleak/forget"]])
         )
         data = ready(MUSE(str(news), "News", max_length=60, evaluate=["forget", "holdout"]))
-        lengths = [len(answers[0].ids) for answers in data._evaluation[0]]
+        lengths = [len(answers[0].ids) for answers in data.evaluation_sequences[0]]
         assert lengths[0] == 60
         assert data.longest == 60
         with pytest.raises(InputError, match=r"more than data\.max_length 60"):
@@ -421,7 +414,7 @@ class TestTraining:
 
     def test_a_holdout_that_was_trained_on_is_refused(self, news):
         (news / "privleak" / "holdout.json").write_text(json.dumps(NEWS["raw/forget"][:2]))
-        with pytest.raises(InputError, match="2 of 2 holdout rows also stand in the forget or retain set"):
+        with pytest.raises(InputError, match="2 of 2 holdout rows are also in the forget or retain set"):
             ready(MUSE(str(news), "News"))
 
 

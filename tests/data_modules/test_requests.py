@@ -1,16 +1,15 @@
 """Forget sets that are asked for one after another: joined, kept apart, measured, and never retained."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
+from connected import connected
 
 from dipo_pl.data_modules.fictitious import FictitiousAuthors
 from dipo_pl.data_modules.json_lines import JSONL
 from dipo_pl.data_modules.requests import joined, refuse_overlaps, without
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation_set import EvaluationSet
-from dipo_pl.models.tokenizer import train_tokenizer
 from dipo_pl.prompts import QuestionAnswer
 from dipo_pl.rows import Row
 
@@ -63,11 +62,7 @@ class TestDataModule:
             (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
 
     def ready(self, data):
-        policy = SimpleNamespace(tokenizer=lambda texts: train_tokenizer(list(texts), 259))
-        module = SimpleNamespace(policy=policy, sections=("forget", "retain"))
-        data.trainer = SimpleNamespace(lightning_module=module, global_rank=0, world_size=1)
-        data.setup("fit")
-        return data
+        return connected(data)
 
     def answers(self, given):
         return "".join(row.answer[0] for row in given)
@@ -91,8 +86,8 @@ class TestDataModule:
     @pytest.mark.parametrize(
         ("forget", "requests", "said"),
         [
-            (["1.jsonl", "2.jsonl"], ["1.jsonl"], "2 of 4 forget rows stand in none of data.requests"),
-            ("1.jsonl", ["1.jsonl", "keep.jsonl"], "all retain rows stand in one of data.requests"),
+            (["1.jsonl", "2.jsonl"], ["1.jsonl"], "2 of 4 forget rows are in none of data.requests"),
+            ("1.jsonl", ["1.jsonl", "keep.jsonl"], "all retain rows are in one of data.requests"),
             ("1.jsonl", ["1.jsonl", "9.jsonl"], "no file 9.jsonl"),
             ([], None, "data.forget names no forget set"),
             ("1.jsonl", ["1.jsonl", "1.jsonl"], None),
@@ -101,13 +96,13 @@ class TestDataModule:
     def test_refused(self, forget, requests, said):
         data = JSONL(forget, "keep.jsonl", requests=requests)
         if said is None:
-            assert len(self.ready(data).evaluation_sets) == 4
+            assert len(self.ready(data).evaluation_sets) == 3
             return
         with pytest.raises(InputError, match=said):
             self.ready(data)
 
     def test_data_with_one_forget_set(self):
-        with pytest.raises(InputError, match="FictitiousAuthors has one forget set alone"):
+        with pytest.raises(InputError, match="FictitiousAuthors has only one forget set"):
             self.ready(FictitiousAuthors(4, 1, requests=["author_1"]))
 
     def test_a_set_of_its_own_prompt_and_length(self):

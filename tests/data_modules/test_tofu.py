@@ -2,15 +2,14 @@
 
 import json
 import re
-from types import SimpleNamespace
 
 import datasets
 import pytest
+from connected import connected
 
 from dipo_pl.data_modules.row_files import read_json_lines
 from dipo_pl.data_modules.tofu import TOFU
 from dipo_pl.errors import InputError
-from dipo_pl.models.tokenizer import train_tokenizer
 
 SIZES = [("forget01", 40), ("forget05", 200), ("forget10", 400)]
 ALL_SETS = ["forget", "retain", "real_authors", "world_facts"]
@@ -85,7 +84,6 @@ class TestRealRows:
         assert len(sets.evaluation[1].rows) == 400
 
     def test_setup_measures_the_named_sets_up_to_the_limit(self, folder):
-        policy = SimpleNamespace(tokenizer=lambda texts: train_tokenizer(texts, 512))
         data = TOFU(
             folder,
             "forget01",
@@ -94,16 +92,14 @@ class TestRealRows:
             evaluate=["world_facts", "forget"],
             evaluation_rows=20,
         )
-        module = SimpleNamespace(policy=policy, sections=("forget", "retain"))
-        data.trainer = SimpleNamespace(lightning_module=module, global_rank=0, world_size=1)
-        data.setup("fit")
+        connected(data, vocabulary=512)
         assert [(each.name, len(each.rows)) for each in data.evaluation_sets] == [
             ("world_facts", 20),
             ("forget", 20),
         ]
         assert len(data.train_dataloader()) == 3
         batch = next(iter(data.train_dataloader()))
-        first = batch.rows[0]
+        first = batch.rows["forget"][0]
         row = data.row_sets.forget[first]
         text = f"<s>Question: {row.question}\nAnswer: {row.answer}</s>"
         assert data.tokenizer.decode(batch.input_ids[0][batch.attention_mask[0]]) == text
@@ -149,7 +145,7 @@ class TestFolder:
         data = TOFU(str(small), "forget01", evaluate=["forget", "nought"])
         message = rf"^data.evaluate names 'nought'; this data has {', '.join(ALL_SETS)}$"
         with pytest.raises(InputError, match=message):
-            data.setup("fit")
+            connected(data)
 
     def test_a_holdout_is_measured_where_there_is_one(self, small):
         for name in ("real_authors", "world_facts"):

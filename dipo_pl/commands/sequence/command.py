@@ -13,7 +13,8 @@ from dipo_pl.commands.sequence.requests_file import RequestsFile
 from dipo_pl.commands.sequence.stages import Stage
 from dipo_pl.configs import resolve
 from dipo_pl.errors import InputError
-from dipo_pl.storage.run_folder import locked, refuse_unfit_name
+from dipo_pl.storage.files import locked
+from dipo_pl.storage.run_folder import check_name
 
 DESCRIPTION = """\
 Carries out requests to forget, one after another; each stage is a run folder, runs/NAME/stage-1 and so on. FILE says
@@ -61,7 +62,7 @@ def _sequence(arguments: Sequence[str], debug: bool) -> int:
     plan = RequestsFile.read(file, mode=given.mode, retain_only=given.retain_only)
     configs = [*plan.configs, *given.config]
     name = given.name or "-".join([file.stem, *(Path(each).stem for each in given.config), plan.mode])
-    refuse_unfit_name(name)
+    check_name(name)
     shared = [*(word for each in configs for word in ("--config", each)), *further]
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 

@@ -230,7 +230,7 @@ class Stage:
     @property
     def chosen_epochs(self) -> int:
         """Epochs behind the weights that this finished stage exported."""
-        epoch: float = self.run.figures["epoch"]
+        epoch: float = self.run.final_metrics["epoch"]
         return max(1, round(epoch))
 
 
