@@ -1,11 +1,11 @@
-"""`dipo-pl report`: runs side by side, in the terminal and in files."""
+"""The command `dipo-pl report`: compare runs in a table; with --output also in pages and plots."""
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dipo_pl.cli.command_line import Parser, folder, one_line_errors
+from dipo_pl.cli.command_parser import Parser, folder, one_line_errors
 from dipo_pl.errors import InputError, WriteError
 from dipo_pl.report.contents import Report, read_report
 from dipo_pl.report.latex import as_latex
