@@ -29,7 +29,7 @@ def resolve(name: str) -> Path:
     if name in REPLACED:
         raise InputError(f"the config {name} no longer exists: use {REPLACED[name]}")
     raise InputError(
-        f"no config {name} here or among the shipped configs ({', '.join(shipped())})"
+        f"no config {name}: neither a file here nor a shipped config ({', '.join(shipped())})"
         if path.parent == Path()
         else f"no config file {name}"
     )

@@ -277,7 +277,7 @@ class Case:
 SETTINGS = [
     Case(
         "fit --config nope.yaml",
-        "no config nope.yaml here or among the shipped configs (altpo.yaml, ",
+        "no config nope.yaml: neither a file here nor a shipped config (altpo.yaml, ",
     ),
     Case("fit --config no/such.yaml", "no config file no/such.yaml"),
     Case("fit --config broken.yaml", "in the config broken.yaml", broken_yaml),
