@@ -32,10 +32,7 @@ class TrainingMonitor(Callback):
         """Record the rows of the step and start the clock."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._rows = []
-        start = 0
-        for name, count in batch.sections.items():
-            self._rows.append(f"{name} rows {list(batch.rows[start : start + count])}")
-            start += count
+        self._rows += [f"{kind} rows {list(rows)}" for kind, rows in batch.rows.items()]
         self._started = time.perf_counter()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:

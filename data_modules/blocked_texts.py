@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from dipo_pl.batch import Encoded
 from dipo_pl.data_modules.blocks import muse_blocks, open_unlearning_blocks
-from dipo_pl.data_modules.forget_retain import ForgetRetain, Item, RowSets
-from dipo_pl.data_modules.pairing import permutation
+from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.data_modules.requests import joined
+from dipo_pl.data_modules.row_sets import RowSets
 from dipo_pl.errors import check_count
 from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.prompts import Continuation, FewShot
@@ -124,17 +124,10 @@ class BlockedTexts(ForgetRetain):
         """Fingerprints as in ForgetRetain, and how blocks are made."""
         return super().identity | {"blocks": f"{self.chunking}, {self.max_length} tokens"}
 
-    def _encode_training_rows(self) -> None:
-        assert self.row_sets is not None
-        forget = [self.row_sets.forget[place] for place in self.trained_forget_rows]
-        self._training = {"forget": self._blocks(forget), "retain": self._blocks(self.row_sets.retain)}
+    def encode_training(self, forget: Sequence[Row], retain: Sequence[Row]) -> dict[str, list[Encoded]]:
+        """Return the blocks of both sets."""
+        return {"forget": self._blocks(forget), "retain": self._blocks(retain)}
 
     def _blocks(self, rows: Sequence[Row]) -> list[Encoded]:
         blocks = muse_blocks if self.chunking == "muse" else open_unlearning_blocks
         return blocks([row.answer for row in rows], self.tokenizer, self.max_length)
-
-    def _rows(self, epoch: int) -> list[Item]:
-        # Blocks are made only of documents to train on, so that all of them are trained on.
-        names = ("forget", "retain") if self.train_on == "all" else (self.train_on,)
-        blocks = [(name, place) for name in names for place in range(len(self._training[name]))]
-        return [(blocks[place],) for place in permutation(self.seed, "train", epoch, len(blocks))]

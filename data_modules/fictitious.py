@@ -3,8 +3,9 @@
 from typing import Any
 
 from dipo_pl.data_modules.fictitious_authors import MAX_AUTHORS, fictitious_rows
-from dipo_pl.data_modules.forget_retain import ForgetRetain, RowSets
+from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.data_modules.row_files import row_from
+from dipo_pl.data_modules.row_sets import RowSets
 from dipo_pl.errors import check_number
 from dipo_pl.evaluation_set import EvaluationSet
 

@@ -1,25 +1,34 @@
-"""The base of all data modules: forget and retain rows, tokenised, paired, batched; evaluation sets."""
+"""Base of all data modules: forget and retain rows, tokenized, paired and batched; evaluation sets."""
 
-from abc import abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any, Literal, Self
 
-import torch
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from dipo_pl.batch import Batch, Encoded, EvaluationBatch, collate
+from dipo_pl.batch import Batch, Encoded, EvaluationBatch
+from dipo_pl.connection import TrainedModule
+from dipo_pl.data_modules.accumulation import accumulated_batches
 from dipo_pl.data_modules.alternates import Alternates
 from dipo_pl.data_modules.companions import companion_answers
-from dipo_pl.data_modules.encoding import encode
-from dipo_pl.data_modules.evaluation_batches import evaluation_batches
+from dipo_pl.data_modules.evaluation_batches import EvaluationBatches, evaluation_batches
+from dipo_pl.data_modules.evaluation_sets import (
+    chosen_sets,
+    first_rows,
+    refuse_seen_holdout,
+    with_cut_answers,
+)
 from dipo_pl.data_modules.grouping import grouped_by_length
-from dipo_pl.data_modules.pairing import ResumableSampler, forget_retain_pairs, permutation
-from dipo_pl.data_modules.requests import joined, listed, refuse_overlaps, without
-from dipo_pl.errors import InputError
+from dipo_pl.data_modules.pairing import ResumableSampler, permutation
+from dipo_pl.data_modules.requests import joined, listed, new_rows, without_requests
+from dipo_pl.data_modules.row_encoder import RowEncoder
+from dipo_pl.data_modules.row_sets import RowSets
+from dipo_pl.data_modules.training_batches import Item, TrainingBatches, pair_items, row_items
+from dipo_pl.errors import InputError, check_count, check_share
 from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.prompts import PromptFormat, QuestionAnswer
 from dipo_pl.rows import Row, shared_rows
@@ -32,27 +41,15 @@ from dipo_pl.storage.fingerprints import (
 
 TrainOn = Literal["pairs", "all", "forget", "retain"]
 
-# For each section of a batch, the set that a sequence comes from and its place there.
-Item = tuple[tuple[str, int], ...]
 
+class ForgetRetain(LightningDataModule, ABC):
+    """Data module that pairs every forget row with a retain row, and serves the evaluation sets.
 
-@dataclass(frozen=True)
-class RowSets:
-    """What a data module reads: the rows to forget, those to retain, and the sets to measure."""
-
-    forget: Sequence[Row]
-    retain: Sequence[Row]
-    evaluation: Sequence[EvaluationSet]
-
-
-class ForgetRetain(LightningDataModule):
-    """Pairs every forget row with a retain row, and serves the evaluation sets.
-
-    A subclass reads its rows in `read`; all else is here. Pairs are a pure function of (seed, epoch, row)
-    and batches of these and the global batch size, so that workers, ranks and a resumed run see the same
-    ones. A batch of pairs holds the sections that the LightningModule's `sections` names, in that order:
-    `forget`, `retain`, and of the forget rows `alternate` (the question with one of its other answers) and
-    `mismatched` (the question with the next row's answer).
+    A subclass reads its rows in `read`. Pairs are a pure function of (seed, epoch, row), and batches of these and
+    the global batch size, so that workers, ranks and a resumed run see the same ones. A batch of pairs holds the
+    kinds of sequences that the LightningModule's `sections` name: `forget`, `retain`, and of the forget rows
+    `alternate` (the question with one of its other answers) and `mismatched` (the question with the next row's
+    answer).
 
     Args:
         prompt: how a question becomes the text before its answer.
@@ -70,13 +67,13 @@ class ForgetRetain(LightningDataModule):
         evaluate: names of the evaluation sets to measure; null measures all that the data has.
         alternates: other answers to the forget rows' questions, for losses that ask for them; null takes the
             rows' own, where they have any.
-        group_by_length: put items of similar length into one batch, which spares padding; pairs stay as
+        group_by_length: put items of similar length into one batch, which saves padding; pairs stay as
             they are.
         max_length: tokens of a sequence, EOS included.
-        too_long: what is done with a longer row: `error` refuses it, `truncate` cuts it and tells the count.
-        requests: names of forget sets, in the order in which they are asked for, each measured as a set of its own
-            (`request_1`, ...); what is to be forgotten now is among them, and what stands in them is not retained.
-        requests_to_come: names of forget sets that will be asked for later, as far as they are known: still retained, but
+        too_long: what is done with a longer row: `error` refuses it, `truncate` cuts it and warns with the count.
+        requests: names of forget sets, in the order in which they are requested, each measured as a set of its own
+            (`request_1`, ...); what is to be forgotten now is among them, and their rows are not retained.
+        requests_to_come: names of forget sets that will be requested later, as far as they are known: still retained, but
             not measured as such, so that utility is that of the same rows before and after.
         seed: of pairing and order; null takes seed_everything on the command line, else 0.
         workers: processes that make batches beside the training process.
@@ -102,29 +99,16 @@ class ForgetRetain(LightningDataModule):
         workers: int = 0,
     ) -> None:
         super().__init__()
-        counts = {
-            "batch_size": batch_size,
-            "evaluation_tokens": evaluation_tokens,
-            "max_length": max_length,
-        }
-        if workers < 0:
-            raise InputError(f"data.workers must be at least 0, got {workers}")
-        for name, value in counts.items():
-            if value < 1:
-                raise InputError(f"data.{name} must be at least 1, got {value}")
-        if global_batch_size is not None and global_batch_size < 1:
-            raise InputError(
-                f"data.global_batch_size must be at least 1, or null for none, got {global_batch_size}"
-            )
-        if evaluation_rows is not None and evaluation_rows < 1:
-            raise InputError(
-                f"data.evaluation_rows must be at least 1, or null for all, got {evaluation_rows}"
-            )
-        if not 0 < forget_share <= 1:
-            raise InputError(f"data.forget_share must be in (0, 1], got {forget_share}")
+        check_count("data.batch_size", batch_size)
+        check_count("data.global_batch_size", global_batch_size)
+        check_count("data.evaluation_tokens", evaluation_tokens)
+        check_count("data.evaluation_rows", evaluation_rows)
+        check_count("data.max_length", max_length)
+        check_count("data.workers", workers, 0)
+        check_share("data.forget_share", forget_share)
         if forget_share < 1 and train_on != "forget":
             raise InputError(
-                f"data.forget_share is for data.train_on forget, which is {train_on}: leave it at 1, got {forget_share}"
+                f"data.forget_share must be 1 unless data.train_on is forget (got {forget_share} with {train_on})"
             )
         self.prompt = prompt or QuestionAnswer()
         self.train_on = train_on
@@ -142,344 +126,262 @@ class ForgetRetain(LightningDataModule):
         self.requests_to_come = requests_to_come or []
         self.seed = seed or 0
         self.workers = workers
-        self.row_sets: RowSets | None = None
-        self._forget_sets: dict[str, Sequence[Row]] = {}
+        # Made by setup().
+        self.evaluation_sets: list[EvaluationSet] = []
+        self.tokenizer: PreTrainedTokenizerBase
         self.companions: dict[str, list[tuple[str, ...]]] = {}
-        self._sampler: ResumableSampler | None = None
+        self.evaluation_sequences: list[list[list[Encoded]]] = []
         self.resume_at: tuple[int, int] | None = None
+        self._module: TrainedModule | None = None
+        self._row_sets: RowSets | None = None
+        self._training: dict[str, list[Encoded]] = {}
+        self._forget_sets: dict[str, Sequence[Row]] = {}
+        self._sampler: ResumableSampler | None = None
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> Self:
+        """Return the trainer's data module.
+
+        Raises:
+            TypeError: it has none of this class.
+        """
+        data: object = getattr(trainer, "datamodule", None)
+        if not isinstance(data, cls):
+            raise TypeError(f"the trainer has no {cls.__name__}: call it with datamodule=... (got {data})")
+        return data
 
     @abstractmethod
     def read(self) -> RowSets:
-        """Reads the rows.
+        """Read the rows.
 
         Raises:
             InputError: a file or column is missing or malformed.
         """
 
     def read_forget(self, name: str) -> Sequence[Row]:
-        """The rows of one forget set.
+        """Read the rows of one forget set.
 
         Raises:
             InputError: there is none of this name, or this data has no forget sets by name.
         """
-        raise InputError(f"data.requests names {name!r}, and {type(self).__name__} has one forget set alone")
-
-    def named_forget(self, names: str | Sequence[str]) -> Sequence[Row]:
-        """The rows of one forget set, or of several, those that stand in more than one once."""
-        if isinstance(names, str):
-            return self.forget_set(names)
-        return joined(map(self.forget_set, listed(names)))
+        raise InputError(f"data.requests names {name!r}, but {type(self).__name__} has only one forget set")
 
     def forget_set(self, name: str) -> Sequence[Row]:
-        """As `read_forget`, read once."""
+        """Return the rows of one forget set, which is read once."""
         if name not in self._forget_sets:
             self._forget_sets[name] = self.read_forget(name)
         return self._forget_sets[name]
 
+    def named_forget(self, names: str | Sequence[str]) -> Sequence[Row]:
+        """Return the rows of one forget set, or of several, each row once."""
+        if isinstance(names, str):
+            return self.forget_set(names)
+        return joined(map(self.forget_set, listed(names)))
+
     def request_sets(self, place: int, name: str, rows: Sequence[Row]) -> list[EvaluationSet]:
-        """What is measured of the forget set that the request at `place`, from 1 on, is for."""
+        """Return what is measured of the forget set `name` of the request at `place`, from 1 on."""
         return [EvaluationSet(f"request_{place}", rows)]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What else changes figures, by name."""
+        """Further settings that change metrics, by name."""
         return {}
 
+    def connect(self, module: TrainedModule) -> None:
+        """Introduce this data module and the LightningModule that it serves to each other."""
+        self._module = module
+        module.connect(self)
+
     def setup(self, stage: str) -> None:
+        """Read and tokenize rows; Lightning calls this before anything of the LightningModule.
+
+        Raises:
+            InputError: rows or arguments are wrong, or the LightningModule does not train on `train_on`.
+        """
+        if self.trainer is not None:
+            module = self.trainer.lightning_module
+            if not isinstance(module, TrainedModule):
+                raise InputError(
+                    f"{type(module).__name__} is no module that trains on forget and retain rows"
+                )
+            self.connect(module)
         if stage == "fit":
+            if self.train_on not in (accepted := self.module.trains_on):
+                raise InputError(
+                    f"{type(self.module).__name__} trains on {' or '.join(accepted)}, and data.train_on is {self.train_on}"
+                )
             self.derive_accumulation()
-        if self.row_sets is None:
+        if self._row_sets is None:
             self._read()
+            self._encode()
         if stage == "fit" and self.train_on == "pairs":
             self._encode_companions()
 
-    def derive_accumulation(self) -> None:
-        """Has the trainer accumulate as many batches as `global_batch_size` asks for, where it does.
+    @property
+    def module(self) -> TrainedModule:
+        """The LightningModule that this data module serves.
 
         Raises:
-            InputError: the devices cannot take exactly this many rows, or another accumulation is asked for.
+            RuntimeError: none has been connected.
         """
-        if (size := self.global_batch_size) is None:
-            return
-        assert self.trainer is not None
-        devices, given = self.trainer.world_size, self.trainer.accumulate_grad_batches
-        accumulation, rest = divmod(size, self.batch_size * devices)
-        if rest or not accumulation:
-            fitting = [each for each in range(1, self.batch_size + 1) if size % (each * devices) == 0]
-            advice = f"a data.batch_size of {fitting[-1]}" if fitting else f"a multiple of {devices}"
-            raise InputError(
-                f"data.global_batch_size is {size}, and {devices} device{'s' * (devices > 1)} with data.batch_size "
-                f"{self.batch_size} take {self.batch_size * devices} rows at once, which does not divide it: {advice} does"
+        if self._module is None:
+            raise RuntimeError("no LightningModule is connected: call connect(module) before setup()")
+        return self._module
+
+    @property
+    def row_sets(self) -> RowSets:
+        """The rows.
+
+        Raises:
+            RuntimeError: they have not been read.
+        """
+        if self._row_sets is None:
+            raise RuntimeError("the rows are used before setup() has read them")
+        return self._row_sets
+
+    def derive_accumulation(self) -> None:
+        """Set trainer.accumulate_grad_batches to what `global_batch_size` asks for; see `accumulated_batches`."""
+        if self.global_batch_size is not None and self.trainer is not None:
+            self.trainer.accumulate_grad_batches = accumulated_batches(
+                self.global_batch_size,
+                self.batch_size,
+                self.trainer.world_size,
+                self.trainer.accumulate_grad_batches,
             )
-        if given not in (1, accumulation):
-            raise InputError(
-                f"data.global_batch_size {size} and trainer.accumulate_grad_batches {given} both say how many batches "
-                "are accumulated: leave the second at 1"
-            )
-        self.trainer.accumulate_grad_batches = accumulation
 
     def _read(self) -> None:
-        self.row_sets = rows = self._without_requests(self.read())
+        rows = self.read()
+        requests = {name: self.forget_set(name) for name in self.requests}
+        if requests:
+            rows = without_requests(rows, requests, map(self.forget_set, self.requests_to_come))
         if overlap := shared_rows(rows.forget, rows.retain):
             rank_zero_warn(
-                f"{overlap} of {len(rows.forget)} forget rows also stand in the retain set: they are pulled "
-                "both ways, and will not be forgotten well"
+                f"{overlap} of {len(rows.forget)} forget rows are also in the retain set: both losses act on them, and "
+                "they will not be forgotten well"
             )
-        self.evaluation_sets = [*self._chosen(rows.evaluation), *self._requested()]
-        for each in self.evaluation_sets:
-            if each.name != "holdout":
-                continue
-            known = [*rows.forget, *rows.retain, *self._asked_for(self.requests)]
-            if seen := shared_rows(each.rows, known):
-                raise InputError(
-                    f"{seen} of {len(each.rows)} holdout rows also stand in the forget or retain set: a holdout is for rows "
-                    "that no model has seen"
-                )
-        self.tokenizer: PreTrainedTokenizerBase = self._module.policy.tokenizer(self.texts())
-        self.evaluation_sets = [self._with_cut_answers(each) for each in self.evaluation_sets]
-        self._encode_training_rows()
-        self._encode_evaluation_sets()
-
-    @property
-    def _module(self) -> Any:
-        assert self.trainer is not None
-        return self.trainer.lightning_module
-
-    @property
-    def _sections(self) -> tuple[str, ...]:
-        """Of a training batch of pairs."""
-        sections: tuple[str, ...] = self._module.sections
-        return sections
-
-    def _chosen(self, sets: Sequence[EvaluationSet]) -> list[EvaluationSet]:
-        known = {evaluation_set.name: evaluation_set for evaluation_set in sets}
-        names = list(known) if self.evaluate is None else self.evaluate
-        if not names:
-            raise InputError(f"data.evaluate names no set; this data has {', '.join(known)}")
-        for name in names:
-            if name not in known:
-                raise InputError(f"data.evaluate names {name!r}; this data has {', '.join(known)}")
-        return [self._first_rows(known[name]) for name in names]
-
-    def _first_rows(self, evaluation_set: EvaluationSet) -> EvaluationSet:
-        return replace(evaluation_set, rows=evaluation_set.rows[: self.evaluation_rows])
-
-    def _asked_for(self, names: Sequence[str]) -> list[Row]:
-        return joined(map(self.forget_set, names))
-
-    def _requested(self) -> list[EvaluationSet]:
-        """Of each request what no earlier one has asked for: MUSE's growing sets hold those before."""
-        return [
-            self._first_rows(each)
-            for place, name in enumerate(self.requests, start=1)
-            for each in self.request_sets(
-                place, name, without(self.forget_set(name), self._asked_for(self.requests[: place - 1]))
-            )
-        ]
-
-    def _without_requests(self, rows: RowSets) -> RowSets:
-        """Nothing that was ever asked to be forgotten is retained."""
-        if not self.requests:
-            return rows
-        refuse_overlaps({name: self.forget_set(name) for name in self.requests}, nested=True)
-        requested = self._asked_for(self.requests)
-        if missing := len(without(rows.forget, requested)):
-            raise InputError(
-                f"{missing} of {len(rows.forget)} forget rows stand in none of data.requests ({', '.join(self.requests)}): "
-                "what is to be forgotten now must be among them"
-            )
-        retain = without(rows.retain, requested)
-        if not retain:
-            raise InputError("all retain rows stand in one of data.requests: give others to retain")
-        unmeasured = [*requested, *self._asked_for(self.requests_to_come)]
-        evaluation = [
-            replace(each, rows=without(each.rows, unmeasured)) if each.name == "retain" else each
-            for each in rows.evaluation
-        ]
-        return RowSets(rows.forget, retain, [each for each in evaluation if each.rows])
-
-    def _with_cut_answers(self, evaluation_set: EvaluationSet) -> EvaluationSet:
-        length = evaluation_set.new_tokens
-        if not length:
-            return evaluation_set
-        answers = self.tokenizer([row.answer for row in evaluation_set.rows])["input_ids"]
-        cut = self.tokenizer.batch_decode([ids[:length] for ids in answers], skip_special_tokens=True)
-        return replace(evaluation_set, cut_answers=cut)
+        sets = chosen_sets(rows.evaluation, self.evaluate)
+        for place, (name, new) in enumerate(new_rows(requests).items(), start=1):
+            sets += self.request_sets(place, name, new)
+        self.evaluation_sets = [first_rows(each, self.evaluation_rows) for each in sets]
+        refuse_seen_holdout(self.evaluation_sets, [*rows.forget, *rows.retain, *joined(requests.values())])
+        self._row_sets = rows
 
     def texts(self) -> Iterable[str]:
-        """What a tokenizer is made of: all training texts of both sets, whatever is trained on, and the holdout's.
+        """Return what a new tokenizer is trained on: the texts of both sets, whatever is trained on, and of the holdout.
 
-        One that knew the words of the forget set alone would tell the two apart.
+        A tokenizer that knew the words of the forget set alone would tell the two apart.
         """
-        assert self.row_sets is not None
         holdout = (each.rows for each in self.row_sets.evaluation if each.name == "holdout")
         sets = (self.row_sets.forget, self.row_sets.retain, *holdout)
         return (text for rows in sets for row in rows for text in row.texts())
 
+    def _encode(self) -> None:
+        self.tokenizer = self.module.tokenizer(self.texts())
+        self.evaluation_sets = [with_cut_answers(each, self.tokenizer) for each in self.evaluation_sets]
+        forget = [self.row_sets.forget[place] for place in self.trained_forget_rows]
+        self._training = self.encode_training(forget, self.row_sets.retain)
+        self._encoder.warn_of_cuts("training rows", chain(*self._training.values()))
+        self.evaluation_sequences = [self._encoder.measured(each) for each in self.evaluation_sets]
+        self._encoder.warn_of_cuts("answers to be measured", chain(*chain(*self.evaluation_sequences)))
+
+    @property
+    def _encoder(self) -> RowEncoder:
+        return RowEncoder(self.tokenizer, self.prompt, self.max_length, self.too_long)
+
+    def encode_training(self, forget: Sequence[Row], retain: Sequence[Row]) -> dict[str, list[Encoded]]:
+        """Return the training sequences of both sets."""
+        return {"forget": self._encoder.rows(forget), "retain": self._encoder.rows(retain)}
+
+    def _encode_companions(self) -> None:
+        """Make what only some losses ask for."""
+        rows = self.row_sets.forget
+        for kind in self._kinds:
+            if kind not in self._training:
+                self.companions[kind] = companion_answers(kind, rows, self.alternates, self.seed)
+                self._training[kind] = self._encoder.companions(rows, self.companions[kind])
+                self._encoder.warn_of_cuts(f"{kind} answers", self._training[kind])
+
+    @property
+    def _kinds(self) -> list[str]:
+        return [kind for kinds in self.module.sections.values() for kind in kinds]
+
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence that training or evaluation will show the policy."""
-        lengths = [len(each.ids) for rows in self._training.values() for each in rows]
-        lengths += [len(each.ids) for rows in self._evaluation for answers in rows for each in answers]
-        return max(lengths)
+        measured = chain(*self.evaluation_sequences)
+        return max(len(each.ids) for each in chain(*self._training.values(), *measured))
 
     @property
     def training_sequences(self) -> dict[str, list[Encoded]]:
-        """All sequences that training batches are made of, by section; `Batch.rows` counts in these."""
+        """All sequences that training batches are made of, by kind; `Section.rows` counts in these."""
         if self.train_on != "pairs":
             return self._training
-        return {name: self._training[name] for name in self._sections}
+        return {kind: self._training[kind] for kind in self._kinds}
 
     @property
     def identity(self) -> dict[str, str]:
         """Fingerprints of what the training sequences were made from, by name."""
-        assert self.row_sets is not None
         return {
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
             "prompt format": settings_fingerprint(self.prompt),
             "forget rows": rows_fingerprint(self.row_sets.forget),
             "retain rows": rows_fingerprint(self.row_sets.retain),
-            **{f"{name} answers": texts_fingerprint(answers) for name, answers in self.companions.items()},
+            **{f"{kind} answers": texts_fingerprint(answers) for kind, answers in self.companions.items()},
         }
 
     @property
-    def trained_forget_rows(self) -> Sequence[int]:
-        """Places of the forget rows that training steps hold."""
-        assert self.row_sets is not None
+    def trained_forget_rows(self) -> list[int]:
+        """Indices of the forget rows that training steps hold."""
         order = permutation(self.seed, "forget_share", 0, len(self.row_sets.forget))
         return sorted(order[: max(1, round(self.forget_share * len(order)))])
 
-    def _encode_training_rows(self) -> None:
-        assert self.row_sets is not None
-        self._training = {
-            "forget": [self._encoded(row, row.answer) for row in self.row_sets.forget],
-            "retain": [self._encoded(row, row.answer) for row in self.row_sets.retain],
-        }
-        self._warn_of_cuts("training rows", self._training.values())
-
-    def _encode_companions(self) -> None:
-        """What only some losses ask for. Where a row has K such answers, answer k of row r stands at r * K + k."""
-        assert self.row_sets is not None
-        rows = self.row_sets.forget
-        for name in self._sections:
-            if name not in self._training:
-                self.companions[name] = companion_answers(name, rows, self.alternates, self.seed)
-                self._training[name] = [
-                    self._encoded(row, answer)
-                    for row, answers in zip(rows, self.companions[name], strict=True)
-                    for answer in answers
-                ]
-                self._warn_of_cuts(f"{name} answers", [self._training[name]])
-
-    def _encode_evaluation_sets(self) -> None:
-        self._evaluation = []
-        for evaluation_set in self.evaluation_sets:
-            counts = {len(row.wrong_answers) for row in evaluation_set.rows}
-            if len(counts) > 1:
-                raise InputError(
-                    f"rows of the evaluation set {evaluation_set.name!r} have {sorted(counts)} wrong answers: "
-                    "give every row the same number, or none"
-                )
-            self._evaluation.append(
-                [
-                    [self._encoded(row, answer, evaluation_set.prompt) for answer in row.measured_answers]
-                    for row in evaluation_set.rows
-                ]
-            )
-        self._warn_of_cuts(
-            "answers to be measured", (answers for rows in self._evaluation for answers in rows)
-        )
-
-    def _warn_of_cuts(self, what: str, groups: Iterable[Iterable[Encoded]]) -> None:
-        cut = [each.cut for group in groups for each in group]
-        if any(cut):
-            rank_zero_warn(
-                f"{sum(cut)} of {len(cut)} {what} are longer than data.max_length {self.max_length} "
-                "with their prompt, and are cut there"
-            )
-
-    def _encoded(self, row: Row, answer: str, prompt: PromptFormat | None = None) -> Encoded:
-        return encode(
-            row,
-            answer,
-            prompt or self.prompt,
-            self.tokenizer,
-            self.max_length,
-            truncate=self.too_long == "truncate",
-        )
-
-    def _items(self, epoch: int) -> Sequence[Item]:
-        """The epoch's items in training order."""
-        assert self.trainer is not None
-        items = self._pairs(epoch) if self.train_on == "pairs" else self._rows(epoch)
+    def items(self, epoch: int) -> Sequence[Item]:
+        """Return what the epoch's batches are made of, in training order."""
+        counts = {name: len(each) for name, each in self._training.items()}
+        if self.train_on == "pairs":
+            items = pair_items(self._kinds, counts, self.seed, epoch)
+        else:
+            names = ("forget", "retain") if self.train_on == "all" else (self.train_on,)
+            items = row_items({name: counts[name] for name in names}, self.seed, epoch)
         if not self.group_by_length:
             return items
-        return grouped_by_length(
-            items,
-            self._length,
-            self.global_batch_size or self.batch_size * self.trainer.world_size,
-            self.seed,
-            epoch,
-        )
-
-    def _pairs(self, epoch: int) -> list[Item]:
-        forget, retain = (len(self._training[name]) for name in ("forget", "retain"))
-
-        def place(section: str, row: int, partner: int) -> tuple[str, int]:
-            if section == "retain":
-                return section, partner
-            answers = len(self._training[section]) // forget
-            return section, row * answers + epoch % answers
-
-        return [
-            tuple(place(section, *pair) for section in self._sections)
-            for pair in forget_retain_pairs(self.seed, epoch, forget, retain)
-        ]
-
-    def _rows(self, epoch: int) -> list[Item]:
-        names = ("forget", "retain") if self.train_on == "all" else (self.train_on,)
-        places: dict[str, Sequence[int]] = {name: range(len(self._training[name])) for name in names}
-        if "forget" in places:
-            places["forget"] = self.trained_forget_rows
-        rows = [(name, row) for name in names for row in places[name]]
-        return [(rows[place],) for place in permutation(self.seed, "train", epoch, len(rows))]
+        size = self.global_batch_size or self.batch_size * self._ranks[1]
+        return grouped_by_length(items, self._length, size, self.seed, epoch)
 
     def _length(self, item: Item) -> int:
         return max(len(self._training[name][row].ids) for name, row in item)
 
+    @property
+    def _ranks(self) -> tuple[int, int]:
+        """This process's rank, and the world size."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
     def train_dataloader(self) -> DataLoader[Batch]:
-        self._sampler = self._ordered()
+        """Return the loader of training batches, from where a resumed run goes on."""
+        self._sampler = self._new_sampler()
         if self.resume_at is not None:
             self._sampler.resume(*self.resume_at)
-        sections = self._sections if self.train_on == "pairs" else ("train",)
-        return self._loader(_TrainingBatches(self._training, sections), self._sampler)
+        return self._loader(TrainingBatches(self._training, self.module.sections), self._sampler)
 
-    def _ordered(self) -> ResumableSampler:
-        assert self.trainer is not None
-        return ResumableSampler(
-            self._items,
-            self.batch_size,
-            self.trainer.global_rank,
-            self.trainer.world_size,
-            None if self.global_batch_size is None else self.trainer.accumulate_grad_batches,
-        )
+    def _new_sampler(self) -> ResumableSampler:
+        accumulation = None
+        if self.global_batch_size is not None and self.trainer is not None:
+            accumulation = self.trainer.accumulate_grad_batches
+        return ResumableSampler(self.items, self.batch_size, *self._ranks, accumulation)
 
     def loss_weight(self, batch: int) -> float:
-        """What the loss of this batch of an epoch counts; 1 but where data.global_batch_size leaves a smaller step."""
+        """Return the factor on the loss of an epoch's batch; 1 unless data.global_batch_size leaves a smaller step."""
         if self._sampler is None or self.trainer is None:
             return 1.0
         return self._sampler.weight(batch, int(self.trainer.num_training_batches))
 
     def val_dataloader(self) -> list[DataLoader[EvaluationBatch]]:
-        assert self.trainer is not None
+        """Return one loader for each evaluation set."""
         return [
             self._loader(
-                _EvaluationBatches(evaluation_set.rows, encoded),
-                evaluation_batches(
-                    encoded, self.evaluation_tokens, self.trainer.global_rank, self.trainer.world_size
-                ),
+                EvaluationBatches(encoded), evaluation_batches(encoded, self.evaluation_tokens, *self._ranks)
             )
-            for evaluation_set, encoded in zip(self.evaluation_sets, self._evaluation, strict=True)
+            for encoded in self.evaluation_sequences
         ]
 
     def _loader(self, dataset: Dataset[Any], sampler: Iterable[Any]) -> DataLoader[Any]:
@@ -493,6 +395,7 @@ class ForgetRetain(LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, int]:
+        """Return the place in training, in batches of this world size."""
         assert self.trainer is not None
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         state = {"epoch": self.trainer.current_epoch, "batches_done": done}
@@ -500,46 +403,14 @@ class ForgetRetain(LightningDataModule):
             state["accumulation"] = self.trainer.accumulate_grad_batches
         return state
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Lightning calls this before it asks for the training loader, or with sharded models after that."""
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        """Go on from a place; Lightning calls this before it asks for the training loader, or with shards after that."""
         assert self.trainer is not None
         epoch, done = state_dict["epoch"], state_dict["batches_done"]
         if (before := state_dict.get("accumulation")) is not None:
-            # Checkpoints are of whole steps, which are other numbers of batches on other numbers of devices.
-            done = min(-(-done // before) * self.trainer.accumulate_grad_batches, len(self._ordered()))
+            # Checkpoints are of whole steps, which are other numbers of batches at another world size.
+            done = min(-(-done // before) * self.trainer.accumulate_grad_batches, len(self._new_sampler()))
         self.resume_at = epoch, done
         if self._sampler is not None:
             self._sampler.resume(epoch, done)
         rank_zero_info(f"resuming in epoch {epoch} after {done} batches")
-
-
-class _TrainingBatches(Dataset[Batch]):
-    def __init__(self, sequences: dict[str, list[Encoded]], sections: Sequence[str]) -> None:
-        self.sequences = sequences
-        self.sections = sections
-
-    def __getitem__(self, items: Sequence[Item]) -> Batch:
-        columns = list(zip(*items, strict=True))
-        return collate(
-            {
-                section: [self.sequences[name][row] for name, row in column]
-                for section, column in zip(self.sections, columns, strict=True)
-            },
-            [row for column in columns for _, row in column],
-        )
-
-
-class _EvaluationBatches(Dataset[EvaluationBatch]):
-    def __init__(self, rows: Sequence[Row], encoded: list[list[Encoded]]) -> None:
-        self.rows = rows
-        self.encoded = encoded
-
-    def __getitem__(self, items: Sequence[int]) -> EvaluationBatch:
-        sequences = [answer for item in items for answer in self.encoded[item]]
-        originals = [self.encoded[item][0] for item in items]
-        return EvaluationBatch(
-            answers=collate({"answers": sequences}, [item for item in items for _ in self.encoded[item]]),
-            rows=torch.tensor(items),
-            prompts=[list(each.ids[: each.answer_start]) for each in originals],
-            closing=tuple(each.closing for each in originals),
-        )

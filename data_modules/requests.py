@@ -1,13 +1,15 @@
-"""Forget sets that are asked for one after another."""
+"""Continual unlearning: forget sets that are requested one after another."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
+from dipo_pl.data_modules.row_sets import RowSets
 from dipo_pl.errors import InputError
 from dipo_pl.rows import Row
 
 
 def listed(names: str | Sequence[str]) -> list[str]:
-    """One forget set's name or several as a list.
+    """Return the name of one forget set, or of several, as a list.
 
     Raises:
         InputError: there is none.
@@ -20,21 +22,60 @@ def listed(names: str | Sequence[str]) -> list[str]:
 
 
 def joined(sets: Iterable[Sequence[Row]]) -> list[Row]:
-    """The rows of all sets in order, those that stand in several once."""
+    """Return the rows of all sets in order, each once."""
     return list({row.conversation: row for rows in sets for row in rows}.values())
 
 
 def without(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:
-    """The rows that do not stand, to the letter, among the others."""
+    """Return the rows of which no exact copy is among the others."""
     left_out = {row.conversation for row in others}
     return [row for row in rows if row.conversation not in left_out]
 
 
-def refuse_overlaps(requests: Mapping[str, Sequence[Row]], nested: bool = False) -> None:
+def new_rows(requests: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
+    """Return the rows of each request that no earlier one holds: MUSE's growing sets hold those before."""
+    names = list(requests)
+    return {
+        name: without(requests[name], joined(requests[earlier] for earlier in names[:place]))
+        for place, name in enumerate(names)
+    }
+
+
+def without_requests(
+    rows: RowSets, requests: Mapping[str, Sequence[Row]], to_come: Iterable[Sequence[Row]]
+) -> RowSets:
+    """Return the rows of which nothing that was ever requested to be forgotten is retained.
+
+    The evaluation set `retain` loses the rows of requests to come too.
+
+    Raises:
+        InputError: requests overlap, what is forgotten now is not among them, or no retain row is left.
     """
+    refuse_overlaps(requests, nested=True)
+    requested = joined(requests.values())
+    if missing := len(without(rows.forget, requested)):
+        raise InputError(
+            f"{missing} of {len(rows.forget)} forget rows are in none of data.requests ({', '.join(requests)}): "
+            "what is to be forgotten now must be among them"
+        )
+    retain = without(rows.retain, requested)
+    if not retain:
+        raise InputError("all retain rows are in one of data.requests: give others to retain")
+    unmeasured = joined([requested, *to_come])
+    sets = [
+        replace(each, rows=without(each.rows, unmeasured)) if each.name == "retain" else each
+        for each in rows.evaluation
+    ]
+    return RowSets(rows.forget, retain, [each for each in sets if each.rows])
+
+
+def refuse_overlaps(requests: Mapping[str, Sequence[Row]], nested: bool = False) -> None:
+    """Refuse requests that share rows.
+
     Args:
         requests: the rows of each, by name, in the order in which they are made.
         nested: let a request hold all rows of an earlier one.
+
     Raises:
         InputError: two requests share rows.
     """
@@ -46,5 +87,5 @@ def refuse_overlaps(requests: Mapping[str, Sequence[Row]], nested: bool = False)
             if shared and not (nested and shared == texts[earlier]):
                 raise InputError(
                     f"the requests {earlier} and {later} overlap: {len(shared)} of {len(texts[later])} rows of the second "
-                    "also stand in the first; give each row to one request"
+                    "are also in the first; give each row to one request"
                 )

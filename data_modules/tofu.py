@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dipo_pl.data_modules.forget_retain import ForgetRetain, RowSets
+from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.data_modules.hub import load_split
 from dipo_pl.data_modules.requests import listed
 from dipo_pl.data_modules.row_files import read_json_lines, row_from
+from dipo_pl.data_modules.row_sets import RowSets
 from dipo_pl.errors import InputError, check_count
 from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.rows import Row

@@ -1,7 +1,8 @@
-"""What travels from the data modules to the policy: padded tokens and the places that are predicted."""
+"""Batches that data modules give to the policy: padded tokens, and the positions that predict answer tokens."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Self
 
 import torch
@@ -10,11 +11,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Encoded:
-    """One tokenised sequence; tokens from `answer_start` on are to be predicted.
+    """Tokenized sequence, of which the tokens from `answer_start` on are to be predicted.
 
-    A first token has nothing before it to be predicted from, so `answer_start` is at least 1.
-    `closing` counts the tokens at the end that close the answer (EOS, the end of a turn) and hold nothing of it.
-    `cut` tells that the sequence went on, beyond the greatest length allowed.
+    Attributes:
+        ids: token ids of prompt and answer.
+        answer_start: at least 1, since nothing precedes the first token to predict it from.
+        closing: tokens at the end that close the answer (EOS, the end of a turn) and hold no part of it.
+        cut: whether the text went on beyond the greatest length allowed.
     """
 
     ids: tuple[int, ...]
@@ -24,32 +27,58 @@ class Encoded:
 
     @property
     def answer_length(self) -> int:
+        """Number of tokens to be predicted."""
         return len(self.ids) - self.answer_start
+
+
+@dataclass(frozen=True)
+class Section:
+    """Consecutive sequences of a batch that one loss is computed on: rows, then each of their companions.
+
+    Attributes:
+        rows: for each kind of sequence (`forget`, `alternate`), the index of each sequence among all of its kind.
+            Kinds follow each other; after the first one, each gives every row a companion, in the order of the rows.
+        lengths: answer tokens of each sequence.
+    """
+
+    rows: Mapping[str, tuple[int, ...]]
+    lengths: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """Return the number of rows, each counted once with its companions."""
+        return len(self.lengths) // len(self.rows)
 
 
 @dataclass
 class Batch:
-    """Right-padded sequences, in sections that follow each other (forget rows, then retain rows).
+    """Right-padded sequences for one forward pass, in sections that follow each other.
 
     Attributes:
         input_ids: [B, T] token ids; padding is id 0 and never attended to.
-        attention_mask: [B, T] bool, built from lengths (a pad id may equal EOS, so it is never inferred).
+        attention_mask: [B, T] bool, built from lengths: a pad id may equal EOS, so it is never inferred from ids.
         positions: [N] indices into the flattened [B * T] of the positions that predict an answer token.
         targets: [N] the answer token that each of these positions predicts.
-        lengths: answer tokens of each sequence; they sum to N.
-        sections: number of sequences in each named section, in order.
-        rows: each sequence's place among all sequences of its section, by which stored states are found.
+        sections: by name (`forget`, `retain`).
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     positions: Tensor
     targets: Tensor
-    lengths: tuple[int, ...]
-    sections: dict[str, int]
-    rows: tuple[int, ...]
+    sections: dict[str, Section]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Answer tokens of each sequence; they sum to N."""
+        return tuple(chain.from_iterable(section.lengths for section in self.sections.values()))
+
+    @property
+    def rows(self) -> dict[str, tuple[int, ...]]:
+        """Index of each sequence among all of its kind, by kind."""
+        return {kind: rows for section in self.sections.values() for kind, rows in section.rows.items()}
 
     def to(self, device: torch.device) -> Self:
+        """Return the batch with its tensors on a device."""
         return replace(
             self,
             input_ids=self.input_ids.to(device),
@@ -58,63 +87,75 @@ class Batch:
             targets=self.targets.to(device),
         )
 
+    def by_section(self, values: Tensor) -> dict[str, Tensor]:
+        """Split the values of all answer positions, [N, ...], into those of each section."""
+        counts = [sum(section.lengths) for section in self.sections.values()]
+        return dict(zip(self.sections, values.split(counts), strict=True))
+
     def only(self, names: Collection[str]) -> "Batch":
-        """The same with these sections alone, in the same order."""
+        """Return the batch of these sections alone, in the same order and as wide as before."""
         if set(names) == set(self.sections):
             return self
-        chosen = [name in names for name, count in self.sections.items() for _ in range(count)]
-        kept = [index for index, keep in enumerate(chosen) if keep]
-        place = torch.full((len(chosen),), -1, dtype=torch.long)
-        place[kept] = torch.arange(len(kept))
-        device, width = self.positions.device, self.input_ids.shape[1]
-        spans = [tokens for name, (_, tokens) in self.section_slices().items() if name in names]
-        positions, targets = (
-            torch.cat([each[:0], *(each[span] for span in spans)]) for each in (self.positions, self.targets)
-        )
+        positions, targets = self.by_section(self.positions), self.by_section(self.targets)
+        width = self.input_ids.shape[1]
+        kept: list[int] = []
+        moved = []
+        first = 0
+        for name, section in self.sections.items():
+            count = len(section.lengths)
+            if name in names:
+                moved.append(positions[name] - (first - len(kept)) * width)
+                kept += range(first, first + count)
+            first += count
+        sections = {name: section for name, section in self.sections.items() if name in names}
         return Batch(
             input_ids=self.input_ids[kept],
             attention_mask=self.attention_mask[kept],
-            positions=place.to(device)[positions // width] * width + positions % width,
-            targets=targets,
-            lengths=tuple(self.lengths[index] for index in kept),
-            sections={name: count for name, count in self.sections.items() if name in names},
-            rows=tuple(self.rows[index] for index in kept),
+            positions=torch.cat(moved),
+            targets=torch.cat([targets[name] for name in sections]),
+            sections=sections,
         )
 
-    def section_slices(self) -> dict[str, tuple[slice, slice]]:
-        """For each section, its slice of the sequences and its slice of the N answer positions."""
-        slices = {}
-        row = token = 0
-        for name, count in self.sections.items():
-            tokens = sum(self.lengths[row : row + count])
-            slices[name] = (slice(row, row + count), slice(token, token + tokens))
-            row, token = row + count, token + tokens
-        return slices
 
+def collate(
+    sequences: Mapping[str, Sequence[Encoded]],
+    rows: Sequence[int],
+    sections: Mapping[str, Sequence[str]] | None = None,
+) -> Batch:
+    """Pad sequences to the longest one and find the positions that predict their answers.
 
-def collate(sections: dict[str, Sequence[Encoded]], rows: Sequence[int]) -> Batch:
-    """Pads the sequences of all sections to the longest one and marks the positions that predict answers."""
-    sequences = [sequence for section in sections.values() for sequence in section]
-    width = max(len(sequence.ids) for sequence in sequences)
-    input_ids = torch.zeros(len(sequences), width, dtype=torch.long)
-    attention_mask = torch.zeros(len(sequences), width, dtype=torch.bool)
+    Args:
+        sequences: by kind.
+        rows: for each of them, its index among all sequences of its kind.
+        sections: kinds of each section, in the order of `sequences`; None makes a section of each kind.
+    """
+    every = list(chain.from_iterable(sequences.values()))
+    width = max(len(sequence.ids) for sequence in every)
+    input_ids = torch.zeros(len(every), width, dtype=torch.long)
+    attention_mask = torch.zeros(len(every), width, dtype=torch.bool)
     positions: list[int] = []
     targets: list[int] = []
-    for index, sequence in enumerate(sequences):
+    for index, sequence in enumerate(every):
         length = len(sequence.ids)
         input_ids[index, :length] = torch.tensor(sequence.ids)
         attention_mask[index, :length] = True
         # The position before a token predicts it: this is the only place where the shift is made.
         positions.extend(range(index * width + sequence.answer_start - 1, index * width + length - 1))
         targets.extend(sequence.ids[sequence.answer_start :])
+    remaining = iter(rows)
+    rows_of = {kind: tuple(next(remaining) for _ in some) for kind, some in sequences.items()}
     return Batch(
         input_ids=input_ids,
         attention_mask=attention_mask,
         positions=torch.tensor(positions, dtype=torch.long),
         targets=torch.tensor(targets, dtype=torch.long),
-        lengths=tuple(sequence.answer_length for sequence in sequences),
-        sections={name: len(section) for name, section in sections.items()},
-        rows=tuple(rows),
+        sections={
+            name: Section(
+                {kind: rows_of[kind] for kind in kinds},
+                tuple(sequence.answer_length for kind in kinds for sequence in sequences[kind]),
+            )
+            for name, kinds in (sections or {kind: (kind,) for kind in sequences}).items()
+        },
     )
 
 
@@ -137,9 +178,10 @@ class EvaluationBatch:
 
     @property
     def originals(self) -> range:
-        """The places of the rows' original answers among all answers."""
+        """Indices of the rows' original answers among all answers."""
         count = len(self.answers.lengths)
         return range(0, count, count // len(self.rows))
 
     def to(self, device: torch.device) -> Self:
+        """Return the batch with its tensors on a device."""
         return replace(self, answers=self.answers.to(device), rows=self.rows.to(device))

@@ -1,7 +1,8 @@
-"""What both trainings share: the policy, its optimizer, measuring answers and generating them."""
+"""Base of both kinds of training: holds the policy and its optimizer, measures answers and generates them."""
 
 import math
-from collections.abc import Set
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -10,12 +11,13 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW
-from transformers import PreTrainedModel, get_scheduler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from dipo_pl.batch import EvaluationBatch
-from dipo_pl.errors import InputError
-from dipo_pl.evaluation.observation import Observation, observations
+from dipo_pl.connection import TrainingData
+from dipo_pl.errors import InputError, check_count, check_share
 from dipo_pl.losses.engine import Objective
+from dipo_pl.metrics.observations import Observations
 from dipo_pl.models.answer_scores import answer_scores
 from dipo_pl.models.generation import generate
 from dipo_pl.models.gradient_norm import gradient_norm
@@ -28,21 +30,19 @@ from dipo_pl.strategies.fsdp import FSDP2Strategy
 Schedule = Literal["linear", "cosine", "constant_with_warmup"]
 
 
-class LanguageModel(LightningModule):
-    """Holds the policy; a subclass says what a training step is.
+class LanguageModule(LightningModule, ABC):
+    """LightningModule that holds a language model; a subclass defines its training step.
 
     Args:
         policy: where the model comes from.
-        optimizer: given the trained parameters.
+        optimizer: called with the trained parameters.
         schedule: of the learning rate after the warm-up: `linear` or `cosine` to 0, or constant.
-        warmup: share of all steps over which the learning rate rises from 0, in [0, 1).
+        warmup: share of all optimizer steps over which the learning rate rises from 0, in [0, 1).
         token_budget: answer positions whose logits exist at a time, each 4 bytes x vocabulary a few times
             over; null is 256 on a CPU and 1,024 on a GPU.
     """
 
     trains_on: ClassVar[tuple[str, ...]] = ()
-    # Of a training batch with `train_on` pairs; the data module makes no others.
-    sections: tuple[str, ...] = ("forget", "retain")
 
     def __init__(
         self,
@@ -53,39 +53,64 @@ class LanguageModel(LightningModule):
         token_budget: int | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= warmup < 1:
-            raise InputError(f"model.warmup must be a share of the steps in [0, 1), got {warmup}")
-        if token_budget is not None and token_budget < 1:
-            raise InputError(f"model.token_budget must be at least 1, got {token_budget}")
+        check_share("model.warmup", warmup, zero=True, one=False)
+        check_count("model.token_budget", token_budget)
         self.policy = policy
         self.optimizer = optimizer
         self.schedule = schedule
         self.warmup = warmup
         self.token_budget = token_budget
         self.model: PreTrainedModel | None = None
+        # Names of parameters that are not trained, and of those that checkpoints hold.
         self.frozen: frozenset[str] = frozenset()
         self.saved: frozenset[str] = frozenset()
         self.size = self.trained_size = 0
         self.frozen_weights: str | None = None
-        # Of a policy that is to be trained, before a checkpoint is loaded.
+        # Fingerprint of the weights before training and before a checkpoint is loaded.
         self.starting_weights: str | None = None
         self._is_trained = False
+        self._data: TrainingData | None = None
+
+    @property
+    @abstractmethod
+    def sections(self) -> Mapping[str, tuple[str, ...]]:
+        """Kinds of sequences in each section of a training batch."""
+
+    def tokenizer(self, texts: Iterable[str] = ()) -> PreTrainedTokenizerBase:
+        """Return the policy's tokenizer; one that does not exist yet is trained on `texts`."""
+        return self.policy.tokenizer(texts)
+
+    def connect(self, data: TrainingData) -> None:
+        """Receive the data module, which calls this in its own `setup`."""
+        self._data = data
+
+    @property
+    def data(self) -> TrainingData:
+        """The data module.
+
+        Raises:
+            RuntimeError: none has been connected.
+        """
+        if self._data is None:
+            raise RuntimeError("no data module is connected: call trainer.fit(module, datamodule=...)")
+        return self._data
 
     def setup(self, stage: str) -> None:
+        """Refuse to train a quantized policy."""
         self._is_trained = stage == "fit"
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if stage == "fit" and self.policy.quantization is not None:
             raise InputError(
-                f"model.policy.quantization is {self.policy.quantization}, and a quantised policy cannot be trained: "
+                f"model.policy.quantization is {self.policy.quantization}, and a quantized policy cannot be trained: "
                 "leave it out, or measure with dipo-pl validate"
-            )
-        if stage == "fit" and data.train_on not in self.trains_on:
-            raise InputError(
-                f"{type(self).__name__} trains on {' or '.join(self.trains_on)}, and data.train_on is {data.train_on}"
             )
 
     @property
     def language_model(self) -> PreTrainedModel:
+        """The policy's model.
+
+        Raises:
+            RuntimeError: it has not been loaded yet.
+        """
         if self.model is None:
             raise RuntimeError("the policy is used before configure_model() has loaded it")
         return self.model
@@ -117,8 +142,7 @@ class LanguageModel(LightningModule):
     def _refuse_rows_beyond_the_context(self) -> None:
         config: Any = self.language_model.config.get_text_config()
         context = getattr(config, "max_position_embeddings", None)
-        data: Any = getattr(self._trainer, "datamodule", None)
-        longest = getattr(data, "longest", 0)
+        longest = 0 if self._data is None else self._data.longest
         if context is not None and longest > context:
             raise InputError(
                 f"the longest row has {longest} tokens and the model's context is {context}: set "
@@ -181,15 +205,14 @@ class LanguageModel(LightningModule):
         # from_pretrained leaves a model in eval mode, and Lightning trains a module in the mode it is in.
         self.language_model.train()
 
-    def of_step(self, loss: Tensor, batch_idx: int) -> Tensor:
-        """The loss so that its mean over what a trainer accumulates is that of the optimizer step."""
+    def step_weight(self, batch_idx: int) -> float:
+        """Return the factor on a batch's loss that makes the trainer's mean over a step that over its rows."""
+        return 1.0 if self._data is None else self._data.loss_weight(batch_idx)
+
+    def weighted(self, loss: Tensor, batch_idx: int) -> Tensor:
+        """Return the loss times `step_weight`."""
         weight = self.step_weight(batch_idx)
         return loss if weight == 1 else weight * loss
-
-    def step_weight(self, batch_idx: int) -> float:
-        """What a batch counts in that mean."""
-        data: Any = getattr(self._trainer, "datamodule", None)
-        return 1.0 if data is None else float(data.loss_weight(batch_idx))
 
     def log_objective(self, name: str, objective: Objective, sequences: int) -> None:
         values = {f"train/{name}": objective.loss.detach()}
@@ -198,8 +221,8 @@ class LanguageModel(LightningModule):
 
     def validation_step(
         self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> dict[str, list[Observation]]:
-        """What the policy makes of every row's answers, under `observations`."""
+    ) -> dict[str, Observations]:
+        """Return what the policy makes of every row's answers, under `observations`."""
         answers = batch.answers
         first = torch.tensor([row in batch.originals for row in range(len(answers.lengths))])
         detailed = torch.repeat_interleave(first, torch.tensor(answers.lengths)).to(answers.targets.device)
@@ -211,7 +234,7 @@ class LanguageModel(LightningModule):
             detailed,
             self.token_budget,
         )
-        return {"observations": observations(batch, nll, tokens)}
+        return {"observations": Observations.of(batch, nll, tokens)}
 
     def gradient_norms(self, batch: EvaluationBatch) -> list[float]:
         """Of each row's original answer; see `dipo_pl.models.gradient_norm`."""

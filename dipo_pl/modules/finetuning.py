@@ -1,5 +1,7 @@
 """Fine-tuning: makes the target model that knows all rows, and the retain-only model it is compared with."""
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from dipo_pl.batch import Batch
@@ -7,15 +9,21 @@ from dipo_pl.losses.cross_entropy import CrossEntropy
 from dipo_pl.losses.engine import sequence_objective
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import answer_states
-from dipo_pl.modules.base import LanguageModel
+from dipo_pl.modules.base import LanguageModule
 
 
-class FineTuning(LanguageModel):
-    """Cross-entropy on the answers of the rows that the data module's `train_on` names."""
+class FineTuning(LanguageModule):
+    """Trains with cross-entropy on the answers of the rows that the data module's `train_on` names."""
 
-    trains_on = ("all", "retain", "forget")
+    trains_on: ClassVar[tuple[str, ...]] = ("all", "retain", "forget")
+
+    @property
+    def sections(self) -> dict[str, tuple[str, ...]]:
+        """All rows of a batch, in one section."""
+        return {"train": ("train",)}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the cross-entropy of a batch."""
         objective = sequence_objective(
             answer_states(self.language_model, batch)[None],
             batch.targets,
@@ -24,5 +32,5 @@ class FineTuning(LanguageModel):
             CrossEntropy(),
             token_budget=self.token_budget,
         )
-        self.log_objective("loss", objective, batch.sections["train"])
-        return self.of_step(objective.loss, batch_idx)
+        self.log_objective("loss", objective, len(batch.sections["train"]))
+        return self.weighted(objective.loss, batch_idx)

@@ -1,10 +1,12 @@
-"""Unlearning: a policy and its frozen reference, a forget loss and a retain loss."""
+"""Unlearning: one forward pass of policy and reference a step, a forget loss and a retain loss.
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, Self
+From batch to loss: `data_modules.forget_retain` (pairs), `batch` (sections), this file, `references.base`,
+`losses.base`, `losses.engine` (groups), and the loss's own file.
+"""
 
-import torch
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
@@ -15,11 +17,11 @@ from dipo_pl.errors import InputError
 from dipo_pl.losses.base import Loss
 from dipo_pl.losses.dipo import DiPO, DiPORetain
 from dipo_pl.losses.engine import Section, joint_objective
-from dipo_pl.losses.retain_weight import DualWeight
+from dipo_pl.losses.retain_weight import FixedWeight, RetainWeight
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import Layer, answer_states, decoder_layer
 from dipo_pl.models.source import ModelSource
-from dipo_pl.modules.base import LanguageModel, Schedule
+from dipo_pl.modules.base import LanguageModule, Schedule
 from dipo_pl.preferences.constructors import LogitModulation, PreferenceConstructor
 from dipo_pl.references.adapter_off import AdapterOff
 from dipo_pl.references.base import Reference, ReferenceContext
@@ -28,8 +30,8 @@ from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.strategies.fsdp import FSDP2Strategy
 
 
-class Unlearning(LanguageModel):
-    r"""Makes the policy forget the forget rows and keep the retain rows, in one forward pass of both a step.
+class Unlearning(LanguageModule):
+    r"""Makes the policy forget the forget rows and keep the retain rows.
 
         L = forget_loss + retain_weight * retain_loss
 
@@ -41,17 +43,17 @@ class Unlearning(LanguageModel):
         constructor: builds DiPO's preference pair, for both losses; null is LogitModulation.
         reference: the frozen model that losses compare with; null is AdapterOff where the policy has an
             adapter, else FrozenCopy. Where neither loss uses one, none is made.
-        optimizer, schedule, warmup, token_budget: see LanguageModel.
+        optimizer, schedule, warmup, token_budget: see LanguageModule.
     """
 
-    trains_on = ("pairs",)
+    trains_on: ClassVar[tuple[str, ...]] = ("pairs",)
 
     def __init__(
         self,
         policy: ModelSource,
         forget_loss: Loss,
         retain_loss: Loss | None,
-        retain_weight: DualWeight | float = 1.0,
+        retain_weight: RetainWeight | float = 1.0,
         constructor: PreferenceConstructor | None = None,
         reference: Reference | None = None,
         optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=1e-5),
@@ -60,74 +62,70 @@ class Unlearning(LanguageModel):
         token_budget: int | None = None,
     ) -> None:
         super().__init__(policy, optimizer, schedule, warmup, token_budget)
-        if isinstance(retain_weight, DualWeight):
-            if retain_loss is None:
-                raise InputError(
-                    "model.retain_weight is a DualWeight, which follows the retain loss, and model.retain_loss is "
-                    "null: give a retain loss, or a number as the weight"
-                )
-        elif not 0 <= retain_weight < math.inf:
-            raise InputError(f"model.retain_weight must be a finite number >= 0, got {retain_weight}")
-        self.forget_loss = forget_loss
-        self.retain_loss = retain_loss
-        if type(self.forget_loss) is DiPORetain or type(retain_loss) is DiPO:
+        self.retain_weight = (
+            retain_weight if isinstance(retain_weight, RetainWeight) else FixedWeight(retain_weight)
+        )
+        self.losses = {"forget": forget_loss} | ({} if retain_loss is None else {"retain": retain_loss})
+        self.constructor = constructor or LogitModulation()
+        self.reference = reference or (FrozenCopy() if policy.adapter is None else AdapterOff())
+        self._check_losses()
+        for loss in self.losses.values():
+            if isinstance(loss, DiPO) and loss.shares_constructor:
+                loss.constructor = self.constructor
+
+    def _check_losses(self) -> None:
+        forget, retain = self.losses["forget"], self.losses.get("retain")
+        if retain is None and self.retain_weight.needs_retain_loss:
+            raise InputError(
+                f"model.retain_weight is a {type(self.retain_weight).__name__}, which follows the retain loss, and "
+                "model.retain_loss is null: give a retain loss, or a number as the weight"
+            )
+        if type(forget) is DiPORetain or type(retain) is DiPO:
             raise InputError(
                 "DiPO prefers the forgetting distribution and DiPORetain the remembering one: "
                 "set model.forget_loss to DiPO and model.retain_loss to DiPORetain"
             )
-        if retain_loss is not None and retain_loss.companions:
+        if retain is not None and retain.companions:
             raise InputError(
-                f"model.retain_loss: {type(retain_loss).__name__} compares a row with its {retain_loss.companions[0]}, "
+                f"model.retain_loss: {type(retain).__name__} compares a row with its {retain.companions[0]}, "
                 "which only forget rows have"
             )
-        self.retain_weight = retain_weight
-        self.constructor = constructor or LogitModulation()
-        for loss in (self.forget_loss, self.retain_loss):
-            if isinstance(loss, DiPO) and loss.shares_constructor:
-                loss.constructor = self.constructor
-        self.reference = reference or (FrozenCopy() if policy.adapter is None else AdapterOff())
-        self._only_measures = False
 
     @property
-    def sections(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Of a training batch: only what a loss looks at."""
-        retain = () if self.retain_loss is None else ("retain",)
-        return ("forget", *self.forget_loss.companions, *retain)
-
-    @property
-    def losses(self) -> dict[str, Loss]:
-        """By the rows they act on."""
-        retain = {} if self.retain_loss is None else {"retain": self.retain_loss}
-        return {"forget": self.forget_loss, **retain}
+    def sections(self) -> dict[str, tuple[str, ...]]:
+        """Kinds of sequences in each section of a training batch: only those that a loss uses."""
+        return {name: (name, *loss.companions) for name, loss in self.losses.items()}
 
     @property
     def layers(self) -> set[Layer]:
+        """Layers whose states losses use."""
         return {loss.layer for loss in self.losses.values()}
 
     @property
-    def reference_layers(self) -> set[Layer]:
-        return {loss.layer for loss in self.losses.values() if loss.uses_reference}
+    def compared(self) -> dict[str, Loss]:
+        """Losses that use the reference, by section."""
+        return {name: loss for name, loss in self.losses.items() if loss.uses_reference}
 
     @property
-    def reference_sections(self) -> tuple[str, ...]:
-        """Those that a loss compares with the reference."""
-        used = {
-            name
-            for rows, loss in self.losses.items()
-            if loss.uses_reference
-            for name in (rows, *loss.companions)
-        }
-        return tuple(name for name in self.sections if name in used)
+    def reference_layers(self) -> set[Layer]:
+        """Layers whose reference states losses use."""
+        return {loss.layer for loss in self.compared.values()}
+
+    @property
+    def reference_kinds(self) -> tuple[str, ...]:
+        """Kinds of sequences that losses compare with the reference."""
+        return tuple(kind for name in self.compared for kind in self.sections[name])
 
     def setup(self, stage: str) -> None:
+        """Prepare DDP for losses that leave some layers without gradients."""
         super().setup(stage)
-        self._only_measures = stage != "fit"
         strategy = self.trainer.strategy
         if isinstance(strategy, DDPStrategy) and None not in self.layers:
             # No loss reaches the layers after those that it looks at, and DDP would wait for their gradients.
             strategy._ddp_kwargs["find_unused_parameters"] = True
 
     def configure_model(self) -> None:
+        """Load the policy and make the reference of it."""
         if self.model is not None:
             return
         super().configure_model()
@@ -135,26 +133,27 @@ class Unlearning(LanguageModel):
             # Refused now, not after the first measurement.
             if layer is not None:
                 decoder_layer(self.language_model, layer)
-        if self._compares:
+        if self._needs_reference:
             # Before a checkpoint is loaded: the reference is the policy as it started.
             self.reference.attach(self.language_model, self._reference_context())
 
     def before_sharding(self, strategy: FSDP2Strategy) -> None:
-        if self._compares:
+        """Make the reference's own model while the policy is whole."""
+        if self._needs_reference:
             self.reference.shard(self.language_model, strategy.shard)
 
     @property
-    def _compares(self) -> bool:
-        return bool(self.reference_layers) and not self._only_measures
+    def _needs_reference(self) -> bool:
+        return bool(self.compared) and self._is_trained
 
     def _reference_context(self) -> ReferenceContext:
         trainer: Any = self.trainer
-        sequences = trainer.datamodule.training_sequences
+        sequences = self.data.training_sequences
         return ReferenceContext(
             layers=self.reference_layers,
-            sequences={name: sequences[name] for name in self.reference_sections},
-            identity=trainer.datamodule.identity,
-            folder=RunFolder.of(trainer).path,
+            sequences={kind: sequences[kind] for kind in self.reference_kinds},
+            identity=self.data.identity,
+            folder=RunFolder(trainer.default_root_dir).path,
             device=trainer.strategy.root_device,
             precision=trainer.precision_plugin.forward_context,
             rank=trainer.global_rank,
@@ -168,62 +167,56 @@ class Unlearning(LanguageModel):
         return self
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        states = answer_states(self.language_model, batch, self.layers)
-        references, compared = {}, batch.only(self.reference_sections)
-        if self.reference_layers:
-            references = self.reference.states(compared, self.reference_layers)
-        slices, compared_slices = batch.section_slices(), compared.section_slices()
-        sections = {}
-        for name, loss in self.losses.items():
-            members = (name, *loss.companions)
-            parts = [slices[each] for each in members]
-            reference = None
-            if loss.uses_reference:
-                reference = _joined(references[loss.layer], [compared_slices[each] for each in members])
-            sections[name] = Section(
+        """Return the loss of a batch of pairs."""
+        states = _by_section(batch, answer_states(self.language_model, batch, self.layers))
+        targets = batch.by_section(batch.targets)
+        references, reference_head = self._reference(batch)
+        sections = {
+            name: Section(
                 loss,
-                _joined(states[loss.layer], parts),
-                _joined(batch.targets, parts),
-                [length for rows, _ in parts for length in batch.lengths[rows]],
-                reference,
-                self._weight(name),
+                states[loss.layer][name],
+                targets[name],
+                batch.sections[name].lengths,
+                references[loss.layer][name] if loss.uses_reference else None,
+                self.retain_weight.value if name == "retain" else 1.0,
             )
-        objective = joint_objective(
-            sections,
-            OutputHead.of(self.language_model),
-            self.reference.head if references else None,
-            self.token_budget,
-        )
+            for name, loss in self.losses.items()
+        }
+        head = OutputHead.of(self.language_model)
+        objective = joint_objective(sections, head, reference_head, self.token_budget)
         for name, part in objective.sections.items():
-            self.log_objective(name, part, batch.sections[name])
-        if isinstance(self.retain_weight, DualWeight):
-            self.log("train/retain_weight", self.retain_weight.value)
+            self.log_objective(name, part, len(batch.sections[name]))
+        self.log_dict({f"train/{name}": value for name, value in self.retain_weight.state.items()})
+        self.log(
+            "train/loss", objective.loss.detach(), prog_bar=True, batch_size=len(batch.sections["forget"])
+        )
+        if "retain" in objective.sections:
             self.retain_weight.observe(objective.sections["retain"].loss, self.step_weight(batch_idx))
-        self.log("train/loss", objective.loss.detach(), prog_bar=True, batch_size=batch.sections["forget"])
-        return self.of_step(objective.loss, batch_idx)
+        return self.weighted(objective.loss, batch_idx)
 
-    def _weight(self, name: str) -> float:
-        if name != "retain":
-            return 1.0
-        return self.retain_weight.value if isinstance(self.retain_weight, DualWeight) else self.retain_weight
+    def _reference(self, batch: Batch) -> tuple[dict[Layer, dict[str, Tensor]], OutputHead | None]:
+        """Return the reference's states by layer and section, of the sections that need them, and its head."""
+        if not self.compared:
+            return {}, None
+        compared = batch.only(self.compared)
+        states = self.reference.states(compared, self.reference_layers)
+        return _by_section(compared, states), self.reference.head
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Update the retain weight after the policy."""
         super().optimizer_step(*args, **kwargs)
-        if isinstance(self.retain_weight, DualWeight):
-            self.retain_weight.update(self.current_epoch, self.trainer.strategy.reduce)
+        self.retain_weight.update(self.current_epoch, self.trainer.strategy.reduce)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the retain weight, where it changes."""
         super().on_save_checkpoint(checkpoint)
-        if isinstance(self.retain_weight, DualWeight):
-            checkpoint["retain_weight"] = self.retain_weight.value
+        checkpoint |= self.retain_weight.state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the retain weight."""
         super().on_load_checkpoint(checkpoint)
-        if isinstance(self.retain_weight, DualWeight) and "retain_weight" in checkpoint:
-            self.retain_weight.value = checkpoint["retain_weight"]
+        self.retain_weight.load(checkpoint)
 
 
-def _joined(tensor: Tensor, parts: Sequence[tuple[slice, slice]]) -> Tensor:
-    """The positions of a section and of its companions."""
-    pieces = [tensor[tokens] for _, tokens in parts]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+def _by_section(batch: Batch, states: dict[Layer, Tensor]) -> dict[Layer, dict[str, Tensor]]:
+    return {layer: batch.by_section(each) for layer, each in states.items()}

@@ -14,10 +14,10 @@ from torch import Tensor
 from dipo_pl.batch import Batch
 from dipo_pl.errors import InputError
 from dipo_pl.models.hidden_states import Layer
-from dipo_pl.storage.run_folder import replacing, write_text
+from dipo_pl.storage.files import replacing, write_text
 
 FORMAT = 2
-# Section and number of a sequence, as in `Batch.sections` and `Batch.rows`.
+# Kind and number of a sequence, as in `Batch.rows`.
 Key = tuple[str, int]
 
 
@@ -110,15 +110,15 @@ class StateShards:
         """
         device = batch.input_ids.device
         spans = []
-        for name, (sequences, _) in batch.section_slices().items():
-            stored = self.lengths.get(name, ())
-            for row, length in zip(batch.rows[sequences], batch.lengths[sequences], strict=True):
-                if not 0 <= row < len(stored) or stored[row] != length:
-                    raise InputError(
-                        f"row {row} of {name!r} in a batch has {length} answer tokens, and not in {self.folder}: the data "
-                        "module's training_sequences must be the sequences of its batches"
-                    )
-                spans.append(self._spans[name, row])
+        keys = [(kind, row) for kind, rows in batch.rows.items() for row in rows]
+        for (kind, row), length in zip(keys, batch.lengths, strict=True):
+            stored = self.lengths.get(kind, ())
+            if not 0 <= row < len(stored) or stored[row] != length:
+                raise InputError(
+                    f"row {row} of {kind!r} in a batch has {length} answer tokens, and not in {self.folder}: the data "
+                    "module's training_sequences must be the sequences of its batches"
+                )
+            spans.append(self._spans[kind, row])
         states = {}
         for layer in layers:
             pieces = [self._shards[shard][layer_name(layer)][span] for shard, span in spans]

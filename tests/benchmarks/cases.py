@@ -171,9 +171,9 @@ class Ours(Case):
         )
         module.model = policy
         module.train()
-        sequences = size.sequences(module.sections)
-        rows = [row for section in sequences.values() for row in range(len(section))]
-        batch = collate(sequences, rows).to(torch.device(size.device))
+        sequences = size.sequences([kind for kinds in module.sections.values() for kind in kinds])
+        rows = [row for some in sequences.values() for row in range(len(some))]
+        batch = collate(sequences, rows, module.sections).to(torch.device(size.device))
         step = Step(lambda: module.training_step(batch, 0))
         if module.reference_layers:
             # What has been mapped stays when its file's name goes. No progress bar among the results.

@@ -27,7 +27,7 @@ def test_rows_in_both_files_are_told(cli):
     rows = [question(each) for each in range(8)]
     ended = cli(*jsonl(write("f.jsonl", *rows[:4]), write("r.jsonl", *rows[2:]), "--trainer.max_epochs", "1"))
     assert ended.code == 0, ended.err
-    assert "dipo-pl: warning: 2 of 4 forget rows also stand in the retain set" in ended.err
+    assert "dipo-pl: warning: 2 of 4 forget rows are also in the retain set" in ended.err
 
 
 DIVERGING = """

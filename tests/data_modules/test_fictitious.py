@@ -1,33 +1,27 @@
-"""The data module of fictitious authors: who is forgotten, who is retained."""
-
-from types import SimpleNamespace
+"""The data module of fictitious authors: which are forgotten and which retained."""
 
 import pytest
+from connected import connected
 
 from dipo_pl.data_modules.fictitious import FictitiousAuthors
 from dipo_pl.data_modules.fictitious_authors import MAX_AUTHORS, fictitious_rows
 from dipo_pl.data_modules.row_files import row_from
 from dipo_pl.errors import InputError
-from dipo_pl.models.from_config import FromConfig
 
 
 def test_the_last_authors_are_forgotten():
-    sets = FictitiousAuthors(authors=4, forget_authors=1, author_seed=5).read()
+    data = connected(FictitiousAuthors(authors=4, forget_authors=1, author_seed=5))
     expected = [row_from(record, "") for record in fictitious_rows(5, 5)]
+    sets = data.row_sets
     assert (sets.retain, sets.forget) == (expected[:60], expected[60:80])
     assert [(each.name, each.rows, each.options) for each in sets.evaluation] == [
         ("forget", sets.forget, False),
         ("retain", sets.retain, False),
         ("holdout", expected[80:], False),
     ]
-
-
-def test_the_tokenizer_is_made_of_the_holdout_too():
-    data = FictitiousAuthors(authors=4, forget_authors=1)
-    data.row_sets = sets = data.read()
-    holdout = sets.evaluation[-1].rows
-    expected = [*sets.forget, *sets.retain, *holdout]
-    assert list(data.texts()) == [text for row in expected for text in row.texts()]
+    # The tokenizer is trained on the holdout too.
+    order = [*sets.forget, *sets.retain, *expected[80:]]
+    assert data.module.texts == [text for row in order for text in row.texts()]
 
 
 def test_as_many_authors_as_there_can_be():
@@ -36,31 +30,25 @@ def test_as_many_authors_as_there_can_be():
     assert [each.name for each in sets.evaluation] == ["forget", "retain"]  # none are left for a holdout
 
 
-@pytest.mark.parametrize("authors", [MAX_AUTHORS + 1, 1, 0, -1])
-def test_too_many_or_too_few_authors(authors):
-    message = rf"^data.authors must be .* >= 2 and <= {MAX_AUTHORS} \(got {authors}\)$"
-    with pytest.raises(InputError, match=message):
-        FictitiousAuthors(authors=authors, forget_authors=1)
+@pytest.mark.parametrize(
+    ("authors", "forget_authors", "message"),
+    [
+        *((authors, 1, rf"data.authors must be .* >= 2 and <= {MAX_AUTHORS} \(got {authors}\)")
+          for authors in (MAX_AUTHORS + 1, 1, 0, -1)),
+        *((4, forget, rf"data.forget_authors must be .* >= 1 and < 4 \(got {forget}\)") for forget in (0, -1, 4, 5)),
+    ],
+)  # fmt: skip
+def test_numbers_of_authors_out_of_range(authors, forget_authors, message):
+    with pytest.raises(InputError, match=f"^{message}$"):
+        FictitiousAuthors(authors=authors, forget_authors=forget_authors)
 
 
-@pytest.mark.parametrize("forget_authors", [0, -1, 4, 5])
-def test_some_are_forgotten_and_some_retained(forget_authors):
-    message = rf"^data.forget_authors must be .* >= 1 and < 4 \(got {forget_authors}\)$"
-    with pytest.raises(InputError, match=message):
-        FictitiousAuthors(authors=4, forget_authors=forget_authors)
-
-
-def test_batches_with_a_tokenizer_trained_on_the_authors():
+def test_batches():
     data = FictitiousAuthors(authors=3, forget_authors=1, batch_size=8, evaluation_rows=2)
-    policy = FromConfig({"model_type": "llama"}, vocab_size=400)
-    module = SimpleNamespace(policy=policy, sections=("forget", "alternate", "retain"))
-    data.trainer = SimpleNamespace(lightning_module=module, global_rank=0, world_size=1)
-    data.setup("fit")
+    connected(data, ("forget", "alternate", "retain"), vocabulary=400)
     batches = list(data.train_dataloader())
-    assert sorted(row for batch in batches for row in batch.rows[: batch.sections["forget"]]) == list(
-        range(20)
-    )
-    assert [batch.sections for batch in batches] == [
+    assert sorted(row for batch in batches for row in batch.rows["forget"]) == list(range(20))
+    assert [{kind: len(rows) for kind, rows in batch.rows.items()} for batch in batches] == [
         dict.fromkeys(("forget", "alternate", "retain"), count) for count in (8, 8, 4)
     ]
     assert len(data.training_sequences["alternate"]) == 20 * 2

@@ -1,17 +1,18 @@
 """The base of all data modules: what it tokenises, pairs, batches and measures, and how it resumes."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
+from connected import PAIR, Module, connected
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch.testing import assert_close
 
 from dipo_pl.data_modules.alternates import Refusals
-from dipo_pl.data_modules.forget_retain import ForgetRetain, RowSets
+from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.data_modules.pairing import forget_retain_pairs, permutation
+from dipo_pl.data_modules.row_sets import RowSets
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.models.tokenizer import train_tokenizer
@@ -45,29 +46,12 @@ class Memory(ForgetRetain):
         return RowSets(forget, retain, self.evaluation or evaluation)
 
 
-class Policy:
-    """A tokenizer of single bytes; remembers the texts it was offered."""
-
-    def tokenizer(self, texts):
-        self.texts = list(texts)
-        return train_tokenizer(self.texts, 259)
-
-
-PAIR = ("forget", "retain")
-
-
 def ready(data, rank=0, world_size=1, sections=PAIR, stage="fit"):
-    """As a trainer has it after setup."""
-    module = SimpleNamespace(policy=Policy(), sections=sections)
-    data.trainer = SimpleNamespace(lightning_module=module, global_rank=rank, world_size=world_size)
-    data.setup(stage)
-    return data
+    return connected(data, sections, rank, world_size, stage)
 
 
 def same(one, other):
     assert one.sections == other.sections
-    assert one.rows == other.rows
-    assert one.lengths == other.lengths
     for name in ("input_ids", "attention_mask", "positions", "targets"):
         assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=0)
 
@@ -84,11 +68,12 @@ class TestTrainingBatches:
         data = ready(Memory(batch_size=2, seed=3, group_by_length=False))
         batches = list(data.train_dataloader())
         pairs = forget_retain_pairs(3, 0, 5, 7)
-        assert [batch.sections for batch in batches] == [{"forget": 2, "retain": 2}] * 2 + [
-            {"forget": 1, "retain": 1}
-        ]
         for batch, some in zip(batches, (pairs[:2], pairs[2:4], pairs[4:]), strict=True):
-            assert batch.rows == (*(row for row, _ in some), *(row for _, row in some))
+            assert batch.rows == {
+                "forget": tuple(row for row, _ in some),
+                "retain": tuple(row for _, row in some),
+            }
+            assert list(batch.sections) == ["forget", "retain"]
             expected = [f"Question: f {row}?\nAnswer: f{row}." for row, _ in some]
             expected += [f"Question: r {row}?\nAnswer: r{row}." for _, row in some]
             assert texts_of(data, batch) == expected
@@ -128,7 +113,7 @@ class TestTrainingBatches:
             for seed in (0, 1)
         ]
         (first,), (second,) = loaders
-        assert sorted(first.rows) == sorted(second.rows)
+        assert sorted(first.rows["train"]) == sorted(second.rows["train"])
         assert first.rows != second.rows
 
     @pytest.mark.parametrize("world_size", [2, 3])
@@ -140,11 +125,11 @@ class TestTrainingBatches:
         pairs = forget_retain_pairs(0, 0, 5, 7)
         pairs += pairs[: -5 % world_size]
         seen = [batch.rows for step in zip(*shares, strict=True) for batch in step]
-        assert seen == pairs
+        assert seen == [{"forget": (row,), "retain": (partner,)} for row, partner in pairs]
 
     def test_more_ranks_than_rows(self):
         shares = [list(ready(Memory(forget=1), rank, 4).train_dataloader()) for rank in range(4)]
-        assert [[batch.rows[0] for batch in share] for share in shares] == [[0]] * 4
+        assert [[batch.rows["forget"] for batch in share] for share in shares] == [[(0,)]] * 4
 
     @pytest.mark.parametrize("train_on", ["pairs", "all"])
     def test_worker_processes_change_nothing(self, train_on):
@@ -184,7 +169,7 @@ class TestSections:
     def test_a_batch_holds_what_the_module_wants(self, sections):
         data = Memory(batch_size=2, forget=rows("f", 5, alternate_answers=self.ALTERNATES))
         (first, *_) = self.batches(data, sections=sections)
-        assert first.sections == dict.fromkeys(sections, 2)
+        assert {kind: len(rows) for kind, rows in first.rows.items()} == dict.fromkeys(sections, 2)
         assert {name: len(each) for name, each in data.training_sequences.items()} == {
             name: {"forget": 5, "retain": 7}[name] for name in sections
         }
@@ -197,9 +182,9 @@ class TestSections:
         pairs = dict(forget_retain_pairs(3, epoch, 5, 7))
         seen = []
         for batch in self.batches(data, epoch):
-            count = batch.sections["forget"]
-            assert batch.sections == {"forget": count, "alternate": count, "retain": count}
-            own, other, kept = (batch.rows[start : start + count] for start in (0, count, 2 * count))
+            count = len(batch.sections["forget"])
+            assert list(batch.sections) == ["forget", "retain"]
+            own, other, kept = (batch.rows[kind] for kind in ("forget", "alternate", "retain"))
             assert kept == tuple(pairs[row] for row in own)
             assert other == tuple(row * 3 + epoch % 3 for row in own)
             texts = texts_of(data, batch)
@@ -215,18 +200,15 @@ class TestSections:
         for epoch in range(3):
             for batch in self.batches(data, epoch, sections):
                 sequences = data.training_sequences
-                assert tuple(sequences) == tuple(batch.sections) == sections
-                names = [name for name, count in batch.sections.items() for _ in range(count)]
-                for name, row, ids, mask in zip(
-                    names, batch.rows, batch.input_ids, batch.attention_mask, strict=True
-                ):
-                    assert list(sequences[name][row].ids) == ids[mask].tolist()
+                assert tuple(sequences) == tuple(batch.rows) == sections
+                places = [(kind, row) for kind, rows in batch.rows.items() for row in rows]
+                for (kind, row), ids, mask in zip(places, batch.input_ids, batch.attention_mask, strict=True):
+                    assert list(sequences[kind][row].ids) == ids[mask].tolist()
 
     def test_mismatched_answers_are_those_of_the_next_row(self):
         data = Memory(forget=4, batch_size=4)
         (batch,) = self.batches(data, sections=("forget", "mismatched", "retain"))
-        own, mismatched = batch.rows[:4], batch.rows[4:8]
-        assert own == mismatched
+        assert batch.rows["forget"] == batch.rows["mismatched"]
         assert sorted(texts_of(data, batch)[4:8]) == [
             f"Question: f {row}?\nAnswer: f{(row + 1) % 4}." for row in range(4)
         ]
@@ -286,10 +268,7 @@ class TestGrouping:
     def rows_of(self, data, rank=0, world_size=1, epoch=0):
         loader = ready(data, rank, world_size).train_dataloader()
         loader.sampler.set_epoch(epoch)
-        return [
-            list(zip(each.rows[: (n := each.sections["forget"])], each.rows[n:], strict=True))
-            for each in loader
-        ]
+        return [list(zip(each.rows["forget"], each.rows["retain"], strict=True)) for each in loader]
 
     @pytest.mark.parametrize("epoch", [0, 1])
     def test_pairs_stay_as_they_are(self, epoch):
@@ -369,8 +348,7 @@ class TestSetup:
     def test_the_tokenizer_is_offered_all_training_texts_whatever_is_trained_on(self):
         for train_on in ("pairs", "all", "forget", "retain"):
             data = ready(Memory(forget=1, retain=2, train_on=train_on))
-            policy = data.trainer.lightning_module.policy
-            assert policy.texts == ["f 0?", "f0.", "r 0?", "r0.", "r 1?", "r1."]
+            assert data.module.texts == ["f 0?", "f0.", "r 0?", "r0.", "r 1?", "r1."]
 
     def test_reads_once(self):
         data = ready(Memory())
@@ -379,7 +357,7 @@ class TestSetup:
 
     def test_an_overlap_is_told_with_its_count(self):
         shared = rows("s", 2)
-        message = "^2 of 5 forget rows also stand in the retain set"
+        message = "^2 of 5 forget rows are also in the retain set"
         with pytest.warns(UserWarning, match=message):
             ready(Memory(forget=rows("f", 3) + shared, retain=[*rows("r", 4), *shared]))
 
@@ -418,9 +396,7 @@ class TestSetup:
     @pytest.mark.parametrize("name", ["batch_size", "evaluation_tokens", "evaluation_rows", "max_length"])
     @pytest.mark.parametrize("value", [0, -3])
     def test_counts_below_one_are_refused(self, name, value):
-        with pytest.raises(
-            InputError, match=rf"^data.{name} must be at least 1(, or null for all)?, got {value}$"
-        ):
+        with pytest.raises(InputError, match=rf"^data.{name} must be at least 1 \(got {value}\)$"):
             Memory(**{name: value})
 
     def test_question_answer_is_the_format_unless_another_is_given(self):
@@ -444,8 +420,7 @@ class TestEvaluation:
         first, last = data.val_dataloader()[0]
         assert first.rows.tolist() == [0, 1]
         assert first.closing == (1, 1)
-        assert first.answers.sections == {"answers": 8}
-        assert first.answers.rows == (0, 0, 0, 0, 1, 1, 1, 1)
+        assert first.answers.rows == {"answers": (0, 0, 0, 0, 1, 1, 1, 1)}
         assert texts_of(data, first.answers) == [
             f"Question: f {row}?\nAnswer: {answer}"
             for row in (0, 1)
@@ -513,22 +488,21 @@ class TestEvaluation:
 # --- resuming, as Lightning does it -----------------------------------------------------------------------
 
 
-class Recorder(LightningModule):
+class Recorder(LightningModule, Module):
     """Trains nothing and notes the rows of every batch."""
-
-    sections = ("forget", "alternate", "retain")
 
     def __init__(self):
         super().__init__()
+        self.sections = {"forget": ("forget", "alternate"), "retain": ("retain",)}
+        self.made, self.vocabulary = None, 259
         self.automatic_optimization = False
-        self.policy = Policy()
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.seen = []
 
     def training_step(self, batch):
         optimizer = self.optimizers()
         optimizer.step()
-        self.seen.append((self.current_epoch, batch.rows))
+        self.seen.append((self.current_epoch, tuple(batch.rows.values())))
 
     def validation_step(self, batch, batch_idx, dataloader_idx=0):
         pass
@@ -610,6 +584,6 @@ class TestResuming:
         seen = fit()
         for epoch in range(3):
             batches = [batch for number, batch in seen if number == epoch]
-            assert {row for batch in batches for row in batch[: len(batch) // 3]} == {*range(5)}
+            assert {row for own, _, _ in batches for row in own} == {*range(5)}
         assert [epoch for epoch, _ in seen] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
         assert len({batch for _, batch in seen}) > 3

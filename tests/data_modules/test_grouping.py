@@ -5,12 +5,12 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
+from connected import Module, connected
 
 from dipo_pl.data_modules.alternates import Refusals
 from dipo_pl.data_modules.grouping import WINDOW, grouped_by_length
 from dipo_pl.data_modules.pairing import ResumableSampler, forget_retain_pairs, permutation
 from dipo_pl.data_modules.tofu import TOFU
-from dipo_pl.models.tokenizer import train_tokenizer
 
 
 def cut(items, size):
@@ -56,22 +56,11 @@ class TestGroupedByLength:
         assert grouped_by_length(items, int, 4, 1, 1) == orders[3]
 
 
-PAIR = ("forget", "retain")
-
-
-def trainer(tokenizer, rank=0, world_size=1, sections=PAIR):
-    policy = SimpleNamespace(tokenizer=lambda texts: tokenizer or train_tokenizer(texts, 2048))
-    module = SimpleNamespace(policy=policy, sections=sections)
-    return SimpleNamespace(lightning_module=module, global_rank=rank, world_size=world_size)
-
-
 @pytest.fixture(scope="module")
-def whole(folder):
+def whole(tofu_folder):
     """TOFU's forget10, read and tokenised."""
-    data = TOFU(folder, batch_size=8, evaluate=["forget"], evaluation_rows=1)
-    data.trainer = trainer(None)
-    data.setup("fit")
-    return data
+    data = TOFU(tofu_folder, batch_size=8, evaluate=["forget"], evaluation_rows=1)
+    return connected(data, vocabulary=2048)
 
 
 @pytest.fixture
@@ -80,9 +69,11 @@ def tofu(whole):
 
     def make(rank=0, world_size=1, **options):
         data = copy.copy(whole)
-        data.trainer = trainer(whole.tokenizer, rank, world_size)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)
         for name, value in options.items():
             setattr(data, name, value)
+        if data.train_on != "pairs":
+            data.connect(Module({"train": ("train",)}))
         return data
 
     return make
@@ -105,20 +96,14 @@ def meetings(some):
     return {
         frozenset((one, other))
         for batch in some
-        for one in batch.rows[: batch.sections["forget"]]
-        for other in batch.rows[: batch.sections["forget"]]
+        for one in batch.rows["forget"]
+        for other in batch.rows["forget"]
         if one != other
     }
 
 
 def pairs_of(some):
-    return [
-        pair
-        for batch in some
-        for pair in zip(
-            batch.rows[: batch.sections["forget"]], batch.rows[-batch.sections["retain"] :], strict=True
-        )
-    ]
+    return [pair for batch in some for pair in zip(batch.rows["forget"], batch.rows["retain"], strict=True)]
 
 
 class TestOnTofu:
@@ -134,11 +119,10 @@ class TestOnTofu:
             again = len(meetings(one) & meetings(other)) / len(meetings(one))
             assert again < 0.10  # 0.02 without grouping, 0.11 if the whole epoch were sorted
 
-    def test_padding_of_pairs_with_refusals(self, whole, folder):
-        refusals = Refusals(f"{folder}/idontknow.txt", per_row=1)
-        data = TOFU(folder, retain_rows=800, alternates=refusals, evaluate=["forget"], evaluation_rows=1)
-        data.trainer = trainer(whole.tokenizer, sections=("forget", "alternate", "retain"))
-        data.setup("fit")
+    def test_padding_of_pairs_with_refusals(self, whole, tofu_folder):
+        refusals = Refusals(f"{tofu_folder}/idontknow.txt", per_row=1)
+        data = TOFU(tofu_folder, retain_rows=800, alternates=refusals, evaluate=["forget"], evaluation_rows=1)
+        connected(data, ("forget", "alternate", "retain"), tokenizer=whole.tokenizer)
         grouped = padding(batches(data))
         data.group_by_length = False
         assert grouped < 0.7 * padding(batches(data))
@@ -187,7 +171,9 @@ class TestOnTofu:
     def test_another_epoch_has_other_batches_in_another_order(self, tofu):
         data = tofu(train_on="forget")
         one, other = (batches(data, epoch) for epoch in range(2))
-        assert {frozenset(each.rows) for each in one} != {frozenset(each.rows) for each in other}
+        assert {frozenset(each.rows["train"]) for each in one} != {
+            frozenset(each.rows["train"]) for each in other
+        }
         # Long and short batches come in no order.
         widths = [batch.input_ids.shape[1] for batch in one]
         assert sorted(widths) != widths != sorted(widths, reverse=True)

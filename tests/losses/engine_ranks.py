@@ -54,21 +54,21 @@ class Step(torch.nn.Module):
         self.policy = policy
 
     def forward(self, batch):
-        states = answer_states(self.policy, batch)[None]
-        slices = batch.section_slices()
+        states, targets = (
+            batch.by_section(each) for each in (answer_states(self.policy, batch)[None], batch.targets)
+        )
         losses = {"forget": DiPO(0.3, LogitModulation(TopFraction(0.2))), "retain": DiPORetain(0.3)}
         # A reference without a model: other states, and the head as it is now.
         head = OutputHead.of(self.policy)
         reference = OutputHead(head.gathered().weight.detach())
         sections = {}
         for name, loss in losses.items():
-            rows, tokens = slices[name]
             sections[name] = Section(
                 loss,
-                states[tokens],
-                batch.targets[tokens],
-                batch.lengths[rows],
-                0.5 * states[tokens].detach(),
+                states[name],
+                targets[name],
+                batch.sections[name].lengths,
+                0.5 * states[name].detach(),
             )
         return joint_objective(sections, head, reference, token_budget=6).loss
 

@@ -261,18 +261,17 @@ def evaluate(llamas, loss, sections, section="forget", token_budget=512, pad=0):
     policy, reference = llamas
     batch = collate(sections, range(sum(len(each) for each in sections.values())))
     ids = batch.input_ids.masked_fill(~batch.attention_mask, pad)
-    rows, tokens = batch.section_slices()[section]
 
     def states(model):
         states = decoder_states(model, ids, batch.attention_mask)
-        return states.flatten(0, 1).index_select(0, batch.positions)[tokens]
+        return batch.by_section(states.flatten(0, 1).index_select(0, batch.positions))[section]
 
     with torch.no_grad():
         reference_states = states(reference)
     objective = sequence_objective(
         states(policy),
-        batch.targets[tokens],
-        batch.lengths[rows],
+        batch.by_section(batch.targets)[section],
+        batch.sections[section].lengths,
         OutputHead.of(policy),
         loss,
         reference_states,

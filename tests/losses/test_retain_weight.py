@@ -96,12 +96,12 @@ def test_defaults_are_the_authors():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"initial": -1.0}, "initial must be a finite number >= 0, got -1.0"),
-        ({"initial": math.inf}, "initial must be a finite number >= 0, got inf"),
-        ({"epsilon": math.nan}, "epsilon must be a finite number, got nan"),
-        ({"step": 0.0}, "step must be a finite number > 0, got 0.0"),
-        ({"step": math.inf}, "step must be a finite number > 0, got inf"),
-        ({"warmup_epochs": -1}, "warmup_epochs must be at least 0, got -1"),
+        ({"initial": -1.0}, "initial must be a finite number >= 0 \\(got -1.0\\)"),
+        ({"initial": math.inf}, "initial must be a finite number >= 0 \\(got inf\\)"),
+        ({"epsilon": math.nan}, "epsilon must be a finite number \\(got nan\\)"),
+        ({"step": 0.0}, "step must be a finite number > 0 \\(got 0.0\\)"),
+        ({"step": math.inf}, "step must be a finite number > 0 \\(got inf\\)"),
+        ({"warmup_epochs": -1}, "warmup_epochs must be at least 0 \\(got -1\\)"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
@@ -226,7 +226,7 @@ def test_a_number_is_still_a_weight(cli):
     assert "\n    retain_weight: 0.5\n" in ended.out
     ended = cli(*RUN, "--model.retain_weight", "-0.5")
     (error,) = ended.errors
-    assert "model.retain_weight must be a finite number >= 0, got -0.5" in error
+    assert "model.retain_weight must be a finite number >= 0 (got -0.5)" in error
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])

@@ -188,12 +188,14 @@ def test_a_layer_that_is_not_there(llama, layer):
 def test_layers_beyond_it_learn_nothing(llama):
     """Forget rows, and rows to be kept against a reference that is a little elsewhere."""
     batch = collate({"forget": ROWS, "retain": ROWS}, [0, 1, 0, 1])
-    states = answer_states(llama, batch, {1})[1]
-    reference = states.detach() + 0.1
-    slices = batch.section_slices()
+    states, targets = (
+        batch.by_section(each) for each in (answer_states(llama, batch, {1})[1], batch.targets)
+    )
     sections = {
-        name: Section(loss, states[tokens], batch.targets[tokens], batch.lengths[rows], reference[tokens])
-        for (name, (rows, tokens)), loss in zip(slices.items(), [RMU(2.0, 1), RMURetain(1)], strict=True)
+        name: Section(
+            loss, states[name], targets[name], batch.sections[name].lengths, states[name].detach() + 0.1
+        )
+        for name, loss in {"forget": RMU(2.0, 1), "retain": RMURetain(1)}.items()
     }
     objective = joint_objective(sections, OutputHead.of(llama))
     assert objective.sections["retain"].loss.item() == pytest.approx(0.01, rel=1e-4)

@@ -141,14 +141,20 @@ def test_states_are_mapped_and_not_read_into_memory(tmp_path):
     pytest.fail("the address is in no mapping")
 
 
+def called(given, **rows):
+    """The batch with other numbers of its rows, or as another kind."""
+    (section,) = given.sections.values()
+    return replace(given, sections={"forget": replace(section, rows=rows)})
+
+
 @pytest.mark.parametrize(
     "given",
     [
         batch({"forget": [encoded(9, 5)]}, forget=[0]),  # 4 tokens of answer, and 5 were stored
-        replace(batch(forget=[0, 1]), rows=(1, 0)),
-        replace(batch(forget=[0]), rows=(5,)),
-        replace(batch(forget=[4]), rows=(-1,)),
-        replace(batch(forget=[0]), sections={"alternate": 1}),
+        called(batch(forget=[0, 1]), forget=(1, 0)),
+        called(batch(forget=[0]), forget=(5,)),
+        called(batch(forget=[4]), forget=(-1,)),
+        called(batch(forget=[0]), alternate=(0,)),
     ],
     ids=["length", "order", "row", "negative row", "section"],
 )

@@ -17,13 +17,14 @@ from dipo_pl.commands.plan.live_memory import LiveMemory
 from dipo_pl.commands.plan.loss_memory import StandIn
 from dipo_pl.commands.plan.machine import Machine
 from dipo_pl.errors import InputError
+from dipo_pl.losses.retain_weight import FixedWeight
 from dipo_pl.models.from_config import FromConfig
 from dipo_pl.models.generation import RESERVE
 from dipo_pl.models.head import OutputHead, default_token_budget
 from dipo_pl.models.hidden_states import Layer, answer_states, decoder_layers, decoder_states
 from dipo_pl.models.pretrained import Pretrained
 from dipo_pl.models.source import ModelSource
-from dipo_pl.modules.base import LanguageModel
+from dipo_pl.modules.base import LanguageModule
 from dipo_pl.modules.unlearning import Unlearning
 from dipo_pl.references.base import Reference, ReferenceContext
 from dipo_pl.references.stored_states import StoredStates
@@ -37,7 +38,7 @@ class Shapes:
     """The largest of what a run computes at once.
 
     Attributes:
-        training: sequences of a device's batch, by section.
+        training: sequences of a device's batch, by kind.
         evaluation: [rows, tokens] of a batch that is measured.
         generation: [rows, tokens] generated at once, prompts included.
         accumulates: whether gradients are summed up over several batches.
@@ -94,7 +95,7 @@ class Memory:
 
 
 def memory_of(
-    module: LanguageModel,
+    module: LanguageModule,
     shapes: Shapes,
     machine: Machine,
     tokens: int | None = None,
@@ -110,9 +111,8 @@ def memory_of(
     """
     if isinstance(module, Unlearning):
         # What follows its loss changes no shape.
-        module.retain_weight = 1.0
-        module.forget_loss = StandIn(module.forget_loss)
-        module.retain_loss = None if module.retain_loss is None else StandIn(module.retain_loss)
+        module.retain_weight = FixedWeight(1.0)
+        module.losses = {name: StandIn(loss) for name, loss in module.losses.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = _skeleton(module.policy, machine, tokens).train()
@@ -136,7 +136,7 @@ class _OneMode(FakeTensorMode):
 
 class _Step:
     def __init__(
-        self, module: LanguageModel, model: PreTrainedModel, shapes: Shapes, machine: Machine
+        self, module: LanguageModule, model: PreTrainedModel, shapes: Shapes, machine: Machine
     ) -> None:
         self.live: LiveMemory
         # Lightning's is anything that a step may return.
@@ -248,7 +248,7 @@ class _Step:
 
     def _batch(self) -> Batch:
         rows = [row for each in self.shapes.training.values() for row in range(len(each))]
-        return collate(dict(self.shapes.training), rows)
+        return collate(self.shapes.training, rows, self.module.sections)
 
     def _first_step(self, optimizer: Any) -> tuple[float, float]:
         """Makes gradients and moments; bytes of each."""

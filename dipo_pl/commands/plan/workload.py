@@ -1,6 +1,7 @@
 """What a run computes: its largest batches, tokens and steps, from the data itself or from lengths that are given."""
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from dipo_pl.commands.plan.machine import Machine
 from dipo_pl.commands.plan.step import CACHE_TOKENS, Shapes
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError
-from dipo_pl.modules.base import LanguageModel
+from dipo_pl.modules.base import LanguageModule
 from dipo_pl.modules.unlearning import Unlearning
 
 
@@ -67,14 +68,14 @@ class Workload:
 
 
 def of_lengths(
-    module: LanguageModel, data: ForgetRetain, config: Mapping[str, Any], machine: Machine, lengths: Lengths
+    module: LanguageModule, data: ForgetRetain, config: Mapping[str, Any], machine: Machine, lengths: Lengths
 ) -> Workload:
     answer = lengths.answer_tokens or lengths.tokens - 1
     row = Encoded((0,) * lengths.tokens, lengths.tokens - answer)
-    sections = module.sections if data.train_on == "pairs" else ("train",)
+    kinds = [kind for kinds in module.sections.values() for kind in kinds]
     rows = lengths.rows
     measured = max(1, data.evaluation_tokens // lengths.tokens)
-    epoch = None if rows is None else rows * len(sections)
+    epoch = None if rows is None else rows * len(kinds)
     compared = _compared(module)
     stored = None
     if rows is not None:
@@ -85,7 +86,7 @@ def of_lengths(
     accumulation = ranks.accumulate_grad_batches
     return Workload(
         Shapes(
-            training={name: [row] * data.batch_size for name in sections},
+            training={name: [row] * data.batch_size for name in kinds},
             evaluation=(measured, lengths.tokens),
             generation=_generation(config, lengths.tokens - answer, CACHE_TOKENS),
             accumulates=accumulation > 1,
@@ -100,16 +101,12 @@ def of_lengths(
 
 
 def of_data(
-    module: LanguageModel, data: ForgetRetain, config: Mapping[str, Any], machine: Machine
+    module: LanguageModule, data: ForgetRetain, config: Mapping[str, Any], machine: Machine
 ) -> Workload:
     """
     Raises:
         InputError: rows or tokenizer cannot be had, or do not go together.
     """
-    if data.train_on not in module.trains_on:
-        raise InputError(
-            f"{type(module).__name__} trains on {' or '.join(module.trains_on)}, and data.train_on is {data.train_on}"
-        )
     data.trainer = ranks = _ranks(module, config, machine)
     data.setup("fit")
     sequences = data.training_sequences
@@ -121,24 +118,22 @@ def of_data(
         training: Any = data.train_dataloader()
         batches = len(training.sampler)
         for items in training.sampler:
-            columns = zip(*items, strict=True)
-            batch = {
-                section: [training.dataset.sequences[name][row] for name, row in column]
-                for section, column in zip(training.dataset.sections, columns, strict=True)
-            }
+            batch = training.dataset.chosen(items)
             lengths = [len(each.ids) for section in batch.values() for each in section]
             rows += len(items)
             tokens += sum(lengths)
             answers += sum(each.answer_length for section in batch.values() for each in section)
             if (size := len(lengths) * max(lengths)) > largest[0]:
                 largest = size, batch
-        for loader, encoded in zip(data.val_dataloader(), data._evaluation, strict=True):
+        for loader, encoded in zip(data.val_dataloader(), data.evaluation_sequences, strict=True):
             sampler: Any = loader.sampler
             for items in sampler:
                 widths = [len(each.ids) for item in items for each in encoded[item]]
                 if widths and len(widths) * max(widths) > math.prod(measured):
                     measured = len(widths), max(widths)
-    prompt = max(each.answer_start for encoded in data._evaluation for row in encoded for each in row[:1])
+    prompt = max(
+        each.answer_start for encoded in data.evaluation_sequences for row in encoded for each in row[:1]
+    )
     room = sum(len(each.rows) for each in data.evaluation_sets) * (prompt + _new_tokens(config))
     stored = [each for name in _compared(module) for each in sequences[name]]
     return Workload(
@@ -157,11 +152,11 @@ def of_data(
     )
 
 
-def _compared(module: LanguageModel) -> tuple[str, ...]:
-    return module.reference_sections if isinstance(module, Unlearning) else ()
+def _compared(module: LanguageModule) -> tuple[str, ...]:
+    return module.reference_kinds if isinstance(module, Unlearning) else ()
 
 
-def _known_vocabulary(module: LanguageModel) -> int | None:
+def _known_vocabulary(module: LanguageModule) -> int | None:
     """Where a model is made from a configuration without one, as many tokens as its tokenizer would be given."""
     values = getattr(module.policy, "config", None)
     if isinstance(values, dict) and "vocab_size" not in values:
@@ -169,12 +164,13 @@ def _known_vocabulary(module: LanguageModel) -> int | None:
     return None
 
 
-def _ranks(module: LanguageModel, config: Mapping[str, Any], machine: Machine) -> Any:
+def _ranks(module: LanguageModule, config: Mapping[str, Any], machine: Machine) -> Any:
     """All that a data module asks of its trainer."""
     return SimpleNamespace(
         lightning_module=module,
         global_rank=0,
         world_size=machine.devices,
+        num_training_batches=sys.maxsize,
         accumulate_grad_batches=int(config["trainer"]["accumulate_grad_batches"] or 1),
     )
 

@@ -10,7 +10,8 @@ from lightning import LightningModule, Trainer
 
 from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.callbacks.manifest import ManifestEntry
-from dipo_pl.metrics import functional as metrics
+from dipo_pl.data_modules.forget_retain import ForgetRetain
+from dipo_pl.metrics.truth_ratio import truth_ratio_closeness
 from dipo_pl.storage.run_folder import RunFolder
 
 
@@ -60,7 +61,7 @@ class Relearning(Probe):
         self.steps = steps
 
     def record(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = ForgetRetain.of(trainer)
         return {
             "kind": "relearning",
             "of": self.of,
@@ -84,7 +85,7 @@ class Relearning(Probe):
         result = ForgetQuality.of(trainer).result
         if result is None or not trainer.is_global_zero:
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = ForgetRetain.of(trainer)
         forget = data.row_sets.forget
         known = {row.conversation for row in forget}
         trained = {forget[place].conversation for place in data.trained_forget_rows}
@@ -96,7 +97,7 @@ class Relearning(Probe):
         figures = {
             f"{part}_{name}": mean for part, rows in parts.items() for name, mean in _means(rows).items()
         }
-        replace(result, metrics=result.metrics | figures).save(RunFolder.of(trainer))
+        replace(result, metrics=result.metrics | figures).save(RunFolder(trainer.default_root_dir))
         for logger in trainer.loggers:
             named = {f"evaluation/{name}": value for name, value in figures.items()}
             logger.log_metrics(named, trainer.global_step)
@@ -107,5 +108,5 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     names = {"probability", "rouge_l_recall", "log_truth_ratio"}.intersection(*rows) if rows else set()
     values = {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in sorted(names)}
     if "log_truth_ratio" in values:
-        values["truth_ratio"] = metrics.truth_ratio_closeness(values.pop("log_truth_ratio").exp())
+        values["truth_ratio"] = truth_ratio_closeness(values.pop("log_truth_ratio"))
     return {name: float(each.mean()) for name, each in values.items()}

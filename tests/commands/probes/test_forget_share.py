@@ -1,13 +1,12 @@
 """Training on a share of the forget rows: which rows these are."""
 
-from types import SimpleNamespace
-
 import pytest
+from connected import connected
 
-from dipo_pl.data_modules.forget_retain import ForgetRetain, RowSets
+from dipo_pl.data_modules.forget_retain import ForgetRetain
+from dipo_pl.data_modules.row_sets import RowSets
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation_set import EvaluationSet
-from dipo_pl.models.tokenizer import train_tokenizer
 from dipo_pl.rows import Row
 
 ROWS = {name: [Row((("user", f"{name} {k}?"),), f"{name}{k}.") for k in range(20)] for name in ("f", "r")}
@@ -19,12 +18,7 @@ class Memory(ForgetRetain):
 
 
 def ready(**options):
-    data = Memory(**options)
-    policy = SimpleNamespace(tokenizer=lambda texts: train_tokenizer(list(texts), 259))
-    module = SimpleNamespace(policy=policy, sections=("forget", "retain"))
-    data.trainer = SimpleNamespace(lightning_module=module, global_rank=0, world_size=1)
-    data.setup("fit")
-    return data
+    return connected(Memory(**options))
 
 
 def shown(data, epoch):
@@ -68,13 +62,14 @@ def test_all_rows_are_still_all():
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.1, float("nan")])
 def test_a_share_that_is_none(share):
-    with pytest.raises(InputError, match=r"^data\.forget_share must be in \(0, 1\], got "):
+    with pytest.raises(InputError, match=r"^data\.forget_share must be a share in \(0, 1\] \(got "):
         Memory(train_on="forget", forget_share=share)
 
 
 @pytest.mark.parametrize("train_on", ["pairs", "all", "retain"])
 def test_a_share_where_others_are_trained_on(train_on):
     with pytest.raises(
-        InputError, match=rf"^data\.forget_share is for data\.train_on forget, which is {train_on}: "
+        InputError,
+        match=rf"^data\.forget_share must be 1 unless data\.train_on is forget .* with {train_on}\)$",
     ):
         Memory(train_on=train_on, forget_share=0.5)

@@ -89,7 +89,7 @@ def test_a_quantised_policy_is_not_trained(cli, runs):
     )  # fmt: skip
     assert ended.code == 2
     (line,) = ended.errors
-    assert "model.policy.quantization is int8, and a quantised policy cannot be trained" in line
+    assert "model.policy.quantization is int8, and a quantized policy cannot be trained" in line
     assert not (runs / "other").exists()
 
 
