@@ -57,9 +57,9 @@ class TestGroupedByLength:
 
 
 @pytest.fixture(scope="module")
-def whole(folder):
+def whole(tofu_folder):
     """TOFU's forget10, read and tokenised."""
-    data = TOFU(folder, batch_size=8, evaluate=["forget"], evaluation_rows=1)
+    data = TOFU(tofu_folder, batch_size=8, evaluate=["forget"], evaluation_rows=1)
     return connected(data, vocabulary=2048)
 
 
@@ -119,9 +119,9 @@ class TestOnTofu:
             again = len(meetings(one) & meetings(other)) / len(meetings(one))
             assert again < 0.10  # 0.02 without grouping, 0.11 if the whole epoch were sorted
 
-    def test_padding_of_pairs_with_refusals(self, whole, folder):
-        refusals = Refusals(f"{folder}/idontknow.txt", per_row=1)
-        data = TOFU(folder, retain_rows=800, alternates=refusals, evaluate=["forget"], evaluation_rows=1)
+    def test_padding_of_pairs_with_refusals(self, whole, tofu_folder):
+        refusals = Refusals(f"{tofu_folder}/idontknow.txt", per_row=1)
+        data = TOFU(tofu_folder, retain_rows=800, alternates=refusals, evaluate=["forget"], evaluation_rows=1)
         connected(data, ("forget", "alternate", "retain"), tokenizer=whole.tokenizer)
         grouped = padding(batches(data))
         data.group_by_length = False
