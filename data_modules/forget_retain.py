@@ -313,7 +313,7 @@ class ForgetRetain(LightningDataModule, ABC):
 
     @property
     def training_sequences(self) -> dict[str, list[Encoded]]:
-        """All sequences that training batches are made of, by kind; `Section.rows` counts in these."""
+        """All sequences that training batches are made of, by kind; `BatchSection.rows` counts in these."""
         if self.train_on != "pairs":
             return self._training
         return {kind: self._training[kind] for kind in self._kinds}

@@ -32,7 +32,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Section:
+class BatchSection:
     """Consecutive sequences of a batch that one loss is computed on: rows, then each of their companions.
 
     Attributes:
@@ -65,7 +65,7 @@ class Batch:
     attention_mask: Tensor
     positions: Tensor
     targets: Tensor
-    sections: dict[str, Section]
+    sections: dict[str, BatchSection]
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -150,7 +150,7 @@ def collate(
         positions=torch.tensor(positions, dtype=torch.long),
         targets=torch.tensor(targets, dtype=torch.long),
         sections={
-            name: Section(
+            name: BatchSection(
                 {kind: rows_of[kind] for kind in kinds},
                 tuple(sequence.answer_length for kind in kinds for sequence in sequences[kind]),
             )

@@ -626,7 +626,7 @@ RESUMING = [
     ),
     Case(
         "--name other --ckpt_path runs/smoke/checkpoints/last.ckpt --trainer.max_epochs 3 --model.optimizer SGD",
-        "model.optimizer is SGD, and the checkpoint is of AdamW, which keeps other moments",
+        "model.optimizer is SGD, and the checkpoint has the state of AdamW: set model.optimizer to AdamW",
         run_of_smoke(),
     ),
     Case(

@@ -13,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dipo_pl.batch import Encoded, collate
 from dipo_pl.losses import DiPO, DiPORetain
-from dipo_pl.losses.engine import Section, joint_objective
+from dipo_pl.losses.base import Section
+from dipo_pl.losses.engine import joint_objective
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import answer_states
 from dipo_pl.preferences.constructors import LogitModulation

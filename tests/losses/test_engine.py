@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from dipo_pl.batch import Encoded, collate
 from dipo_pl.losses import NPO, RMU, CrossEntropy, DiPO, DiPORetain, GradientAscent, Loss
-from dipo_pl.losses.base import Terms
-from dipo_pl.losses.engine import Section, joint_objective, sequence_objective
+from dipo_pl.losses.base import Section, Terms
+from dipo_pl.losses.engine import joint_objective, sequence_objective
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import decoder_states
 from dipo_pl.preferences.constructors import LogitModulation
@@ -560,7 +560,7 @@ def test_shapes_that_disagree_are_refused():
 
 @pytest.mark.parametrize("budget", [0, -1])
 def test_a_budget_below_1_is_refused(budget):
-    with pytest.raises(ValueError, match=f"token_budget must be at least 1, got {budget}"):
+    with pytest.raises(ValueError, match=rf"token_budget must be at least 1 \(got {budget}\)"):
         Inputs([2]).evaluate(CrossEntropy(), token_budget=budget)
 
 

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dipo_pl.batch import Encoded, collate
 from dipo_pl.errors import InputError
 from dipo_pl.losses import RMU, Loss, RMURetain
-from dipo_pl.losses.engine import Section, joint_objective, sequence_objective
+from dipo_pl.losses.base import Section
+from dipo_pl.losses.engine import joint_objective, sequence_objective
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import answer_states
 
