@@ -11,9 +11,9 @@ from dipo_pl.distributed import full_state_dict, is_sharded
 from dipo_pl.errors import InputError, TrainingError
 from dipo_pl.models.lora import merged, save_adapter
 from dipo_pl.report.model_card import model_card, write_model_card
-from dipo_pl.storage.checkpoint_io import read_checkpoint
-from dipo_pl.storage.run_folder import RunFolder, replacing_folder
-from dipo_pl.storage.sharded_checkpoint import in_memory
+from dipo_pl.storage.checkpoints import read_checkpoint, read_weights
+from dipo_pl.storage.files import replacing_folder
+from dipo_pl.storage.run_folder import RunFolder
 
 
 class Export(Callback):
@@ -61,14 +61,12 @@ class Export(Callback):
         weights = full_state_dict(model)
         if not trainer.is_global_zero:
             return
-        run, step = RunFolder.of(trainer), trainer.global_step
+        run, step = RunFolder(trainer.default_root_dir), trainer.global_step
         if self.best:
-            saved = _read_best(trainer)
-            step = saved["global_step"]
+            best = _best_path(trainer)
+            step = read_checkpoint(best)["global_step"]
             # Frozen weights are not in checkpoints.
-            weights |= {
-                name.removeprefix("model."): in_memory(each) for name, each in saved["state_dict"].items()
-            }
+            weights |= {name.removeprefix("model."): each for name, each in read_weights(best).items()}
         with replacing_folder(run.hf) as temporary:
             if self.adapter:
                 save_adapter(model, weights, temporary)
@@ -84,7 +82,7 @@ class Export(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Update the model card with an evaluation that follows the export."""
         if trainer.is_global_zero and trainer.state.fn == "validate":
-            run = RunFolder.of(trainer)
+            run = RunFolder(trainer.default_root_dir)
             if run.read_manifest().get("command") == "fit":
                 write_model_card(run)
 
@@ -94,9 +92,9 @@ def _best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
     return next((each for each in keepers if each.monitor is not None and each.save_top_k != 0), None)
 
 
-def _read_best(trainer: Trainer) -> dict[str, Any]:
+def _best_path(trainer: Trainer) -> Path:
     checkpoint = _best_checkpoint(trainer)
     best = checkpoint.best_model_path if checkpoint else ""
     if not best or not Path(best).exists():
         raise TrainingError("export.best is true, but no best checkpoint was written: see checkpoint.monitor")
-    return read_checkpoint(Path(best))
+    return Path(best)

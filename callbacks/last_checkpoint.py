@@ -1,4 +1,4 @@
-"""The checkpoint that a run resumes from, also after a signal."""
+"""When a run writes the checkpoint that it resumes from: at epochs, at steps, and after a signal."""
 
 import math
 from pathlib import Path
@@ -9,51 +9,57 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from dipo_pl.data_modules.forget_retain import ForgetRetain
-from dipo_pl.errors import InputError
+from dipo_pl.errors import check_count
 from dipo_pl.signals import Interrupted, interruption
+from dipo_pl.storage.checkpoints import replace_last
+from dipo_pl.storage.files import remove
 from dipo_pl.storage.run_folder import RunFolder
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes checkpoints/last.ckpt; the same command again resumes from it.
+    """Callback that writes checkpoints/last.ckpt, from which the same command resumes.
 
-    The one before becomes previous.ckpt, from which a run resumes whose last.ckpt cannot be read. The disk then holds
-    two checkpoints, and a third while it is written. A signal to end (see `dipo_pl.signals`) has a checkpoint
-    written after the step, or in the midst of the measurement, that it finds the run in.
+    The one before becomes previous.ckpt, from which a run resumes where last.ckpt cannot be read. The disk then holds
+    two checkpoints, and a third one while it is written. After a signal to end (see `dipo_pl.signals`) a checkpoint is
+    written at the end of the optimizer step, or within the evaluation, in which the signal arrives.
 
-    Lightning's ModelCheckpoint writes its `last` only together with a best one (from 2.6 on), so with
-    nothing to monitor it would leave nothing to resume from.
+    Lightning's ModelCheckpoint writes its `last` only together with a best one (from 2.6 on): without a monitor there
+    would be nothing to resume from.
 
     Args:
-        every_n_epochs: write at the end of each n-th epoch, after it has been measured.
-        every_n_steps: write after each n-th optimizer step as well; null writes at epochs alone.
-        previous: keep the one before; false has one checkpoint on disk, and a second while it is written.
+        every_n_epochs: write at the end of each n-th epoch, after its evaluation.
+        every_n_steps: write after each n-th optimizer step too; null writes at epochs alone.
+        previous: keep the one before; false keeps one checkpoint on disk, and a second one while it is written.
+
+    Raises:
+        InputError: `every_n_epochs` or `every_n_steps` is below 1.
     """
 
     def __init__(
         self, every_n_epochs: int = 1, every_n_steps: int | None = None, previous: bool = True
     ) -> None:
-        for name, value in {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps}.items():
-            if value is not None and value < 1:
-                raise InputError(f"last_checkpoint.{name} must be at least 1, got {value}")
+        check_count("last_checkpoint.every_n_epochs", every_n_epochs)
+        check_count("last_checkpoint.every_n_steps", every_n_steps)
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
         self.previous = previous
         self._step_before = 0
-        self._after_measuring = False
-        self._measuring = False
-        self._last_is_whole = True
+        self._save_after_evaluation = False
+        self._evaluating = False
+        # False where the run has resumed from another checkpoint, so that last.ckpt may be damaged.
+        self._last_is_readable = True
         self._resumed_between_epochs = False
-        # That all processes know of.
+        # The same on all ranks; 0 is none.
         self._signal = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on a signal waits for the end of the step."""
         resumed = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
-        last = RunFolder.of(trainer).last_checkpoint
-        self._last_is_whole = resumed is None or resumed.resolve() == last.resolve()
+        last = RunFolder(trainer.default_root_dir).last_checkpoint
+        self._last_is_readable = resumed is None or resumed.resolve() == last.resolve()
         if self._resumed_between_epochs:
             # With trainer.max_steps Lightning goes back into the epoch that has ended: where no evaluation is due after
-            # its last batch it trains one more, and counts epochs wrongly from there on.
+            # its last batch, it trains on one more batch and counts epochs wrongly from there on.
             trainer.fit_loop.epoch_loop.restarting = False
             self._resumed_between_epochs = False
         interruption.defer()
@@ -61,10 +67,10 @@ class LastCheckpoint(Checkpoint):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Tells Lightning's loops the place, which they count in batches, on this number of devices."""
+        """Set the progress of Lightning's loops, which count batches, to that on this number of devices."""
         epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]
         if epochs["current"]["processed"] > epochs["current"]["completed"]:
-            # Saved as an epoch ended: it is over, and the next one starts as in a run that was not cut short.
+            # Saved at the end of an epoch: the next one starts as in a run that was not interrupted.
             self._resumed_between_epochs = True
             for counts in (epochs["current"], epochs["total"]):
                 counts["completed"] = counts["processed"]
@@ -73,77 +79,78 @@ class LastCheckpoint(Checkpoint):
         assert resume_at is not None
         _, done = resume_at
         moved = done - progress["current"]["ready"]
-        if moved:
-            for counts in (progress["current"], progress["total"]):
-                counts |= {name: count + moved for name, count in counts.items()}
+        for counts in (progress["current"], progress["total"]) if moved else ():
+            counts |= {name: count + moved for name, count in counts.items()}
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        """Note the step."""
         self._step_before = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # Between two optimizer steps gradients have been summed up that no checkpoint holds.
-        stepped = trainer.global_step > self._step_before
-        if not stepped:
+        """Write a checkpoint that is due within an epoch."""
+        # Between two optimizer steps there are accumulated gradients, which no checkpoint holds.
+        if trainer.global_step == self._step_before:
             return
         self._signal = _received(trainer)
-        # The last batch of an epoch is left to the epoch's end, which comes after the measurement.
+        # After the last batch of an epoch it is written at the end of the epoch, which follows the evaluation.
         if trainer.is_last_batch:
             return
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         ends_here = trainer.should_stop or trainer.global_step == trainer.max_steps
-        # Written before an evaluation, a checkpoint would skip it on resume.
-        if _is_measured(trainer, batch_idx):
-            self._after_measuring = due or ends_here
+        if _is_evaluated(trainer, batch_idx):
+            # Resumed from a checkpoint that is written before the evaluation, a run would skip it.
+            self._save_after_evaluation = due or ends_here
         elif due or ends_here or self._signal:
             self._save(trainer)
             self._leave()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on a signal ends the run at once."""
         if _trains(trainer):
-            self._measuring = True
+            self._evaluating = True
             if self._signal:
                 self._save(trainer)
                 self._leave()
             interruption.allow()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # From here on callbacks change what a checkpoint holds of them.
+        """From here on a signal waits again: callbacks change what a checkpoint holds of them."""
         if _trains(trainer):
-            self._measuring = False
+            self._evaluating = False
             interruption.defer()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._after_measuring:
-            self._after_measuring = False
+        """Write a checkpoint that was due before the evaluation."""
+        if self._save_after_evaluation:
+            self._save_after_evaluation = False
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Lightning ends an epoch that was cut short as well; resumed from here, its rest would be skipped.
+        """Write a checkpoint at each n-th epoch, at the last one and after a signal."""
+        # Lightning ends an epoch that was interrupted too; resumed from here, a run would skip its rest.
         if not trainer.is_last_batch:
             return
         self._signal = _received(trainer)
-        last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
-        if (
-            self._signal
-            or last
-            or trainer.should_stop
-            or (trainer.current_epoch + 1) % self.every_n_epochs == 0
-        ):
+        epoch = trainer.current_epoch + 1
+        last = epoch == trainer.max_epochs or trainer.global_step == trainer.max_steps
+        if self._signal or last or trainer.should_stop or epoch % self.every_n_epochs == 0:
             self._save(trainer)
         self._leave()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on a signal ends the run at once."""
         interruption.allow()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # Other processes need not be where a checkpoint is written by all of them.
+        """Write a checkpoint where a signal has interrupted an evaluation, on a single device."""
+        # Other ranks need not be where all of them write a checkpoint.
         if (
             isinstance(exception, Interrupted)
-            and self._measuring
+            and self._evaluating
             and not self._signal
             and trainer.world_size == 1
         ):
@@ -152,30 +159,31 @@ class LastCheckpoint(Checkpoint):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self._measuring:
-            # As Lightning has it in the first batch of an evaluation, which a resumed run then makes from its start.
+        """Have a checkpoint within an evaluation resume at the evaluation's start."""
+        if self._evaluating:
+            # Lightning's state in the first batch of an evaluation.
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
-            underway = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-            progress |= {"total": underway, "current": dict(underway), "is_last_batch": False}
+            started = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            progress |= {"total": started, "current": dict(started), "is_last_batch": False}
 
     def _leave(self) -> None:
         if self._signal:
             raise Interrupted(self._signal)
 
     def _save(self, trainer: Trainer) -> None:
-        run = RunFolder.of(trainer)
+        run = RunFolder(trainer.default_root_dir)
         new = run.checkpoints / "next.ckpt"
         trainer.save_checkpoint(new, weights_only=False)
         if trainer.is_global_zero:
-            run.replace_checkpoint(new, keep=self.previous and self._last_is_whole)
+            replace_last(run, new, keep=self.previous and self._last_is_readable)
             if not self.previous:
-                run.remove_previous_checkpoint()
+                remove(run.previous_checkpoint)
         trainer.strategy.barrier()
-        self._last_is_whole = True
+        self._last_is_readable = True
 
 
 def _received(trainer: Trainer) -> int:
-    """The signal that any process has received; 0 is none."""
+    """Return the signal that any rank has received; 0 is none. A collective."""
     received = torch.tensor(interruption.received or 0, device=trainer.strategy.root_device)
     return int(trainer.strategy.reduce(received, reduce_op="max"))
 
@@ -184,8 +192,8 @@ def _trains(trainer: Trainer) -> bool:
     return trainer.state.fn == "fit" and not trainer.sanity_checking
 
 
-def _is_measured(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether Lightning validates after this batch, which is not the last of its epoch."""
+def _is_evaluated(trainer: Trainer, batch_idx: int) -> bool:
+    """Return whether Lightning validates after this batch, which is not the last one of its epoch."""
     every, epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
     if not trainer.enable_validation or every is None or math.isinf(every):
         return False

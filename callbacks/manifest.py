@@ -16,8 +16,9 @@ from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError, WriteError
 from dipo_pl.rows import Row
 from dipo_pl.signals import Interrupted
+from dipo_pl.storage.files import write_text
 from dipo_pl.storage.fingerprints import rows_fingerprint, texts_fingerprint, tokenizer_fingerprint
-from dipo_pl.storage.run_folder import RunFolder, write_text
+from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.storage.secrets import redact, redact_arguments
 from dipo_pl.version import __version__
 
@@ -55,7 +56,7 @@ class Manifest(Callback):
         Raises:
             InputError: it was not, or its manifest does not say so.
         """
-        run = RunFolder.of(trainer)
+        run = RunFolder(trainer.default_root_dir)
         if stage != "fit" or not run.to_resume_from:
             return
         manifest = run.read_manifest()
@@ -95,7 +96,7 @@ class Manifest(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the step of a resumed run, which is known only now."""
         if trainer.ckpt_path is not None and trainer.is_global_zero:
-            run = RunFolder.of(trainer)
+            run = RunFolder(trainer.default_root_dir)
             run.add_to_manifest(
                 resumed_at_steps=[*run.read_manifest()["resumed_at_steps"], trainer.global_step]
             )
@@ -118,7 +119,7 @@ class Manifest(Callback):
         """Record that training, evaluation and export are done, so that there is nothing to resume."""
         self._end(trainer, "finished")
         if trainer.is_global_zero:
-            RunFolder.of(trainer).error_log.unlink(missing_ok=True)
+            RunFolder(trainer.default_root_dir).error_log.unlink(missing_ok=True)
 
     def fail(self, trainer: Trainer, cause: str) -> None:
         """Record why the run has failed, on the rank that knows the first cause, if the manifest can be written."""
@@ -129,12 +130,13 @@ class Manifest(Callback):
     def _only_evaluates(trainer: Trainer) -> bool:
         """Return whether this is a run of `validate` with a folder of its own, not the last evaluation of a `fit`."""
         return (
-            trainer.state.fn == "validate" and RunFolder.of(trainer).read_manifest().get("command") != "fit"
+            trainer.state.fn == "validate"
+            and RunFolder(trainer.default_root_dir).read_manifest().get("command") != "fit"
         )
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module
-        run = RunFolder.of(trainer)
+        run = RunFolder(trainer.default_root_dir)
         earlier = trainer.strategy.broadcast(run.read_manifest())
         resumed = trainer.state.fn == "fit" and trainer.ckpt_path is not None and bool(earlier)
         at_start = earlier["policy"]["weights_at_start"] if resumed else trained_weights(module, trainer)
@@ -189,7 +191,7 @@ class Manifest(Callback):
 
     @staticmethod
     def _write_end(trainer: Trainer, status: str) -> None:
-        RunFolder.of(trainer).add_to_manifest(
+        RunFolder(trainer.default_root_dir).add_to_manifest(
             status=status, ended=_now(), epochs=trainer.current_epoch, steps=trainer.global_step
         )
 

@@ -118,7 +118,7 @@ class FirstForgotten(SelectionRule):
         if self.metric not in metrics:
             raise InputError(
                 f"selection.rule FirstForgotten needs {self.metric!r}, which is not in {where}: choose another "
-                "--selection.rule.metric, or see forget_quality.generate_every"
+                "--selection.rule.metric, or see forget_quality.generate_every and forget_quality.metrics"
             )
 
     def score(self, metrics: Metrics, target: Metrics, retain: Metrics | None) -> float | None:
@@ -157,7 +157,10 @@ class Selection(Callback):
         if self.rule is None or stage != "fit":
             return
         self.rule.check(ForgetQuality.of(trainer))
-        if trainer.num_sanity_val_steps == 0 and not RunFolder.of(trainer).evaluation_file(0).is_file():
+        if (
+            trainer.num_sanity_val_steps == 0
+            and not RunFolder(trainer.default_root_dir).evaluation_file(0).is_file()
+        ):
             raise InputError(
                 f"selection.rule {type(self.rule).__name__} needs the evaluation before training: set "
                 "trainer.num_sanity_val_steps to -1 (got 0)"

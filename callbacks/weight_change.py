@@ -36,7 +36,7 @@ class WeightChange(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Record the step at which a run starts from another run's checkpoint."""
-        if not RunFolder.of(trainer).read_manifest():
+        if not RunFolder(trainer.default_root_dir).read_manifest():
             self._first_step = checkpoint["global_step"]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -48,7 +48,7 @@ class WeightChange(Callback):
         weights = trained_weights(pl_module, trainer)
         unchanged = False
         if trainer.is_global_zero:
-            run = RunFolder.of(trainer)
+            run = RunFolder(trainer.default_root_dir)
             policy = run.read_manifest()["policy"] | {"weights_at_end": weights}
             run.add_to_manifest(policy=policy)
             unchanged = policy["weights_at_end"] == policy["weights_at_start"]

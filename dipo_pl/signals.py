@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGUSR1 end a run where it can be gone on with; a second one ends it at once."""
+"""Signals that end a run where it can resume: SIGINT, SIGTERM and SIGUSR1; a second one ends it at once."""
 
 import os
 import signal
@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# Schedulers send SIGTERM before a job is pre-empted, or with `sbatch --signal=USR1@90` SIGUSR1.
+# Schedulers send SIGTERM before they preempt a job, or SIGUSR1 with `sbatch --signal=USR1@90`.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(SystemExit):
-    """A signal has ended the run; the code is 128 and its number, as a shell has it."""
+    """Exit after a signal; the code is 128 plus its number, as in a shell.
+
+    Attributes:
+        signal: which one.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -23,7 +27,7 @@ class Interrupted(SystemExit):
 
 
 class Interruption:
-    """What has become of a signal. Signals are the process's, and so there is one of these.
+    """State of the process's signals; there is one of these, `interruption`.
 
     Attributes:
         received: the signal that asks the run to end.
@@ -36,9 +40,9 @@ class Interruption:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes the signals from whoever had them, Python's Ctrl-C among them."""
+        """Handle the signals; afterwards the former handlers are back, Python's own for Ctrl-C among them."""
         self.received, self._deferred, self._process = None, False, os.getpid()
-        # Only a main thread may, and only it is interrupted.
+        # Python sets handlers, and runs them, in the main thread alone.
         main = threading.current_thread() is threading.main_thread()
         before = {each: signal.signal(each, self._receive) for each in SIGNALS} if main else {}
         try:
@@ -48,25 +52,25 @@ class Interruption:
                 signal.signal(number, handler)
 
     def defer(self) -> None:
-        """From here on a signal waits until someone asks for `received`."""
+        """From here on a signal waits until `received` is looked at."""
         self._deferred = True
 
     def allow(self) -> None:
-        """From here on a signal ends what is done at once; one that waits does now.
+        """From here on a signal ends the run at once; one that waits does so now.
 
         Raises:
-            Interrupted: here, and anywhere later in the main thread.
+            Interrupted: here, and later anywhere in the main thread.
         """
         self._deferred = False
         if self.received is not None:
             raise Interrupted(self.received)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        # A worker of a data loader has this handler from its parent, which Ctrl-C reaches as well.
+        # A data loader's worker inherits this handler, and Ctrl-C reaches it too.
         if os.getpid() != self._process:
             return
         self.received = signal.Signals(number)
-        # Without Python, which does not come to it while it waits for another process.
+        # Handled by the system: Python runs no handler while it waits for another process.
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
         if not self._deferred:

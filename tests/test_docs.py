@@ -87,6 +87,7 @@ def files_of(page: str) -> dict[str, str]:
 
 EXAMPLES = {
     "custom-loss.md": ["--config", "capped_ascent.yaml"],
+    "custom-metric.md": ["--forget_quality.metrics", "[answer_length.AnswerLength, Memorization]"],
     "custom-data.md": ["--config", "csv_pairs.yaml"],
     "custom-constructor.md": [
         "--model.constructor",

@@ -1,4 +1,4 @@
-"""`dipo-pl consolidate`: one file of a checkpoint in shards."""
+"""The command `dipo-pl consolidate`: write one checkpoint file from a sharded checkpoint."""
 
 import os
 import tempfile
@@ -6,31 +6,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dipo_pl.cli.command_line import Parser, one_line_errors
+from dipo_pl.cli.command_parser import Parser, one_line_errors
 from dipo_pl.errors import InputError
-from dipo_pl.storage.run_folder import RunFolder, replacing
+from dipo_pl.storage.files import replacing
+from dipo_pl.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from dipo_pl.storage.sharded_checkpoint import StoredTensor
+    import torch
 
 DESCRIPTION = """\
-Makes one ordinary checkpoint file of a checkpoint in shards (see sharded_checkpoints.yaml), which
-`dipo-pl fit --ckpt_path FILE` and torch.load(FILE, weights_only=True) take, with any number of devices. Checksums of all
-shards are compared first. Memory holds one tensor at a time; the disk needs room for twice the file. To go on with the
-run itself nothing need be consolidated: `fit` reads shards under every strategy."""
+Make one checkpoint file of a sharded checkpoint (see sharded_checkpoints.yaml), for `dipo-pl fit --ckpt_path FILE` and
+torch.load(FILE, weights_only=True) on any number of devices. All shards are first compared with their checksums. Tensors
+are mapped from disk, which needs room for twice the file. A run need not be consolidated to resume: `fit` reads sharded
+checkpoints under every strategy."""
 
 
 def consolidate(arguments: Sequence[str], debug: bool = False) -> int:
-    """Returns 0, 2 where what was given is wrong, 1 where something else failed."""
+    """Run the command; return 0, 2 for wrong input, 1 for another failure."""
     return one_line_errors(lambda: _consolidate(arguments), debug)
 
 
 def _consolidate(arguments: Sequence[str]) -> int:
     parser = Parser("consolidate", DESCRIPTION)
     parser.add_argument(
-        "path", metavar="PATH", type=Path, help="folder of a checkpoint in shards, or of a run: its last.ckpt"
+        "path", metavar="PATH", type=Path, help="folder of a sharded checkpoint, or of a run: its last.ckpt"
     )
     parser.add_argument("--output", required=True, metavar="FILE", help="a new file")
     given = parser.parse_args(arguments)
@@ -38,74 +37,68 @@ def _consolidate(arguments: Sequence[str]) -> int:
     folder = run.last_checkpoint if run.manifest.is_file() else given.path
     if not folder.is_dir():
         raise InputError(
-            f"{folder} is one file already, and no checkpoint in shards: use it as it is"
+            f"{folder} is one file already: use it as it is"
             if folder.is_file()
-            else f"no checkpoint {folder}: give the folder of a checkpoint in shards, or of a run that has one"
+            else f"no checkpoint {folder}: give the folder of a sharded checkpoint, or of a run that has one"
         )
     output = _new_file(given.output)
     if folder.resolve() in output.resolve().parents:
-        raise InputError(f"--output {output} lies in the checkpoint itself: give a file elsewhere")
+        raise InputError(f"--output {output} is inside the checkpoint: give a file elsewhere")
 
+    # Imported late: torch takes seconds.
     import torch
-    from tqdm import tqdm  # type: ignore[import-untyped]
 
-    from dipo_pl.storage.checkpoint_io import check_checkpoint
-    from dipo_pl.storage.sharded_checkpoint import REST, load_sharded, with_whole_tensors
+    from dipo_pl.storage.checkpoints import check_checkpoint
+    from dipo_pl.storage.sharded_checkpoint import INDEX, full_checkpoint, read_sharded
 
-    if not (folder / REST).is_file():
-        raise InputError(f"{folder} is no checkpoint in shards (it has no {REST}): give another folder")
-    index = (folder / REST).stat()
-    check_checkpoint(folder, "give another, the previous.ckpt beside it, say")
+    index = folder / INDEX
+    if not index.is_file():
+        raise InputError(f"{folder} is not a sharded checkpoint (it has no {INDEX}): give another folder")
+    before = index.stat()
+    check_checkpoint(folder, "give another checkpoint, for example previous.ckpt in the same folder")
     with replacing(output) as temporary, tempfile.TemporaryDirectory(dir=temporary.parent) as scratch:
-        bar = tqdm(unit="tensor", desc="consolidate", disable=None)
-
-        def read(stored: "StoredTensor") -> "Tensor":
-            bar.update()
-            return _on_disk(stored, Path(scratch) / "tensor")
-
-        content = with_whole_tensors(load_sharded(folder), read)
-        bar.close()
+        content = full_checkpoint(
+            read_sharded(folder), lambda shape, dtype: _on_disk(shape, dtype, Path(scratch) / "tensor")
+        )
         with open(temporary, "wb") as file:
             torch.save(content, file)
-        if not (folder / REST).is_file() or (folder / REST).stat() != index:
-            raise InputError(
-                f"{folder} has become another checkpoint meanwhile: wait until its run has ended"
-            )
+        if not index.is_file() or index.stat() != before:
+            raise InputError(f"{folder} was replaced meanwhile: wait until its run has ended")
     print(f"the checkpoint is in {output}: dipo-pl fit --config ... --ckpt_path {output}")
     return 0
 
 
 def _new_file(text: str) -> Path:
-    """
+    """Return the path of a file that can be made.
+
     Raises:
-        InputError: it cannot be one.
+        InputError: it exists, or cannot be a file.
     """
     path = Path(text)
     try:
-        there = path.exists()
+        exists = path.exists()
     except OSError as error:
         raise InputError(
             f"--output {text[:100]} cannot be a file ({error.strerror}): give another"
         ) from error
     if not text:
-        raise InputError("--output must name a file, got ''")
-    if there:
-        raise InputError(f"--output {text} is there already: give another file, or remove it")
+        raise InputError("--output must name a file (got '')")
+    if exists:
+        raise InputError(f"--output {text} already exists: give another file, or remove it")
     if not path.parent.is_dir() and path.parent.exists():
-        raise InputError(f"--output {text}: {path.parent} is no folder")
+        raise InputError(f"--output {text}: {path.parent} is not a folder")
     return path
 
 
-def _on_disk(stored: "StoredTensor", file: Path) -> "Tensor":
-    """The whole tensor, mapped: memory that it takes goes back to the disk where it is needed for others."""
+def _on_disk(shape: "torch.Size", dtype: "torch.dtype", file: Path) -> "torch.Tensor":
+    """Return a tensor in a file that is removed with the tensor; the system writes its memory back under pressure."""
     import torch
 
-    if not all(stored.shape):
-        return stored.whole()
-    elements = torch.Size(stored.shape).numel()
+    if not shape.numel():
+        return torch.empty(shape, dtype=dtype)
     with open(file, "wb") as opened:
-        # Mapped, a disk that is full would end the process instead of giving an error.
-        os.posix_fallocate(opened.fileno(), 0, elements * stored.dtype.itemsize)
-    mapped = torch.from_file(str(file), shared=True, size=elements, dtype=stored.dtype).view(stored.shape)
+        # Allocated now: a full disk would otherwise end the process when the mapped memory is written.
+        os.posix_fallocate(opened.fileno(), 0, shape.numel() * dtype.itemsize)
+    mapped = torch.from_file(str(file), shared=True, size=shape.numel(), dtype=dtype).view(shape)
     file.unlink()
-    return mapped.copy_(stored.whole())
+    return mapped

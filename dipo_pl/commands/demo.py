@@ -1,4 +1,4 @@
-"""`dipo-pl demo`: the whole story on made-up authors or news, through the same commands that a user gives."""
+"""The command `dipo-pl demo`: train, unlearn and evaluate on made-up authors or news, offline, in minutes on a CPU."""
 
 import json
 import time
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dipo_pl.cli.command_line import Parser, one_line_errors
-from dipo_pl.metrics.functional import before_next_question
+from dipo_pl.cli.command_parser import Parser, one_line_errors
+from dipo_pl.metrics.knowledge import before_next_question
 from dipo_pl.report.contents import read_report
 from dipo_pl.report.pictures import trajectory, write_png
 from dipo_pl.storage.run_folder import RunFolder
@@ -80,7 +80,7 @@ def _demo(arguments: Sequence[str], debug: bool) -> int:
     parser.add_argument("--output_dir", default="runs", help="folder that the run folders are made in")
     given = parser.parse_args(arguments)
     folder, corpus = Path(given.output_dir), CORPORA[given.corpus]
-    from dipo_pl.cli.app import run
+    from dipo_pl.cli.run import run
 
     steps = _steps(corpus, folder)
     started = time.monotonic()
@@ -123,7 +123,7 @@ def _show(corpus: Corpus, folder: Path, seconds: float) -> None:
     from dipo_pl.callbacks.forget_quality import headlines
 
     unlearned = RunFolder(folder / corpus.run)
-    before, after = unlearned.read_metrics()[0], unlearned.figures
+    before, after = unlearned.read_metrics()[0], unlearned.final_metrics
     retain_only = RunFolder(folder / corpus.retain_result).read_metrics()[-1]
     titles = headlines(before)
     # Forget Quality asks whether a model can be told from the retain-only one: of that model itself, it is 1.

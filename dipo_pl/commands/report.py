@@ -1,11 +1,11 @@
-"""`dipo-pl report`: runs side by side, in the terminal and in files."""
+"""The command `dipo-pl report`: compare runs in a table; with --output also in pages and plots."""
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dipo_pl.cli.command_line import Parser, folder, one_line_errors
+from dipo_pl.cli.command_parser import Parser, folder, one_line_errors
 from dipo_pl.errors import InputError, WriteError
 from dipo_pl.report.contents import Report, read_report
 from dipo_pl.report.latex import as_latex
@@ -14,7 +14,7 @@ from dipo_pl.report.markdown import as_markdown
 from dipo_pl.report.page import as_html
 from dipo_pl.report.pictures import HOW_TO_GET_PICTURES, all_pictures, drawable, write_png
 from dipo_pl.report.text import as_text, terminal_width
-from dipo_pl.storage.run_folder import write_text
+from dipo_pl.storage.files import write_text
 
 # The file of each format, and what writes it.
 _FORMATS: dict[str, tuple[str, Callable[[Report], str]]] = {

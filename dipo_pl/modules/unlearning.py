@@ -153,7 +153,7 @@ class Unlearning(LanguageModule):
             layers=self.reference_layers,
             sequences={kind: sequences[kind] for kind in self.reference_kinds},
             identity=self.data.identity,
-            folder=RunFolder.of(trainer).path,
+            folder=RunFolder(trainer.default_root_dir).path,
             device=trainer.strategy.root_device,
             precision=trainer.precision_plugin.forward_context,
             rank=trainer.global_rank,

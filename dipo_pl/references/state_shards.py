@@ -14,7 +14,7 @@ from torch import Tensor
 from dipo_pl.batch import Batch
 from dipo_pl.errors import InputError
 from dipo_pl.models.hidden_states import Layer
-from dipo_pl.storage.run_folder import replacing, write_text
+from dipo_pl.storage.files import replacing, write_text
 
 FORMAT = 2
 # Kind and number of a sequence, as in `Batch.rows`.

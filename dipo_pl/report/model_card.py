@@ -5,7 +5,8 @@ from typing import Any
 
 import yaml
 
-from dipo_pl.storage.run_folder import RunFolder, write_text
+from dipo_pl.storage.files import write_text
+from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.storage.text import load_yaml
 
 METHOD = ("forget_loss", "retain_loss", "retain_weight", "constructor", "optimizer", "schedule", "warmup")

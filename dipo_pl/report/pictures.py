@@ -14,7 +14,7 @@ from dipo_pl.report.contents import Report
 from dipo_pl.report.curves import ks_gap, roc
 from dipo_pl.report.runs import FORGET, Kind, Run, scores
 from dipo_pl.report.sequences import TITLE, RequestSequence, shortened
-from dipo_pl.storage.run_folder import replacing
+from dipo_pl.storage.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from dipo_pl.errors import InputError
-from dipo_pl.evaluation.result import EvaluationResult, SetResult
+from dipo_pl.metrics.result import EvaluationResult, SetResult
 from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.storage.text import load_yaml
 
@@ -209,7 +209,7 @@ def _read_folder(folder: RunFolder, unfinished: bool) -> Run:
     kind = _kind(manifest, config)
     place = _place(manifest) if kind is Kind.UNLEARNED else None
     name = printable(folder.path.resolve().name)
-    step = folder.result_step or 0
+    step = folder.final_step or 0
     result = EvaluationResult.read(folder.evaluation_file(step))
     first = None
     if records[0]["step"] == 0:

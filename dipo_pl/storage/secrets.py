@@ -1,4 +1,4 @@
-"""Keeps what gives access out of files that a run leaves behind and out of its messages."""
+"""Redaction of credentials in messages and in the files of a run."""
 
 import json
 import re
@@ -10,9 +10,9 @@ import yaml
 HIDDEN = "REDACTED"
 # https://user:password@host, https://token@host
 _IN_URL = re.compile(r"(?<=://)[^\s/'\"]+(?=@)")
-# As the hub writes its tokens.
+# Tokens of the Hugging Face hub.
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
-# A tokenizer's tokens are no secrets.
+# Tokens of a tokenizer are no secrets.
 _NAME = (
     r"(?:(?<![\w-])|(?<=[_.-]))(?<!bos_)(?<!eos_)(?<!pad_)(?<!unk_)(?<!sep_)(?<!cls_)(?<!mask_)"
     r"(?i:token|api[_-]?keys?|access[_-]?keys?|private[_-]?keys?|passw(?:or)?d|passphrase|secrets?|credentials?)"
@@ -25,7 +25,7 @@ _SETTING = re.compile(
 
 
 def redact(text: str) -> str:
-    """A message with REDACTED for credentials in URLs, the hub's tokens, and values of keys such as token or api_key."""
+    """Return a message with REDACTED for credentials in URLs, hub tokens and values of keys such as token or api_key."""
     text = _HUB_TOKEN.sub(HIDDEN, _IN_URL.sub(HIDDEN, text))
     return _SETTING.sub(
         lambda found: f"{found['name']}{found['quote'] or ''}{HIDDEN}{found['quote'] or ''}", text
@@ -33,7 +33,7 @@ def redact(text: str) -> str:
 
 
 def redact_values(settings: Any, name: str = "") -> Any:
-    """Settings with REDACTED for all that a key such as token or api_key holds, and for what `redact` finds in others."""
+    """Return settings with REDACTED for all values of keys such as token or api_key, and `redact` applied to others."""
     if settings is not None and _is_secret(name):
         return HIDDEN
     if isinstance(settings, Mapping):
@@ -44,7 +44,7 @@ def redact_values(settings: Any, name: str = "") -> Any:
 
 
 def redact_arguments(arguments: Sequence[str]) -> list[str]:
-    """The words of a command line, likewise; of an option such as --x.token all that follows is hidden."""
+    """Return the arguments of a command line, redacted; of an option such as --x.token, all that follows is."""
     hidden = []
     for before, word in zip(("", *arguments), arguments, strict=False):
         option, given, value = word.partition("=") if word.startswith("-") else ("", "", "")
@@ -61,7 +61,7 @@ def _is_secret(name: str) -> bool:
 
 
 def _word(word: str) -> str:
-    """A word may be a mapping or a list, as YAML or JSON has them."""
+    """Redact an argument, which may be a YAML or JSON mapping or list."""
     if word[:1] in ("{", "["):
         try:
             settings = yaml.safe_load(word)

@@ -1,301 +1,267 @@
-"""Checkpoints in shards: a folder to which every rank writes its own parts of tensors, and the first one the rest.
+"""Sharded checkpoints: a folder to which each rank writes its own shards with torch.distributed.checkpoint.
 
-    checkpoint.pt                 an ordinary checkpoint but for divided tensors, of which it has shape and dtype (they are
-                                  on the meta device), and under `shards` where their parts lie, with each file's
-                                  CRC-32
-    rank-00000-000.safetensors    parts of one rank
+    checkpoint.pt               the checkpoint with meta tensors in place of sharded ones, and under `shards` the
+                                CRC-32 of each other file
+    shard-00001-*.safetensors   shards of one rank
 
-torch's own format keeps its metadata in a pickle; its safetensors writer (`torch.distributed.checkpoint.hf_storage`) has
-no checksums, and holds all of a rank's parts in memory once more.
+torch's own metadata is a pickle; its safetensors writer leaves that out, and writes no checksums. So `checkpoint.pt`
+(tensors and plain values, read by torch.load with weights_only) says what the folder must hold.
 """
 
-import math
 import os
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor, Shard
 
 from dipo_pl.distributed import on_all_ranks
 from dipo_pl.errors import InputError, TrainingError
-from dipo_pl.storage.run_folder import replacing_folder, sync, writing
+from dipo_pl.storage.files import replacing_folder, writing
 
-Numbers = tuple[int, ...]
-# A file, the name in it, where the part begins in the whole tensor, and its shape.
-Part = tuple[str, str, Numbers, Numbers]
-
-REST = "checkpoint.pt"
-DIVIDED = ("state_dict", "optimizer_states")
-# A rank takes two or three times as much memory while it writes.
+INDEX = "checkpoint.pt"
+SHARDED = ("state_dict", "optimizer_states")
+# Of one file of a rank, which needs about twice as much memory while it is written.
 FILE_BYTES = 1 << 30
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor of a checkpoint in shards, on disk until it is asked for."""
-
-    folder: Path
-    name: str
-    shape: Numbers
-    dtype: torch.dtype
-    parts: tuple[Part, ...]
-
-    def whole(self) -> Tensor:
-        return self.read((0,) * len(self.shape), self.shape)
-
-    def read(self, first: Numbers, shape: Numbers) -> Tensor:
-        """What begins at `first` and has this shape, in memory of the CPU.
-
-        Raises:
-            InputError: the shards do not have all of it.
-        """
-        tensor, filled = torch.empty(shape, dtype=self.dtype), 0
-        for file, name, start, size in self.parts:
-            overlap = [
-                (max(a, b), min(a + n, b + m)) for a, n, b, m in zip(first, shape, start, size, strict=True)
-            ]
-            if any(begin >= end for begin, end in overlap):
-                continue
-            here = tuple(slice(begin - a, end - a) for (begin, end), a in zip(overlap, first, strict=True))
-            there = tuple(slice(begin - a, end - a) for (begin, end), a in zip(overlap, start, strict=True))
-            # Files elsewhere are none of a checkpoint's business.
-            with safe_open(self.folder / Path(file).name, framework="pt") as opened:
-                tensor[here] = opened.get_slice(name)[there]
-            filled += math.prod(end - begin for begin, end in overlap)
-        if filled < tensor.numel():
-            raise InputError(
-                f"the shards in {self.folder} do not have all of {self.name}: give another checkpoint"
-            )
-        return tensor
-
-
-def of_this_rank(source: Tensor | StoredTensor, target: Tensor) -> Tensor:
-    """What of a checkpoint's tensor belongs where this rank has `target`; nothing else is read."""
-    if not isinstance(target, DTensor):
-        return in_memory(source)
-    shape, first = compute_local_shape_and_global_offset(target.shape, target.device_mesh, target.placements)
-    if isinstance(source, StoredTensor):
-        return source.read(tuple(first), tuple(shape))
-    return source[tuple(slice(a, a + n) for a, n in zip(first, shape, strict=True))]
-
-
-def in_memory(source: Tensor | StoredTensor) -> Tensor:
-    return source.whole() if isinstance(source, StoredTensor) else source
-
-
-def load_sharded(folder: Path) -> dict[str, Any]:
-    """The checkpoint, with a StoredTensor for each that was divided."""
-    checkpoint: dict[str, Any] = torch.load(folder / REST, map_location="cpu", weights_only=True)
-    parts = checkpoint.pop("shards")["parts"]
-
-    def stored(name: str, each: Tensor) -> Any:
-        if name not in parts:
-            return each
-        return StoredTensor(folder, name, tuple(each.shape), each.dtype, tuple(parts[name]))
-
-    return checkpoint | {key: _mapped(stored, checkpoint[key], key) for key in DIVIDED if key in checkpoint}
-
-
-def with_whole_tensors(
-    checkpoint: Mapping[str, Any], read: Callable[[StoredTensor], Tensor] = StoredTensor.whole
-) -> dict[str, Any]:
-    """The checkpoint as one process has it; what was tied is one tensor again."""
-    known: dict[tuple[Any, ...], Tensor] = {}
-
-    def made(name: str, each: Any) -> Any:
-        if not isinstance(each, StoredTensor):
-            return each
-        key = (each.parts, each.shape, each.dtype)
-        if key not in known:
-            known[key] = read(each)
-        return known[key]
-
-    return {
-        **checkpoint,
-        **{key: _mapped(made, checkpoint[key], key) for key in DIVIDED if key in checkpoint},
-    }
-
-
-def check_shards(folder: Path) -> None:
-    """Compares all shards with their checksums.
-
-    Raises:
-        ValueError: one is missing or damaged, or they are not those of all tensors.
-    """
-    checkpoint = torch.load(folder / REST, map_location="cpu", weights_only=True)
-    files = _checked_index(checkpoint)
-    names: dict[str, set[str]] = {}
-    for parts in checkpoint["shards"]["parts"].values():
-        for file, name, *_ in parts:
-            names.setdefault(file, set()).add(name)
-
-    def check(name: str) -> None:
-        path = folder / Path(name).name
-        if not path.is_file():
-            raise ValueError(f"{name} is missing")
-        if _checksum(path) != files[name]:
-            raise ValueError(f"{name} is damaged")
-        with safe_open(path, framework="pt") as opened:
-            lacking = names.get(name, set()) - {*opened.keys()}
-        if lacking:
-            raise ValueError(f"{name} has no {min(lacking)}")
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        for _ in threads.map(check, files):
-            pass
-
-
-def _checked_index(checkpoint: dict[str, Any]) -> dict[str, int]:
-    """The files, with their checksums, of a checkpoint each of whose tensors is described as a whole."""
-    shards = checkpoint.get("shards")
-    if not isinstance(shards, dict) or not {"files", "parts"} <= shards.keys():
-        raise ValueError("it does not say where its tensors are")
-    files: dict[str, int] = shards["files"]
-
-    def check(name: str, tensor: Any) -> Any:
-        if isinstance(tensor, Tensor) and tensor.is_meta:
-            parts = shards["parts"].get(name, ())
-            for file, _, start, size in parts:
-                ends = [a + n for a, n in zip(start, size, strict=True)]
-                if file not in files or any(a > b for a, b in zip(ends, tensor.shape, strict=True)):
-                    raise ValueError(f"a part of {name} is nowhere")
-            apart = len({start for _, _, start, _ in parts}) == len(parts)
-            if not apart or sum(math.prod(size) for *_, size in parts) != tensor.numel():
-                raise ValueError(f"it does not have all of {name}")
-        return tensor
-
-    for key in DIVIDED:
-        _mapped(check, checkpoint.get(key), key)
-    return files
-
-
 def save_sharded(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Writes a checkpoint whose divided tensors are DTensors; all ranks must ask. It is whole or absent.
+    """Write a checkpoint whose sharded tensors are DTensors, whole or not at all. A collective.
 
     Raises:
-        WriteError: some rank cannot write, on all ranks; what stood at `path` still does.
-        TrainingError: another failure of some rank; or the ranks do not share the folder.
+        WriteError: a rank cannot write, on all ranks; what was at `path` stays.
+        TrainingError: another failure of a rank, or the ranks do not share the folder.
     """
     first = dist.get_rank() == 0
-    rest, parts = _divided(checkpoint)
+    index, shards = _split(checkpoint)
     with ExitStack() as stack:
         folder = on_all_ranks(lambda: stack.enter_context(replacing_folder(path)) if first else None)[0]
         assert folder is not None
-        written = on_all_ranks(partial(_write, parts, folder, path))
+        checksums = on_all_ranks(lambda: _write_shards(shards, folder, path))
 
         def finish() -> None:
-            files = {name: checksum for each, _ in written for name, checksum in each.items()}
-            places: dict[str, list[Part]] = {name: [] for name in parts}
-            for _, of_rank in written:
-                for name, place in of_rank:
-                    places[name].append(place)
+            files = {name: checksum for each in checksums for name, checksum in each.items()}
             for name in files:
                 if not (folder / name).is_file():
                     raise TrainingError(
-                        f"{folder / name} is written, and rank 0 does not see it: output_dir must be a folder that all "
-                        "machines share"
+                        f"rank 0 cannot see {folder / name}, which another rank has written: set output_dir to a folder "
+                        "that all machines share"
                     )
-            with writing(path), open(folder / REST, "wb") as file:
-                torch.save({**rest, "shards": {"files": files, "parts": places}}, file)
-            # Syncs, and takes the place of what stood there.
+            with writing(path), open(folder / INDEX, "wb") as file:
+                torch.save({**index, "shards": {"files": files}}, file)
+            # Syncs the folder and renames it.
             stack.close()
 
         on_all_ranks(finish if first else lambda: None)
 
 
-def _divided(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, DTensor]]:
-    """The checkpoint with descriptions in place of tensors that ranks have parts of, and these by name."""
-    divided: dict[str, DTensor] = {}
+def read_sharded(folder: Path) -> dict[str, Any]:
+    """Return a checkpoint with meta tensors in place of sharded ones; `load_into` and `full_checkpoint` read those."""
+    checkpoint: dict[str, Any] = torch.load(folder / INDEX, map_location="cpu", weights_only=True)
+    checkpoint["shards"]["folder"] = str(folder)
+    return checkpoint
 
-    def taken(name: str, each: Tensor) -> Tensor:
+
+def load_into(targets: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) -> None:
+    """Copy tensors of a checkpoint, sharded or not, into targets; of a DTensor this rank's shard alone is read.
+
+    Args:
+        targets: by path in the checkpoint, "state_dict.model.lm_head.weight" for example.
+        checkpoint: as `read_checkpoint` returns it.
+
+    Raises:
+        InputError: a tensor has another shape.
+    """
+    sources = _tensors(checkpoint)
+    # Tied tensors are one meta tensor, stored under the first of their names.
+    names = {id(each): name for name, each in reversed(sources.items())}
+    stored: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for name, target in targets.items():
+            source = sources[name]
+            if source.shape != target.shape:
+                raise InputError(
+                    f"the checkpoint has a tensor of shape {tuple(source.shape)} where this model has "
+                    f"{tuple(target.shape)}: it is of another model, see model.policy"
+                )
+            if not source.is_meta:
+                local = target.to_local() if isinstance(target, DTensor) else target
+                local.copy_(_local_shard(source, target))
+            elif source.numel():
+                stored.setdefault(names[id(source)], target)
+        if stored:
+            _read_shards(stored, Path(checkpoint["shards"]["folder"]))
+        for name, target in targets.items():
+            first = stored.get(names[id(sources[name])])
+            if first is not None and first is not target:
+                target.copy_(first)
+
+
+def full_checkpoint(
+    checkpoint: Mapping[str, Any], empty: Callable[[torch.Size, torch.dtype], Tensor] | None = None
+) -> dict[str, Any]:
+    """Return a checkpoint of `read_sharded` with all tensors in memory; tied ones are one tensor.
+
+    Args:
+        checkpoint: with meta tensors.
+        empty: allocates the memory of a tensor; null is the CPU's.
+    """
+    made: dict[int, Tensor] = {}
+
+    def allocated(_: str, each: Tensor) -> Tensor:
+        if each.is_meta and id(each) not in made:
+            made[id(each)] = (
+                empty(each.shape, each.dtype) if empty else torch.empty(each.shape, dtype=each.dtype)
+            )
+        return made.get(id(each), each)
+
+    full = {key: _mapped(allocated, value, key) for key, value in checkpoint.items() if key != "shards"}
+    meta = {name for name, each in _tensors(checkpoint).items() if each.is_meta}
+    load_into({name: each for name, each in _tensors(full).items() if name in meta}, checkpoint)
+    return full
+
+
+def check_shards(folder: Path) -> None:
+    """Compare all shards with their checksums, and with the tensors that the checkpoint must have.
+
+    Raises:
+        ValueError: a file is missing, damaged or not of this checkpoint, or a tensor is not complete.
+    """
+    checkpoint = torch.load(folder / INDEX, map_location="cpu", weights_only=True)
+    shards = checkpoint.get("shards")
+    files: dict[str, int] = shards.get("files", {}) if isinstance(shards, dict) else {}
+    present = {each.name for each in folder.glob("*.safetensors")}
+    if lacking := files.keys() - present:
+        raise ValueError(f"{min(lacking)} is missing")
+    if foreign := present - files.keys():
+        raise ValueError(f"{min(foreign)} is not a file of this checkpoint")
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        for name, checksum in zip(
+            files, threads.map(lambda name: _checksum(folder / name), files), strict=True
+        ):
+            if checksum != files[name]:
+                raise ValueError(f"{name} is damaged")
+    stored = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    seen: set[int] = set()
+    for name, each in _tensors(checkpoint).items():
+        if not each.is_meta or not each.numel() or id(each) in seen:
+            continue
+        seen.add(id(each))
+        found = stored.get(name)
+        chunks = found.chunks if isinstance(found, TensorStorageMetadata) else []
+        if sum(chunk.sizes.numel() for chunk in chunks) != each.numel():
+            raise ValueError(f"{name} is not complete")
+
+
+def _split(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, DTensor]]:
+    """Return the checkpoint with meta tensors in place of sharded ones, and these by path."""
+    shards: dict[str, DTensor] = {}
+    tied: dict[tuple[int, torch.Size], Tensor] = {}
+
+    def described(name: str, each: Tensor) -> Tensor:
         if not isinstance(each, DTensor):
             return each
         if any(placement.is_partial() for placement in each.placements):
             return each.full_tensor()
-        divided[name] = each
-        return torch.empty(each.shape, dtype=each.dtype, device="meta")
+        place = each.to_local().data_ptr(), each.shape
+        if place not in tied or not place[0]:
+            shards[name] = each
+            tied[place] = torch.empty(each.shape, dtype=each.dtype, device="meta")
+        return tied[place]
 
-    rest = {key: _mapped(taken, checkpoint[key], key) for key in DIVIDED if key in checkpoint}
-    return {**checkpoint, **rest}, divided
+    index = {key: _mapped(described, checkpoint[key], key) for key in SHARDED if key in checkpoint}
+    return {**checkpoint, **index}, shards
 
 
-def _mapped(function: Callable[[str, Any], Any], value: Any, name: str) -> Any:
-    """The same structure with other tensors; each is called by the path to it."""
-    if isinstance(value, (Tensor, StoredTensor)):
+def _write_shards(shards: Mapping[str, DTensor], folder: Path, path: Path) -> dict[str, int]:
+    """Write this rank's shards and return the checksum of each file.
+
+    Raises:
+        WriteError: they cannot be written.
+    """
+    # Empty ones would be chunks that others overlap.
+    own = {name: each for name, each in shards.items() if each.to_local().numel()}
+    with writing(path), _plain_errors():
+        # A network file system may be late to show what rank 0 has made.
+        folder.mkdir(parents=True, exist_ok=True)
+        files = _file_numbers(shards)
+        writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=files, save_distributed=True)
+        save(own, storage_writer=writer)
+        return {
+            each.name: _checksum(each)
+            for each in folder.glob(f"shard-{dist.get_rank() + 1:05}-*.safetensors")
+        }
+
+
+def _read_shards(targets: dict[str, Tensor], folder: Path) -> None:
+    """Read what this rank needs, without waiting for others."""
+    with warnings.catch_warnings(), _plain_errors():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        load(targets, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Raise the error of the first rank that failed in place of torch's CheckpointException, which is no Exception."""
+    try:
+        yield
+    except CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from None
+
+
+def _file_numbers(shards: Mapping[str, DTensor]) -> dict[str, int]:
+    """Return the number of each tensor's file, the same on all ranks, so that no file is much above FILE_BYTES."""
+    numbers: dict[str, int] = {}
+    number, size = 1, 0
+    for name, each in shards.items():
+        share = each.numel() * each.element_size() // each.device_mesh.size()
+        if size and size + share > FILE_BYTES:
+            number, size = number + 1, 0
+        numbers[name] = number
+        size += share
+    return numbers
+
+
+def _local_shard(source: Tensor, target: Tensor) -> Tensor:
+    """Return the part of a full tensor that this rank holds of `target`: a placement shards as torch.chunk does."""
+    if isinstance(target, DTensor):
+        for dim, placement in enumerate(target.placements):
+            if isinstance(placement, Shard):
+                chunks = source.chunk(target.device_mesh.size(dim), placement.dim)
+                rank = target.device_mesh.get_local_rank(dim)
+                source = chunks[rank] if rank < len(chunks) else source.narrow(placement.dim, 0, 0)
+    return source
+
+
+def _tensors(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return weights and optimizer states by their path in a checkpoint."""
+    found: dict[str, Tensor] = {}
+    for key in SHARDED:
+        _mapped(found.setdefault, checkpoint.get(key), key)
+    return found
+
+
+def _mapped(function: Callable[[str, Tensor], Any], value: Any, name: str) -> Any:
+    """Return the same structure with `function(path, tensor)` in place of each tensor."""
+    if isinstance(value, Tensor):
         return function(name, value)
     if isinstance(value, Mapping):
         return {key: _mapped(function, each, f"{name}.{key}") for key, each in value.items()}
     if isinstance(value, list):
         return [_mapped(function, each, f"{name}.{number}") for number, each in enumerate(value)]
     return value
-
-
-Written = tuple[dict[str, int], list[tuple[str, Part]]]
-
-
-def _write(tensors: Mapping[str, DTensor], folder: Path, path: Path) -> Written:
-    """Writes this rank's parts; gives each file's checksum, and where each tensor's part is.
-
-    Raises:
-        WriteError: it cannot.
-    """
-    rank = dist.get_rank()
-    files: dict[str, int] = {}
-    places: list[tuple[str, Part]] = []
-    # Tied weights are written once.
-    known: dict[tuple[int, torch.Size], tuple[str, str]] = {}
-    with writing(path):
-        # A network file system may not show at once what the first rank has made.
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, names in enumerate(_groups(tensors)):
-            file = f"rank-{rank:05}-{number:03}.safetensors"
-            parts = {}
-            for name in names:
-                local = tensors[name].to_local()
-                if not local.numel():
-                    continue
-                shape, first = compute_local_shape_and_global_offset(
-                    tensors[name].shape, tensors[name].device_mesh, tensors[name].placements
-                )
-                place = known.setdefault((local.data_ptr(), local.shape), (file, name))
-                if place == (file, name):
-                    parts[name] = local.contiguous()
-                places.append((name, (*place, tuple(first), tuple(shape))))
-            if not parts:
-                continue
-            content = save(parts)
-            with open(folder / file, "wb") as opened:
-                opened.write(content)
-            sync(folder / file)
-            files[file] = zlib.crc32(content)
-    return files, places
-
-
-def _groups(tensors: Mapping[str, DTensor]) -> Iterator[list[str]]:
-    """Names of what goes into one file."""
-    group: list[str] = []
-    size = 0
-    for name, tensor in tensors.items():
-        bytes_here = tensor.to_local().nbytes
-        if group and size + bytes_here > FILE_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(name)
-        size += bytes_here
-    if group:
-        yield group
 
 
 def _checksum(path: Path) -> int:

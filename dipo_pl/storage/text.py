@@ -1,4 +1,4 @@
-"""Configuration text, read without what nobody means: a key given twice, aliases that multiply."""
+"""Text files and YAML, read strictly: UTF-8, no key given twice, no aliases that multiply."""
 
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ MOST_VALUES = 100_000
 
 
 def read_text(path: str | Path) -> str:
-    """
+    """Return the text of a UTF-8 file, with or without a byte order mark.
+
     Raises:
         InputError: the file is not UTF-8.
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     try:
         return Path(path).read_text(encoding="utf-8-sig")
@@ -26,49 +27,48 @@ def read_text(path: str | Path) -> str:
 
 
 def load_yaml(text: str) -> Any:
-    """What YAML says, in plain values.
+    """Return the plain values of a YAML text.
 
     Raises:
-        yaml.YAMLError: it is no YAML, names a Python object, gives a key twice, or its aliases stand for more than
-            100,000 values or for what they are in.
+        yaml.YAMLError: see `check_yaml`; or the text names a Python object.
     """
-    refuse_what_nobody_means(text)
+    check_yaml(text)
     return yaml.safe_load(text)
 
 
-def refuse_what_nobody_means(text: str) -> None:
-    """Raises as `load_yaml`."""
+def check_yaml(text: str) -> None:
+    """Refuse YAML that gives a key twice, or whose aliases stand for more than 100,000 values or for themselves.
+
+    Raises:
+        yaml.YAMLError: see above; or the text is not YAML.
+    """
     root = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     if root is not None:
-        _values(root, {})
+        _count(root, {})
 
 
-def _values(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values a node stands for, with its aliases written out; `known` has those of nodes seen before."""
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return the number of values of a node with its aliases expanded; `known` has those of nodes seen before."""
     if id(node) in known:
         if not known[id(node)]:
-            raise _error("an alias stands for what it is in", node)
+            raise _error("an alias stands for a value that it is part of", node)
         return known[id(node)]
     known[id(node)] = 0
     children = []
     if isinstance(node, yaml.MappingNode):
         keys = set()
         for key, value in node.value:
-            # Defaults that are merged in may be overridden, each once.
-            if (
-                key.value in keys
-                and key.tag != "tag:yaml.org,2002:merge"
-                and isinstance(key, yaml.ScalarNode)
-            ):
-                raise _error(f"the key {key.value!r} is given twice", key)
             if isinstance(key, yaml.ScalarNode):
+                # Merged defaults may be overridden.
+                if key.value in keys and key.tag != "tag:yaml.org,2002:merge":
+                    raise _error(f"the key {key.value!r} is given twice", key)
                 keys.add(key.value)
             children += [key, value]
     elif isinstance(node, yaml.SequenceNode):
         children = node.value
-    known[id(node)] = 1 + sum(_values(each, known) for each in children)
+    known[id(node)] = 1 + sum(_count(each, known) for each in children)
     if known[id(node)] > MOST_VALUES:
-        raise _error(f"aliases make it more than {MOST_VALUES:,} values", node)
+        raise _error(f"aliases expand it to more than {MOST_VALUES:,} values", node)
     return known[id(node)]
 
 

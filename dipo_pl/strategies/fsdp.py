@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 from dipo_pl.distributed import copy_module, full_tensor
 from dipo_pl.errors import InputError
 from dipo_pl.models.hidden_states import decoder_layers
-from dipo_pl.storage.checkpoint_io import read_checkpoint
-from dipo_pl.storage.sharded_checkpoint import of_this_rank, save_sharded
+from dipo_pl.storage.checkpoints import read_checkpoint
+from dipo_pl.storage.sharded_checkpoint import load_into, save_sharded
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -133,10 +133,11 @@ class FSDP2Strategy(ModelParallelStrategy):
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Copy this rank's shards of the checkpoint's weights into the model."""
         assert self.model is not None
-        given = checkpoint["state_dict"]
-        for name, target in self.model.state_dict().items():
-            if strict or name in given:
-                _fill(target, given[name])
+        targets = self.model.state_dict().items()
+        wanted = {
+            f"state_dict.{name}": each for name, each in targets if strict or name in checkpoint["state_dict"]
+        }
+        load_into(wanted, checkpoint)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return the state, numbered as on a single device: shards, or full tensors on rank 0 alone."""
@@ -156,39 +157,22 @@ class FSDP2Strategy(ModelParallelStrategy):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Copy this rank's shards of the checkpoint's optimizer states into the optimizers."""
         assert self.model is not None
-        for optimizer, given in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+        for place, optimizer in enumerate(self.optimizers):
             # Makes torch create the state that a first step would, sharded as the weights are.
             get_optimizer_state_dict(self.model, optimizer)
-            state = optimizer.state_dict()["state"]
+            own = optimizer.state_dict()["state"]
+            given = checkpoint["optimizer_states"][place]
+            state: dict[int, dict[str, Any]] = {}
+            targets: dict[str, Tensor] = {}
             for number, entries in given["state"].items():
-                for name, value in entries.items():
-                    if isinstance(state[number].get(name), Tensor):
-                        _fill(state[number][name], value)
-                    else:
-                        state[number][name] = value
-            optimizer.load_state_dict(
-                {
-                    "state": {number: state[number] for number in given["state"]},
-                    "param_groups": given["param_groups"],
-                }
-            )
+                state[number] = dict(entries)
+                for name in entries:
+                    if isinstance(target := own[number].get(name), Tensor):
+                        state[number][name] = target
+                        targets[f"optimizer_states.{place}.state.{number}.{name}"] = target
+            load_into(targets, checkpoint)
+            optimizer.load_state_dict({"state": state, "param_groups": given["param_groups"]})
 
 
 for _name in ("fsdp", "fsdp2"):
     StrategyRegistry.register(_name, FSDP2Strategy, "Fully sharded data parallel (FSDP2)", override=True)
-
-
-def _fill(target: Tensor, source: Any) -> None:
-    """Copy what this rank holds of `target` from a checkpoint's tensor.
-
-    Raises:
-        InputError: the shapes differ.
-    """
-    if tuple(source.shape) != tuple(target.shape):
-        raise InputError(
-            f"the checkpoint has a tensor of shape {tuple(source.shape)} where this model has {tuple(target.shape)}: it is "
-            "of another model, see model.policy"
-        )
-    part = of_this_rank(source, target)
-    with torch.no_grad():
-        (target.to_local() if isinstance(target, DTensor) else target).copy_(part)

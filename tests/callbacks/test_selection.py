@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from dipo_pl.callbacks.selection import BestCheckpoint, BestForgetQuality, FirstForgotten
 from dipo_pl.errors import InputError
-from dipo_pl.evaluation.result import EvaluationResult
+from dipo_pl.metrics.result import EvaluationResult
 from dipo_pl.storage.run_folder import RunFolder
 
 TARGET = {"step": 0, "model_utility": 0.8, "forget_rouge_l_recall": 1.0}
@@ -132,7 +132,7 @@ def test_the_best_checkpoint_is_exported_and_represents_the_run(cli, learned, re
         return (useful, each["forget_quality_log10_p"] if useful else each["model_utility"])
 
     best = max(trained, key=score)
-    assert run.result_step == best["step"] == run.read_manifest()["exported_step"]
+    assert run.final_step == best["step"] == run.read_manifest()["exported_step"]
     (name,) = kept(run)
     assert f"step={best['step']}" in name
     saved = torch.load(run.checkpoints / name, weights_only=True)["state_dict"]
@@ -146,7 +146,7 @@ def test_an_evaluation_without_a_score_is_never_the_best(cli, learned, retain_on
     ended = cli(*unlearn(learned, retain_only, "BestForgetQuality", *seldom))
     assert ended.code == 0, ended.err
     assert [each["step"] for each in run.read_metrics() if "model_utility" in each] == [0, 9]
-    assert run.result_step == run.read_manifest()["exported_step"] == 9
+    assert run.final_step == run.read_manifest()["exported_step"] == 9
     assert kept(run) == ["epoch=2-step=9.ckpt"]
     keeper = BestCheckpoint(tmp_path, monitor="selection", mode="max", save_top_k=1)
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)

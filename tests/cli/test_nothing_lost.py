@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dipo_pl.storage.checkpoint_io import read_checkpoint
+from dipo_pl.storage.checkpoints import read_checkpoint
 
 RUN = ("fit", "--config", "smoke.yaml", "--forget_quality.generate_every", "0", "--data.evaluation_rows", "3")
 
@@ -39,24 +39,22 @@ import signal
 from lightning import Callback
 
 from dipo_pl.storage import sharded_checkpoint
-from dipo_pl.storage.run_folder import sync
 
 
 class KillMidway(Callback):
     def on_train_batch_start(self, trainer, *_):
         def killed(path):
-            sync(path)
             assert path.stat().st_size and not (path.parent / "checkpoint.pt").exists()
             os.kill(os.getpid(), signal.SIGKILL)
 
         if trainer.global_step == 5:
-            sharded_checkpoint.sync = killed
+            sharded_checkpoint._checksum = killed
 """
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from dipo_pl.cli.app import run
+    from dipo_pl.cli.run import run
 
     folder = tmp_path_factory.mktemp("whole")
     assert run([*RUN, "--trainer.max_epochs", "3", "--output_dir", str(folder)]) == 0
@@ -206,7 +204,7 @@ def test_two_at_a_time_do_not_write_into_one_folder(cli, tmp_path, whole):
         second = cli(*words)
         assert second.code == 2
         assert second.errors == [
-            "dipo-pl: error: runs/smoke is being worked on by another process: wait for it to end, or give another --name"
+            "dipo-pl: error: runs/smoke is used by another process: wait until it has ended, or give another --name"
         ]
         assert before == {each: each.read_bytes() for each in Path("runs").rglob("*") if each.is_file()}
     finally:
@@ -218,7 +216,7 @@ def test_two_at_a_time_do_not_write_into_one_folder(cli, tmp_path, whole):
 
 @pytest.fixture(scope="module")
 def two_epochs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from dipo_pl.cli.app import run
+    from dipo_pl.cli.run import run
 
     folder = tmp_path_factory.mktemp("two_epochs")
     constant = (
@@ -253,7 +251,7 @@ def test_the_checkpoint_before_stands_in_for_a_damaged_one(cli, two_epochs, dama
     assert "resuming from runs/smoke/checkpoints/previous.ckpt" in ended.err
     if damage is not Path.unlink:
         assert "warning: cannot read the checkpoint runs/smoke/checkpoints/last.ckpt (" in ended.err
-        assert "): going on from the one before" in ended.err
+        assert "): resuming from the previous checkpoint" in ended.err
     assert (step_of("previous"), step_of("last")) == (6, 9)
     assert cli(*RUN, *constant, "--trainer.max_epochs", "3", "--name", "straight").code == 0
     assert same(Path("runs/straight"), Path("runs/smoke"))

@@ -59,7 +59,7 @@ def test_it_says_what_was_done_and_measured(smoke):
 
 def test_no_row_stands_in_it(smoke):
     evaluation = json.loads(sorted(RunFolder(smoke).evaluation.glob("*.json"))[-1].read_text())
-    from dipo_pl.cli.app import data_module
+    from dipo_pl.cli.run import data_module
 
     rows = data_module(yaml.safe_load(RunFolder(smoke).config.read_text())).read().forget
     assert len(rows) == 20

@@ -42,7 +42,13 @@ def in_shards(folder: Path) -> list[list[str]]:
     def sharded(name: str, *more: str) -> list[str]:
         return command(folder, name, "dipo", *SHARDED, *more)
 
-    shard = folder / "damaged-shards" / "checkpoints" / "last.ckpt" / "rank-00001-000.safetensors"
+    shard = (
+        folder
+        / "damaged-shards"
+        / "checkpoints"
+        / "last.ckpt"
+        / "shard-00002-model-00001-of-00001.safetensors"
+    )
     best = ("--checkpoint.monitor", "retain_probability", "--checkpoint.mode", "max", "--export.best", "true")
     return [
         sharded("to shards", *best),

@@ -18,7 +18,7 @@ from dipo_pl.losses.engine import sequence_objective
 from dipo_pl.models.head import OutputHead
 from dipo_pl.preferences.constructors import LogitModulation
 from dipo_pl.preferences.filters import TopFraction
-from dipo_pl.storage.checkpoint_io import read_checkpoint
+from dipo_pl.storage.checkpoints import read_checkpoint
 
 
 def weights(run):
@@ -87,7 +87,7 @@ def test_shards_are_gone_on_with_where_they_end(runs):
         assert step_of(runs / name / "checkpoints" / "previous.ckpt") == 5
     last = runs / "in-shards" / "checkpoints" / "last.ckpt"
     # Written by two, each what it has; read by one, from these or from one file.
-    sizes = [sum(each.stat().st_size for each in last.glob(f"rank-0000{rank}-*")) for rank in range(2)]
+    sizes = [sum(each.stat().st_size for each in last.glob(f"shard-0000{rank + 1}-*")) for rank in range(2)]
     assert max(sizes) < 1.1 * min(sizes)
     assert (runs / "shards-alone" / "checkpoints" / "previous.ckpt").is_dir()
     assert (runs / "shards-in-one" / "checkpoints" / "previous.ckpt").is_file()
@@ -99,7 +99,8 @@ def test_shards_are_gone_on_with_where_they_end(runs):
 def test_faults_of_one_rank_are_told_by_all_and_outlived(runs):
     checkpoints = runs / "damaged-shards" / "checkpoints"
     said = [(runs / f"node{rank}.log").read_text() for rank in range(2)]
-    damaged = f"cannot read the checkpoint {checkpoints / 'last.ckpt'} (rank-00001-000.safetensors is damaged): going on"
+    shard = "shard-00002-model-00001-of-00001.safetensors"
+    damaged = f"cannot read the checkpoint {checkpoints / 'last.ckpt'} ({shard} is damaged): resuming"
     assert said[0].count(damaged) == said[0].count(f"resuming from {checkpoints / 'previous.ckpt'}") == 2
     for each in said:
         assert each.count(f"cannot write {checkpoints / 'next.ckpt'} (File too large): what was there") == 1

@@ -17,8 +17,10 @@ from pathlib import Path
 import pytest
 
 from dipo_pl.errors import InputError, WriteError
-from dipo_pl.evaluation.result import EvaluationResult
-from dipo_pl.storage.run_folder import RunFolder, locked, replacing, replacing_folder, write_text
+from dipo_pl.metrics.result import EvaluationResult
+from dipo_pl.storage.checkpoints import replace_last
+from dipo_pl.storage.files import locked, replacing, replacing_folder, write_text
+from dipo_pl.storage.run_folder import RunFolder
 
 
 def test_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -56,14 +58,14 @@ def test_a_step_measured_again_replaces_itself_and_what_came_after(tmp_path):
 
 def test_the_evaluation_that_speaks_for_a_run(tmp_path):
     run = RunFolder(tmp_path)
-    assert run.result_step is None
+    assert run.final_step is None
     for step in (0, 5, 10):
         EvaluationResult("dipo_pl", {}, {}, step=step).save(run)
-    assert run.result_step == 10
+    assert run.final_step == 10
     run.add_to_manifest(exported_step=5)
-    assert run.result_step == 5
+    assert run.final_step == 5
     run.add_to_manifest(exported_step=7)  # weights that were never measured
-    assert run.result_step == 10
+    assert run.final_step == 10
     assert run.read_manifest() == {"exported_step": 7}
 
 
@@ -234,12 +236,12 @@ def test_checkpoints_take_turns_and_one_is_whole_at_every_moment(
             patched.setattr(os, "replace", counted(replace, lives))
             patched.setattr(shutil, "rmtree", counted(rmtree, lives))
             with suppress(Killed):
-                run.replace_checkpoint(run.checkpoints / "next.ckpt", keep)
+                replace_last(run, run.checkpoints / "next.ckpt", keep)
         # Where keep is false, last.ckpt may be the damaged one that previous.ckpt has stood in for.
         good = ("2", "3") if keep or not previous else ("1", "3")
         assert any(text_of(each) in good for each in run.to_resume_from)
         if (run.checkpoints / "next.ckpt").exists():
-            run.replace_checkpoint(run.checkpoints / "next.ckpt", keep)
+            replace_last(run, run.checkpoints / "next.ckpt", keep)
         assert text_of(run.last_checkpoint) == "3"
     kept = {"2"} if keep else {"1"} if previous else set()
     assert {text_of(each) for each in run.to_resume_from[1:]} == kept
@@ -264,7 +266,7 @@ def test_a_child_that_outlives_a_killed_process_does_not_keep_its_lock(tmp_path)
     script = (
         "import os, signal, sys, time\n"
         "from pathlib import Path\n"
-        "from dipo_pl.storage.run_folder import locked\n"
+        "from dipo_pl.storage.files import locked\n"
         "with locked(Path(sys.argv[1])):\n"
         "    if os.fork() == 0:\n"
         "        Path(sys.argv[1], 'child').write_text(str(os.getpid()))\n"

@@ -21,8 +21,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
-from dipo_pl.cli.app import run
-from dipo_pl.storage.checkpoint_io import AtomicCheckpointIO
+from dipo_pl.cli.run import run
+from dipo_pl.storage.checkpoints import AtomicCheckpointIO
 
 torch.set_num_threads(1)
 
@@ -86,7 +86,7 @@ def _torture(name: str, command: Command, length: float, chance: random.Random, 
             if code == FINISHED:
                 if kind == "damaged newest":
                     faults[kind] += 1
-                    assert "going on from the one before" in Path(f"{name}.log").read_text()
+                    assert "resuming from the previous checkpoint" in Path(f"{name}.log").read_text()
                 return
             assert limit is not None, Path(f"{name}.log").read_text()
             _check_line(name, "cannot write")

@@ -16,7 +16,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from dipo_pl.commands.arithmetic.model_folder import ModelFolder
 from dipo_pl.errors import InputError
-from dipo_pl.storage.run_folder import replacing, write_text
+from dipo_pl.storage.files import replacing, write_text
 from dipo_pl.version import __version__
 
 NOTE = "dipo_pl.json"

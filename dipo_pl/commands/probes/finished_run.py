@@ -64,7 +64,7 @@ class FinishedRun:
     @property
     def figures(self) -> dict[str, Any]:
         """Of the evaluation of the model that the run exported, else of the last one."""
-        return RunFolder(self.path).figures
+        return RunFolder(self.path).final_metrics
 
     @property
     def weights(self) -> str | None:

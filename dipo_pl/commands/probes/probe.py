@@ -11,7 +11,7 @@ from lightning import LightningModule, Trainer
 from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.callbacks.manifest import ManifestEntry
 from dipo_pl.data_modules.forget_retain import ForgetRetain
-from dipo_pl.metrics import functional as metrics
+from dipo_pl.metrics.truth_ratio import truth_ratio_closeness
 from dipo_pl.storage.run_folder import RunFolder
 
 
@@ -97,7 +97,7 @@ class Relearning(Probe):
         figures = {
             f"{part}_{name}": mean for part, rows in parts.items() for name, mean in _means(rows).items()
         }
-        replace(result, metrics=result.metrics | figures).save(RunFolder.of(trainer))
+        replace(result, metrics=result.metrics | figures).save(RunFolder(trainer.default_root_dir))
         for logger in trainer.loggers:
             named = {f"evaluation/{name}": value for name, value in figures.items()}
             logger.log_metrics(named, trainer.global_step)
@@ -108,5 +108,5 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     names = {"probability", "rouge_l_recall", "log_truth_ratio"}.intersection(*rows) if rows else set()
     values = {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in sorted(names)}
     if "log_truth_ratio" in values:
-        values["truth_ratio"] = metrics.truth_ratio_closeness(values.pop("log_truth_ratio").exp())
+        values["truth_ratio"] = truth_ratio_closeness(values.pop("log_truth_ratio").exp())
     return {name: float(each.mean()) for name, each in values.items()}

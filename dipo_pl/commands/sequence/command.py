@@ -1,4 +1,4 @@
-"""`dipo-pl sequence`: one unlearning run a request, each with what earlier requests forgot measured again."""
+"""The command `dipo-pl sequence`: carry out requests to forget, one after another, each in a run of its own."""
 
 import argparse
 import shlex
@@ -8,12 +8,13 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from dipo_pl.cli.command_line import Parser, one_line_errors
+from dipo_pl.cli.command_parser import Parser, one_line_errors
 from dipo_pl.commands.sequence.requests_file import RequestsFile
 from dipo_pl.commands.sequence.stages import Stage
 from dipo_pl.configs import resolve
 from dipo_pl.errors import InputError
-from dipo_pl.storage.run_folder import locked, refuse_unfit_name
+from dipo_pl.storage.files import locked
+from dipo_pl.storage.run_folder import check_name
 
 DESCRIPTION = """\
 Carries out requests to forget, one after another; each stage is a run folder, runs/NAME/stage-1 and so on. FILE says
@@ -61,11 +62,11 @@ def _sequence(arguments: Sequence[str], debug: bool) -> int:
     plan = RequestsFile.read(file, mode=given.mode, retain_only=given.retain_only)
     configs = [*plan.configs, *given.config]
     name = given.name or "-".join([file.stem, *(Path(each).stem for each in given.config), plan.mode])
-    refuse_unfit_name(name)
+    check_name(name)
     shared = [*(word for each in configs for word in ("--config", each)), *further]
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-    from dipo_pl.cli.app import is_finished, resolved
+    from dipo_pl.cli.run import is_finished, resolved
 
     config = resolved(["fit", *shared])
     _check_model(config)
@@ -90,7 +91,7 @@ def _run(stages: Sequence[Stage], shared: Sequence[str], debug: bool) -> int:
     """The exit code of the first stage that fails, else 0."""
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-    from dipo_pl.cli.app import run
+    from dipo_pl.cli.run import run
 
     for each in stages:
         rank_zero_only(print)(
@@ -132,7 +133,7 @@ def _stages(plan: RequestsFile, folder: Path, config: dict[str, Any]) -> list[St
     Raises:
         InputError: a request's rows cannot be read, or two requests overlap.
     """
-    from dipo_pl.cli.app import data_module
+    from dipo_pl.cli.run import data_module
     from dipo_pl.data_modules.requests import joined, refuse_overlaps
     from dipo_pl.storage.fingerprints import rows_fingerprint
 

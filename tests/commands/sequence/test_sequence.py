@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from sequence_inputs import NAMES, write_requests, write_rows
 
 from dipo_pl.commands.sequence.weights_sample import weights_sample
-from dipo_pl.storage.run_folder import locked
+from dipo_pl.storage.files import locked
 
 RUN = ("sequence", "deletions.yaml", "--name", "s")
 
@@ -341,7 +341,7 @@ class TestRefused:
 
     def test_a_sequence_that_another_process_works_on(self, cli, inputs):
         with locked(inputs / "runs" / "s"):
-            assert "runs/s is being worked on by another process" in self.refused(cli, inputs)
+            assert "runs/s is used by another process" in self.refused(cli, inputs)
         assert cli(*RUN, "--trainer.max_epochs", "1").code == 0
 
     def test_an_empty_request(self, cli, inputs):
