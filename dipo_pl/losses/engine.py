@@ -141,7 +141,7 @@ class _JointLoss(torch.autograd.Function):
         by_states = [
             zeros_float32(each if wanted else None) for each, wanted in zip(states, wants_states, strict=True)
         ]
-        # Sums of many small numbers are kept as if they were not divided by the number of rows.
+        # Means are divided at the end, in float32: a factor 1 / 3 would be rounded in bfloat16 products.
         ctx.scale = max(each.count for each in losses)
         total = torch.zeros((), dtype=torch.float32, device=weight.device)
         with torch.autocast(device, enabled=False):

@@ -223,6 +223,13 @@ def test_many_groups_add_up_in_float32():
         close(ours, theirs, 1e-2)
 
 
+def test_means_are_divided_in_float32():
+    """A bfloat16 factor of 1 / 3 would make 1.002 of three of them."""
+    problem = draw([2, 1, 3]).to(torch.bfloat16)
+    by_bias = gradients(problem.package(SumOfLogits()).loss, problem.leaves)[2]
+    assert torch.equal(by_bias, torch.full_like(by_bias, 2))
+
+
 # Memory and time.
 
 
