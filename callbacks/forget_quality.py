@@ -175,7 +175,7 @@ class ForgetQuality(Callback):
                     f"forget_quality.utility_sets names {name!r}, which is not measured (measured: "
                     f"{', '.join(sets)}): take it out, or add it to data.evaluate"
                 )
-        norms = [type(each).__name__ for each in self.metrics if "gradient_norm" in each.kept]
+        norms = [type(each).__name__ for each in self.metrics if "gradient_norm" in each.inputs]
         if norms and isinstance(trainer.strategy, FSDP2Strategy):
             raise InputError(
                 f"forget_quality.metrics: {norms[0]} needs gradient norms, which are not supported for sharded models: "
@@ -240,7 +240,7 @@ class ForgetQuality(Callback):
                 f"an answer's loss is not finite at step {trainer.global_step}: the model's weights are broken"
             )
         metrics = self._collections[dataloader_idx]
-        if any("gradient_norm" in each.kept for each in members(metrics)):
+        if any("gradient_norm" in each.inputs for each in members(metrics)):
             with trainer.precision_plugin.forward_context():
                 seen = replace(seen, gradient_norm=torch.tensor(module.gradient_norms(batch)))
         length = self._new_tokens(_evaluation_sets(trainer)[dataloader_idx])

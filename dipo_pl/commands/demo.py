@@ -10,7 +10,8 @@ from typing import Any
 from dipo_pl.cli.command_parser import Parser, one_line_errors
 from dipo_pl.metrics.knowledge import before_next_question
 from dipo_pl.report.contents import read_report
-from dipo_pl.report.pictures import trajectory, write_png
+from dipo_pl.report.drawing import write_png
+from dipo_pl.report.plots import trajectory
 from dipo_pl.storage.run_folder import RunFolder
 
 
@@ -145,12 +146,14 @@ def _show(corpus: Corpus, folder: Path, seconds: float) -> None:
     folders = [folder / name for name in (*target, corpus.retain_result, corpus.run)]
     picture = unlearned.path / "trajectory.png"
     try:
-        for each in trajectory(read_report(folders)).pictures[:1]:
-            write_png(each, picture)
+        for each in trajectory(read_report(folders)):
+            write_png(picture, each)
             print(f"\nForget Quality against Model Utility by epoch: {picture}")
     except ImportError:
-        print("\nFor a picture of the trajectory: pip install 'dipo-pl[plots]', and run the demo again")
-    print(f"All of it as a page: dipo-pl report {' '.join(map(str, folders))} --output {folder / 'report'}")
+        print("\nFor a plot of the trajectory: pip install 'dipo-pl[plots]', and run the demo again")
+    print(
+        f"For a report as a page: dipo-pl report {' '.join(map(str, folders))} --output {folder / 'report'}"
+    )
     print(f"All that the run left: {unlearned.path}    Curves: tensorboard --logdir {folder}")
     print(f"Took {seconds:.0f} s")
 

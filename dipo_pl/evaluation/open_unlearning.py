@@ -15,7 +15,7 @@ truth ratios under both spellings (forget_truth_ratio, retain_Truth_Ratio), an a
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -81,27 +81,27 @@ def _memorized(muse: bool) -> str:
 
 
 def _columns(name: str, muse: bool) -> list[_Column]:
-    """Return the values of a set's rows; `original`, `correct` and `wrong` are of the answers, NLL and probability."""
+    """Return the values of a set's rows; `original`, `correct` and `wrong` are the losses of the answers."""
     found = [_Column(attack, key, "score") for attack, key in ATTACKS.items() if name in (FORGET, HOLDOUT)]
     found += [_Column(key, key, "score") for key in MEMORIZATION if name == _memorized(muse)]
     if name in MUSE_SETS:
         rouge = MUSE_SETS[name][1]
         found += [_Column("rouge_l_f1", rouge, "rougeL_f1"), _Column("generation", rouge, "generation")]
-    if name in PREFIXES:
-        prefix = PREFIXES[name]
-        logs = {"original": f"{prefix}_Q_A_Prob", "wrong": f"{prefix}_Q_A_PERT_Prob"}
-        if name in _WITH_PARAPHRASE:
-            logs["correct"] = f"{prefix}_Q_A_PARA_Prob"
-        found += [_Column(answer, log, "avg_loss") for answer, log in logs.items()]
-        found += [_Column(f"{answer} probability", log, "prob") for answer, log in logs.items()]
-        rouge = _TOFU_METRICS[name, "rouge_l_recall"]
+    elif name in PREFIXES and not muse:
+        prefix, rouge = PREFIXES[name], _TOFU_METRICS[name, "rouge_l_recall"]
         found += [
+            _Column("original", f"{prefix}_Q_A_Prob", "avg_loss"),
+            *(
+                [_Column("correct", f"{prefix}_Q_A_PARA_Prob", "avg_loss")]
+                if name in _WITH_PARAPHRASE
+                else []
+            ),
+            _Column("wrong", f"{prefix}_Q_A_PERT_Prob", "avg_loss"),
+            _Column("probability", _TOFU_METRICS[name, "probability"], "prob"),
+            _Column("truth_ratio", _TOFU_METRICS[name, "truth_ratio"], "score"),
             _Column("rouge_l_recall", rouge, "rougeL_recall"),
             _Column("generation", rouge, "generation"),
         ]
-        found.append(_Column("truth_ratio", _TOFU_METRICS[name, "truth_ratio"], "score"))
-        if name not in _WITH_PARAPHRASE:
-            found.append(_Column("probability", _TOFU_METRICS[name, "probability"], "prob"))
     return found
 
 
@@ -170,33 +170,18 @@ def evaluation(result: EvaluationResult) -> dict[str, Any]:
         )
     logs: dict[str, Any] = {}
     muse = _is_muse(result.metrics)
-    for name in MUSE_SETS if muse else PREFIXES:
-        found = result.sets.get(name, SetResult({}, []))
-        of_set = _set_metrics(name, muse)
-        entries = _entries(found.rows, [each for each in _columns(name, muse) if each.name not in ATTACKS])
-        for log, by_index in entries.items():
-            if log not in of_set.values() and log not in _METRICS.values():
-                logs[log] = {"agg_value": _mean_probability(by_index), "value_by_index": by_index}
-        for metric, log in of_set.items():
-            if metric in found.metrics:
-                logs[log] = {"agg_value": found.metrics[metric]} | _by_index(entries.get(log))
-        if muse and MUSE_SETS[name][0] in result.metrics:
-            metric, log = MUSE_SETS[name]
-            logs[log] = _by_index(entries.get(log))
-    for metric, log in _METRICS.items():
-        if metric in result.metrics:
-            logs[log] = {"agg_value": result.metrics[metric]} | logs.get(log, {})
-        else:
-            logs.pop(log, None)
-    for attack, log in ATTACKS.items():
-        sides = {name: result.sets[name].rows for name in (FORGET, HOLDOUT) if name in result.sets}
-        scores = {
-            name: {"agg_value": fmean(row[attack] for row in rows if attack in row)} | _by_index(entries[log])
-            for name, rows in sides.items()
-            if log in (entries := _entries(rows, [_Column(attack, log, "score")]))
-        }
-        if log in logs and len(scores) == 2:
-            logs[log] = scores | {"auc": logs[log]["agg_value"]} | logs[log]
+    values = {key: result.metrics.get(metric) for metric, key in _METRICS.items()}
+    for name, found in result.sets.items():
+        values |= {key: found.metrics.get(metric) for metric, key in _set_metrics(name, muse).items()}
+        for key, entries in _entries(found.rows, _columns(name, muse)).items():
+            log = {"agg_value": _mean(entries), "value_by_index": entries}
+            logs[key] = logs.get(key, {}) | {name: log} if key in ATTACKS.values() else log
+    for key, value in values.items():
+        log = logs.pop(key, {})
+        if key in ATTACKS.values():
+            log = log | {"auc": value} if {FORGET, HOLDOUT} <= log.keys() else {}
+        if value is not None:
+            logs[key] = log | {"agg_value": value}
     return dict(sorted(logs.items()))
 
 
@@ -266,7 +251,7 @@ def _rows(logs: Mapping[str, Any], name: str, muse: bool, source: str) -> list[d
         columns["correct"], labels["correct"] = columns["original"], labels["original"]
     if {"correct", "wrong"} <= columns.keys() and None in [*columns["correct"], *columns["wrong"]]:
         # If a row was skipped, the values of the rows after it are under wrong numbers.
-        for made in ("truth_ratio", "probability"):
+        for made in ("truth_ratio",) if name in _WITH_PARAPHRASE else ("truth_ratio", "probability"):
             columns.pop(made, None)
     if not columns:
         return []
@@ -283,9 +268,7 @@ def _value(entry: Any, field: str, where: str) -> Any:
         value = [each[field] for each in entry] if isinstance(entry, list) else entry[field]
     except (KeyError, TypeError) as error:
         raise InputError(f"{where} is not what open-unlearning writes ({error!r}): evaluate again") from None
-    if value is None or field == "generation":
-        return value
-    return [finite(each, where) for each in value] if isinstance(value, list) else finite(value, where)
+    return value if field == "generation" else _map(lambda each: finite(each, where), value)
 
 
 def _row(number: int, name: str, given: dict[str, Any], where: str) -> dict[str, Any]:
@@ -293,11 +276,6 @@ def _row(number: int, name: str, given: dict[str, Any], where: str) -> dict[str,
     original, correct, wrong, ratio = (
         given.pop(key, None) for key in ("original", "correct", "wrong", "truth_ratio")
     )
-    probabilities = {
-        answer: given.pop(f"{answer} probability", None) for answer in ("original", "correct", "wrong")
-    }
-    if name in _WITH_PARAPHRASE:
-        given["probability"] = probabilities["original"]
     row: dict[str, Any] = {"row": number}
     original = given.get("loss") if original is None else original
     wrong = [wrong] if isinstance(wrong, float) else wrong
@@ -330,43 +308,33 @@ def _row(number: int, name: str, given: dict[str, Any], where: str) -> dict[str,
 
 def _entries(rows: Sequence[Mapping[str, Any]], columns: Sequence[_Column]) -> dict[str, dict[str, Any]]:
     """Return value_by_index of each metric there of which some row has a value."""
-    flat = {str(row["row"]): _flat(row) for row in rows}
-    logs = {
-        log: {
-            index: {
-                column.field: values.get(column.name)
-                for column in columns
-                if column.log == log and (column.name in values or column.field != "generation")
-            }
-            for index, values in flat.items()
-        }
-        for log in {column.log: None for column in columns}
-    }
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        nll = row.get("nll", [])
+        values = {**row, **dict(zip(("original", "correct"), nll, strict=False)), "wrong": nll[2:] or None}
+        if "log_truth_ratio" in row:
+            values["truth_ratio"] = math.exp(row["log_truth_ratio"])
+        for column in columns:
+            entry = found.setdefault(column.log, {}).setdefault(str(row["row"]), {})
+            value = values.get(column.name)
+            if column.field == "avg_loss":
+                entry["prob"] = _map(lambda loss: math.exp(-loss), value)
+            if value is not None or column.field != "generation":
+                entry[column.field] = value
     return {
-        log: by_index
-        for log, by_index in logs.items()
-        if any(value is not None for entry in by_index.values() for value in entry.values())
+        log: entries
+        for log, entries in found.items()
+        if any(value is not None for entry in entries.values() for value in entry.values())
     }
 
 
-def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a row by the names of `_columns`."""
-    nll = row.get("nll", [])
-    losses = dict(zip(("original", "correct"), nll, strict=False)) | ({"wrong": nll[2:]} if nll[2:] else {})
-    probabilities = {
-        f"{answer} probability": [math.exp(-each) for each in value]
-        if isinstance(value, list)
-        else math.exp(-value)
-        for answer, value in losses.items()
-    }
-    ratio = {"truth_ratio": math.exp(row["log_truth_ratio"])} if "log_truth_ratio" in row else {}
-    return {**row, **losses, **probabilities, **ratio}
+def _mean(entries: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """Return the mean over rows of the probability or score of each, of several answers their mean."""
+    given = [entry.get("prob", entry.get("score")) for entry in entries.values()]
+    values = [fmean(each) if isinstance(each, list) else each for each in given if each is not None]
+    return fmean(values) if values else None
 
 
-def _by_index(entries: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {} if entries is None else {"value_by_index": entries}
-
-
-def _mean_probability(by_index: Mapping[str, Any]) -> float:
-    values = [entry["prob"] for entry in by_index.values() if entry["prob"] is not None]
-    return fmean(fmean(each) if isinstance(each, list) else each for each in values)
+def _map(function: Callable[[float], float], value: Any) -> Any:
+    """Return the function of a number, of each number of a list, or None of None."""
+    return value if value is None else [*map(function, value)] if isinstance(value, list) else function(value)

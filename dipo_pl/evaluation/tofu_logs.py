@@ -82,7 +82,7 @@ def _set_result(name: str, log: Any, where: str, fingerprint: str | None) -> Set
         )
         log_ratio = log_truth_ratio(correct, wrong)
         score = truth_ratio_closeness if name == "forget" else truth_ratio_margin
-        truth_ratio = float(score(log_ratio.exp()).mean())
+        truth_ratio = float(score(log_ratio).mean())
     except ValueError as error:
         raise InputError(f"{where}: {error}") from None
     values = {

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -70,12 +70,16 @@ class EvaluationMetric(Metric):
 
     A metric of several sets has no `inputs` and implements `across`.
 
+    Args:
+        further_inputs: inputs besides those of the class, if its arguments decide which it needs.
+
     Attributes:
+        inputs: the fields of `Observations` that it needs.
         measured: the set that this copy of the metric measures; see `for_set`.
         row_values: after `compute`, the values of each row by name, in the order of the set.
     """
 
-    inputs: ClassVar[tuple[str, ...]] = ()
+    inputs: tuple[str, ...] = ()
     full_state_update = False
     is_differentiable = False
     higher_is_better = None
@@ -83,20 +87,15 @@ class EvaluationMetric(Metric):
     measured: MeasuredSet
     rows: list[Tensor]
 
-    def __init__(self) -> None:
+    def __init__(self, *further_inputs: str) -> None:
         super().__init__()
+        self.inputs = (*self.inputs, *further_inputs)
         self.row_values: dict[str, list[Any]] = {}
-        self.kept: tuple[str, ...] = ()
         self.add_state("rows", [], dist_reduce_fx="cat")
-        self.keep(*self.inputs)
-
-    def keep(self, *names: str) -> None:
-        """Keep further inputs, for a subclass whose arguments decide which it needs."""
-        for name in names:
+        for name in self.inputs:
             # Rows have different numbers of values: these are stored one after another.
             self.add_state(name, [], dist_reduce_fx="cat")
             self.add_state(f"{name}_lengths", [], dist_reduce_fx="cat")
-        self.kept += names
 
     @property
     def settings(self) -> dict[str, float]:
@@ -105,7 +104,7 @@ class EvaluationMetric(Metric):
 
     def applies(self, measured: MeasuredSet) -> bool:
         """Return True if this metric has values of the rows of a set."""
-        return bool(self.kept) and (measured.generates or "generation" not in self.kept)
+        return bool(self.inputs) and (measured.generates or "generation" not in self.inputs)
 
     def per_row(self, seen: Observations) -> dict[str, Tensor]:
         """Return values of each row, [N] by name.
@@ -141,7 +140,7 @@ class EvaluationMetric(Metric):
             ValueError: an input does not have one entry for each row.
         """
         self.rows.append(seen.rows.to(self.device, torch.int64, copy=True))
-        for name in self.kept:
+        for name in self.inputs:
             cells = [self._cell(name, each) for each in getattr(seen, name)]
             if len(cells) != len(seen.rows):
                 raise ValueError(
@@ -183,7 +182,7 @@ class EvaluationMetric(Metric):
         first = torch.ones_like(rows, dtype=torch.bool)
         first[1:] = rows[1:] != rows[:-1]
         fields: dict[str, Any] = {}
-        for name in self.kept:
+        for name in self.inputs:
             cells = self._joined(name).split(self._joined(f"{name}_lengths").tolist())
             chosen = [cells[place] for place in order[first].tolist()]
             if name == "generation":
@@ -224,15 +223,13 @@ class AnswerRecord(EvaluationMetric):
     inputs = ("nll",)
 
     def __init__(self, measured: MeasuredSet) -> None:
-        super().__init__()
-        if measured.generates:
-            self.keep("generation")
+        super().__init__(*(["generation"] if measured.generates else []))
 
     def compute(self) -> dict[str, Tensor]:
         """Put NLL and generation of each row into `row_values`."""
         seen = self.gathered()
         if len(seen.rows) == len(self.measured.rows):
-            self.row_values = {name: [*map(_plain, getattr(seen, name))] for name in self.kept}
+            self.row_values = {name: [*map(_plain, getattr(seen, name))] for name in self.inputs}
         return {}
 
 

@@ -5,10 +5,8 @@ import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from torch import Tensor
-
 from dipo_pl.metrics.base import FORGET, EvaluationMetric
-from dipo_pl.metrics.inputs import Numbers, as_float64, check_lengths, reject
+from dipo_pl.metrics.inputs import Numbers, as_sample, check_lengths
 from dipo_pl.metrics.result import EvaluationResult, SetResult
 
 
@@ -46,7 +44,7 @@ def forget_quality(unlearned: Numbers, retain: Numbers) -> ForgetQualityTest:
     # Half a second, which commands that compute nothing need not wait.
     from scipy.stats import ks_2samp
 
-    samples = _as_sample("unlearned", unlearned), _as_sample("retain", retain)
+    samples = as_sample("unlearned", unlearned), as_sample("retain", retain)
     check_lengths("unlearned", samples[0], "retain", samples[1])
     test = ks_2samp(samples[0].numpy(), samples[1].numpy(), alternative="two-sided", method="auto")
     p_value, statistic = float(test.pvalue), float(test.statistic)
@@ -79,12 +77,3 @@ def _log10_of_tiny_p(n: int, statistic: float) -> float:
     """
     h = round(n * statistic)
     return math.log10(2 * math.comb(2 * n, n - h)) - math.log10(math.comb(2 * n, n))
-
-
-def _as_sample(name: str, values: Numbers) -> Tensor:
-    sample = as_float64(name, values, "N")
-    if len(sample) == 0:
-        raise ValueError(f"{name} must have at least one row (got none): evaluate the forget set first")
-    advice = "pass log_truth_ratio of both models, and check that neither has diverged"
-    reject(name, sample, lambda each: ~each.isfinite(), "finite", advice)
-    return sample

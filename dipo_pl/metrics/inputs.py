@@ -35,6 +35,19 @@ def as_float64(name: str, values: Numbers, axes: str) -> Tensor:
     return numbers.double()
 
 
+def as_sample(name: str, values: Numbers) -> Tensor:
+    """Return finite numbers of at least one row, [N] float64.
+
+    Raises:
+        ValueError: see `as_float64`; or there are no values, or one is NaN or infinite.
+    """
+    sample = as_float64(name, values, "N")
+    if len(sample) == 0:
+        raise ValueError(f"{name} must have at least one row (got none): evaluate the set first")
+    reject(name, sample, lambda each: ~each.isfinite(), "finite", "check that the model has not diverged")
+    return sample
+
+
 def as_nll(name: str, values: Numbers, axes: str) -> Tensor:
     """Return negative log-likelihoods in nats per token, as `as_float64` does.
 

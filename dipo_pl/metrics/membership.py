@@ -20,8 +20,8 @@ from dipo_pl.metrics.inputs import (
     NLL_ROUNDING,
     Answers,
     Numbers,
-    as_float64,
     as_nll,
+    as_sample,
     as_token_values,
     check_lengths,
     check_texts,
@@ -133,7 +133,7 @@ def auroc(members: Numbers, nonmembers: Numbers) -> float:
     # Half a second, which commands that compute nothing need not wait.
     from scipy.stats import mannwhitneyu
 
-    seen, unseen = _as_scores("members", members), _as_scores("nonmembers", nonmembers)
+    seen, unseen = as_sample("members", members), as_sample("nonmembers", nonmembers)
     # The p-value, exact or not, is not used. torchmetrics' AUROC computes in float32.
     pairs_won = mannwhitneyu(unseen.numpy(), seen.numpy(), method="asymptotic").statistic
     return float(pairs_won) / (len(seen) * len(unseen))
@@ -183,10 +183,8 @@ class Membership(EvaluationMetric):
 
     def __init__(self, k: float = 0.4, gradient_norm: bool = False) -> None:
         check_share("Membership's k", k)
-        super().__init__()
+        super().__init__(*(["gradient_norm"] if gradient_norm else []))
         self.k = k
-        if gradient_norm:
-            self.keep("gradient_norm")
 
     @property
     def settings(self) -> dict[str, float]:
@@ -209,7 +207,7 @@ class Membership(EvaluationMetric):
         if self.measured.retain is not None:
             theirs: list[Any] = [row["nll"][0] for row in self.measured.retain.rows]
             values["reference"] = loss - torch.tensor(theirs, dtype=torch.float64)
-        if "gradient_norm" in self.kept:
+        if "gradient_norm" in self.inputs:
             values["gradient_norm"] = seen.gradient_norm.flatten()
         return values
 
@@ -254,11 +252,3 @@ def _as_log_probs(name: str, answers: Answers) -> list[Tensor]:
     advice = "pass log-probabilities, not losses or probabilities"
     reject(name, values, lambda each: each > NLL_ROUNDING, "<= 0 nats", advice)
     return values
-
-
-def _as_scores(name: str, values: Numbers) -> Tensor:
-    scores = as_float64(name, values, "N")
-    if len(scores) == 0:
-        raise ValueError(f"{name} must have at least one score (got none): score the set first")
-    reject(name, scores, lambda each: ~each.isfinite(), "finite", "check that the model has not diverged")
-    return scores

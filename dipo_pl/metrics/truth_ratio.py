@@ -11,14 +11,14 @@ from dipo_pl.metrics.inputs import Numbers, as_answer_nlls, as_float64, log_epsi
 from dipo_pl.metrics.observations import Observations
 
 
-def truth_ratio(correct_nll: Numbers, wrong_nll: Numbers, epsilon: float = 0.0) -> Tensor:
-    r"""Return R = (prod_j P_wrong_j)^(1/K) / (P_correct + epsilon), P = exp(-nll).
+def log_truth_ratio(correct_nll: Numbers, wrong_nll: Numbers, epsilon: float = 0.0) -> Tensor:
+    r"""Return log R, R = (prod_j P_wrong_j)^(1/K) / (P_correct + epsilon), P = exp(-nll).
 
-    With epsilon = 0 this is exp(nll_correct - mean_j nll_wrong_j).
+    With epsilon = 0 this is nll_correct - mean_j nll_wrong_j; R itself can overflow, and then make ties.
 
     Source: TOFU, arXiv:2401.06121, section 2.2, "Truth Ratio", as its `aggregate_eval_stat.py` and open-unlearning
     compute it. Differs: the paper writes the arithmetic mean of the wrong answers' probabilities
-    (`arithmetic_truth_ratio`), and published values use the geometric mean. epsilon is open-unlearning's, 1e-10
+    (`log_arithmetic_truth_ratio`), and published values use the geometric mean. epsilon is open-unlearning's, 1e-10
     there; it sends R to 0 once the answers of a collapsed model are above about 23 nats per token.
 
     Args:
@@ -27,40 +27,20 @@ def truth_ratio(correct_nll: Numbers, wrong_nll: Numbers, epsilon: float = 0.0) 
         epsilon: at least 0.
 
     Returns:
-        [N] float64 on the CPU, >= 0; inf or 0 where |log R| is above about 709 nats.
+        [N] float64 on the CPU, nats, finite.
 
     Raises:
         ValueError: shapes disagree, K is 0, a value is not finite or negative, or epsilon is negative.
-    """
-    return torch.exp(log_truth_ratio(correct_nll, wrong_nll, epsilon))
-
-
-def log_truth_ratio(correct_nll: Numbers, wrong_nll: Numbers, epsilon: float = 0.0) -> Tensor:
-    r"""Return log R = -log(P_correct + epsilon) - mean_j nll_wrong_j, the form of `truth_ratio` that cannot overflow.
-
-    Arguments and errors are those of `truth_ratio`.
-
-    Returns:
-        [N] float64 on the CPU, nats, finite.
     """
     correct, wrong = as_answer_nlls(correct_nll, wrong_nll)
     return -torch.logaddexp(-correct, log_epsilon(epsilon)) - wrong.mean(dim=1)
 
 
-def arithmetic_truth_ratio(correct_nll: Numbers, wrong_nll: Numbers) -> Tensor:
-    r"""Return R = (1/K sum_j P_wrong_j) / P_correct, P = exp(-nll), which is never below `truth_ratio`.
+def log_arithmetic_truth_ratio(correct_nll: Numbers, wrong_nll: Numbers) -> Tensor:
+    r"""Return log R, R = (1/K sum_j P_wrong_j) / P_correct, P = exp(-nll), which is never below `log_truth_ratio`.
 
     Source: TOFU, arXiv:2401.06121, section 2.2, "Truth Ratio", as the text says and as TOFU's evaluation during
-    training computes it. Not comparable with published values; see `truth_ratio` for arguments and errors.
-
-    Returns:
-        [N] float64 on the CPU, >= 0; inf or 0 where |log R| is above about 709 nats.
-    """
-    return torch.exp(log_arithmetic_truth_ratio(correct_nll, wrong_nll))
-
-
-def log_arithmetic_truth_ratio(correct_nll: Numbers, wrong_nll: Numbers) -> Tensor:
-    r"""Return log R of `arithmetic_truth_ratio`, the form that cannot overflow.
+    training computes it. Not comparable with published values. Arguments and errors are those of `log_truth_ratio`.
 
     Returns:
         [N] float64 on the CPU, nats, finite.
@@ -69,25 +49,25 @@ def log_arithmetic_truth_ratio(correct_nll: Numbers, wrong_nll: Numbers) -> Tens
     return correct + torch.logsumexp(-wrong, dim=1) - math.log(wrong.shape[1])
 
 
-def truth_ratio_closeness(ratio: Numbers) -> Tensor:
+def truth_ratio_closeness(log_ratio: Numbers) -> Tensor:
     r"""Return min(R, 1/R), which is 1 where the model does not prefer the correct answer or the wrong ones.
 
     TOFU averages it over the forget set. Source: its `aggregate_eval_stat.py`.
 
     Args:
-        ratio: [N] truth ratios, >= 0; inf is what `truth_ratio` gives where it overflows.
+        log_ratio: [N] log R, nats.
 
     Returns:
         [N] float64 on the CPU, in [0, 1].
 
     Raises:
-        ValueError: `ratio` is not [N], or a value is NaN or negative.
+        ValueError: `log_ratio` is not [N], or a value is NaN or infinite.
     """
-    checked = _as_ratio(ratio)
-    return torch.minimum(checked, 1 / checked)
+    ratio = _ratio(log_ratio)
+    return torch.minimum(ratio, 1 / ratio)
 
 
-def truth_ratio_margin(ratio: Numbers) -> Tensor:
+def truth_ratio_margin(log_ratio: Numbers) -> Tensor:
     r"""Return max(0, 1 - R), the lead of the correct answer; 0 where the wrong ones are at least as likely.
 
     TOFU averages it over the retain set, real authors and world facts. Source: its `aggregate_eval_stat.py`.
@@ -96,7 +76,7 @@ def truth_ratio_margin(ratio: Numbers) -> Tensor:
     Returns:
         [N] float64 on the CPU, in [0, 1].
     """
-    return torch.clamp(1 - _as_ratio(ratio), min=0)
+    return torch.clamp(1 - _ratio(log_ratio), min=0)
 
 
 class TruthRatio(EvaluationMetric):
@@ -121,11 +101,11 @@ class TruthRatio(EvaluationMetric):
     def of_set(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `truth_ratio`."""
         score = truth_ratio_closeness if self.measured.name == FORGET else truth_ratio_margin
-        return {"truth_ratio": score(values["log_truth_ratio"].exp()).mean()}
+        return {"truth_ratio": score(values["log_truth_ratio"]).mean()}
 
 
-def _as_ratio(ratio: Numbers) -> Tensor:
-    checked = as_float64("ratio", ratio, "N")
-    advice = "pass truth_ratio, not log_truth_ratio"
-    reject("ratio", checked, lambda each: each.isnan() | (each < 0), "a number >= 0", advice)
-    return checked
+def _ratio(log_ratio: Numbers) -> Tensor:
+    """Return R; inf or 0 where |log R| is above about 709 nats."""
+    checked = as_float64("log_ratio", log_ratio, "N")
+    reject("log_ratio", checked, lambda each: ~each.isfinite(), "finite", "pass log_truth_ratio")
+    return checked.exp()

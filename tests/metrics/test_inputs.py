@@ -11,9 +11,8 @@ from dipo_pl.metrics.membership import min_k, min_k_plus_plus
 from dipo_pl.metrics.memorization import exact_memorization, extraction_strength
 from dipo_pl.metrics.probability import answer_probability, option_probability
 from dipo_pl.metrics.truth_ratio import (
-    arithmetic_truth_ratio,
+    log_arithmetic_truth_ratio,
     log_truth_ratio,
-    truth_ratio,
     truth_ratio_closeness,
     truth_ratio_margin,
 )
@@ -26,7 +25,7 @@ LOGS = [[-0.5, -1.25, -2.0], [-0.25, -4.0, -0.125]]
 SQUARES = [[0.5, 1.25, 2.0], [0.25, 4.0, 0.125]]
 
 ONE = [answer_probability, truth_ratio_closeness, truth_ratio_margin]
-PAIR = [option_probability, truth_ratio, log_truth_ratio, arithmetic_truth_ratio]
+PAIR = [option_probability, log_truth_ratio, log_arithmetic_truth_ratio]
 # Functions on answers of unequal lengths: their arguments by name.
 TOKENS = {
     exact_memorization: {"predictions": IDS, "targets": IDS},
@@ -117,18 +116,18 @@ def test_log_probabilities_are_refused_as_losses():
     ):
         answer_probability([0.1, -2.0])
     with pytest.raises(ValueError, match="correct_nll must be >= 0"):
-        truth_ratio([-0.5], [[1.0]])
+        log_truth_ratio([-0.5], [[1.0]])
     with pytest.raises(ValueError, match="wrong_nll must be >= 0"):
         option_probability([0.5], [[-1.0]])
     # Rounding below 0 is no log-probability.
     assert answer_probability([-1e-6]).item() == pytest.approx(1, abs=2e-6)
 
 
-@pytest.mark.parametrize("bad", [math.nan, -0.1, -math.inf])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("function", [truth_ratio_closeness, truth_ratio_margin])
-def test_ratio_names_rows_that_are_no_ratio(function, bad):
+def test_ratio_names_rows_that_are_not_finite(function, bad):
     with pytest.raises(
-        ValueError, match=r"ratio must be a number >= 0 \(got \S+ at row 2; .*not log_truth_ratio"
+        ValueError, match=r"log_ratio must be finite \(got \S+ at row 2; 1 of 3 rows\): pass log_truth_r"
     ):
         function([0.5, 1.0, bad])
 
@@ -168,7 +167,7 @@ def test_one_argument_refuses_other_shapes(function, given, line):
 
 
 @pytest.mark.parametrize("bad", [-1e-10, math.inf, math.nan])
-@pytest.mark.parametrize("function", [option_probability, truth_ratio, log_truth_ratio])
+@pytest.mark.parametrize("function", [option_probability, log_truth_ratio])
 def test_refuses_another_epsilon(function, bad):
     with pytest.raises(ValueError, match=r"epsilon must be a finite number >= 0 \(got"):
         function([1.0], [[1.0]], bad)

@@ -108,5 +108,5 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     names = {"probability", "rouge_l_recall", "log_truth_ratio"}.intersection(*rows) if rows else set()
     values = {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in sorted(names)}
     if "log_truth_ratio" in values:
-        values["truth_ratio"] = truth_ratio_closeness(values.pop("log_truth_ratio").exp())
+        values["truth_ratio"] = truth_ratio_closeness(values.pop("log_truth_ratio"))
     return {name: float(each.mean()) for name, each in values.items()}

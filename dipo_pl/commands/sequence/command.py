@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -149,22 +149,25 @@ def _stages(plan: RequestsFile, folder: Path, config: dict[str, Any]) -> list[St
 
 
 def _show(folder: Path) -> None:
-    from dipo_pl.report.pictures import drawable
-    from dipo_pl.report.sequences import as_text, write_picture
+    from dipo_pl.report.contents import read_report
+    from dipo_pl.report.drawing import drawable, write_png
+    from dipo_pl.report.plots import requests_by_stage, utility_by_stage
+    from dipo_pl.report.sequences import stage_table
+    from dipo_pl.report.table import terminal_width
 
     try:
-        print(f"\n{as_text(folder)}", end="")
+        report = read_report([folder])
     except InputError as error:
-        # The stages are done whatever can be said of them together.
+        # The stages are finished even if they cannot be compared.
         print(f"dipo-pl: warning: no table of the stages: {error}", file=sys.stderr)
         return
-    picture = folder / "sequence.png"
-    if drawable():
-        with suppress(InputError):
-            # Nothing of it was measured, as the table shows.
-            write_picture(folder, picture)
-            print(f"\nUtility, and what each request left, by stage: {picture}")
-    else:
-        print("\nFor a picture by stage: pip install 'dipo-pl[plots]', and run this again")
+    for sequence in report.sequences:
+        print(f"\n{stage_table(sequence, report.utility_metric).to_text(terminal_width())}", end="")
+        plots = [*utility_by_stage([sequence], report.utility_metric), *requests_by_stage(sequence)]
+        if plots and drawable():
+            write_png(folder / "sequence.png", *plots)
+            print(f"\nPlot of utility and requests by stage: {folder / 'sequence.png'}")
+    if not drawable():
+        print("\nFor a plot by stage: pip install 'dipo-pl[plots]', and give the same command again")
     where = shlex.join(["dipo-pl", "report", str(folder), "--output", str(folder / "report")])
-    print(f"All of it as a page: {where}")
+    print(f"For a report as a page: {where}")

@@ -25,10 +25,10 @@
   }
 
   const results = document.querySelector("table.results");
-  const every = document.getElementById("every-figure");
-  const showFigures = () => all(".more", results).forEach((each) => { each.hidden = !every.checked; });
-  every.addEventListener("change", showFigures);
-  showFigures();
+  const everything = document.getElementById("all-metrics");
+  const showMetrics = () => all(".more", results).forEach((each) => { each.hidden = !everything.checked; });
+  everything.addEventListener("change", showMetrics);
+  showMetrics();
 
   const words = (text) => text.toLowerCase().split(/\s+/).filter(Boolean);
   const filter = (inputs, items, text, tell) => {
