@@ -31,7 +31,8 @@ class Encoded:
         return len(self.ids) - self.answer_start
 
 
-@dataclass(frozen=True)
+# Not frozen: Lightning's precision plugins copy batches with all that is in them.
+@dataclass
 class BatchSection:
     """Consecutive sequences of a batch that one loss is computed on: rows, then each of their companions.
 
