@@ -14,9 +14,9 @@ from torch.optim import AdamW
 
 from dipo_pl.batch import Batch
 from dipo_pl.errors import InputError
-from dipo_pl.losses.base import Loss
+from dipo_pl.losses.base import Loss, Section
 from dipo_pl.losses.dipo import DiPO, DiPORetain
-from dipo_pl.losses.engine import Section, joint_objective
+from dipo_pl.losses.engine import joint_objective
 from dipo_pl.losses.retain_weight import FixedWeight, RetainWeight
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import Layer, answer_states, decoder_layer

@@ -261,10 +261,7 @@ def test_a_base_that_has_changed_is_refused(cli, folder):
     changed.save_pretrained(model)
     ended = cli(*quick, "--trainer.max_epochs", "2")
     assert ended.code == 2
-    assert (
-        "the weights of ./model that are not trained are not those that the checkpoint was trained"
-        in ended.errors[0]
-    )
+    assert "the frozen weights of ./model are not those that the checkpoint was trained" in ended.errors[0]
     assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before
 
 
