@@ -35,6 +35,7 @@ from dipo_pl.configs import resolve
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError, WriteError
 from dipo_pl.modules.base import LanguageModule
+from dipo_pl.private_names import keep_signal_handlers, subcommand_parser
 from dipo_pl.signals import Interrupted, interruption
 from dipo_pl.storage.checkpoints import (
     AtomicCheckpointIO,
@@ -249,7 +250,9 @@ class DiPOCLI(LightningCLI):
 
     def _refuse_another_configuration(self) -> None:
         before = self._configured_before
-        now = redact_values(load_yaml(self._parser(self.subcommand).dump(self.settings, skip_none=False)))
+        now = redact_values(
+            load_yaml(subcommand_parser(self, self.subcommand or "").dump(self.settings, skip_none=False))
+        )
         fixed = ["model", "data", "seed_everything", "forget_quality"]
         clipping = ("gradient_clip_val", "gradient_clip_algorithm")
         limits = ("overfit_batches", "limit_train_batches", "limit_val_batches")
@@ -299,7 +302,7 @@ class DiPOCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         # Lightning's would save nothing on SIGTERM, wait for other processes within the handler, and under SLURM write
         # a checkpoint that may lie between two steps; see `dipo_pl.signals`.
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        keep_signal_handlers(trainer)
         self.processes = Processes(trainer)
         self.processes.watch()
         return trainer
@@ -326,7 +329,7 @@ class DiPOCLI(LightningCLI):
     @property
     def started(self) -> bool:
         """Whether the run has left its own record, after which nothing of it is taken back."""
-        return self._callback(Manifest).written
+        return self.callback(Manifest).written
 
     def discard_what_was_begun(self) -> None:
         """Takes back what this start has written, if it ended before the run began (loggers open files early)."""
@@ -370,9 +373,9 @@ class DiPOCLI(LightningCLI):
             done = -1 if checkpoint is None else read_checkpoint(checkpoint)["global_step"]
             self.trainer.logger = self._logger(purge_step=done + 1)
         self.trainer.fit(ckpt_path=checkpoint, **kwargs)
-        if self._callback(ForgetQuality).complete_step != self.trainer.global_step:
+        if self.callback(ForgetQuality).complete_step != self.trainer.global_step:
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
-        self._callback(Manifest).finish(self.trainer)
+        self.callback(Manifest).finish(self.trainer)
         # What comes after, in this process or another, finds all that the first one has written.
         self.trainer.strategy.barrier()
 
@@ -381,7 +384,7 @@ class DiPOCLI(LightningCLI):
         """Whether this process compares checksums: with a model in shards all take what the first one has chosen."""
         return self.trainer.is_global_zero or not isinstance(self.trainer.strategy, FSDP2Strategy)
 
-    def _callback(self, kind: type[C]) -> C:
+    def callback(self, kind: type[C]) -> C:
         return next(each for each in self.trainer.callbacks if isinstance(each, kind))  # type: ignore[attr-defined]
 
     def validate(self, **kwargs: Any) -> None:
@@ -484,7 +487,7 @@ def resolved(arguments: Sequence[str]) -> dict[str, Any]:
 
     class _Parsed(DiPOCLI):
         def before_instantiate_classes(self) -> None:
-            text = self._parser(self.subcommand).dump(self.settings, skip_none=False)
+            text = subcommand_parser(self, self.subcommand or "").dump(self.settings, skip_none=False)
             raise _Known(load_yaml(text))
 
     config: dict[str, Any] = _asked(_Parsed, arguments)
@@ -559,11 +562,11 @@ def _tell(error: Exception, cli: DiPOCLI | None, debug: bool) -> int:
         if line is not None:
             print(f"dipo-pl: failed: {line}", file=sys.stderr)
         if line not in (None, LOST) and cli is not None and cli.started:
-            cli._callback(Manifest).fail(cli.trainer, str(line))
+            cli.callback(Manifest).fail(cli.trainer, str(line))
         return code
     cause, given = cause_of(error)
     if cli is not None and cli.started:
-        cli._callback(Manifest).fail(cli.trainer, cause)
+        cli.callback(Manifest).fail(cli.trainer, cause)
     # Before anything runs, what fails is what was given, though a library may have said so.
     if given or cli is None or not cli.started:
         print(

@@ -8,10 +8,10 @@ import threading
 import time
 
 from lightning import Trainer
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher, subprocess_script
 from torch.distributed import DistError
 
 from dipo_pl.errors import causes
+from dipo_pl.private_names import observe_processes, subprocess_launcher
 
 Launched = subprocess.Popen[bytes]
 # Names the first process to those that it launches.
@@ -32,8 +32,7 @@ class Processes:
     """
 
     def __init__(self, trainer: Trainer | None) -> None:
-        launcher = None if trainer is None else trainer.strategy.launcher
-        self._launcher = launcher if isinstance(launcher, _SubprocessScriptLauncher) else None
+        self._launcher = None if trainer is None else subprocess_launcher(trainer.strategy)
         self._parent = os.getppid()
         # Where another launcher made the processes, torchrun say, it ends them as well.
         self._is_first = trainer is None or trainer.is_global_zero
@@ -51,7 +50,7 @@ class Processes:
         if self._launcher is not None:
             os.environ[FIRST] = str(os.getpid())
             # Lightning's ends this process as well, at once and by SIGKILL, before it can say anything.
-            subprocess_script._launch_process_observer = _watch_launched  # type: ignore[assignment]
+            observe_processes(_watch_launched)
         if self.is_launched:
             threading.Thread(target=self._watch_first, daemon=True).start()
 

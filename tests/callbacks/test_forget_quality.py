@@ -245,7 +245,7 @@ def test_two_processes_give_the_figures_of_one(cli, process, learned, retain_onl
         "--data.evaluation_rows", "9", "--forget_quality.measures", MEASURES,
     )  # fmt: skip
     assert cli(*quick, "--name", "one").code == 0
-    two = process(*quick, "--name", "two", "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    two = process(*quick, "--name", "two", "--trainer.devices", "2", "--trainer.strategy", "ddp", fresh=True)
     assert two.code == 0, two.err
     one, two = (
         json.loads((tmp_path / f"runs/{name}/evaluation/step-000000.json").read_text())
