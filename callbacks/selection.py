@@ -118,7 +118,7 @@ class FirstForgotten(SelectionRule):
         if self.metric not in metrics:
             raise InputError(
                 f"selection.rule FirstForgotten needs {self.metric!r}, which is not in {where}: choose another "
-                "--selection.rule.metric, or see forget_quality.generate_every"
+                "--selection.rule.metric, or see forget_quality.generate_every and forget_quality.metrics"
             )
 
     def score(self, metrics: Metrics, target: Metrics, retain: Metrics | None) -> float | None:

@@ -1,5 +1,6 @@
 """Shipped configs, found by their bare names."""
 
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 
@@ -28,10 +29,12 @@ def resolve(name: str) -> Path:
         return found
     if name in REPLACED:
         raise InputError(f"the config {name} no longer exists: use {REPLACED[name]}")
+    if path.parent != Path():
+        raise InputError(f"no config file {name}")
+    like = get_close_matches(name, shipped(), n=1)
+    meant = f"; did you mean {like[0]}?" if like else ""
     raise InputError(
-        f"no config {name} here or among the shipped configs ({', '.join(shipped())})"
-        if path.parent == Path()
-        else f"no config file {name}"
+        f"no config {name}, neither here nor among the shipped ones (`dipo-pl configs` lists them{meant})"
     )
 
 

@@ -1,92 +1,67 @@
-"""The command `dipo-pl`. Nothing heavy is imported before it is known to be needed."""
+"""Entry point of `dipo-pl`: finds the command and runs it; imports nothing heavy before."""
 
-import logging
 import sys
 from collections.abc import Sequence
 from pkgutil import resolve_name
 
+from dipo_pl.commands import commands
 from dipo_pl.version import __version__
 
-HELP = f"""\
-dipo-pl {__version__}: make a language model forget chosen data, and show that it forgot.
+HELP = """\
+dipo-pl {version}: make a language model forget chosen data, and show that it forgot.
 
-  dipo-pl demo                           the whole story offline on fictitious authors, in minutes on a CPU
-  dipo-pl fit --config tofu.yaml         unlearn (or, with a fine-tuning config, make a model)
-  dipo-pl plan --config tofu.yaml        what a run will need: memory, files, tokens, steps
-  dipo-pl validate --config tofu.yaml    measure a model without training it
-  dipo-pl sequence requests.yaml         one request to forget after another, each its own run
-  dipo-pl relearn runs/A runs/B          fine-tune finished models on a share of the forget set: what comes back?
-  dipo-pl quantize runs/A                measure finished models with weights rounded to 8 and 4 bits
-  dipo-pl task-vector A B --output DIR   model A less what made B of it: what training on the forget set adds
-  dipo-pl interpolate A B --output DIR   a model between two
-  dipo-pl consolidate runs/A --output FILE    one checkpoint file of one that was written in shards
-  dipo-pl report runs/A runs/B           runs side by side: a table; with --output DIR also pages and pictures
-  dipo-pl configs                        list the shipped configs
+usage: dipo-pl COMMAND ...
 
-  --config NAME may be given several times: later ones overlay earlier ones. A bare name is looked for in
-  the working directory, then among the shipped configs. Every key can be set: --model.forget_loss NPO
-  --model.forget_loss.beta 0.1 --name my-run.
+{commands}
 
-  dipo-pl fit --help                     all that can be set, with what it means
-  dipo-pl fit --model.help Unlearning    what a class takes (--data.help TOFU, --model.forget_loss.help NPO)
-  dipo-pl fit --config ... --print_config    the resulting config, without running it
+options of every command:
+  --help       what the command takes
+  --debug      print the traceback of an error, not only one line
+  --version    print the version (without a command)
 
-  --debug      show the traceback of an error instead of one line
-  --version    print the version
+examples:
+  dipo-pl demo                                       train, unlearn, evaluate: all of it offline, in minutes on a CPU
+  dipo-pl fit --config tofu.yaml --config npo.yaml   a config overlays those before it; a bare name is looked for in
+                                                     the working directory, then among the shipped configs
+  dipo-pl fit --config tofu.yaml --model.forget_loss NPO --model.forget_loss.beta 0.1 --name my-run
+  dipo-pl fit --model.help Unlearning                arguments of a class (--data.help TOFU, --model.forget_loss.help NPO)
+  dipo-pl fit --config tofu.yaml --print_config      the resulting configuration, without running it
 """
-
-# Where each of the other commands is; imported only then.
-COMMANDS = {
-    "demo": "commands.demo:demo",
-    "plan": "commands.plan.command:plan",
-    "sequence": "commands.sequence.command:sequence",
-    "relearn": "commands.probes.relearn:relearn",
-    "quantize": "commands.probes.quantize:quantize",
-    "task-vector": "commands.arithmetic.task_vector:task_vector",
-    "interpolate": "commands.arithmetic.interpolate:interpolate",
-    "consolidate": "commands.consolidate:consolidate",
-    "report": "commands.report:report",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0, or 2 where the input is wrong, 1 where the run failed, 128 + n on signal n."""
+    """Run one command.
+
+    Returns:
+        The exit code: 0, 2 if the input is wrong, 1 if the command failed, 128 + n if signal n ended it.
+    """
     try:
-        return _dispatch(arguments)
+        return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         print("dipo-pl: interrupted", file=sys.stderr)
         return 130
 
 
-def _dispatch(arguments: Sequence[str] | None) -> int:
-    # transformers imports torchao wherever it is installed, which then tells what it cannot do on this machine.
-    for name in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
-    given = [each for each in given if each != "--debug"]
-    if not given or given[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
+def _dispatch(given: list[str]) -> int:
+    name, *arguments = [each for each in given if each != "--debug"] or ["--help"]
+    known = commands()
+    if name in ("-h", "--help", "help"):
+        table = "\n".join(f"  {each:<14}{command.help}" for each, command in known.items())
+        print(HELP.format(version=__version__, commands=table), end="")
         return 0
-    if given[0] in ("--version", "version"):
+    if name in ("--version", "version"):
         print(__version__)
         return 0
-    if given[0] == "configs":
-        from dipo_pl.configs import describe
+    if name not in known:
+        from dipo_pl.cli.console import near, say
 
-        print(describe(), end="")
-        return 0
-    if given[0] in ("fit", "validate"):
-        from dipo_pl.cli.app import run
+        say("error", f"no command {name!r}{near(name, list(known))}: see dipo-pl --help")
+        return 2
+    from dipo_pl.cli.console import quieten
 
-        return run(given, debug)
-    if given[0] in COMMANDS:
-        command = resolve_name(f"dipo_pl.{COMMANDS[given[0]]}")
-        code: int = command(given[1:], debug)
-        return code
-    commands = ", ".join(("fit", "validate", *COMMANDS, "configs"))
-    print(f"dipo-pl: no command {given[0]!r}: try {commands} or --help", file=sys.stderr)
-    return 2
+    quieten()
+    code: int = resolve_name(known[name].function)(arguments, "--debug" in given)
+    return code
 
 
 if __name__ == "__main__":

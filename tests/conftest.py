@@ -119,7 +119,7 @@ def tofu_folder() -> str:
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of smoke.yaml; not to be written to."""
-    from dipo_pl.cli.app import run
+    from dipo_pl.cli.run import run
 
     folder = tmp_path_factory.mktemp("smoke")
     assert run(["fit", "--config", "smoke.yaml", "--output_dir", str(folder)]) == 0

@@ -1,4 +1,4 @@
-"""What a person at the terminal sees of libraries' chatter and of errors."""
+"""Output on the terminal: one-line errors, tracebacks in files, and libraries' messages left out."""
 
 import logging
 import os
@@ -7,7 +7,9 @@ import tempfile
 import threading
 import traceback
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +18,53 @@ from dipo_pl.storage.files import write_text
 from dipo_pl.storage.secrets import redact
 
 LONGEST_LINE = 600
+SILENCED_WARNINGS = (
+    ".*does not have many workers.*",
+    ".*num_workers.*",
+    # The data module logs where it resumes.
+    "You're resuming from a checkpoint that ended before",
+    "LightningCLI's args parameter.*",
+    "Checkpoint directory .* exists and is not empty",
+    ".*isinstance.treespec, LeafSpec.*",
+)
+
+
+def say(kind: str, text: str) -> None:
+    """Print a line of `dipo-pl` on standard error; `kind` is error, failed or warning."""
+    print(f"dipo-pl: {kind}: {text}", file=sys.stderr, flush=True)
+
+
+def near(name: str, known: Sequence[str]) -> str:
+    """Return ` (did you mean ...?)` if one of the known names is like the given one, else nothing."""
+    matches = get_close_matches(name, known, n=1)
+    return f" (did you mean {matches[0]}?)" if matches else ""
 
 
 def cause_of(error: Exception) -> tuple[str, bool]:
-    """One line that says what happened, and whether it is what the user gave."""
-    # jsonargparse wraps what a constructor raises into its own account of it.
+    """Return one line on what happened, and whether it is an InputError."""
+    # jsonargparse wraps what a constructor raises into its own message.
     stated = next((each for each in causes(error) if isinstance(each, InputError)), None)
     line = redact(" ".join(str(stated or error).split())) or type(error).__name__
     return (line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + "..."), stated is not None
 
 
+def report_error(error: Exception, debug: bool) -> int:
+    """Print an error as one line, with `debug` after its traceback; return 2 for an InputError, 1 for another."""
+    if debug:
+        traceback.print_exception(error)
+    cause, is_input = cause_of(error)
+    say("error" if is_input else "failed", cause if is_input else f"{type(error).__name__}: {cause}")
+    return 2 if is_input else 1
+
+
 def write_traceback(error: Exception, log: Path) -> Path | None:
-    """Writes to `log`, or where that cannot be, to the temporary folder; returns where."""
+    """Write a traceback to `log`, or if that fails to the temporary folder; return the path that was written."""
     text = redact("".join(traceback.format_exception(error)))
     with suppress(OSError, WriteError):
         write_text(log, text)
         return log
     with suppress(OSError):
-        # Of a name that nobody else can have laid there.
+        # mkstemp: with a fixed name, somebody else could have placed a link there.
         descriptor, path = tempfile.mkstemp(prefix="dipo-pl-error-", suffix=".log")
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
@@ -42,36 +73,31 @@ def write_traceback(error: Exception, log: Path) -> Path | None:
 
 
 def quieten() -> None:
-    """Leaves out what the libraries say of themselves rather than of the run; warnings take one line."""
-
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"dipo-pl: warning: {' '.join(str(message).split())}", file=sys.stderr)
-
-    warnings.showwarning = show
-    threading.excepthook = _leave_to_the_main_thread
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-    class _NoTips(logging.Filter):
-        def filter(self, record: logging.LogRecord) -> bool:
-            return "💡 Tip" not in record.getMessage() and "litlogger" not in record.getMessage().lower()
-
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(_NoTips())
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*num_workers.*")
-    # The data module says itself where it goes on.
-    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before")
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter.*")
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    """Silence libraries' messages that do not concern the run, and print each warning on one line."""
+    warnings.showwarning = _show_warning
+    threading.excepthook = _thread_failed
+    for message in SILENCED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|torch")
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    # transformers imports torchao wherever it is installed, which then logs what it lacks on this machine.
+    for name in ("huggingface_hub", "torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(_is_no_tip)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def _leave_to_the_main_thread(failed: threading.ExceptHookArgs) -> None:
-    """TensorBoard's writer raises there again what it could not write."""
-    if not (
-        type(failed.thread).__module__.startswith("tensorboard.") and isinstance(failed.exc_value, OSError)
-    ):
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    say("warning", " ".join(str(message).split()))
+
+
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    return "💡 Tip" not in record.getMessage() and "litlogger" not in record.getMessage().lower()
+
+
+def _thread_failed(failed: threading.ExceptHookArgs) -> None:
+    # TensorBoard's writer thread raises a write error that the main thread raises too.
+    is_writer = type(failed.thread).__module__.startswith("tensorboard.")
+    if not (is_writer and isinstance(failed.exc_value, OSError)):
         threading.__excepthook__(failed)

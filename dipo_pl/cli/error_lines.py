@@ -1,14 +1,17 @@
-"""Turns jsonargparse's nested account of a configuration error into one line."""
+"""One line of text from jsonargparse's nested messages about a configuration."""
 
 import inspect
 import re
 from importlib import import_module
 from typing import Any
 
+from dipo_pl.cli.console import near
+from dipo_pl.cli.option_check import class_files
+
 KEY = re.compile(r'Parser key "(?P<key>[^"]*)":')
 SUBTYPES = re.compile(r"Subtypes: \[<class '(?P<path>[\w.]+)'>")
 GIVEN = re.compile(r"Given value: (?P<value>.*)")
-# What jsonargparse says of each level, and of the alternatives (null, a file) that nobody meant.
+# Lines on levels of nesting, and on alternatives (null, a file) that nobody meant.
 NOISE = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|Expected a path but"
     r"|Subclass types expect one of|a class path \(str\)|a dict with|Problem with given class_path"
@@ -16,7 +19,7 @@ NOISE = re.compile(
 
 
 def one_line(message: str) -> str:
-    """The key by its whole path, what is wrong with its value, and what would be right."""
+    """Return the key by its whole path, what is wrong with its value, the value, and what would be right."""
     lines = [line.strip().removeprefix("- ").strip() for line in message.splitlines()]
     keys: list[str] = []
     causes: list[str] = []
@@ -32,54 +35,50 @@ def one_line(message: str) -> str:
             causes.append(line)
     if not keys:
         return _plain(" ".join(message.split()), base)
-    key = ".".join(keys)
     text = " or ".join(dict.fromkeys(_plain(cause, base) for cause in causes)) or " ".join(message.split())
-    if (
-        given is not None
-        and "got" not in text
-        and not given.startswith(("NestedArg", "Namespace"))
-        and "no class" not in text
-    ):
-        text += f", got {given if len(given) <= 80 else given[:80] + '...'}"
-    # The account of a nested value has been through here already, and begins with its own key.
-    nested = re.match(r"[a-z_][\w.]*: ", text) is not None
-    return f"{key}{'.' if nested else ': '}{text}"
+    is_shown = any(each in text for each in ("(got ", "no class", "not allowed"))
+    if given is not None and not is_shown and not given.startswith(("NestedArg", "Namespace")):
+        text += f" (got {given if len(given) <= 80 else given[:80] + '...'})"
+    # The message on a nested value has been through here before, and begins with its own key.
+    is_nested = re.match(r"[a-z_][\w.]*: ", text) is not None
+    return f"{'.'.join(keys)}{'.' if is_nested else ': '}{text}"
+
+
+def concrete_classes(base: type[Any]) -> list[type[Any]]:
+    """Return the classes of this package that a config may name where `base` is expected."""
+    found = [] if inspect.isabstract(base) else [base]
+    for each in base.__subclasses__():
+        found += concrete_classes(each)
+    return [
+        each for each in found if each.__module__.startswith("dipo_pl.") and not each.__name__.startswith("_")
+    ]
 
 
 def _plain(cause: str, base: str | None) -> str:
     if match := re.fullmatch(r"Option '(.*)' is not accepted", cause):
-        return f"there is no option {match[1]!r} (`--print_config` shows those there are)"
+        return f"there is no option {match[1]!r} (--print_config shows all)"
     if match := re.fullmatch(r"Expected a dot import path string: (.*)", cause):
-        return f"no class {match[1]}{_known(base)}"
+        return f"there is no class {match[1]}{_known(base, match[1])}"
     if re.match(r"Expected an instantiatable class|Not a valid subclass of", cause):
         return f"name a class first{_known(base)}"
     cause = re.sub(r"Type typing\.Callable.* expects a function or a callable class: ", "", cause)
     if match := re.match(r"Importing '(.*)' is not allowed", cause):
-        return f"{match[1]} is nothing that a config may name: it reaches beyond the run"
+        return f"importing {match[1]} from a config is not allowed"
     if match := re.search(r"the following arguments are required: (.*)", cause):
-        names = re.sub(r"\b(fit|validate)\.", "", match[1])
-        return f"needs {names}, which is left out or null (`dipo-pl configs` lists configs to begin with)"
+        return f"{match[1]} is missing or null: give it, or a --config that has it (see dipo-pl configs)"
     if match := re.match(r"Unable to load config '(.*)'", cause):
-        return f"must be a mapping of keys, got {match[1]}"
-    cause = re.sub(r"\. Got value: Namespace\(class_path='([\w.]+)'.*", r", got \1", cause)
-    cause = re.sub(r"\. Got value: ", ", got ", cause)
+        return f"must be a mapping of keys (got {match[1]})"
+    cause = re.sub(r"\. Got value: Namespace\(class_path='([\w.]+)'.*", r" (got \1)", cause)
+    cause = re.sub(r"\. Got value: (.*)", r" (got \1)", cause)
     cause = re.sub(r"Expected a typing\.Literal\[([^\]]*)\]", r"must be one of \1", cause)
-    return re.sub(r"Expected a <class '(\w+)'>", r"must be a value of type \1", cause)
+    return re.sub(r"Expected a <class '(\w+)'>", r"must be of type \1", cause)
 
 
-def _known(base: str | None) -> str:
-    """The classes that could have been meant, for those of this package."""
+def _known(base: str | None, given: str = "") -> str:
+    """Return the classes that could have been meant, if the base class is one of this package."""
     if base is None or not base.startswith("dipo_pl."):
-        return " (`--model.help Unlearning`, `--data.help TOFU` and the like list those there are)"
+        return f"{near(given, [*class_files()])}: see --model.help CLASS, --data.help CLASS"
     module, _, name = base.rpartition(".")
-    names = sorted({each.__name__ for each in _concrete(getattr(import_module(module), name))})
-    return f": use {', '.join(names)}, or the path of a class of your own (package.module.Class)"
-
-
-def _concrete(base: type[Any]) -> list[type[Any]]:
-    found = [] if inspect.isabstract(base) else [base]
-    for each in base.__subclasses__():
-        found += _concrete(each)
-    return [
-        each for each in found if each.__module__.startswith("dipo_pl.") and not each.__name__.startswith("_")
-    ]
+    names = sorted({each.__name__ for each in concrete_classes(getattr(import_module(module), name))})
+    meant = near(given, names)
+    return f"{meant}: use {', '.join(names)}, or the import path of your own (package.module.Class)"

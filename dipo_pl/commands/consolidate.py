@@ -1,4 +1,4 @@
-"""`dipo-pl consolidate`: one file of a sharded checkpoint."""
+"""The command `dipo-pl consolidate`: write one checkpoint file from a sharded checkpoint."""
 
 import os
 import tempfile
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dipo_pl.cli.command_line import Parser, one_line_errors
+from dipo_pl.cli.command_parser import Parser, one_line_errors
 from dipo_pl.errors import InputError
 from dipo_pl.storage.files import replacing
 from dipo_pl.storage.run_folder import RunFolder

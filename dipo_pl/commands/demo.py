@@ -1,4 +1,4 @@
-"""`dipo-pl demo`: the whole story on made-up authors or news, through the same commands that a user gives."""
+"""The command `dipo-pl demo`: train, unlearn and evaluate on made-up authors or news, offline, in minutes on a CPU."""
 
 import json
 import time
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dipo_pl.cli.command_line import Parser, one_line_errors
-from dipo_pl.metrics.functional import before_next_question
+from dipo_pl.cli.command_parser import Parser, one_line_errors
+from dipo_pl.metrics.knowledge import before_next_question
 from dipo_pl.report.contents import read_report
-from dipo_pl.report.pictures import trajectory, write_png
+from dipo_pl.report.drawing import write_png
+from dipo_pl.report.plots import trajectory
 from dipo_pl.storage.run_folder import RunFolder
 
 
@@ -80,7 +81,7 @@ def _demo(arguments: Sequence[str], debug: bool) -> int:
     parser.add_argument("--output_dir", default="runs", help="folder that the run folders are made in")
     given = parser.parse_args(arguments)
     folder, corpus = Path(given.output_dir), CORPORA[given.corpus]
-    from dipo_pl.cli.app import run
+    from dipo_pl.cli.run import run
 
     steps = _steps(corpus, folder)
     started = time.monotonic()
@@ -145,12 +146,14 @@ def _show(corpus: Corpus, folder: Path, seconds: float) -> None:
     folders = [folder / name for name in (*target, corpus.retain_result, corpus.run)]
     picture = unlearned.path / "trajectory.png"
     try:
-        for each in trajectory(read_report(folders)).pictures[:1]:
-            write_png(each, picture)
+        for each in trajectory(read_report(folders)):
+            write_png(picture, each)
             print(f"\nForget Quality against Model Utility by epoch: {picture}")
     except ImportError:
-        print("\nFor a picture of the trajectory: pip install 'dipo-pl[plots]', and run the demo again")
-    print(f"All of it as a page: dipo-pl report {' '.join(map(str, folders))} --output {folder / 'report'}")
+        print("\nFor a plot of the trajectory: pip install 'dipo-pl[plots]', and run the demo again")
+    print(
+        f"For a report as a page: dipo-pl report {' '.join(map(str, folders))} --output {folder / 'report'}"
+    )
     print(f"All that the run left: {unlearned.path}    Curves: tensorboard --logdir {folder}")
     print(f"Took {seconds:.0f} s")
 

@@ -1,22 +1,23 @@
-"""`dipo-pl report`: runs side by side, in the terminal and in files."""
+"""The command `dipo-pl report`: compare runs in a table; with --output also in pages and plots."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 
-from dipo_pl.cli.command_line import Parser, folder, one_line_errors
+from dipo_pl.cli.command_parser import Parser, folder, one_line_errors
 from dipo_pl.errors import InputError, WriteError
 from dipo_pl.report.contents import Report, read_report
-from dipo_pl.report.latex import as_latex
-from dipo_pl.report.machine import as_csv, as_json
-from dipo_pl.report.markdown import as_markdown
+from dipo_pl.report.drawing import HOW_TO_GET_PLOTS, drawable, write_png
+from dipo_pl.report.formats import as_csv, as_json, as_latex, as_markdown, as_text
 from dipo_pl.report.page import as_html
-from dipo_pl.report.pictures import HOW_TO_GET_PICTURES, all_pictures, drawable, write_png
-from dipo_pl.report.text import as_text, terminal_width
+from dipo_pl.report.plots import all_plots
+from dipo_pl.report.table import terminal_width
 from dipo_pl.storage.files import write_text
 
-# The file of each format, and what writes it.
+# File of each format, and the function that writes it.
 _FORMATS: dict[str, tuple[str, Callable[[Report], str]]] = {
     "html": ("report.html", as_html),
     "markdown": ("report.md", as_markdown),
@@ -24,24 +25,25 @@ _FORMATS: dict[str, tuple[str, Callable[[Report], str]]] = {
     "json": ("report.json", as_json),
     "latex": ("report.tex", as_latex),
 }
-_PICTURES = "png"
-# A folder a run; only where it is asked for, since other conventions have no place in it.
+# One file for each plot.
+_PNG = "png"
+# A folder for each run; not a default, since it holds results of one convention only.
 _OPEN_UNLEARNING = "open_unlearning"
 
 _EXAMPLES = """\
 examples:
-  dipo-pl report runs/tofu runs/tofu-npo runs/tofu-retain90       the table
-  dipo-pl report runs/* --output report                           all formats, pictures too: open report/report.html
-  dipo-pl report runs/* --format markdown > table.md              one format, on standard output
+  dipo-pl report runs/tofu runs/tofu-npo runs/tofu-retain90       print the table
+  dipo-pl report runs/* --output report                           write all formats and plots: open report/report.html
+  dipo-pl report runs/* --format markdown > table.md              print one format
   dipo-pl report runs/tofu TOFU_EVAL.json --retain-only llama2-7b_retain90
-                                                                  beside results of open-unlearning or TOFU
+                                                                  compare with results of open-unlearning or TOFU
 """
 
 
 def report(arguments: Sequence[str], debug: bool = False) -> int:
-    """Prints the table of some runs, and writes what is asked for; returns the exit code.
+    """Print the comparison of some runs, and write what is asked for; return the exit code.
 
-    Runs that cannot be read are named on standard error, one line each, and left out.
+    Runs that cannot be read are left out, with one line each on standard error.
     """
     return one_line_errors(lambda: _report(arguments), debug)
 
@@ -49,27 +51,29 @@ def report(arguments: Sequence[str], debug: bool = False) -> int:
 def _report(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     formats = _formats(given.format)
-    if (
-        given.output is None
-        and formats is not None
-        and (len(formats) > 1 or not {*formats} <= _FORMATS.keys() - {"html"})
-    ):
+    printed = formats is None or (len(formats) == 1 and formats[0] in _FORMATS.keys() - {"html"})
+    if given.output is None and not printed:
         raise InputError(
-            f"--format {given.format} makes files: say by --output in which folder (without it, one of markdown, csv, "
-            "json and latex is printed)"
+            f"--format {given.format} needs --output DIR (only one of markdown, csv, json and latex is printed without it)"
         )
     found = read_report(given.runs, given.retain_only, given.unfinished)
     for line in found.left_out:
         print(f"dipo-pl: left out: {line}", file=sys.stderr)
-    width = terminal_width()
-    if given.output is None:
-        print(as_text(found, width) if formats is None else _FORMATS[formats[0]][1](found), end="")
-        return 0
-    written = _write(found, given.output, formats or [*_FORMATS, _PICTURES])
-    print(as_text(found, width))
-    for path in written:
-        print(f"wrote {path}")
+    if given.output is not None:
+        written = _write(found, given.output, formats or [*_FORMATS, _PNG])
+        _print("\n".join([as_text(found, terminal_width()), *(f"wrote {path}" for path in written), ""]))
+    else:
+        _print(as_text(found, terminal_width()) if formats is None else _FORMATS[formats[0]][1](found))
     return 0
+
+
+def _print(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # `report | head` has read enough; Python must not fail again when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _write(found: Report, folder: Path, formats: Sequence[str]) -> list[Path]:
@@ -77,6 +81,7 @@ def _write(found: Report, folder: Path, formats: Sequence[str]) -> list[Path]:
     try:
         # First, since it may refuse a convention.
         if _OPEN_UNLEARNING in formats:
+            # Imports torch.
             from dipo_pl.evaluation import open_unlearning
 
             for run in found.runs:
@@ -86,48 +91,43 @@ def _write(found: Report, folder: Path, formats: Sequence[str]) -> list[Path]:
                 file, write = _FORMATS[name]
                 write_text(folder / file, write(found))
                 written.append(folder / file)
-        if _PICTURES in formats and drawable():
-            for picture in (each for group in all_pictures(found) for each in group.pictures):
-                path = folder / f"{picture.name}.png"
-                write_png(picture, path)
+        if _PNG in formats and drawable():
+            for plot in chain.from_iterable(all_plots(found).values()):
+                path = folder / f"{plot.name}.png"
+                write_png(path, plot)
                 written.append(path)
     except (OSError, WriteError) as error:
         raise InputError(
             f"cannot write to --output {folder} ({error.strerror}): give another folder"
         ) from error
-    if {_PICTURES, "html"} & {*formats} and not drawable():
-        print(f"dipo-pl: {HOW_TO_GET_PICTURES}", file=sys.stderr)
+    if {_PNG, "html"} & {*formats} and not drawable():
+        print(f"dipo-pl: {HOW_TO_GET_PLOTS}", file=sys.stderr)
     return written
 
 
 def _formats(given: str | None) -> list[str] | None:
     if given is None:
         return None
-    known = [*_FORMATS, _PICTURES, _OPEN_UNLEARNING]
+    known = [*_FORMATS, _PNG, _OPEN_UNLEARNING]
     names = [each.strip() for each in given.split(",") if each.strip()]
-    for name in names:
-        if name not in known:
-            raise InputError(f"--format has no {name!r}: choose of {', '.join(known)}")
-    if not names:
-        raise InputError(f"--format names nothing: choose of {', '.join(known)}")
+    if not names or not {*names} <= {*known}:
+        raise InputError(
+            f"--format must name some of {', '.join(known)}, separated by commas (got {given!r})"
+        )
     return list(dict.fromkeys(names))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         "report",
-        "What runs found, side by side: a table in the terminal, and by --output files and a page.",
+        "Compare runs: a table in the terminal, and with --output files and a page.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "runs",
-        nargs="+",
-        type=Path,
-        metavar="RUN",
-        help="run folder, folder of a sequence of requests, evaluation file of a run, TOFU_EVAL.json of open-unlearning, or "
-        "TOFU's aggregated log",
-    )
+        "runs", nargs="+", type=Path, metavar="RUN",
+        help="run folder, folder of a sequence of requests, evaluation file of a run, TOFU_EVAL.json or MUSE_EVAL.json of "
+        "open-unlearning, or TOFU's aggregated log",
+    )  # fmt: skip
     parser.add_argument(
         "--output",
         type=folder,
@@ -135,18 +135,15 @@ def _parser() -> argparse.ArgumentParser:
         help="folder to write files to; without it the table is printed",
     )
     parser.add_argument(
-        "--format",
-        metavar="LIST",
-        help=f"with commas between, of {', '.join(_FORMATS)} and {_PICTURES} (pictures); with --output all of these by "
-        f"default; {_OPEN_UNLEARNING} writes TOFU_EVAL.json and TOFU_SUMMARY.json, a folder a run, of that convention",
-    )
+        "--format", metavar="LIST",
+        help=f"separated by commas, of {', '.join(_FORMATS)} and {_PNG} (plots); with --output all of these by default; "
+        f"{_OPEN_UNLEARNING} writes TOFU_EVAL.json and TOFU_SUMMARY.json for each run of that convention",
+    )  # fmt: skip
     parser.add_argument(
-        "--retain-only",
-        type=Path,
-        metavar="RUN",
-        help="which is the model that never saw the forget set, where the configs do not tell",
-    )
+        "--retain-only", type=Path, metavar="RUN",
+        help="run of the model that never saw the forget set, if the configs do not name it",
+    )  # fmt: skip
     parser.add_argument(
-        "--unfinished", action="store_true", help="take also runs that are still going on or have failed"
+        "--unfinished", action="store_true", help="include runs that are in progress or have failed"
     )
     return parser

@@ -1,31 +1,34 @@
-"""The figures that reports show: what each is called, what it means, and which of two is better."""
+"""Descriptions of the metrics that reports show: title, meaning, and which of two values is better."""
 
 import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
+
+from dipo_pl.report.run import printable
 
 
 class Better(Enum):
-    """Which of two values is the better one, as said beside a column."""
+    """Which of two values is better, in the words of the report."""
 
     HIGHER = "higher is better"
     LOWER = "lower is better"
-    NEAR_ZERO = "nearest to 0 is best"
-    NEAR_UNSEEN = "nearest to the retain-only model, or without one to 0.5, is best"
-    NEAR_RETAIN_ONLY = "nearest to the retain-only model is best"
-    NEITHER = "neither is better as such"
+    NEAR_ZERO = "closest to 0 is best"
+    NEAR_UNSEEN = "closest to the retain-only model is best; without one, closest to 0.5"
+    NEAR_RETAIN_ONLY = "closest to the retain-only model is best"
+    NEITHER = "neither direction is better"
 
 
 @dataclass(frozen=True)
 class Column:
-    """A figure.
+    """Description of a metric.
 
     Attributes:
-        key: its name in metrics.jsonl.
-        headline: whether it is in the short table.
-        digits: behind the point.
+        key: name in metrics.jsonl.
+        headline: True if the short table shows it.
+        digits: decimal places.
     """
 
     key: str
@@ -36,77 +39,29 @@ class Column:
     digits: int = 3
 
     def text(self, value: float | None) -> str:
-        """As people read it; empty where nothing was measured."""
+        """Return the value rounded for people; empty if nothing was measured."""
         if value is None:
             return ""
         if value and abs(value) < 0.5 * 10**-self.digits:
             return f"{value:.1e}"
-        # Not "-0.000".
+        # Adding 0.0 turns -0.0 into 0.0.
         return f"{round(value, self.digits) + 0.0:.{self.digits}f}"
 
     def distance(self, value: float, retain_only: float | None) -> float:
-        """How far from the best that can be; NaN where that is not known."""
+        """Return the distance from the best possible value, up to a constant; NaN if that is unknown."""
         match self.better:
             case Better.HIGHER:
                 return -value
             case Better.LOWER:
                 return value
-            case Better.NEITHER:
-                return math.nan
             case Better.NEAR_ZERO:
-                ideal: float | None = 0.0
-            case Better.NEAR_RETAIN_ONLY:
-                ideal = retain_only
+                return abs(value)
             case Better.NEAR_UNSEEN:
-                ideal = 0.5 if retain_only is None else retain_only
-        return math.nan if ideal is None else abs(value - ideal)
+                return abs(value - (0.5 if retain_only is None else retain_only))
+            case Better.NEAR_RETAIN_ONLY if retain_only is not None:
+                return abs(value - retain_only)
+        return math.nan
 
-
-SET_NAMES = {
-    "forget": "what is to be forgotten",
-    "retain": "what is to be kept",
-    "real_authors": "real authors",
-    "world_facts": "world facts",
-    "holdout": "what no model has seen",
-    "verbatim": "passages of what is to be forgotten",
-    "forget_questions": "questions about what is to be forgotten",
-    "retain_questions": "questions about what is to be kept",
-}
-
-# On these a model should come near one that never saw the forget set.
-_FORGOTTEN = ("forget", "verbatim", "forget_questions")
-
-# A set, or a figure, of one of several requests.
-_REQUEST = re.compile(r"request_(\d+)_")
-_KNOWLEDGE = "answers to questions (KnowMem, ROUGE-L F1)"
-
-# (name, title, meaning, better on the forget set, better on sets that are kept, headline on these sets)
-_OF_SETS = [
-    (
-        "probability", "P", "mean probability of the true answers, per token",
-        Better.NEAR_RETAIN_ONLY, Better.HIGHER, ("forget", "retain"),
-    ),
-    (
-        "rouge_l_recall", "ROUGE", "recall of the true answers by the generated ones (ROUGE-L)",
-        Better.NEAR_RETAIN_ONLY, Better.HIGHER, ("forget", "retain"),
-    ),
-    (
-        "truth_ratio", "TR", "truth ratio: on the forget set min(R, 1/R), elsewhere max(0, 1 - R)",
-        Better.NEAR_RETAIN_ONLY, Better.HIGHER, (),
-    ),
-    (
-        "exact_memorization", "EM", "share of the true answers' tokens that are the likeliest",
-        Better.NEAR_RETAIN_ONLY, Better.HIGHER, (),
-    ),
-    (
-        "extraction_strength", "ES", "share of the true answer that the rest of it brings back",
-        Better.NEAR_RETAIN_ONLY, Better.HIGHER, ("forget",),
-    ),
-    ("repetition", "Repetition", "repeated n-grams of the generations", Better.LOWER, Better.LOWER, ("forget",)),
-    ("distinct_2", "Distinct-2", "different bigrams of the generations", Better.NEITHER, Better.NEITHER, ()),
-    ("word_entropy", "Entropy", "of the generations' words", Better.NEITHER, Better.NEITHER, ()),
-    ("refusals", "Refusals", "share of generations that refuse", Better.NEITHER, Better.NEITHER, ()),
-]  # fmt: skip
 
 MEMBERSHIP_SCORES = {
     "loss": "Loss",
@@ -116,113 +71,141 @@ MEMBERSHIP_SCORES = {
     "reference": "Reference",
     "gradient_norm": "Gradient norm",
 }
-MEMBERSHIP_DIRECTION = "1: fully recognised as seen; 0.5: not to be told from unseen; below: over-forgotten"
+AUC_SCALE = "1: recognized as training data; 0.5: same as unseen; below: forgotten more than unseen"
+
+_FORGET_SETS = {
+    "forget": "forget set",
+    "verbatim": "passages of the forget set",
+    "forget_questions": "questions about the forget set",
+}
+_RETAIN_SETS = {
+    "retain": "retain set",
+    "real_authors": "real authors",
+    "world_facts": "world facts",
+    "retain_questions": "questions about the retain set",
+}
+_OTHER_SETS = {
+    "holdout": "holdout set (rows that no model has seen)",
+    "relearned": "forget rows that a relearning attack trained on",
+    "held_back": "forget rows that a relearning attack did not train on",
+}
+_REQUEST = re.compile(r"request_(\d+)_(questions_)?(\w+)")
 
 
-def _columns() -> Iterable[Column]:
+class _Part(NamedTuple):
+    """Metric of a set, with what is better on a forget set and on a retain set, and the sets where it is a headline."""
+
+    title: str
+    meaning: str
+    on_forget: Better
+    on_retain: Better
+    headlines: tuple[str, ...] = ()
+
+
+_LIKE_RETAIN_ONLY = (Better.NEAR_RETAIN_ONLY, Better.HIGHER)
+_LOWER = (Better.LOWER, Better.LOWER)
+_NEITHER = (Better.NEITHER, Better.NEITHER)
+_BOTH = ("forget", "retain")
+_PARTS = {
+    "knowledge": _Part("KnowMem", "ROUGE-L F1 of generated answers to questions", *_LIKE_RETAIN_ONLY, _BOTH),
+    "probability": _Part("P", "mean probability of the true answers, per token", *_LIKE_RETAIN_ONLY, _BOTH),
+    "rouge_l_recall": _Part(
+        "ROUGE", "ROUGE-L recall of the true answers by the generated ones", *_LIKE_RETAIN_ONLY, _BOTH
+    ),
+    "truth_ratio": _Part(
+        "TR",
+        "truth ratio R, as min(R, 1/R) on the forget set and max(0, 1 - R) elsewhere",
+        *_LIKE_RETAIN_ONLY,
+    ),
+    "exact_memorization": _Part(
+        "EM", "share of the true answers' tokens that are the most probable ones", *_LIKE_RETAIN_ONLY
+    ),
+    "extraction_strength": _Part(
+        "ES",
+        "share of the true answer that the model completes from the rest",
+        *_LIKE_RETAIN_ONLY,
+        ("forget",),
+    ),
+    "repetition": _Part("Repetition", "share of repeated n-grams in generations", *_LOWER, ("forget",)),
+    "distinct_2": _Part("Distinct-2", "share of distinct bigrams in generations", *_NEITHER),
+    "word_entropy": _Part("Entropy", "entropy of the words of generations", *_NEITHER),
+    "refusals": _Part("Refusals", "share of generations that refuse to answer", *_NEITHER),
+}
+
+
+def column_of(key: str) -> Column:
+    """Return the description of a metric; a metric without one, such as a user's own, keeps its name."""
+    if known := _KNOWN.get(key):
+        return known
+    match = _REQUEST.fullmatch(key)
+    if match and match[3] in _PARTS:
+        part, text = _PARTS[match[3]], f"forget set of request {match[1]}"
+        title = f"{part.title}(request {match[1]}{' questions' if match[2] else ''})"
+        meaning = f"{'questions about the ' if match[2] else ''}{text}: {part.meaning}"
+        return Column(key, title, meaning, part.on_forget)
+    return Column(key, printable(key), "metric without a description", Better.NEITHER)
+
+
+def columns_of(keys: Iterable[str]) -> list[Column]:
+    """Return the descriptions of metrics in the order of reports, those without a description last."""
+    return [column_of(key) for key in sorted(set(keys), key=_order)]
+
+
+def _order(key: str) -> tuple[int, int, int, int, str]:
+    if key in _KNOWN:
+        return 0, list(_KNOWN).index(key), 0, 0, ""
+    match = _REQUEST.fullmatch(key)
+    if match and match[3] in _PARTS:
+        return 1, int(match[1]), int(match[2] is not None), list(_PARTS).index(match[3]), ""
+    return 2, 0, 0, 0, key
+
+
+def _described() -> Iterable[Column]:
     yield Column(
-        "forget_quality",
-        "Forget Quality",
-        "p-value of a Kolmogorov-Smirnov test between the truth ratios of the model and of the retain-only one",
-        Better.HIGHER,
-        headline=True,
-    )
+        "forget_quality", "Forget Quality",
+        "p-value of a Kolmogorov-Smirnov test between the truth ratios of the model and of the retain-only model",
+        Better.HIGHER, headline=True,
+    )  # fmt: skip
     yield Column(
-        "forget_quality_log10_p",
-        "log10 p",
-        "logarithm of Forget Quality, which still tells models apart where p has run out",
-        Better.HIGHER,
-        headline=True,
-        digits=2,
-    )
+        "forget_quality_log10_p", "log10 p", "logarithm of Forget Quality; remains informative when p underflows",
+        Better.HIGHER, headline=True, digits=2,
+    )  # fmt: skip
     yield Column(
-        "forget_quality_ks_statistic",
-        "KS",
-        "the test's statistic, the largest distance of the two distributions",
-        Better.LOWER,
-        headline=True,
-    )
+        "forget_quality_ks_statistic", "KS",
+        "Kolmogorov-Smirnov statistic, the largest gap between the two distributions of truth ratios",
+        Better.LOWER, headline=True,
+    )  # fmt: skip
     yield Column(
-        "model_utility",
-        "Model Utility",
-        "harmonic mean of probability, ROUGE-L recall and truth ratio on what is kept",
-        Better.HIGHER,
-        headline=True,
-    )
+        "model_utility", "Model Utility",
+        "harmonic mean of probability, ROUGE-L recall and truth ratio on the sets that are kept",
+        Better.HIGHER, headline=True,
+    )  # fmt: skip
     yield Column(
-        "forget_verbatim",
-        "VerbMem",
-        f"{SET_NAMES['forget']}: passages that the model continues, against how they go on (ROUGE-L F1)",
-        Better.NEAR_RETAIN_ONLY,
-        headline=True,
-    )
-    for name, better in (("forget", Better.NEAR_RETAIN_ONLY), ("retain", Better.HIGHER)):
-        yield Column(
-            f"{name}_knowledge", f"KnowMem({name})", f"{SET_NAMES[name]}: {_KNOWLEDGE}", better, headline=True
-        )
-    for name, of_whom in SET_NAMES.items():
-        for part, title, meaning, on_forget, on_kept, headline in _OF_SETS:
-            better = on_forget if name in _FORGOTTEN else on_kept
+        "forget_verbatim", "VerbMem", "forget set: ROUGE-L F1 of generated continuations of its passages",
+        Better.NEAR_RETAIN_ONLY, headline=True,
+    )  # fmt: skip
+    for name, text in (_FORGET_SETS | _RETAIN_SETS | _OTHER_SETS).items():
+        for key, part in _PARTS.items():
+            better = part.on_forget if name in _FORGET_SETS else part.on_retain
             yield Column(
-                f"{name}_{part}",
-                f"{title}({name})",
-                f"{of_whom}: {meaning}",
-                Better.NEITHER if name == "holdout" else better,
-                name in headline,
-            )
-    for part, of_whom in (
-        ("relearned", "forget rows that were relearned"),
-        ("held_back", "forget rows that were not"),
-    ):
-        for name, title, meaning, *_ in _OF_SETS[:3]:
-            yield Column(
-                f"{part}_{name}",
-                f"{title}({part.replace('_', ' ')})",
-                f"of a probe, {of_whom}: {meaning}",
-                Better.NEITHER,
+                f"{name}_{key}",
+                f"{part.title}({name.replace('_', ' ')})",
+                f"{text}: {part.meaning}",
+                Better.NEITHER if name in _OTHER_SETS else better,
+                name in part.headlines,
             )
     for name, title in MEMBERSHIP_SCORES.items():
         yield Column(
-            f"membership_{name}_auc",
-            f"AUC {title}",
-            f"membership inference, forget set against holdout ({MEMBERSHIP_DIRECTION})",
-            Better.NEAR_UNSEEN,
-            name == "min_k",
-        )
+            f"membership_{name}_auc", f"AUC {title}",
+            f"membership inference attack, forget set against holdout set ({AUC_SCALE})",
+            Better.NEAR_UNSEEN, headline=name == "min_k",
+        )  # fmt: skip
     yield Column(
-        "priv_leak",
-        "PrivLeak",
-        "Min-K% AUC against the retain-only model's, in percent; negative: under-, positive: over-forgotten",
-        Better.NEAR_ZERO,
-        headline=True,
-        digits=1,
-    )
+        "priv_leak", "PrivLeak",
+        "Min-K% AUC relative to that of the retain-only model, in percent; negative: forgotten too little, positive: too "
+        "much",
+        Better.NEAR_ZERO, headline=True, digits=1,
+    )  # fmt: skip
 
 
-def _of_request(place: int) -> Iterable[Column]:
-    name, of_whom = f"request_{place}", f"what was to be forgotten by request {place}"
-    for questions in ("", "_questions"):
-        for part, title, meaning, on_forget, *_ in _OF_SETS:
-            yield Column(
-                f"{name}{questions}_{part}",
-                f"{title}(request {place}{questions.replace('_', ' ')})",
-                f"{questions[1:] + ' about ' if questions else ''}{of_whom}: {meaning}",
-                on_forget,
-            )
-    yield Column(
-        f"{name}_knowledge", f"KnowMem(request {place})", f"{of_whom}: {_KNOWLEDGE}", Better.NEAR_RETAIN_ONLY
-    )
-
-
-COLUMNS: dict[str, Column] = {each.key: each for each in _columns()}
-
-
-def columns_of(figures: Iterable[str]) -> list[Column]:
-    """The columns for these figures, in the order of reports; figures that are not known come last."""
-    found = set(figures)
-    requests = {int(match[1]) for key in found if (match := _REQUEST.match(key))}
-    known = COLUMNS | {each.key: each for place in sorted(requests) for each in _of_request(place)}
-    unknown = sorted(found - known.keys())
-    return [each for key, each in known.items() if key in found] + [
-        Column(key, key, "a figure that reports do not know", Better.NEITHER) for key in unknown
-    ]
+_KNOWN = {each.key: each for each in _described()}

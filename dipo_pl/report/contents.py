@@ -1,92 +1,83 @@
-"""What a report says, before it is written in any format."""
+"""The content of a report, before it is written in any format."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 
 from dipo_pl.errors import InputError
-from dipo_pl.evaluation.conventions import CONVENTIONS
-from dipo_pl.report.comparable import refuse_incomparable
-from dipo_pl.report.runs import (
-    FORGET,
-    Kind,
-    Run,
-    of_other_rows,
-    read_run,
-    scores,
-    with_different_names,
+from dipo_pl.metrics.conventions import CONVENTIONS
+from dipo_pl.report.compare import (
+    attacked_run,
+    different_forget_sets,
+    find_retain_only,
+    forget_quality_against,
+    refuse_incomparable,
+    retain_only_of,
+    with_kind,
 )
+from dipo_pl.report.read import distinct_names, read_run
+from dipo_pl.report.results import Results, Row, make_results
+from dipo_pl.report.run import Kind, Run, lookup, printable
 from dipo_pl.report.seeds import SeedGroup, seed_groups
-from dipo_pl.report.sequences import RequestSequence, sequences_of, stage_folders, utility_figure
-from dipo_pl.report.table import Row, Table, make_table
+from dipo_pl.report.sequences import RequestSequence, find_sequences, stage_folders, utility_metric
 
-_ORDER = (Kind.TARGET, Kind.RETAIN_ONLY)
+_REFERENCES = (Kind.TARGET, Kind.RETAIN_ONLY)
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that is known of some runs.
+    """All that a report says.
 
     Attributes:
-        runs: in the order of the table; a probe follows the run that it probes.
-        sequences: of requests, whose stages are among the runs.
-        left_out: what could not be read, one line each.
-        notes: what a reader must know about single figures.
-        made: when, UTC.
+        runs: in the order of the table; a relearned or quantized model follows the one it was made from.
+        sequences: sequences of requests that some of the runs are stages of.
+        notes: remarks on single values.
+        left_out: one line on each run that could not be read.
+        created: time of the report, UTC.
     """
 
     runs: tuple[Run, ...]
-    table: Table
+    results: Results
     seeds: tuple[SeedGroup, ...]
     sequences: tuple[RequestSequence, ...]
     notes: tuple[str, ...]
     left_out: tuple[str, ...]
-    made: str
+    created: str
 
     @property
     def convention(self) -> str:
-        """The convention that all figures follow, in words."""
-        name = self.runs[0].result.convention
+        """Evaluation convention of all metrics, in words."""
+        name = printable(self.runs[0].result.convention)
         known = CONVENTIONS.get(name)
         if known is None:
-            return f"{name} (not a convention of this version)"
-        return f"{name}: " + ", ".join(
-            [
-                "all rows" if known.rows is None else f"at most {known.rows} rows of a set",
-                "truth ratio by mean of "
-                + ("probabilities" if known.arithmetic_truth_ratio else "losses, false to true"),
-                *([f"{known.epsilon:g} added to denominators"] if known.epsilon else []),
-            ]
-        )
-
-    def probes(self, kind: Kind) -> list[Run]:
-        return [each for each in self.runs if each.kind is kind]
-
-    def retain_only_of(self, run: Run) -> Run | None:
-        """The retain-only run to compare with: the one its config names, else the first that measured the same rows."""
-        return _retain_only_of(run, self.runs)
+            return f"{name} (unknown to this version)"
+        rows = "all rows" if known.rows is None else f"at most {known.rows} rows of a set"
+        mean = "probabilities" if known.arithmetic_truth_ratio else "losses"
+        epsilon = f", {known.epsilon:g} added to denominators" if known.epsilon else ""
+        return f"{name}: {rows}, truth ratio of wrong answers to the true one by mean {mean}{epsilon}"
 
     @property
-    def utility_figure(self) -> str | None:
-        """What the utility of the stages of all sequences is told by."""
-        return utility_figure(self.sequences)
+    def utility_metric(self) -> str | None:
+        """Metric of utility that all stages of all sequences have."""
+        return utility_metric(self.sequences)
 
-    def probed_by(self, probe: Run) -> Run | None:
-        return _probed(probe, self.runs)
+    def of_kind(self, kind: Kind) -> list[Run]:
+        """Return the runs of one kind."""
+        return [each for each in self.runs if each.kind is kind]
 
 
 def read_report(paths: Sequence[Path], retain_only: Path | None = None, unfinished: bool = False) -> Report:
-    """Reads runs, sequences of them and evaluation files; those that cannot be read are named and left out.
+    """Read runs, sequences of runs and evaluation files; those that cannot be read are left out and named.
 
     Args:
-        paths: the folder of a sequence stands for its stages.
-        retain_only: which of them (or another one) is of a model that never saw the forget set, where
-            that cannot be told from a config.
-        unfinished: take also runs that are still going on or have failed.
+        paths: run folders, evaluation files, and folders of sequences, which stand for their stages.
+        retain_only: run of the model that never saw the forget set, if configs do not tell.
+        unfinished: accept runs that are in progress or have failed.
+
     Raises:
-        InputError: nothing can be read, or two of them are not comparable.
+        InputError: nothing can be read, or two runs are not comparable.
     """
     runs = [] if retain_only is None else [read_run(retain_only, unfinished)]
     left_out = []
@@ -100,186 +91,100 @@ def read_report(paths: Sequence[Path], retain_only: Path | None = None, unfinish
     if not runs:
         others = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
         raise InputError(f"nothing to report: {left_out[0]}{others}")
-    runs = with_different_names(runs)
-    refuse_incomparable([_with_kind(each, runs, retain_only) for each in runs])
-    references, strangers = _retain_only_runs(runs)
-    left_out += strangers
-    runs = with_different_names([*runs, *references])
-    runs = _in_order([_with_kind(each, runs, retain_only) for each in runs])
+    runs = distinct_names(runs)
+    runs = [with_kind(each, runs, retain_only) for each in runs]
+    refuse_incomparable(runs)
+    references, others_there = find_retain_only(runs)
+    runs = _in_order(distinct_names([*runs, *references]))
     refuse_incomparable(runs)
     usual = next((each.chosen.utility_parts for each in runs if each.chosen.utility_parts), frozenset())
     rows = _rows(runs, usual)
     competing = [each for each in runs if each.kind.competes]
-    sequences = sequences_of(runs, usual)
+    one_task = not any(different_forget_sets(one, other) for one, other in combinations(competing, 2))
+    sequences = find_sequences(runs, usual)
+    notes = [f"{row.name}: {note}" for row in rows for note in row.notes]
     return Report(
-        tuple(runs),
-        make_table(rows, not any(of_other_rows(one, other) for one, other in combinations(competing, 2))),
-        tuple(seed_groups(runs)),
-        sequences,
-        (
-            *_notes_on_all(runs),
-            *_notes_on(sequences),
-            *(f"{row.name}: {note}" for row in rows for note in row.notes),
-        ),
-        tuple(left_out),
-        datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        runs=tuple(runs),
+        results=make_results(rows, one_task),
+        seeds=tuple(seed_groups(runs)),
+        sequences=sequences,
+        notes=(*_notes_on_references(runs), *_notes_on_sequences(sequences), *notes),
+        left_out=(*left_out, *others_there),
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
 
-def _retain_only_runs(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """What the runs were measured against, as far as it can still be read, where no retain-only model was given.
-
-    Also what is left out, since it lies where a config names it and is another model.
-    """
-    if any(each.kind is Kind.RETAIN_ONLY for each in runs):
-        return [], []
-    given = {each.path.resolve() for each in runs}
-    named = {each.retain_result.resolve(): each.retain_result for each in runs if each.retain_result}
-    found, others = [], []
-    for resolved, path in named.items():
-        if resolved in given:
-            return [], []
-        try:
-            reference = replace(read_run(path), kind=Kind.RETAIN_ONLY)
-        except InputError:
-            continue
-        strangers = [
-            each.name for each in runs if _same(path, each.retain_result) and _is_other(each, reference)
-        ]
-        if strangers:
-            others.append(f"{path} is not the model that {', '.join(strangers)} was measured against")
-        else:
-            found.append(reference)
-    return found, others
-
-
-def _is_other(run: Run, reference: Run) -> bool:
-    """Whether the run's Forget Quality cannot be one against this model. (A config may name another folder's runs.)"""
-    recorded, computed = run.metrics.get("forget_quality_ks_statistic"), _forget_quality(run, reference)
-    if recorded is None or computed is None or of_other_rows(run, reference):
-        return False
-    return abs(recorded - computed["forget_quality_ks_statistic"]) > 1e-9
-
-
-def _with_kind(run: Run, runs: Sequence[Run], retain_only: Path | None) -> Run:
-    if run.probe or run.kind is Kind.TARGET:
-        return run
-    named = [each.retain_result for each in runs if each.kind is Kind.UNLEARNED]
-    if any(_same(run.path, each) for each in [retain_only, *named]):
-        return replace(run, kind=Kind.RETAIN_ONLY)
-    return run
-
-
 def _in_order(runs: Sequence[Run]) -> list[Run]:
-    probes = [each for each in runs if each.probe]
-    plain = [each for each in runs if not each.probe]
-    plain.sort(key=lambda run: _ORDER.index(run.kind) if run.kind in _ORDER else len(_ORDER))
+    plain = sorted(
+        (each for each in runs if not each.probe),
+        key=lambda run: _REFERENCES.index(run.kind) if run.kind in _REFERENCES else len(_REFERENCES),
+    )
+    probes = sorted((each for each in runs if each.probe), key=lambda each: (each.kind, -each.bits))
     ordered = []
     for run in plain:
-        of_run = [each for each in probes if _probed(each, plain) is run]
-        ordered += [run, *sorted(of_run, key=lambda each: (each.kind, -int(each.probe.get("bits", 0))))]
+        ordered += [run, *(each for each in probes if attacked_run(each, plain) is run)]
     return ordered + [each for each in probes if each not in ordered]
 
 
-def _probed(probe: Run, runs: Sequence[Run]) -> Run | None:
-    of = probe.probe.get("of")
-    return next((each for each in runs if not each.probe and of and _same(each.path, Path(of))), None)
-
-
-def _same(path: Path, other: Path | None) -> bool:
-    return other is not None and path.resolve() == other.resolve()
-
-
-def _retain_only_of(run: Run, runs: Sequence[Run]) -> Run | None:
-    known = [each for each in runs if each.kind is Kind.RETAIN_ONLY]
-    named = (each for each in known if _same(each.path, run.retain_result))
-    return next(named, next((each for each in known if not of_other_rows(run, each)), None))
-
-
 def _rows(runs: Sequence[Run], usual: frozenset[str]) -> list[Row]:
-    rows = [_row(run, _retain_only_of(run, runs), usual) for run in runs]
-    place = sum(run.kind in _ORDER for run in runs)
-    return [*rows[:place], *_before(runs, usual), *rows[place:]]
+    rows = [_row(run, retain_only_of(run, runs), usual) for run in runs]
+    place = sum(run.kind in _REFERENCES for run in runs)
+    return [*rows[:place], *_rows_before(runs, usual), *rows[place:]]
 
 
 def _row(run: Run, reference: Run | None, usual: frozenset[str]) -> Row:
-    values, notes = dict(run.metrics), []
+    metrics, notes = run.chosen.comparable(usual), []
     if run.manifest and run.manifest.get("status") != "finished":
         notes.append(f"not finished (status: {run.manifest.get('status')})")
-    parts = run.chosen.utility_parts
-    if parts and parts != usual and values.pop("model_utility", None) is not None:
+    if "model_utility" in run.metrics and "model_utility" not in metrics:
         notes.append(
-            f"Model Utility is left out, since it is made of {', '.join(sorted(parts))} here and of "
+            f"Model Utility is left out: it is the mean of {', '.join(sorted(run.chosen.utility_parts))}, and of "
             f"{', '.join(sorted(usual))} in the first run"
         )
-    if scores(run.result.sets.get(FORGET), "log_truth_ratio") is None and "forget_quality" not in values:
-        # Data without wrong answers has none.
-        return Row(run.name, run.kind, values, run, tuple(notes))
-    if run.kind is Kind.RETAIN_ONLY:
-        against = run.retain_result
-        notes.append(
-            f"its own Forget Quality is that against {against}"
-            if against and "forget_quality" in values
-            else "it has no Forget Quality of its own: it is what the others are compared with (with itself p is 1)"
-        )
-    elif "forget_quality" not in values and reference is not None:
-        if computed := _forget_quality(run, reference):
-            values |= computed
-            notes.append(f"its Forget Quality was computed for this report, against {reference.name}")
-    elif "forget_quality" not in values:
-        notes.append("no Forget Quality, since it was measured without forget_quality.retain_result")
-    return Row(run.name, run.kind, values, run, tuple(notes))
+    # Rows without wrong answers have no truth ratios, so no Forget Quality.
+    if run.scores("log_truth_ratio") or "forget_quality" in metrics:
+        if run.kind is Kind.RETAIN_ONLY:
+            notes.append(
+                f"its own Forget Quality was measured against {run.retain_result}"
+                if run.retain_result and "forget_quality" in metrics
+                else "no Forget Quality of its own: the others are compared with it"
+            )
+        elif "forget_quality" not in metrics:
+            if reference is None:
+                notes.append("no Forget Quality: it was measured without forget_quality.retain_result")
+            elif computed := forget_quality_against(run, reference):
+                metrics |= computed
+                notes.append(f"its Forget Quality was computed for this report, against {reference.name}")
+    return Row(run.name, run.kind, metrics, run, tuple(notes))
 
 
-def _forget_quality(run: Run, reference: Run) -> dict[str, float] | None:
-    ratios = [scores(each.result.sets.get(FORGET), "log_truth_ratio") for each in (run, reference)]
-    if ratios[0] is None or ratios[1] is None:
-        return None
-    from dipo_pl.metrics.functional import forget_quality
-
-    return forget_quality(ratios[0], ratios[1]).figures()
-
-
-def _before(runs: Sequence[Run], usual: frozenset[str]) -> list[Row]:
-    """Each model that was unlearned, as it was, unless its own run is here."""
-    ends = {_weights(each, "weights_at_end") for each in runs if each.kind is Kind.TARGET}
+def _rows_before(runs: Sequence[Run], usual: frozenset[str]) -> list[Row]:
+    """Return a row for each model before unlearning, unless its own run is given."""
+    targets = {lookup(each.manifest, "policy", "weights_at_end") for each in runs if each.kind is Kind.TARGET}
+    stages = {(each.path.resolve().parent, each.stage.number) for each in runs if each.stage}
     first: dict[str, Run] = {}
     for run in runs:
-        if run.kind is Kind.UNLEARNED and run.first is not None and not _follows_one_of(run, runs):
-            first.setdefault(_weights(run, "weights_at_start") or run.name, run)
-    found = [run for weights, run in first.items() if weights not in ends]
+        # The stage before ended with the model that this one starts from, or started from the same.
+        follows = run.stage is not None and (run.path.resolve().parent, run.stage.number - 1) in stages
+        if run.kind is Kind.UNLEARNED and run.first is not None and not follows:
+            first.setdefault(str(lookup(run.manifest, "policy", "weights_at_start") or run.name), run)
+    found = [run for weights, run in first.items() if weights not in targets]
     return [
         Row(
             "before unlearning" if len(found) == 1 else f"before {run.name}",
             Kind.BEFORE,
-            run.points[0].like(usual),
+            run.evaluations[0].comparable(usual),
             run,
         )
         for run in found
     ]
 
 
-def _follows_one_of(run: Run, runs: Sequence[Run]) -> bool:
-    """Whether the stage before is here, which left the model that it starts from, or started from the same."""
-    return run.place is not None and any(
-        other.place is not None
-        and other.place.stage == run.place.stage - 1
-        and other.path.resolve().parent == run.path.resolve().parent
-        for other in runs
-    )
-
-
-def _weights(run: Run, when: str) -> str | None:
-    policy = run.manifest.get("policy")
-    fingerprint = policy.get(when) if isinstance(policy, dict) else None
-    return fingerprint if isinstance(fingerprint, str) else None
-
-
-def _notes_on_all(runs: Sequence[Run]) -> list[str]:
+def _notes_on_references(runs: Sequence[Run]) -> list[str]:
     against = {
         str(run.retain_result): run.name
         for run in runs
-        if run.kind is Kind.UNLEARNED and run.place is None and run.retain_result is not None
+        if run.kind is Kind.UNLEARNED and run.stage is None and run.retain_result is not None
     }
     if len(against) < 2:
         return []
@@ -287,16 +192,13 @@ def _notes_on_all(runs: Sequence[Run]) -> list[str]:
     return [f"Forget Quality was measured against different retain-only results: {named}"]
 
 
-def _notes_on(sequences: Sequence[RequestSequence]) -> list[str]:
+def _notes_on_sequences(sequences: Sequence[RequestSequence]) -> list[str]:
+    def fingerprints(sequence: RequestSequence) -> set[str | None]:
+        sets = (each.run.result.sets for each in sequence.stages)
+        return {each["retain"].fingerprint for each in sets if "retain" in each}
+
     return [
-        f"{sequence.name}: its stages measured different retain rows, since what is asked for is taken out of them"
-        for sequence in sequences
-        if len(
-            {
-                each.run.result.sets["retain"].fingerprint
-                for each in sequence.stages
-                if "retain" in each.run.result.sets
-            }
-        )
-        > 1
+        f"{each.name}: retain rows differ between stages, since requested rows are removed from them"
+        for each in sequences
+        if len(fingerprints(each)) > 1
     ]

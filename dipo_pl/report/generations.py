@@ -1,18 +1,18 @@
 """Generated answers of all models, row by row."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
-from dipo_pl.evaluation.result import EvaluationResult
-from dipo_pl.report.runs import FORGET, Kind, Run
+from dipo_pl.metrics.result import EvaluationResult
+from dipo_pl.report.run import FORGET, Kind, Run
 
 
-@dataclass(frozen=True)
-class Answered:
-    """A question, its true answer, and each model's own.
+@dataclass
+class GeneratedRow:
+    """A question with its true answer and the answer of each model.
 
     Attributes:
+        row: place in the evaluation set.
         answers: (model, text) in the order of the report.
     """
 
@@ -20,50 +20,42 @@ class Answered:
     row: int
     question: str
     truth: str
-    answers: tuple[tuple[str, str], ...]
+    answers: list[tuple[str, str]] = field(default_factory=list)
 
 
-def side_by_side(runs: Sequence[Run]) -> list[Answered]:
-    """All rows that some model generated an answer to, the forget set first."""
-    models = list(_models(runs))
-    names = {name: None for _, result in models for name in result.sets}
-    found = []
+def generated_rows(runs: Sequence[Run]) -> list[GeneratedRow]:
+    """Return all rows that a model answered, the forget set first."""
+    models = _models(runs)
+    names = dict.fromkeys(name for _, result in models for name in result.sets)
+    found: list[GeneratedRow] = []
     for name in sorted(names, key=lambda each: each != FORGET):
         measured = [(model, result.sets[name]) for model, result in models if name in result.sets]
-        # Stages of a sequence hold different rows under one name; results without texts are of the first ones.
-        texts = list(dict.fromkeys(each.fingerprint for _, each in measured if each.fingerprint))
-        rows: dict[tuple[int, int], dict[str, Any]] = {}
-        answers: dict[tuple[int, int], list[tuple[str, str]]] = {}
+        # Stages of a sequence have different rows under one name. Results without texts belong to the first of them.
+        versions = list(dict.fromkeys(each.fingerprint for _, each in measured if each.fingerprint))
+        rows: dict[tuple[int, int], GeneratedRow] = {}
         for model, each in measured:
-            of = texts.index(each.fingerprint) if each.fingerprint else 0
+            version = versions.index(each.fingerprint) if each.fingerprint else 0
             for number, row in enumerate(each.rows):
-                index = of, number
-                if row.get("generation") is not None:
-                    # Results of other projects have no texts; the first one that has them tells the question.
-                    if index not in rows or not rows[index].get("question"):
-                        rows[index] = row
-                    answers.setdefault(index, []).append((model, str(row["generation"])))
-        for index in sorted(rows):
-            row = rows[index]
-            truth = str((row.get("answers") or [""])[0])
-            found.append(
-                Answered(name, index[1], str(row.get("question") or ""), truth, tuple(answers[index]))
-            )
+                if row.get("generation") is None:
+                    continue
+                known = rows.setdefault((version, number), GeneratedRow(name, number, "", ""))
+                known.question = known.question or str(row.get("question") or "")
+                known.truth = known.truth or str((row.get("answers") or [""])[0])
+                known.answers.append((model, str(row["generation"])))
+        found += [rows[place] for place in sorted(rows)]
     return found
 
 
 def _models(runs: Sequence[Run]) -> list[tuple[str, EvaluationResult]]:
-    """The models that answer: as they were before unlearning, each under one name, and as they are."""
+    """Return the models before unlearning, equal ones once, and the models of all runs."""
     before: dict[str, tuple[list[str], EvaluationResult]] = {}
     for run in runs:
         if run.kind is Kind.UNLEARNED and run.first is not None and run.first is not run.generated:
             texts = repr([[row.get("generation") for row in each.rows] for each in run.first.sets.values()])
             before.setdefault(texts, ([], run.first))[0].append(run.name)
+    several = len(before) > 1
     models = [
-        (
-            "before unlearning" if len(before) == 1 else f"before {', '.join(names)}",
-            result,
-        )
+        (f"before {', '.join(names)}" if several else str(Kind.BEFORE), result)
         for names, result in before.values()
     ]
     for run in runs:

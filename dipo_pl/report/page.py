@@ -2,119 +2,106 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
-from html import escape
+import math
 from importlib.resources import files
-from string import Template
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from dipo_pl.report.columns import AUC_SCALE
+from dipo_pl.report.compare import attacked_run
 from dipo_pl.report.contents import Report
-from dipo_pl.report.generations import Answered, side_by_side
-from dipo_pl.report.markup import missing
-from dipo_pl.report.page_tables import figures_by_epoch, meanings, quantization, results, seeds, stages
-from dipo_pl.report.pictures import HOW_TO_GET_PICTURES, Pictures, all_pictures, drawable
-from dipo_pl.report.provenance import facts
-from dipo_pl.report.svg import inline_svg
+from dipo_pl.report.drawing import HOW_TO_GET_PLOTS, drawable, inline_svg
+from dipo_pl.report.generations import generated_rows
+from dipo_pl.report.plots import all_plots
+from dipo_pl.report.run import Kind, Run, lookup
+from dipo_pl.report.seeds import seed_table
+from dipo_pl.report.sequences import stage_table
+from dipo_pl.report.table import Table
 from dipo_pl.version import __version__
 
 
 def as_html(report: Report) -> str:
-    """Every text of the runs is escaped, and the page runs no script but its own."""
-    pictures = {each.name: each for each in all_pictures(report)}
-    answered = side_by_side(report.runs)
-    sections = [
-        ("forgotten", "What was forgotten, and when", facts(report)),
-        ("results", "Results", _results(report)),
-        ("seeds", "Several seeds", seeds(report)),
-        (
-            "sequences",
-            pictures["sequences"].title,
-            _pictures(pictures["sequences"]) + stages(report),
-        ),
-        (
-            "trajectory",
-            pictures["trajectory"].title,
-            _pictures(pictures["trajectory"]) + figures_by_epoch(report),
-        ),
-        *((name, pictures[name].title, _pictures(pictures[name])) for name in ("truth-ratio", "membership")),
-        ("generations", "Generations side by side", _generations(answered)),
-        ("relearning", pictures["relearning"].title, _pictures(pictures["relearning"])),
-        ("quantization", "Quantisation", quantization(report)),
-        ("meanings", "What the figures mean", meanings(report)),
-    ]
+    """Return the page. Every text of the runs is escaped, and the page runs no script but its own."""
+    environment = Environment(
+        loader=PackageLoader("dipo_pl.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )  # fmt: skip
+    environment.filters["class_name"] = lambda part: str(lookup(part, "class_path") or "").rpartition(".")[2]
     script = _part("page.js")
-    return Template(_part("page.html")).substitute(
-        names=escape(", ".join(each.name for each in report.runs)),
-        made=report.made,
+    return environment.get_template("page.html").render(
+        report=report,
         version=__version__,
-        convention=escape(report.convention),
-        links="".join(f'<li><a href="#{name}">{title}</a></li>' for name, title, _ in sections),
-        sections="\n".join(
-            f'<section id="{name}" aria-labelledby="{name}-heading"><h2 id="{name}-heading">{title}</h2>\n{body}\n</section>'
-            for name, title, body in sections
-        ),
-        style=_part("page.css"),
-        script=script,
+        plots=all_plots(report),
+        drawable=drawable(),
+        how_to_get_plots=HOW_TO_GET_PLOTS[0].upper() + HOW_TO_GET_PLOTS[1:],
+        svg=lambda plot: Markup(inline_svg(plot)),
+        truth_ratios=any(each.scores("log_truth_ratio") for each in report.runs),
+        auc_scale=AUC_SCALE,
+        generated=generated_rows(report.runs),
+        seeds=seed_table(report.seeds, report.results.headlines.columns) if report.seeds else None,
+        stages=[stage_table(each, report.utility_metric) for each in report.sequences],
+        evaluations=evaluation_table(report),
+        quantized=quantization_table(report),
+        definitions=definition_table(report),
+        lookup=lookup,
+        style=Markup(_part("page.css")),
+        script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
-def _part(name: str) -> str:
-    return files("dipo_pl.report").joinpath(name).read_text(encoding="utf-8")
+def evaluation_table(report: Report) -> Table | None:
+    """Return all evaluations of the runs that have several."""
+    runs = [each for each in report.runs if len(each.evaluations) > 1]
+    keys = {key for run in runs for each in run.evaluations for key in each.metrics}
+    columns = [each for each in report.results.headlines.columns if each.key in keys]
+    rows = [
+        [
+            run.name,
+            *("" if value is None else f"{value:g}" for value in (each.epoch, each.step)),
+            *(column.text(each.metrics.get(column.key)) for column in columns),
+        ]
+        for run in runs
+        for each in run.evaluations
+    ]
+    head = ["run", "epoch", "step", *(each.title for each in columns)]
+    return Table("Metrics by epoch", "All evaluations of all runs.", head, rows) if rows else None
 
 
-def _results(report: Report) -> str:
-    kinds = dict.fromkeys(row.kind for row in report.table.rows)
-    options = "".join(f'<option value="{each}">{each}</option>' for each in kinds)
-    notes = "".join(f"<li>{escape(each)}</li>" for each in report.notes)
-    left_out = "".join(f"<li>{escape(each)}</li>" for each in report.left_out)
-    return (
-        '<div class="controls" role="group" aria-label="Filter the results">'
-        '<label>Model <input type="search" id="model-filter" autocomplete="off"></label>'
-        '<label>Kind <select id="kind-filter" data-of="kind"><option value="">all</option>'
-        f"{options}</select></label>"
-        '<label class="tick"><input type="checkbox" id="every-figure"> all figures</label>'
-        '<span id="model-count" role="status" class="quiet"></span></div>'
-        + results(report)
-        + (f"<h3>Notes</h3><ul>{notes}</ul>" if notes else "")
-        + (f"<h3>Left out</h3><ul>{left_out}</ul>" if left_out else "")
-    )
-
-
-def _pictures(pictures: Pictures) -> str:
-    if not pictures.pictures:
-        return missing(pictures.missing)
-    if not drawable():
-        described = "".join(
-            f"<p>{escape(f'{each.title}: {each.description}')}</p>" for each in pictures.pictures
+def quantization_table(report: Report) -> Table | None:
+    """Return each run that was quantized, with the quantized models below it."""
+    groups: dict[str, list[tuple[Run, str]]] = {}
+    for probe in report.of_kind(Kind.QUANTIZED):
+        attacked = attacked_run(probe, report.runs)
+        group = groups.setdefault(
+            attacked.name if attacked else probe.name, [(attacked, "")] if attacked else []
         )
-        return missing(HOW_TO_GET_PICTURES[0].upper() + HOW_TO_GET_PICTURES[1:]) + described
-    figures = "".join(
-        f"<figure>{inline_svg(each)}<figcaption><strong>{escape(each.title)}.</strong> "
-        f"{escape(each.caption)}</figcaption></figure>"
-        for each in pictures.pictures
-    )
-    return f'<div class="pictures">{figures}</div>'
+        group.append((probe, f"int{probe.bits or '?'}"))
+    shown = [each for group in groups.values() for each in group]
+    columns = [
+        each for each in report.results.headlines.columns if any(each.key in run.metrics for run, _ in shown)
+    ]
+    rows = [
+        [run.name, weights or "as trained", *(each.text(run.metrics.get(each.key)) for each in columns)]
+        for run, weights in shown
+    ]
+    caption = "The same evaluation with weights rounded to few bits. What was only hidden may come back."
+    head = ["model", "weights", *(each.title for each in columns)]
+    return Table("Quantization", caption, head, rows, labels=2) if rows else None
 
 
-def _generations(answered: Sequence[Answered]) -> str:
-    if not answered:
-        return missing("No run here has generated answers: evaluate with forget_quality.generate_every 1.")
-    sets = dict.fromkeys(each.set_name for each in answered)
-    options = "".join(f"<option>{escape(each)}</option>" for each in sets)
-    return (
-        '<div class="controls" role="search" aria-label="Search the generations">'
-        '<label>Words <input type="search" id="row-search" autocomplete="off"></label>'
-        '<label>Set <select id="set-filter" data-of="set"><option value="">all</option>'
-        f"{options}</select></label>"
-        '<span id="row-count" role="status" class="quiet"></span></div>' + "".join(map(_row, answered))
-    )
+def definition_table(report: Report) -> Table:
+    """Return the meaning of each metric of the report."""
+    caption = f"Convention {report.convention}."
+    sizes = {len(each.scores("log_truth_ratio")) for each in report.runs} - {0}
+    if len(sizes) == 1:
+        (n,) = sizes
+        floor = math.log10(2) - math.log10(math.comb(2 * n, n))
+        caption += f" With {n} forget rows log10 p is at least {floor:.2f}, where the two distributions do not overlap."
+    rows = [[each.title, each.meaning, each.better.value] for each in report.results.columns]
+    return Table("Definitions", caption, ["metric", "meaning", "better"], rows, labels=3)
 
 
-def _row(each: Answered) -> str:
-    texts = [*([("truth", each.truth)] if each.truth else []), *each.answers]
-    pairs = "".join(f"<div><dt>{escape(who)}</dt><dd>{escape(text)}</dd></div>" for who, text in texts)
-    place = escape(f"{each.set_name} {each.row}")
-    return (
-        f'<article class="row" data-set="{escape(each.set_name)}"><h3>{escape(each.question) or place} '
-        f'<small class="quiet">{place}</small></h3><dl>{pairs}</dl></article>'
-    )
+def _part(name: str) -> str:
+    return files("dipo_pl.report").joinpath("templates", name).read_text(encoding="utf-8")

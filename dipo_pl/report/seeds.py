@@ -1,20 +1,22 @@
-"""Several seeds of one config: their mean, and how sure it is."""
+"""Repetitions of one config under different seeds: means with confidence intervals."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from statistics import fmean
 from typing import NamedTuple
 
-import numpy as np
-
-from dipo_pl.report.runs import Kind, Run
+from dipo_pl.report.columns import Column
+from dipo_pl.report.run import Kind, Run
+from dipo_pl.report.table import Table
 
 RESAMPLES, LEVEL = 10_000, 0.95
 METHOD = f"{LEVEL:.0%} percentile bootstrap of the mean over seeds, {RESAMPLES:,} resamples, seed 0"
 
 
 class Interval(NamedTuple):
+    """Mean with the bounds of its confidence interval."""
+
     mean: float
     low: float
     high: float
@@ -25,32 +27,43 @@ class SeedGroup:
     """Runs of one config under different seeds.
 
     Attributes:
-        figures: of the figures that all of them have.
+        metrics: intervals of the metrics that all runs have, by name.
     """
 
     name: str
     runs: tuple[Run, ...]
     seeds: tuple[int, ...]
-    figures: dict[str, Interval]
+    metrics: dict[str, Interval]
 
 
 def bootstrap_mean(values: Sequence[float]) -> Interval:
-    """The mean with a percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13).
+    """Return the mean with a percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13).
 
-    With few values it is too narrow: of 3, it cannot reach beyond the least and the greatest.
+    With few values the interval is too narrow: it never reaches beyond the smallest and the largest.
+
+    Args:
+        values: at least two.
     """
-    sample = np.asarray(values, dtype=np.float64)
-    chosen = np.random.default_rng(0).integers(len(sample), size=(RESAMPLES, len(sample)))
-    low, high = np.quantile(sample[chosen].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(sample.mean()), float(low), float(high))
+    # Imported here because it takes a second, and most reports have no repeated seeds.
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    found = bootstrap(
+        (values,), np.mean, n_resamples=RESAMPLES, confidence_level=LEVEL, method="percentile",
+        random_state=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    return Interval(fmean(values), float(found.low), float(found.high))
 
 
 def seed_groups(runs: Sequence[Run]) -> list[SeedGroup]:
-    """The groups of at least two seeds; of runs that repeat a seed the first counts. Stages are in none."""
+    """Return the groups of at least two seeds; the first run counts where a seed is repeated.
+
+    Stages of sequences, and relearned and quantized models, are in no group.
+    """
     groups: dict[tuple[Kind, str], dict[int, Run]] = {}
     for run in runs:
         seed = run.manifest.get("seed")
-        if run.config and not run.probe and run.place is None and isinstance(seed, int):
+        if run.config and not run.probe and run.stage is None and isinstance(seed, int):
             groups.setdefault((run.kind, run.recipe), {}).setdefault(seed, run)
     return [_group(by_seed) for by_seed in groups.values() if len(by_seed) > 1]
 
@@ -60,12 +73,30 @@ def _group(by_seed: dict[int, Run]) -> SeedGroup:
     shared = [key for key in runs[0].metrics if all(key in each.metrics for each in runs)]
     if len({each.chosen.utility_parts for each in runs}) > 1:
         shared = [key for key in shared if key != "model_utility"]
-    figures = {key: bootstrap_mean([each.metrics[key] for each in runs]) for key in shared}
-    return SeedGroup(_shared_name([each.name for each in runs]), runs, tuple(by_seed), figures)
+    metrics = {key: bootstrap_mean([each.metrics[key] for each in runs]) for key in shared}
+    # dipo-seed0 and dipo-seed1 are dipo.
+    name = re.sub(r"[-_. ]*(seed)?[-_. ]*\d*$", "", runs[0].name)
+    return SeedGroup(name or runs[0].name, runs, tuple(by_seed), metrics)
 
 
-def _shared_name(names: Sequence[str]) -> str:
-    """What the names begin with: dipo-seed0 and dipo-seed1 are dipo."""
-    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-    beginning = "".join(letters[0] for letters in alike)
-    return re.sub(r"[-_. ]*(seed)?[-_. ]*\d*$", "", beginning) or names[0]
+def _interval_text(group: SeedGroup, column: Column) -> str:
+    """Return a mean with its interval; empty if a seed lacks the metric."""
+    if column.key not in group.metrics:
+        return ""
+    mean, low, high = map(column.text, group.metrics[column.key])
+    return f"{mean} [{low}, {high}]"
+
+
+def seed_table(groups: Sequence[SeedGroup], columns: Iterable[Column]) -> Table:
+    """Return the means of all groups, a row for each of `columns` that some group has."""
+    return Table(
+        "Several seeds",
+        f"Mean [low, high]: {METHOD}. The runs differ in seeds and names only. With few seeds the interval is too narrow: "
+        "it never reaches beyond the smallest and the largest value.",
+        ["metric", *(f"{each.name} (seeds {', '.join(map(str, each.seeds))})" for each in groups)],
+        [
+            [column.title, *(_interval_text(group, column) for group in groups)]
+            for column in columns
+            if any(column.key in group.metrics for group in groups)
+        ],
+    )

@@ -1,81 +1,129 @@
-"""The table of a report: a row a model, a column a figure, the best marked."""
+"""A table of texts, and how it is written for a terminal, Markdown and LaTeX."""
 
+import re
+import shutil
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from textwrap import fill
 
-from dipo_pl.report.columns import Better, Column, columns_of
-from dipo_pl.report.runs import Kind, Run
+import pandas as pd
 
+from dipo_pl.report.run import printable
 
-@dataclass(frozen=True)
-class Row:
-    """A model, with the figures that were measured of it."""
-
-    name: str
-    kind: Kind
-    values: dict[str, float]
-    run: Run
-    notes: tuple[str, ...] = ()
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+} | {each: f"\\{each}" for each in "&%$#_{}"}
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows in the order of the report.
+    """Table of texts with a title and a caption.
 
     Attributes:
-        best: the (row, column) that are best of those that compete.
-        one_task: whether all that compete were to forget the same; none is best otherwise.
+        head: titles of the columns.
+        rows: cells of each row; empty where nothing was measured.
+        labels: number of leading columns that name the row; the others hold numbers.
+        best: (row, column) of the cells to highlight.
     """
 
-    rows: tuple[Row, ...]
-    columns: tuple[Column, ...]
-    best: frozenset[tuple[int, str]] = field(default_factory=frozenset)
-    one_task: bool = True
+    title: str
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    labels: int = 1
+    best: frozenset[tuple[int, int]] = field(default_factory=frozenset)
 
-    @property
-    def short(self) -> "Table":
-        """With the headline figures alone."""
-        return replace(self, columns=tuple(each for each in self.columns if each.headline))
+    def to_text(self, width: int | None = None) -> str:
+        """Return title, caption and table for a terminal, best cells with an asterisk.
 
-    def text(self, row: int, column: Column) -> str:
-        return column.text(self.rows[row].values.get(column.key))
+        Args:
+            width: characters a line; the table continues in further blocks of columns.
+        """
+        about = fill(printable(f"{self.title}. {self.caption}"), width or 120)
+        columns = list(zip(self.head, *self.rows, strict=True))
+        labels = [[_shortened(each, width) or "-" for each in column] for column in columns[: self.labels]]
+        widths = [max(map(len, column)) for column in labels]
+        names = ["  ".join(map(str.ljust, row, widths)) for row in zip(*labels, strict=True)]
+        mark = " " if self.best else ""
+        cells = [
+            [
+                (row[place] or "-") + ("*" if (index, place) in self.best else mark)
+                for place in range(self.labels, len(columns))
+            ]
+            for index, row in enumerate(self.rows)
+        ]
+        if len(columns) == self.labels:
+            table = "\n".join(names)
+        else:
+            frame = pd.DataFrame(cells, names[1:], pd.Index(self.head[self.labels :], name=names[0]))
+            table = frame.to_string(line_width=width)
+        # pandas ends a line that continues in a further block with a backslash.
+        table = re.sub(r"[ \\]+$", "", table, flags=re.MULTILINE)
+        return f"{about}\n\n{table}\n"
 
-    def is_best(self, row: int, column: Column) -> bool:
-        return (row, column.key) in self.best
+    def to_markdown(self) -> str:
+        """Return title, caption and table in Markdown, best cells in bold."""
+        rows = [
+            [
+                f"**{cell}**" if (index, place) in self.best else markdown_escaped(cell)
+                for place, cell in enumerate(row)
+            ]
+            for index, row in enumerate(self.rows)
+        ]
+        rule = [":--" if place < self.labels else "--:" for place in range(len(self.head))]
+        lines = [
+            f"| {' | '.join(each)} |\n" for each in (list(map(markdown_escaped, self.head)), rule, *rows)
+        ]
+        return f"{markdown_escaped(f'{self.title}. {self.caption}')}\n\n{''.join(lines)}"
 
-    @property
-    def marks(self) -> str:
-        """What the marks mean."""
-        if not self.one_task:
-            return "No figure is marked: the models were to forget different things."
-        if not self.best:
-            return "No figure is marked: there are no two models to choose between."
-        marked = "Marked is the best of the models that compete, not of those that are there to compare with"
-        if all(each.better is not Better.NEAR_RETAIN_ONLY for each in self.columns):
-            return f"{marked}."
-        if any(row.kind is Kind.RETAIN_ONLY for row in self.rows):
-            return f"{marked}; on the forget set, the nearest to the retain-only model."
-        return f"{marked}; some figures of the forget set should come near a retain-only model's, and none is here."
+    def to_latex(self) -> str:
+        """Return a tabular for the package booktabs, best cells in bold, title and caption in a comment."""
+        cells = [
+            [
+                latex_escaped(cell) or "--"
+                if place < self.labels
+                else _latex_number(cell, (index, place) in self.best)
+                for place, cell in enumerate(row)
+            ]
+            for index, row in enumerate(self.rows)
+        ]
+        columns = "l" * self.labels + "r" * (len(self.head) - self.labels)
+        head = list(map(latex_escaped, self.head))
+        tabular = pd.DataFrame(cells).to_latex(index=False, escape=False, header=head, column_format=columns)
+        return f"% {printable(f'{self.title}. {self.caption}')}\n{tabular}"
 
 
-def make_table(rows: Sequence[Row], one_task: bool = True) -> Table:
-    """Marks the best: in each column, all those that read like the best one."""
-    columns = columns_of(key for row in rows for key in row.values)
-    if not one_task:
-        return Table(tuple(rows), tuple(columns), one_task=False)
-    retain_only = next((row.values for row in rows if row.kind is Kind.RETAIN_ONLY), {})
-    best: set[tuple[int, str]] = set()
-    for column in columns:
-        distances = {
-            index: column.distance(row.values[column.key], retain_only.get(column.key))
-            for index, row in enumerate(rows)
-            if row.kind.competes and column.key in row.values
-        }
-        if len(distances) < 2 or any(each != each for each in distances.values()):
-            continue
-        least = min(distances, key=distances.__getitem__)
-        shown = column.text(rows[least].values[column.key])
-        best |= {
-            (index, column.key) for index in distances if column.text(rows[index].values[column.key]) == shown
-        }
-    return Table(tuple(rows), tuple(columns), frozenset(best))
+def terminal_width() -> int | None:
+    """Return characters a line of the terminal; None if standard output is a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def markdown_escaped(text: str) -> str:
+    """Return the text on one line, without characters that Markdown interprets."""
+    return re.sub(r"([\\`*_{}\[\]<>|~#$&])", r"\\\1", printable(text))
+
+
+def latex_escaped(text: str) -> str:
+    """Return the text on one line, without characters that LaTeX interprets."""
+    return "".join(_LATEX.get(each, each) for each in printable(text))
+
+
+def _latex_number(text: str, best: bool) -> str:
+    number = re.sub(r"e([+-]?)0?(\d+)", _latex_power, text)
+    if not number:
+        return "--"
+    return rf"\textbf{{\boldmath ${number}$}}" if best else f"${number}$"
+
+
+def _latex_power(match: re.Match[str]) -> str:
+    return rf" \times 10^{{{match[1].replace('+', '')}{match[2]}}}"
+
+
+def _shortened(name: str, width: int | None) -> str:
+    """Return the end of a name too long for a terminal; it tells paths apart better than their beginning."""
+    return printable(name if width is None or len(name) <= 30 else f"...{name[-27:]}")

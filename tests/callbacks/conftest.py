@@ -24,7 +24,7 @@ trainer: {accelerator: cpu, devices: 1, max_epochs: 30, gradient_clip_val: 1.0, 
 
 
 def learn(folder: Path, name: str, *overlays: str) -> Path:
-    from dipo_pl.cli.app import run
+    from dipo_pl.cli.run import run
 
     config = folder / "learn.yaml"
     config.write_text(LEARNING)

@@ -4,23 +4,23 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from scipy.stats import ks_2samp
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.data_modules.fictitious_authors import fictitious_rows
+from dipo_pl.errors import InputError, TrainingError
 from dipo_pl.evaluation.published_results import published
-from dipo_pl.metrics.functional import repetition, word_entropy
+from dipo_pl.metrics import Membership, Observations, Probability
+from dipo_pl.metrics.fluency import repetition, word_entropy
 from dipo_pl.models.generation import generate
 
-MEASURES = "[{class_path: Membership, init_args: {gradient_norm: true}}]"
-
-
-@pytest.fixture(scope="module")
-def result(smoke):
-    return json.loads((smoke / "evaluation" / "step-000006.json").read_text())
+NORMS = ("--forget_quality.metrics", "[{class_path: Membership, init_args: {gradient_norm: true}}]")
+NO_ANSWERS = ("--forget_quality.generate_every", "0")
 
 
 def mean(values):
@@ -28,29 +28,75 @@ def mean(values):
     return sum(values) / len(values)
 
 
-def test_answer_losses_are_those_of_the_exported_model_one_answer_at_a_time(smoke, result):
-    """Batched, padded and gathered against one unpadded forward pass an answer."""
+def evaluation(run, step=0):
+    return json.loads((Path(run) / "evaluation" / f"step-{step:06d}.json").read_text())
+
+
+def lines(run):
+    return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+
+
+def measured(cli, name, policy, *options):
+    """Return the result of an evaluation of a model, in the run folder `name`."""
+    given = () if policy is None else ("--model.policy", "Pretrained", "--model.policy.path", policy / "hf")
+    ended = cli("validate", "--config", "smoke.yaml", *given, "--name", name, *options)
+    assert ended.code == 0, ended.err
+    return evaluation(f"runs/{name}")
+
+
+@pytest.fixture(scope="module")
+def result(smoke):
+    return evaluation(smoke, 6)
+
+
+@pytest.fixture(scope="module")
+def logits_of(smoke):
+    """Return a function from question and answer to the answer's ids, end of sequence included, and their logits."""
     model = AutoModelForCausalLM.from_pretrained(smoke / "hf").eval()
     tokenizer = AutoTokenizer.from_pretrained(smoke / "hf")
+
+    def logits(question, answer):
+        """One unpadded forward pass an answer."""
+        prompt = f"Question: {question}\nAnswer: "
+        coded = tokenizer(prompt + answer, return_offsets_mapping=True)
+        ids = [*coded["input_ids"], tokenizer.eos_token_id]
+        start = next(index for index, (_, end) in enumerate(coded["offset_mapping"]) if end > len(prompt))
+        return ids[start:], model(torch.tensor([ids])).logits[0, start - 1 : -1].double()
+
+    return logits
+
+
+def test_answer_losses_are_those_of_the_exported_model_one_answer_at_a_time(result, logits_of):
     forget = fictitious_rows(4)[60:]
     for row in result["sets"]["forget"]["rows"][:3]:
         made = forget[row["row"]]
         assert row["answers"] == [made["answer"], made["paraphrased_answer"], *made["perturbed_answer"]]
         for answer, nll in zip(row["answers"], row["nll"], strict=True):
-            prompt = f"Question: {made['question']}\nAnswer: "
-            ids = [*tokenizer(prompt + answer)["input_ids"], tokenizer.eos_token_id]
-            offsets = tokenizer(prompt + answer, return_offsets_mapping=True)["offset_mapping"]
-            start = next(index for index, (_, end) in enumerate(offsets) if end > len(prompt))
-            logps = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
-            expected = mean(-logps[t - 1, ids[t]].item() for t in range(start, len(ids)))
+            ids, logits = logits_of(made["question"], answer)
+            expected = -logits.log_softmax(-1)[range(len(ids)), ids].mean().item()
             assert nll == pytest.approx(expected, abs=1e-5)
 
 
-def test_reported_figures_follow_from_the_rows(learned):
+def test_memorization_and_fluency_follow_from_one_answer_at_a_time(result, logits_of):
+    for row in result["sets"]["forget"]["rows"][:4]:
+        # Without what closes the answer.
+        ids, logits = (each[:-1] for each in logits_of(row["question"], row["answers"][0]))
+        hits = [int(each.argmax()) == token for each, token in zip(logits, ids, strict=True)]
+        missing = max((index + 1 for index, hit in enumerate(hits) if not hit), default=0)
+        assert row["exact_memorization"] == pytest.approx(mean(hits))
+        assert row["extraction_strength"] == pytest.approx(1 - missing / len(hits))
+        true = sorted(logits.log_softmax(-1)[range(len(ids)), ids].tolist())
+        assert row["min_k"] == pytest.approx(-mean(true[: max(1, int(0.4 * len(true)))]), abs=1e-4)
+    texts = [row["generation"] for row in result["sets"]["forget"]["rows"]]
+    assert result["metrics"]["forget_repetition"] == pytest.approx(float(repetition(texts).mean()))
+    assert result["metrics"]["forget_word_entropy"] == pytest.approx(float(word_entropy(texts).mean()))
+
+
+def test_reported_metrics_follow_from_the_rows(learned):
     result = json.loads(next((learned / "evaluation").iterdir()).read_text())
-    sets, metrics = result["sets"], result["metrics"]
+    metrics = result["metrics"]
     for name in ("forget", "retain"):
-        rows = sets[name]["rows"]
+        rows = result["sets"][name]["rows"]
         assert metrics[f"{name}_probability"] == pytest.approx(mean(math.exp(-row["nll"][0]) for row in rows))
         assert metrics[f"{name}_rouge_l_recall"] == pytest.approx(mean(row["rouge_l_recall"] for row in rows))
         logarithms = [row["nll"][1] - mean(row["nll"][2:]) for row in rows]
@@ -63,31 +109,9 @@ def test_reported_figures_follow_from_the_rows(learned):
     assert result["utility_sets"] == ["retain"]
 
 
-def test_memorization_and_fluency_follow_from_one_answer_at_a_time(smoke, result):
-    """Argmaxes and log-probabilities of an unpadded forward pass."""
-    model = AutoModelForCausalLM.from_pretrained(smoke / "hf").eval()
-    tokenizer = AutoTokenizer.from_pretrained(smoke / "hf")
-    for row in result["sets"]["forget"]["rows"][:4]:
-        prompt = f"Question: {row['question']}\nAnswer: "
-        coded = tokenizer(prompt + row["answers"][0], return_offsets_mapping=True)
-        ids = coded["input_ids"]
-        start = next(i for i, (_, end) in enumerate(coded["offset_mapping"]) if end > len(prompt))
-        logits = model(torch.tensor([ids])).logits[0]
-        hits = [int(logits[t - 1].argmax()) == ids[t] for t in range(start, len(ids))]
-        missing = max((index + 1 for index, hit in enumerate(hits) if not hit), default=0)
-        assert row["exact_memorization"] == pytest.approx(mean(hits))
-        assert row["extraction_strength"] == pytest.approx(1 - missing / len(hits))
-        logps = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
-        true = sorted(logps[t - 1, ids[t]].item() for t in range(start, len(ids)))
-        assert row["min_k"] == pytest.approx(-mean(true[: max(1, int(0.4 * len(true)))]), abs=1e-4)
-    texts = [row["generation"] for row in result["sets"]["forget"]["rows"]]
-    assert result["metrics"]["forget_repetition"] == pytest.approx(float(repetition(texts).mean()))
-    assert result["metrics"]["forget_word_entropy"] == pytest.approx(float(word_entropy(texts).mean()))
-
-
 def test_a_model_that_knows_the_forget_set_is_found_out(learned, retain_only):
     """Its answers can be told from those it never saw; a retain-only model's cannot, or hardly."""
-    knows, does_not = (json.loads((run / "metrics.jsonl").read_text()) for run in (learned, retain_only))
+    (knows,), (does_not,) = lines(learned), lines(retain_only)
     for attack in ("loss", "zlib", "min_k", "min_k_plus_plus"):
         assert knows[f"membership_{attack}_auc"] > 0.95
         assert 0.1 < does_not[f"membership_{attack}_auc"] < 0.9
@@ -96,17 +120,10 @@ def test_a_model_that_knows_the_forget_set_is_found_out(learned, retain_only):
 
 def test_what_is_measured_against_a_retain_only_model(cli, learned, retain_only):
     """The reference attack, PrivLeak, and the gradient norms, each recomputed from the files or the model."""
-    ended = cli(
-        "validate", "--config", "smoke.yaml", "--model.policy", "Pretrained", "--model.policy.path", learned / "hf",
-        "--forget_quality.retain_result", retain_only, "--name", "against",
-        "--forget_quality.measures", MEASURES,
-    )  # fmt: skip
-    assert ended.code == 0, ended.err
-    ours = json.loads(Path("runs/against/evaluation/step-000000.json").read_text())
+    ours = measured(cli, "against", learned, "--forget_quality.retain_result", retain_only, *NORMS)
     theirs = json.loads((next((retain_only / "evaluation").iterdir())).read_text())
     for name in ("forget", "holdout"):
-        rows = zip(ours["sets"][name]["rows"], theirs["sets"][name]["rows"], strict=True)
-        for row, retrained in rows:
+        for row, retrained in zip(ours["sets"][name]["rows"], theirs["sets"][name]["rows"], strict=True):
             assert row["reference"] == pytest.approx(row["nll"][0] - retrained["nll"][0])
     scores = [[row["reference"] for row in ours["sets"][name]["rows"]] for name in ("forget", "holdout")]
     wins = [(holdout > forget) + (holdout == forget) / 2 for forget in scores[0] for holdout in scores[1]]
@@ -114,7 +131,7 @@ def test_what_is_measured_against_a_retain_only_model(cli, learned, retain_only)
     assert metrics["membership_reference_auc"] == pytest.approx(mean(wins))
     left, retrained = 1 - metrics["membership_min_k_auc"], 1 - theirs["metrics"]["membership_min_k_auc"]
     assert metrics["priv_leak"] == pytest.approx(100 * (left - retrained) / retrained)
-    assert "forget_exact_memorization" not in metrics  # measures that are named replace the default ones
+    assert "forget_exact_memorization" not in metrics  # named metrics replace the default ones
     assert metrics["membership_gradient_norm_auc"] > 0.9
     model = AutoModelForCausalLM.from_pretrained(learned / "hf").eval()
     tokenizer = AutoTokenizer.from_pretrained(learned / "hf")
@@ -123,29 +140,35 @@ def test_what_is_measured_against_a_retain_only_model(cli, learned, retain_only)
     coded = tokenizer(prompt + row["answers"][0], return_offsets_mapping=True)
     start = next(i for i, (_, end) in enumerate(coded["offset_mapping"]) if end > len(prompt))
     ids = torch.tensor([coded["input_ids"]])
-    labels = ids.masked_fill(torch.arange(ids.shape[1]) < start, -100)
-    model(input_ids=ids, labels=labels).loss.backward()
+    model(input_ids=ids, labels=ids.masked_fill(torch.arange(ids.shape[1]) < start, -100)).loss.backward()
     norms = [float(each.grad.norm()) for each in model.parameters()]
     assert row["gradient_norm"] == pytest.approx(mean(norms), rel=1e-4)
+
+
+def test_forget_quality_against_a_retain_result(cli, smoke, result):
+    found = measured(cli, "against", None, "--forget_quality.retain_result", smoke, *NO_ANSWERS)
+    ours, theirs = (
+        [row["log_truth_ratio"] for row in each["sets"]["forget"]["rows"]] for each in (found, result)
+    )
+    expected = ks_2samp(ours, theirs)
+    assert found["metrics"]["forget_quality"] == pytest.approx(expected.pvalue)
+    assert found["metrics"]["forget_quality_ks_statistic"] == pytest.approx(expected.statistic)
+    assert found["metrics"]["forget_quality_log10_p"] == pytest.approx(math.log10(expected.pvalue))
 
 
 def test_gradient_norms_leave_accumulated_gradients_alone(cli, smoke):
     """An evaluation in the middle of an accumulation."""
     weights = []
-    for measures in ("[]", MEASURES):
-        name = f"with-{len(weights)}"
+    for name, metrics in (("without", ("--forget_quality.metrics", "[]")), ("with", NORMS)):
         ended = cli(
-            "fit", "--config", "smoke.yaml", "--forget_quality.generate_every", "0", "--name", name,
+            "fit", "--config", "smoke.yaml", *NO_ANSWERS, "--name", name, *metrics,
             "--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "1",
-            "--data.evaluation_rows", "3", "--trainer.max_epochs", "1", "--forget_quality.measures", measures,
+            "--data.evaluation_rows", "3", "--trainer.max_epochs", "1",
         )  # fmt: skip
         assert ended.code == 0, ended.err
         weights.append(json.loads(Path(f"runs/{name}/manifest.json").read_text())["policy"]["weights_at_end"])
     assert weights[0] == weights[1]
-    assert any(
-        "membership_gradient_norm_auc" in line
-        for line in Path("runs/with-1/metrics.jsonl").read_text().splitlines()
-    )
+    assert any("membership_gradient_norm_auc" in line for line in lines("runs/with"))
 
 
 def test_generating_seldom_and_measuring_every_few_steps(cli):
@@ -154,106 +177,114 @@ def test_generating_seldom_and_measuring_every_few_steps(cli):
         "--trainer.max_epochs", "3", "--forget_quality.generate_every", "3", "--data.evaluation_rows", "3",
     )  # fmt: skip
     assert ended.code == 0, ended.err
-    lines = [json.loads(line) for line in Path("runs/smoke/metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [0, 2, 4, 6, 8, 9]
+    found = lines("runs/smoke")
+    assert [line["step"] for line in found] == [0, 2, 4, 6, 8, 9]
     # At the start, at the third of those in training, and at the end.
-    generated = [line["step"] for line in lines if "forget_rouge_l_recall" in line]
-    assert generated == [line["step"] for line in lines if "model_utility" in line] == [0, 6, 9]
-    assert all("forget_probability" in line and "forget_extraction_strength" in line for line in lines)
+    generated = [line["step"] for line in found if "forget_rouge_l_recall" in line]
+    assert generated == [line["step"] for line in found if "model_utility" in line] == [0, 6, 9]
+    assert all("forget_probability" in line and "forget_extraction_strength" in line for line in found)
+    # Without a retain result Forget Quality is not reported, and one line tells how to get it.
+    assert not any(name.startswith("forget_quality") for line in found for name in line)
+    assert ended.err.count("Forget Quality needs a model that never saw the forget set") == 1
 
 
 def test_conventions(cli, smoke):
     """What `open_unlearning` and `arithmetic` change, recomputed from the losses in the files."""
-    results = {}
-    for convention in ("dipo_pl", "open_unlearning", "arithmetic"):
-        ended = cli(
-            "validate", "--config", "smoke.yaml", "--model.policy", "Pretrained", "--model.policy.path", smoke / "hf",
-            "--forget_quality.convention", convention, "--forget_quality.generate_every", "0", "--name", convention,
-        )  # fmt: skip
-        assert ended.code == 0, ended.err
-        results[convention] = json.loads(Path(f"runs/{convention}/evaluation/step-000000.json").read_text())
-        assert results[convention]["convention"] == convention
-    for row in results["open_unlearning"]["sets"]["forget"]["rows"]:
+    found = {}
+    for convention in ("open_unlearning", "arithmetic"):
+        options = ("--forget_quality.convention", convention, *NO_ANSWERS)
+        found[convention] = measured(cli, convention, smoke, *options)
+        assert found[convention]["convention"] == convention
+    for row in found["open_unlearning"]["sets"]["forget"]["rows"]:
         wrong = math.exp(-mean(row["nll"][2:]))
         assert math.exp(row["log_truth_ratio"]) == pytest.approx(wrong / (math.exp(-row["nll"][1]) + 1e-10))
-    for row in results["arithmetic"]["sets"]["forget"]["rows"]:
+    for row in found["arithmetic"]["sets"]["forget"]["rows"]:
         wrong = mean(math.exp(-each) for each in row["nll"][2:])
         assert math.exp(row["log_truth_ratio"]) == pytest.approx(wrong / math.exp(-row["nll"][1]))
-    ended = cli(
-        "validate", "--config", "smoke.yaml", "--forget_quality.retain_result", smoke, "--name", "mixed",
-        "--forget_quality.convention", "arithmetic",
-    )  # fmt: skip
-    assert ended.code == 2
-    assert "follows the convention dipo_pl and this run arithmetic" in ended.errors[0]
-    assert not Path("runs/mixed").exists()
 
 
-def test_the_convention_of_tofu_takes_300_rows(cli):
-    ended = cli(
-        "validate", "--config", "smoke.yaml", "--data.authors", "20", "--data.evaluation_rows", "null",
-        "--forget_quality.convention", "tofu",
-    )  # fmt: skip
+def unfinished(run):
+    shutil.copytree(run, "half")
+    manifest = json.loads(Path("half/manifest.json").read_text())
+    Path("half/manifest.json").write_text(json.dumps(manifest | {"status": "running"}))
+    return "half"
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (
+            lambda run: ("--forget_quality.retain_result", run, "--forget_quality.convention", "arithmetic"),
+            "follows the convention dipo_pl and this run arithmetic",
+        ),
+        (
+            lambda run: ("--forget_quality.retain_result", unfinished(run)),
+            "half is not the folder of a finished run (status: running)",
+        ),
+        (
+            lambda run: (
+                "--data.authors",
+                "20",
+                "--data.evaluation_rows",
+                "null",
+                "--forget_quality.convention",
+                "tofu",
+            ),
+            "forget_quality.convention tofu takes at most 300 rows of a set, and retain has 380: set data.evaluation_rows",
+        ),
+    ],
+)
+def test_what_it_refuses_before_anything_is_written(cli, smoke, options, line):
+    ended = cli("validate", "--config", "smoke.yaml", "--name", "refused", *options(smoke))
     assert ended.code == 2
-    line = "forget_quality.convention tofu takes at most 300 rows of a set, and retain has 380: set data.evaluation_rows"
     assert line in ended.errors[0]
+    assert not Path("runs/refused").exists()
 
 
-def test_without_a_retain_result_forget_quality_is_not_reported_and_one_line_tells_how_to_get_it(cli, result):
-    assert not any(name.startswith("forget_quality") for name in result["metrics"])
-    ended = cli("fit", "--config", "smoke.yaml", "--trainer.max_steps", "1")
-    assert ended.err.count("Forget Quality needs a model that never saw the forget set") == 1
+@pytest.mark.parametrize("metrics", [[Membership(), Membership(0.2)], [Probability()]])
+def test_a_metric_is_named_once(metrics):
+    with pytest.raises(
+        InputError, match=r"forget_quality\.metrics would have (Membership|Probability) twice"
+    ):
+        ForgetQuality(metrics=metrics)
 
 
-def test_forget_quality_against_a_retain_result(cli, smoke):
-    ended = cli(
-        "validate", "--config", "smoke.yaml", "--forget_quality.retain_result", smoke, "--name", "measured"
+def test_a_loss_that_is_not_finite_on_another_rank_ends_the_run_on_this_one():
+    asked = []
+
+    def any_rank(here, all):
+        asked.append((here, all))
+        return True
+
+    trainer = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=any_rank), global_step=3)
+    for loss, broken in ((1.0, False), (math.nan, True), (math.inf, True)):
+        seen = Observations(torch.tensor([0]), nll=torch.tensor([[1.0, loss]]))
+        with pytest.raises(TrainingError, match="an answer's loss is not finite at step 3"):
+            ForgetQuality().on_validation_batch_end(trainer, None, {"observations": seen}, None, 0)
+        assert asked.pop() == (broken, False)
+
+
+def test_metrics_do_not_depend_on_the_batch_size(cli, smoke):
+    one, many = (
+        measured(cli, f"by-{size}", smoke, "--data.evaluation_tokens", str(size))["metrics"]
+        for size in (1, 2000)
     )
-    assert ended.code == 0, ended.err
-    with open("runs/measured/metrics.jsonl") as file:
-        metrics = json.loads(file.read())
-    with open("runs/measured/evaluation/step-000000.json") as file:
-        ours = [row["log_truth_ratio"] for row in json.load(file)["sets"]["forget"]["rows"]]
-    theirs = [
-        row["log_truth_ratio"]
-        for row in json.loads((smoke / "evaluation" / "step-000006.json").read_text())["sets"]["forget"][
-            "rows"
-        ]
-    ]
-    expected = ks_2samp(ours, theirs)
-    assert metrics["forget_quality"] == pytest.approx(expected.pvalue)
-    assert metrics["forget_quality_ks_statistic"] == pytest.approx(expected.statistic)
-    assert metrics["forget_quality_log10_p"] == pytest.approx(math.log10(expected.pvalue))
-
-
-def test_figures_do_not_depend_on_the_batch_size(cli, smoke):
-    for size in (1, 2000):
-        ended = cli(
-            "validate", "--config", "smoke.yaml", "--model.policy", "Pretrained", "--model.policy.path", smoke / "hf",
-            "--data.evaluation_tokens", str(size), "--name", f"by-{size}",
-        )  # fmt: skip
-        assert ended.code == 0, ended.err
-    one, many = (json.loads(Path(f"runs/by-{size}/metrics.jsonl").read_text()) for size in (1, 2000))
-    for name in ("utility_sets", "convention"):
-        assert one.pop(name) == many.pop(name)
     assert one == pytest.approx(many, rel=1e-5)
 
 
-def test_two_processes_give_the_figures_of_one(cli, process, learned, retain_only, tmp_path):
-    """9 rows a set, so that the last batch of one process repeats a row; generated answers travel as well."""
-    quick = (
+def test_two_ranks_give_the_metrics_of_one(cli, process, learned, tmp_path):
+    """9 rows a set, so that the last batch of one rank repeats a row; generated answers travel as well."""
+    quick = ("--data.evaluation_rows", "9", *NORMS)
+    one = measured(cli, "one", learned, *quick)
+    ended = process(
         "validate", "--config", "smoke.yaml", "--model.policy", "Pretrained", "--model.policy.path", learned / "hf",
-        "--data.evaluation_rows", "9", "--forget_quality.measures", MEASURES,
+        *quick, "--name", "two", "--trainer.devices", "2", "--trainer.strategy", "ddp", fresh=True,
     )  # fmt: skip
-    assert cli(*quick, "--name", "one").code == 0
-    two = process(*quick, "--name", "two", "--trainer.devices", "2", "--trainer.strategy", "ddp", fresh=True)
-    assert two.code == 0, two.err
-    one, two = (
-        json.loads((tmp_path / f"runs/{name}/evaluation/step-000000.json").read_text())
-        for name in ("one", "two")
-    )
+    assert ended.code == 0, ended.err
+    two = evaluation(tmp_path / "runs/two")
     assert one["metrics"] == pytest.approx(two["metrics"], rel=1e-5)
-    assert {name: len(each["rows"]) for name, each in two["sets"].items()} == dict.fromkeys(one["sets"], 9)
     for name, found in one["sets"].items():
+        assert len(two["sets"][name]["rows"]) == 9
         for row, other in zip(found["rows"], two["sets"][name]["rows"], strict=True):
             assert row["generation"] == other["generation"]
             assert row["nll"] == pytest.approx(other["nll"], rel=1e-5)
@@ -264,34 +295,51 @@ def test_rows_without_wrong_answers_give_probability_and_rouge_alone(cli):
     rows = "".join(
         json.dumps({"question": f"Who wrote {i}?", "answer": f"Author {i}."}) + "\n" for i in range(4)
     )
-    for name, text in {"f.jsonl": rows, "r.jsonl": rows.replace("Author", "Writer")}.items():
-        with open(name, "w") as file:
-            file.write(text)
+    Path("f.jsonl").write_text(rows)
+    Path("r.jsonl").write_text(rows.replace("Author", "Writer"))
     data = ("--data", "JSONL", "--data.forget", "f.jsonl", "--data.retain", "r.jsonl")
-    ended = cli("fit", "--config", "smoke.yaml", *data, "--trainer.max_epochs", "1", "--name", "plain")
-    assert ended.code == 0, ended.err
-    with open("runs/plain/metrics.jsonl") as file:
-        last = json.loads(file.read().splitlines()[-1])
+    last = measured(cli, "plain", None, *data)["metrics"]
     assert {"forget_probability", "forget_rouge_l_recall", "retain_extraction_strength"} <= set(last)
     assert not any("truth_ratio" in name or name.startswith(("membership", "holdout")) for name in last)
 
 
-def test_an_unfinished_run_is_no_retain_result(cli, smoke):
-    shutil.copytree(smoke, "half")
-    manifest = json.loads(Path("half/manifest.json").read_text())
-    Path("half/manifest.json").write_text(json.dumps(manifest | {"status": "running"}))
-    ended = cli(
-        "validate", "--config", "smoke.yaml", "--forget_quality.retain_result", "half", "--name", "measured"
+OWN = """
+import torch
+from dipo_pl.metrics import EvaluationMetric
+
+class AnswerLength(EvaluationMetric):
+    inputs = ("generation",)
+
+    def per_row(self, seen):
+        return {"words": torch.tensor([len(text.split()) for text in seen.generation], dtype=torch.float64)}
+
+    def across(self, sets, retain):
+        return {"words_in_all": sum(sum(found.values("words")) for found in sets.values())}
+"""
+
+
+def test_a_metric_of_ones_own_is_a_config_line_and_the_report_shows_it(cli, monkeypatch):
+    Path("answer_length.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(Path().resolve()))
+    found = measured(
+        cli, "own", None, "--forget_quality.metrics", "[answer_length.AnswerLength, Memorization]"
     )
-    assert ended.code == 2
-    assert "half is not the folder of a finished run (status: running)" in ended.errors[0]
+    words = {
+        name: [len(row["generation"].split()) for row in each["rows"]] for name, each in found["sets"].items()
+    }
+    for name, each in found["sets"].items():
+        assert [row["words"] for row in each["rows"]] == words[name]
+        assert found["metrics"][f"{name}_words"] == pytest.approx(mean(words[name]))
+    assert found["metrics"]["words_in_all"] == sum(map(sum, words.values()))
+    report = cli("report", "runs/own", "--format", "csv")
+    assert report.code == 0, report.err
+    assert "forget_words" in report.out
+    assert "words_in_all" in report.out
 
 
 def test_a_measurement_of_some_rows_is_not_reported(cli):
-    ended = cli(
-        "fit", "--config", "smoke.yaml", "--data.evaluation_tokens", "800", "--trainer.limit_val_batches", "1",
-        "--trainer.max_epochs", "1",
-    )  # fmt: skip
+    some = ("--data.evaluation_tokens", "800", "--trainer.limit_val_batches", "1")
+    ended = cli("fit", "--config", "smoke.yaml", *some, "--trainer.max_epochs", "1")
     assert ended.code == 0, ended.err
     assert "only some rows were measured" in ended.err
     assert not Path("runs/smoke/metrics.jsonl").exists()
@@ -301,10 +349,7 @@ def test_generation_is_greedy_whatever_the_checkpoint_asks_for(smoke):
     """A checkpoint's own generation config (a repetition penalty, beams) would change ROUGE and Model Utility."""
     model = AutoModelForCausalLM.from_pretrained(smoke / "hf")
     tokenizer = AutoTokenizer.from_pretrained(smoke / "hf")
-    prompts = [
-        tokenizer("Question: Who wrote it?\nAnswer:")["input_ids"],
-        tokenizer("Question:")["input_ids"],
-    ]
+    prompts = [tokenizer(text)["input_ids"] for text in ("Question: Who wrote it?\nAnswer:", "Question:")]
     plain = generate(model, tokenizer, prompts, 12)
     model.generation_config.repetition_penalty = 5.0
     model.generation_config.num_beams = 3
@@ -323,17 +368,16 @@ def test_generation_is_greedy_whatever_the_checkpoint_asks_for(smoke):
 class TestTofu:
     """The shipped result of TOFU's own retain90 model, on TOFU's real rows."""
 
-    def validate(self, cli, folder, *more):
-        return cli(
-            "validate", "--config", "smoke.yaml", "--data", "TOFU", "--data.path", folder, "--data.evaluation_rows",
-            "300", "--data.evaluate", "[forget]", "--forget_quality.utility_sets", "[]", "--name", "tofu",
-            "--forget_quality.retain_result", "llama2-7b_retain90", "--forget_quality.generate_every", "0", *more,
+    def options(self, folder):
+        return (
+            "--data", "TOFU", "--data.path", folder, "--data.evaluation_rows", "300", "--data.evaluate", "[forget]",
+            "--forget_quality.utility_sets", "[]", "--forget_quality.retain_result", "llama2-7b_retain90", *NO_ANSWERS,
         )  # fmt: skip
 
     def test_forget_quality_without_a_retain_model_of_ones_own(self, cli, tofu_folder):
-        ended = self.validate(cli, tofu_folder, "--forget_quality.convention", "tofu")
-        assert ended.code == 0, ended.err
-        result = json.loads(Path("runs/tofu/evaluation/step-000000.json").read_text())
+        result = measured(
+            cli, "tofu", None, *self.options(tofu_folder), "--forget_quality.convention", "tofu"
+        )
         ours = [row["log_truth_ratio"] for row in result["sets"]["forget"]["rows"]]
         theirs = published("llama2-7b_retain90").sets["forget"].values("log_truth_ratio")
         assert len(ours) == len(theirs) == 300
@@ -345,17 +389,19 @@ class TestTofu:
             ((), "follows the convention tofu and this run dipo_pl"),
             (
                 ("--forget_quality.convention", "tofu", "--data.forget", "forget05"),
-                "has 300 forget rows and this run measures 200",
+                "has 300 forget rows and this run 200",
             ),
             (
                 ("--forget_quality.convention", "tofu", "--data", "FictitiousAuthors", "--data.authors", "30",
                  "--data.forget_authors", "15", "--data.evaluation_rows", "300"),
-                "was measured on other forget rows",
+                "was evaluated on other forget rows",
             ),
         ],
     )  # fmt: skip
     def test_what_it_is_not_compared_with(self, cli, tofu_folder, options, line):
-        ended = self.validate(cli, tofu_folder, *options)
+        ended = cli(
+            "validate", "--config", "smoke.yaml", *self.options(tofu_folder), *options, "--name", "tofu"
+        )
         assert ended.code == 2
         assert line in ended.errors[0]
         assert not Path("runs/tofu").exists()

@@ -279,22 +279,25 @@ class Case:
 SETTINGS = [
     Case(
         "fit --config nope.yaml",
-        "no config nope.yaml here or among the shipped configs (altpo.yaml, ",
+        "no config nope.yaml, neither here nor among the shipped ones (`dipo-pl configs` lists them; did you mean npo.yaml?",
     ),
     Case("fit --config no/such.yaml", "no config file no/such.yaml"),
     Case("fit --config broken.yaml", "in the config broken.yaml", broken_yaml),
-    Case("fit --config empty.yaml", "in the config empty.yaml", empty_file),
-    Case("fit", "needs data, model, which is left out or null"),
+    Case("fit --config empty.yaml", "give --model and --data, or a --config that has it", empty_file),
+    Case("fit", "give --model and --data, or a --config that has it (see dipo-pl configs)"),
     Case("fly", "no command 'fly'"),
-    Case("--foo 1", "--foo"),
+    Case("--foo 1", "there is no option 'foo'"),
     Case("--model.betta 1", "model: there is no option 'betta'"),
     Case("--model.forget_loss.betta 1", "model.forget_loss: there is no option 'betta'"),
-    Case("--model.forget_loss.beta x", "model.forget_loss.beta: must be a value of type float, got x"),
-    Case("--model.forget_loss NPOO", "model.forget_loss: no class NPOO (`--model.help Unlearning`"),
-    Case("--model Unlearn", "model: no class Unlearn: use FineTuning, Unlearning"),
+    Case("--model.forget_loss.beta x", "model.forget_loss.beta: must be of type float (got x)"),
+    Case("--model.forget_loss NPOO", "model.forget_loss: there is no class NPOO (did you mean NPO?)"),
+    Case(
+        "--model Unlearn",
+        "model: there is no class Unlearn (did you mean Unlearning?): use FineTuning, Unlearning",
+    ),
     Case("--data.prompt.system x", "data.prompt: name a class first: use ChatTemplate, "),
-    Case("--data.train_on x", "data.train_on: must be one of 'pairs', 'all', 'forget', 'retain', got x"),
-    Case("--trainer.max_epochs x", "trainer.max_epochs: must be a value of type int, got x"),
+    Case("--data.train_on x", "data.train_on: must be one of 'pairs', 'all', 'forget', 'retain' (got x)"),
+    Case("--trainer.max_epochs x", "trainer.max_epochs: must be of type int (got x)"),
     Case("--trainer.strategy zz", "strategy='zz'"),
     Case("--model.forget_loss.beta -1", "DiPO.beta must be a finite number > 0, got -1"),
     Case("--model.retain_loss.beta 0", "DiPORetain.beta must be a finite number > 0, got 0"),
@@ -328,9 +331,9 @@ SETTINGS = [
         "data.global_batch_size 16 and trainer.accumulate_grad_batches 4 both say how many batches are accumulated",
     ),
     Case(
-        "--trainer.strategy fsdp2 --forget_quality.measures "
+        "--trainer.strategy fsdp2 --forget_quality.metrics "
         "'[{class_path: Membership, init_args: {gradient_norm: true}}]'",
-        "Membership asks for gradient norms, which are not taken of a model in shards",
+        "Membership needs gradient norms, which are not supported for sharded models",
     ),
     Case("--config fsdp.yaml", "the config fsdp.yaml no longer exists: use fsdp2.yaml"),
     Case("--config deepspeed.yaml", "the config deepspeed.yaml no longer exists: use fsdp2.yaml"),
@@ -352,8 +355,11 @@ SETTINGS = [
     Case("--data.forget_authors 4", "data.forget_authors must be a finite number >= 1 and < 4 (got 4)"),
     Case("--data.evaluate '[forget, nought]'", "data.evaluate names 'nought'"),
     Case("--forget_quality.utility_sets '[nought]'", "forget_quality.utility_sets names 'nought'"),
-    Case("--forget_quality.max_new_tokens 0", "forget_quality.max_new_tokens must be at least 1, got 0"),
-    Case("--model.retain_loss NPOO", "model.retain_loss: no class NPOO: use CEU, CrossEntropy, DPO"),
+    Case("--forget_quality.max_new_tokens 0", "forget_quality.max_new_tokens must be at least 1 (got 0)"),
+    Case(
+        "--model.retain_loss NPOO",
+        "model.retain_loss: there is no class NPOO (did you mean NPO?): use CEU, CrossEntropy, DPO",
+    ),
     Case("--data.train_on all", "Unlearning trains on pairs, and data.train_on is all"),
     Case("--model FineTuning", "FineTuning trains on all or retain or forget, and data.train_on is pairs"),
     Case("--trainer.max_epochs -1", "training has no end: set trainer.max_epochs or trainer.max_steps"),
@@ -370,15 +376,16 @@ SETTINGS = [
         "data.path empty.yaml is a file: give its folder",
         empty_file,
     ),
-    Case("--config no_trainer.yaml", "trainer: must be a mapping of keys, got null", no_trainer),
+    Case("--config no_trainer.yaml", "trainer must be a mapping of keys (got null)", no_trainer),
     Case("--model.optimizer.lr -1", "Invalid learning rate: -1"),
     Case("--data.workers -1", "data.workers must be at least 0 (got -1)"),
     Case("--ckpt_path list.ckpt", "cannot read the checkpoint list.ckpt", list_checkpoint),
     Case("--samples.rows -1", "samples.rows must be at least 0"),
-    Case("--forget_quality.generate_every -1", "forget_quality.generate_every must be at least 0, got -1"),
-    Case("--trainer.val_check_interval 0", "trainer.val_check_interval must be greater than 0, got 0"),
+    Case("--forget_quality.generate_every -1", "forget_quality.generate_every must be at least 0 (got -1)"),
+    Case("--trainer.val_check_interval 0", "trainer.val_check_interval must be greater than 0 (got 0)"),
     Case(
-        "--trainer.check_val_every_n_epoch 0", "trainer.check_val_every_n_epoch must be greater than 0, got 0"
+        "--trainer.check_val_every_n_epoch 0",
+        "trainer.check_val_every_n_epoch must be greater than 0 (got 0)",
     ),
     Case(
         "--data.evaluate '[]' --forget_quality.utility_sets '[]'",
@@ -398,12 +405,12 @@ SETTINGS = [
 ]
 
 SETTINGS += [
-    Case("--model.policy null", "model: needs policy, which is left out or null"),
-    Case("--model null", "needs model, which is left out or null"),
-    Case("--trainer null", "trainer: must be a mapping of keys, got null"),
+    Case("--model.policy null", "model: policy is missing or null"),
+    Case("--model null", "model is missing or null"),
+    Case("--trainer null", "trainer: must be a mapping of keys (got null)"),
     Case("--model.policy.quantization null", "model.policy: there is no option 'quantization'"),
-    Case("--weights_only false", "unrecognized arguments: --weights_only false"),
-    Case("--output_dir ''", "--output_dir must name a folder, got ''"),
+    Case("--weights_only false", "there is no option 'weights_only'"),
+    Case("--output_dir ''", "--output_dir must name a folder (got '')"),
 ]
 
 CONFIG_FILES = [
@@ -435,7 +442,7 @@ CONFIG_FILES = [
     ),
     Case(
         "fit --config npo.yaml --config smoke.yaml",
-        "the config npo.yaml has arguments of model and names no class for it",
+        "the config npo.yaml sets arguments of model and names no class for it",
     ),
     Case(
         "fit --config lora.yaml",
@@ -443,7 +450,7 @@ CONFIG_FILES = [
     ),
     Case(
         "fit --config news_requests.yaml",
-        "holds requests to forget, not the config of a run: dipo-pl sequence news_requests.yaml",
+        "holds requests, not the configuration of a run: use dipo-pl sequence news_requests.yaml",
     ),
     Case("sequence smoke.yaml", "has the key 'data': a sequence has configs, requests, mode"),
     Case("sequence mine.yaml", "mine.yaml is not UTF-8 text", file("mine.yaml", "configs: [a]", "utf-16")),
@@ -459,36 +466,36 @@ CONFIG_FILES = [
 STRANGERS = [
     Case(
         MINE,
-        "model.optimizer: os.system is nothing that a config may name",
+        "model.optimizer: importing os.system from a config is not allowed",
         overlay(OPTIMIZER, {"class_path": "os.system", "init_args": {"command": f"touch {RAN}"}}),
     ),
     Case(
         MINE,
-        "model.optimizer: subprocess.Popen is nothing that a config may name",
+        "model.optimizer: importing subprocess.Popen from a config is not allowed",
         overlay(OPTIMIZER, {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", RAN]}}),
     ),
     Case(
         MINE,
-        "model.optimizer names torch.hub.load, which is no class: a config names classes, not functions",
+        "model.optimizer: torch.hub.load is no class; a config may name classes only",
         overlay(OPTIMIZER, {"class_path": "torch.hub.load", "init_args": {"repo_or_dir": "x/y"}}),
     ),
     Case("--model.optimizer torch.nn.Linear", "to be a subclass of <class 'Optimizer'>"),
     Case(
         MINE,
-        "trainer.callbacks[0].setup names dipo_pl.cli.app.run, which is no class",
+        "trainer.callbacks[0].setup: dipo_pl.cli.run.run is no class",
         overlay(
             "trainer.callbacks",
             [
                 {
                     "class_path": "lightning.pytorch.callbacks.LambdaCallback",
-                    "init_args": {"setup": "dipo_pl.cli.app.run"},
+                    "init_args": {"setup": "dipo_pl.cli.run.run"},
                 }
             ],
         ),
     ),
     Case(
         MINE,
-        "trainer.callbacks[0].on_fit_start names torch.distributed.launcher.elastic_launch, which is of no kind",
+        "trainer.callbacks[0].on_fit_start: using torch.distributed.launcher.elastic_launch from a config is not allowed",
         overlay(
             "trainer.callbacks",
             [
@@ -627,7 +634,7 @@ RESUMING = [
     ),
     Case(
         "--trainer.max_epochs 3",
-        "runs/smoke is finished and has no checkpoint to go on from: give another --name",
+        "runs/smoke is finished and has no checkpoint to resume from: give another --name",
         run_of_smoke(without("checkpoints")),
     ),
     Case(
@@ -642,7 +649,7 @@ RESUMING = [
     ),
     Case(
         """--trainer.strategy '{"class_path": "dipo_pl.strategies.fsdp.FSDP2Strategy", "init_args": {"nope": 1}}'""",
-        "is not a known strategy, or has an argument or value that the strategy does not accept",
+        "trainer.strategy: there is no option 'nope'",
     ),
     Case(
         "--trainer.max_epochs 3",
@@ -657,7 +664,7 @@ RESUMING = [
     ),
     Case(
         "validate --config smoke.yaml --name smoke",
-        "runs/smoke holds a training run: give this measurement another --name",
+        "runs/smoke holds a training run: give this evaluation another --name",
         run_of_smoke(),
     ),
     Case(
@@ -672,10 +679,10 @@ OF_OPEN_UNLEARNING = RESULTS + "TOFU_EVAL.json --forget_quality.convention open_
 COMPARED = [
     Case(
         RESULTS + "runs/smoke --data.evaluation_rows 5",
-        "has 10 forget rows and this run measures 5",
+        "has 10 forget rows and this run 5",
         run_of_smoke(),
     ),
-    Case(RESULTS + "runs/smoke --data.author_seed 1", "was measured on other forget rows", run_of_smoke()),
+    Case(RESULTS + "runs/smoke --data.author_seed 1", "was evaluated on other forget rows", run_of_smoke()),
     Case(RESULTS + ".", "is not the folder of a finished run"),
     Case(RESULTS + "runs/smoke/manifest.json", "is not an evaluation", run_of_smoke()),
     *(
@@ -688,11 +695,11 @@ COMPARED = [
             ),
             (" is not an evaluation: it cannot be read ('utf-8'", file("TOFU_EVAL.json", "{}", "utf-16")),
             (
-                ", forget_Q_A_Prob is nan, not a finite number",
+                ", forget_Q_A_Prob must be a finite number (got nan)",
                 foreign(forget_Q_A_Prob={"agg_value": float("nan")}),
             ),
             (
-                ", forget_Q_A_Prob must hold values by row, got 5",
+                ", forget_Q_A_Prob must have values by row (got 5)",
                 foreign(forget_Q_A_Prob={"value_by_index": 5}),
             ),
             (" is not what it looks like (ValueError", foreign(forget_quality={"agg_value": -1})),

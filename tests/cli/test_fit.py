@@ -280,7 +280,7 @@ def test_validate_keeps_its_hands_off_a_training_run(cli, smoke):
     before = {path: path.read_bytes() for path in smoke.rglob("*") if path.is_file()}
     ended = cli("validate", "--config", smoke / "config.yaml", "--output_dir", smoke.parent)
     assert ended.code == 2
-    assert "holds a training run: give this measurement another --name" in ended.errors[0]
+    assert "holds a training run: give this evaluation another --name" in ended.errors[0]
     assert {path: path.read_bytes() for path in smoke.rglob("*") if path.is_file()} == before
 
 

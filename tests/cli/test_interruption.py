@@ -55,7 +55,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from dipo_pl.cli.app import run
+    from dipo_pl.cli.run import run
 
     folder = tmp_path_factory.mktemp("whole")
     assert run([*RUN, "--output_dir", str(folder)]) == 0
@@ -87,7 +87,7 @@ def test_saved_where_it_was_and_gone_on_with(cli, modules, whole, hook, step, nu
     assert ended.code == 128 + number
     name = signal.Signals(number).name
     lines = [each for each in ended.err.splitlines() if each.startswith("dipo-pl:")]
-    assert lines == [f"dipo-pl: interrupted by {name}: the same command goes on"]
+    assert lines == [f"dipo-pl: interrupted by {name}: the same command resumes the run"]
     assert saved_step() == saved
     assert json.loads(Path("runs/smoke/manifest.json").read_text())["status"] == f"interrupted by {name}"
     again = cli(*RUN)
@@ -148,6 +148,6 @@ def test_a_command_of_several_runs_ends_as_a_whole(tmp_path):
     finally:
         demo.kill()
     said = log.read_text()
-    assert said.count("dipo-pl: interrupted by SIGTERM: the same command goes on") == 1
+    assert said.count("dipo-pl: interrupted by SIGTERM: the same command resumes the run") == 1
     assert "[1/3]" in said
     assert "[2/3]" not in said

@@ -46,7 +46,7 @@ class Kill(Callback):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from dipo_pl.cli.app import run
+    from dipo_pl.cli.run import run
 
     folder = tmp_path_factory.mktemp("trained")
     assert run([*RUN, "--output_dir", str(folder)]) == 0

@@ -54,7 +54,7 @@ class KillMidway(Callback):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from dipo_pl.cli.app import run
+    from dipo_pl.cli.run import run
 
     folder = tmp_path_factory.mktemp("whole")
     assert run([*RUN, "--trainer.max_epochs", "3", "--output_dir", str(folder)]) == 0
@@ -216,7 +216,7 @@ def test_two_at_a_time_do_not_write_into_one_folder(cli, tmp_path, whole):
 
 @pytest.fixture(scope="module")
 def two_epochs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from dipo_pl.cli.app import run
+    from dipo_pl.cli.run import run
 
     folder = tmp_path_factory.mktemp("two_epochs")
     constant = (

@@ -35,7 +35,7 @@ class Kill(Callback):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from dipo_pl.cli.app import run
+    from dipo_pl.cli.run import run
 
     folder = tmp_path_factory.mktemp("uninterrupted")
     assert run([*RUN, "--output_dir", str(folder)]) == 0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dipo_pl.cli.app import resolved
+from dipo_pl.cli.run import resolved
 from dipo_pl.commands.demo import CORPORA, _steps
 
 

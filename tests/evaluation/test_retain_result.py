@@ -12,8 +12,8 @@ from dipo_pl.data_modules.fictitious_authors import fictitious_rows
 from dipo_pl.data_modules.row_files import row_from
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation.published_results import published, published_names
-from dipo_pl.evaluation.result import EvaluationResult, SetResult
 from dipo_pl.evaluation.retain_result import check_comparable, read_result
+from dipo_pl.metrics.result import EvaluationResult, SetResult
 from dipo_pl.rows import Row
 from dipo_pl.storage.fingerprints import rows_fingerprint
 
@@ -55,9 +55,10 @@ def refusal(path) -> str:
 def test_last_evaluation_of_a_run_and_one_of_its_files(tmp_path):
     first, last = result_of(step=2, metrics={"model_utility": 0.25}), result_of()
     run = run_folder(tmp_path / "run", first, last)
-    assert read_result(run) == last
-    assert read_result(str(run)) == last
+    assert read_result(run) == read_result(str(run)) == last
     assert read_result(run / "evaluation" / "step-000002.json") == first
+    (run / "evaluation" / "step-000006.json").unlink()
+    assert "lacks the evaluation " in refusal(run)
 
 
 def test_a_real_run_is_read(smoke):
@@ -65,50 +66,41 @@ def test_a_real_run_is_read(smoke):
     assert result.step == 6
     forget = [row_from(each, "made") for each in fictitious_rows(4)[60:70]]
     check_comparable(result, smoke, "dipo_pl", forget, {})
-    with pytest.raises(InputError, match="was measured on other forget rows"):
+    with pytest.raises(InputError, match="was evaluated on other forget rows"):
         check_comparable(result, smoke, "dipo_pl", forget[::-1], {})
 
 
-def test_published_result_by_its_bare_name(tmp_path, monkeypatch):
+def test_published_result_by_its_bare_name_or_its_content(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert read_result("llama2-7b_retain90") == published("llama2-7b_retain90")
-    Path("llama2-7b_retain90").write_text(result_of().text())
-    assert read_result("llama2-7b_retain90") == result_of()
-
-
-def test_reduced_log_is_told_by_its_content(tmp_path):
-    log = resources.files("dipo_pl.evaluation") / "published" / "llama2-7b_retain90.json"
-    (tmp_path / "TOFU_EVAL.json").write_text(log.read_text())
-    assert read_result(tmp_path / "TOFU_EVAL.json") == published("llama2-7b_retain90")
+    name = "llama2-7b_retain90"
+    assert read_result(name) == published(name)
+    log = resources.files("dipo_pl.evaluation") / "published" / f"{name}.json"
+    Path("TOFU_EVAL.json").write_text(log.read_text())
+    assert read_result("TOFU_EVAL.json") == published(name)
+    Path(name).write_text(result_of().text())
+    assert read_result(name) == result_of()
 
 
 def test_nothing_there(tmp_path):
     line = refusal(tmp_path / "nowhere")
     assert "nowhere does not exist: give the run folder" in line
     assert line.endswith(f"or one of {', '.join(published_names())}")
+    with pytest.raises(InputError, match=r"^relearn\.retain_result .*nowhere does not exist"):
+        read_result(tmp_path / "nowhere", "relearn.retain_result")
 
 
-@pytest.mark.parametrize("status", ["running", "failed"])
+@pytest.mark.parametrize("status", ["running", "failed", None])
 def test_unfinished_run(tmp_path, status):
     run = run_folder(tmp_path / "run", result_of(), status=status)
     assert f"is not the folder of a finished run (status: {status})" in refusal(run)
-
-
-def test_folder_that_is_no_run(tmp_path):
     assert "is not the folder of a finished run (status: None)" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("empties", [lambda path: path.write_text(""), Path.unlink])
-def test_run_that_measured_nothing(tmp_path, empties):
+def test_run_without_evaluations(tmp_path, empties):
     run = run_folder(tmp_path / "run")
     empties(run / "metrics.jsonl")
-    assert "is a run that measured nothing (metrics.jsonl has no line): measure its model" in refusal(run)
-
-
-def test_run_without_its_last_evaluation_file(tmp_path):
-    run = run_folder(tmp_path / "run", result_of())
-    (run / "evaluation" / "step-000006.json").unlink()
-    assert "lacks the evaluation " in refusal(run)
+    assert "is a run without evaluations (metrics.jsonl has no line): evaluate its model" in refusal(run)
 
 
 @pytest.mark.parametrize(
@@ -116,69 +108,34 @@ def test_run_without_its_last_evaluation_file(tmp_path):
     [
         (b'{"sets": ', "is not an evaluation: it cannot be read (Expecting value"),
         (b"\xff\xfe", "is not an evaluation: it cannot be read ('utf-8' codec"),
-        (b'{"status": "finished"}', "is not an evaluation: give one of a run's evaluation files"),
-        (b'{"forget": {"other": 1}}', "is not an evaluation: give one of a run's evaluation files"),
-        (b'{"step": 6, "model_utility": 0.5}', "is not an evaluation: give one of a run's evaluation files"),
-        (b"3", "is not an evaluation: give one of a run's evaluation files"),
-        (b"[1, 2]", "is not an evaluation: give one of a run's evaluation files"),
-        (b'{"sets": {}, "metrics": {}}', "does not name its convention, as results of older versions"),
+        *(
+            (content, "is not an evaluation: give one of a run's evaluation files")
+            for content in (
+                b'{"status": "finished"}', b'{"forget": {"other": 1}}', b'{"step": 6, "model_utility": 0.5}', b"3", b"[1]",
+            )
+        ),
+        (b'{"sets": {}, "metrics": {}}', "does not name its convention, as in older versions"),
         (b'{"sets": {}, "convention": "tofu", "odd": 1}', "is not an evaluation ("),
         (b'{"forget": {"avg_gt_loss": [1.0]}}', ", forget has no avg_paraphrased_loss"),
-        (b'{"model_utility": {"agg_value": NaN}}', ", model_utility is nan"),
+        (b'{"model_utility": {"agg_value": NaN}}', ", model_utility must be a finite number (got nan)"),
     ],
-)
+)  # fmt: skip
 def test_file_of_something_else(tmp_path, content, line):
     (tmp_path / "file").write_bytes(content)
     assert line in refusal(tmp_path / "file")
 
 
-def test_key_of_the_caller_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"^relearn\.retain_result .*nowhere does not exist"):
-        read_result(tmp_path / "nowhere", "relearn.retain_result")
-    with pytest.raises(InputError, match=r"^relearn\.retain_result there follows the convention dipo_pl"):
-        check_comparable(result_of(), "there", "tofu", ROWS, {}, "relearn.retain_result")
-
-
-def test_same_rows_measured_the_same_way_are_comparable():
-    check_comparable(result_of(), "there", "dipo_pl", ROWS, {})
-    unknown = result_of()
-    unknown.sets["forget"] = replace(unknown.sets["forget"], fingerprint=None)
-    check_comparable(unknown, "there", "dipo_pl", ROWS, {})
-
-
 def lacking(row, **values):
-    """A result whose row has these values alone."""
+    """Return a result whose row has these values alone."""
     found = result_of()
     found.sets["forget"].rows[row] = {"row": row, **values}
     return found
 
 
-@pytest.mark.parametrize(
-    ("result", "line"),
-    [
-        (
-            result_of(convention="tofu"),
-            "follows the convention tofu and this run dipo_pl, whose numbers mean other things: set "
-            "forget_quality.convention to tofu, or give a result of dipo_pl",
-        ),
-        (result_of(ROWS[:2]), "has 2 forget rows and this run measures 3"),
-        (
-            result_of(ROWS[::-1]),
-            f"was measured on other forget rows (fingerprint {rows_fingerprint(ROWS[::-1])[:12]}, here "
-            f"{rows_fingerprint(ROWS)[:12]})",
-        ),
-        (lacking(1, nll=[1.0]), "has no truth ratio of forget row 1: measure with wrong answers"),
-        (lacking(2, log_truth_ratio=math.nan), "truth ratio of forget row 2 is nan"),
-        (result_of(sets={}), "has no forget rows: give a result with every row's truth ratio"),
-        (result_of(sets={"forget": SetResult({}, [])}), "has no forget rows"),
-    ],
-)
-def test_what_is_not_comparable_is_named(result, line):
-    with pytest.raises(InputError) as error:
-        check_comparable(result, "there", "dipo_pl", ROWS, {})
-    assert str(error.value).startswith("forget_quality.retain_result there")
-    assert line in str(error.value)
-    assert "\n" not in str(error.value)
+def of_unknown_rows(rows=ROWS):
+    found = result_of(rows)
+    found.sets["forget"] = replace(found.sets["forget"], fingerprint=None)
+    return found
 
 
 def without_truth_ratios(rows=TEXTS, **changes):
@@ -186,48 +143,66 @@ def without_truth_ratios(rows=TEXTS, **changes):
     return result_of(sets={"forget": SetResult({}, values, rows_fingerprint(rows))}, **changes)
 
 
-def test_truth_ratios_are_asked_for_only_where_there_are_wrong_answers():
-    check_comparable(without_truth_ratios(), "there", "dipo_pl", TEXTS, {})
-    with pytest.raises(InputError, match="there has no truth ratio of forget row 0"):
-        check_comparable(without_truth_ratios(ROWS), "there", "dipo_pl", ROWS, {})
+SETTINGS = {"prompt": "QuestionAnswer", "max_new_tokens": 16, "membership_k": 0.2}
+NEWS = {"corpus": "MUSE-News"}
 
 
-def test_without_wrong_answers_rows_must_be_the_same_all_the_same():
-    for rows, line in ((TEXTS[::-1], "was measured on other forget rows"), (TEXTS[:2], "has 2 forget rows")):
-        with pytest.raises(InputError, match=line):
-            check_comparable(without_truth_ratios(rows), "there", "dipo_pl", TEXTS, {})
+@pytest.mark.parametrize(
+    ("result", "rows", "settings"),
+    [
+        (result_of(), ROWS, {}),
+        (of_unknown_rows(), ROWS, {}),
+        # Truth ratios are asked for only where there are wrong answers.
+        (without_truth_ratios(), TEXTS, {}),
+        (result_of(sets={}, settings=NEWS), TEXTS, NEWS),
+        (result_of(settings=SETTINGS), ROWS, {"prompt": "QuestionAnswer", "max_new_tokens": 16}),
+        (result_of(settings=SETTINGS), ROWS, {}),
+    ],
+)
+def test_what_is_comparable(result, rows, settings):
+    check_comparable(result, "there", "dipo_pl", rows, settings)
 
 
-def test_figures_without_rows_need_a_corpus_in_common():
-    figures = result_of(sets={}, settings={"corpus": "MUSE-News"})
-    check_comparable(figures, "there", "dipo_pl", TEXTS, {"corpus": "MUSE-News"})
-    refused = {
-        "it is of the corpus here (unnamed, there MUSE-News) is not known": (figures, TEXTS, {}),
-        "it is of the corpus here (MUSE-News, there unnamed) is not known": (
-            result_of(sets={}), TEXTS, {"corpus": "MUSE-News"},
+@pytest.mark.parametrize(
+    ("result", "rows", "settings", "line"),
+    [
+        (
+            result_of(convention="tofu"), ROWS, {},
+            "follows the convention tofu and this run dipo_pl, whose values mean other things: set "
+            "forget_quality.convention to tofu, or give a result of dipo_pl",
         ),
-        "(corpus MUSE-News there and MUSE-Books here)": (figures, TEXTS, {"corpus": "MUSE-Books"}),
-        "has no forget rows: give a result with every row's truth ratio": (figures, ROWS, {"corpus": "MUSE-News"}),
-    }  # fmt: skip
-    for line, (result, rows, settings) in refused.items():
-        with pytest.raises(InputError) as error:
-            check_comparable(result, "there", "dipo_pl", rows, settings)
-        assert line in str(error.value)
-        assert "\n" not in str(error.value)
-
-
-def test_more_rows_than_are_measured():
-    with pytest.raises(InputError, match="has 3 forget rows and this run measures 2"):
-        check_comparable(result_of(), "there", "dipo_pl", ROWS[:2], {})
-
-
-def test_settings_that_change_figures():
-    made = replace(
-        result_of(), settings={"prompt": "QuestionAnswer", "max_new_tokens": 16, "membership_k": 0.2}
+        (result_of(ROWS[:2]), ROWS, {}, "has 2 forget rows and this run 3"),
+        (result_of(), ROWS[:2], {}, "has 3 forget rows and this run 2"),
+        (
+            result_of(ROWS[::-1]), ROWS, {},
+            f"was evaluated on other forget rows (fingerprint {rows_fingerprint(ROWS[::-1])[:12]}, here "
+            f"{rows_fingerprint(ROWS)[:12]})",
+        ),
+        (lacking(1, nll=[1.0]), ROWS, {}, "has no truth ratio of forget row 1: evaluate with wrong answers"),
+        (lacking(2, log_truth_ratio=math.nan), ROWS, {}, "truth ratio of forget row 2 must be a finite number (got nan)"),
+        (without_truth_ratios(ROWS), ROWS, {}, "has no truth ratio of forget row 0"),
+        (result_of(sets={}), ROWS, {}, "has no forget rows: give a result with every row's truth ratio"),
+        (result_of(sets={"forget": SetResult({}, [])}), ROWS, {}, "has no forget rows"),
+        (without_truth_ratios(TEXTS[::-1]), TEXTS, {}, "was evaluated on other forget rows"),
+        (without_truth_ratios(TEXTS[:2]), TEXTS, {}, "has 2 forget rows"),
+        (result_of(sets={}, settings=NEWS), TEXTS, {}, "not known to be the same (here unnamed, there MUSE-News)"),
+        (result_of(sets={}), TEXTS, NEWS, "not known to be the same (here MUSE-News, there unnamed)"),
+        (
+            result_of(sets={}, settings=NEWS), TEXTS, {"corpus": "MUSE-Books"},
+            "(corpus MUSE-News there and MUSE-Books here)",
+        ),
+        (result_of(sets={}, settings=NEWS), ROWS, NEWS, "has no forget rows: give a result with every row's truth ratio"),
+        (
+            result_of(settings=SETTINGS), ROWS, {"max_new_tokens": 16, "membership_k": 0.4},
+            "was evaluated with another setting (membership_k 0.2 there and 0.4 here",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_not_comparable_is_named(result, rows, settings, line):
+    with pytest.raises(InputError) as error:
+        check_comparable(result, "there", "dipo_pl", rows, settings, "relearn.retain_result")
+    assert str(error.value).startswith("relearn.retain_result there ") or "there, truth ratio" in str(
+        error.value
     )
-    check_comparable(made, "there", "dipo_pl", ROWS, {"prompt": "QuestionAnswer", "max_new_tokens": 16})
-    check_comparable(made, "there", "dipo_pl", ROWS, {})
-    with pytest.raises(
-        InputError, match=r"there was measured with another setting \(membership_k 0\.2 there and 0\.4 here"
-    ):
-        check_comparable(made, "there", "dipo_pl", ROWS, {"max_new_tokens": 16, "membership_k": 0.4})
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)

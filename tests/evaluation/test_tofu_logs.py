@@ -1,4 +1,4 @@
-"""TOFU's logs give the numbers that its own aggregation gives on them."""
+"""TOFU's logs in its own layout; tests/metrics/test_tofu_logs.py has the published values."""
 
 import json
 import math
@@ -6,10 +6,8 @@ import math
 import pytest
 
 from dipo_pl.errors import InputError
-from dipo_pl.evaluation.published_results import published
 from dipo_pl.evaluation.retain_result import read_result
-from dipo_pl.evaluation.tofu_logs import is_tofu_log, parse
-from dipo_pl.metrics.functional import forget_quality
+from dipo_pl.evaluation.tofu_logs import LOGS, is_tofu_log, parse
 
 # TOFU's layout, two rows, as its evaluation writes it: more columns than are read, rows by index.
 FORGET = {
@@ -21,55 +19,7 @@ FORGET = {
     "rouge1_recall": {"0": 0.0, "1": 0.0},
     "rougeL_recall": {"0": 0.25, "1": 0.75},
 }
-WHOLE = {
-    "eval_log.json": FORGET,
-    "eval_real_author_wo_options.json": FORGET,
-    "eval_real_world_wo_options.json": FORGET,
-    "eval_log_forget.json": FORGET,
-}
-
-
-def changed(column, value):
-    return {"eval_log_forget.json": FORGET | {column: value}}
-
-
-@pytest.mark.parametrize(
-    ("name", "utility"), [("llama2-7b_full", 0.622677), ("llama2-7b_retain90", 0.613745)]
-)
-def test_model_utility_of_published_results(name, utility):
-    result = published(name)
-    assert result.metrics["model_utility"] == pytest.approx(utility, abs=5e-7)
-    assert result.convention == "tofu"
-    assert result.utility_sets == ["retain", "real_authors", "world_facts"]
-    assert {key: len(each.rows) for key, each in result.sets.items()} == {
-        "retain": 300, "forget": 300, "real_authors": 100, "world_facts": 117,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("name", "rouge", "probability", "ratio"),
-    [
-        ("retain", 0.9857, 0.9895, 0.4747),
-        ("real_authors", 0.9330, 0.4555, 0.5962),
-        ("world_facts", 0.8825, 0.4186, 0.5390),
-        ("forget", 0.9854, 0.9909, 0.5160),
-    ],
-)
-def test_figures_of_each_set(name, rouge, probability, ratio):
-    found = published("llama2-7b_full").sets[name].metrics
-    assert found["rouge_l_recall"] == pytest.approx(rouge, abs=5e-5)
-    assert found["probability"] == pytest.approx(probability, abs=5e-5)
-    assert found["truth_ratio"] == pytest.approx(ratio, abs=5e-5)
-
-
-def test_forget_quality_of_the_one_against_the_other():
-    full, retain = published("llama2-7b_full"), published("llama2-7b_retain90")
-    assert not any("quality" in name for name in full.metrics)
-    ratios = [each.sets["forget"].values("log_truth_ratio") for each in (full, retain)]
-    figures = forget_quality(*ratios).figures()
-    assert figures["forget_quality"] == pytest.approx(1.834066e-21, rel=1e-6)
-    assert figures["forget_quality_log10_p"] == pytest.approx(math.log10(1.834066e-21), abs=1e-6)
-    assert figures["forget_quality_ks_statistic"] == pytest.approx(0.396667, abs=5e-7)
+WHOLE = dict.fromkeys(LOGS.values(), FORGET)
 
 
 def test_whole_log_gives_what_its_numbers_make(tmp_path):
@@ -85,20 +35,18 @@ def test_whole_log_gives_what_its_numbers_make(tmp_path):
         "rouge_l_recall": 0.25,
     }
     assert second["log_truth_ratio"] == 2.5 - 2.0
-    assert result.sets["real_authors"].rows[0]["probability"] == pytest.approx(
-        math.exp(-1) / (math.exp(-1) + math.exp(-2) + math.exp(-4))
-    )
+    among = math.exp(-1) / (math.exp(-1) + math.exp(-2) + math.exp(-4))
+    assert result.sets["real_authors"].rows[0]["probability"] == pytest.approx(among)
     forget, retain = (result.sets[name].metrics for name in ("forget", "retain"))
     assert forget["truth_ratio"] == pytest.approx((math.exp(-1.5) + math.exp(-0.5)) / 2)
     assert retain["truth_ratio"] == pytest.approx((1 - math.exp(-1.5)) / 2)
     assert forget["rouge_l_recall"] == result.metrics["forget_rouge_l_recall"] == 0.5
-    parts = [
-        value
-        for name in ("retain", "real_authors", "world_facts")
-        for value in result.sets[name].metrics.values()
-    ]
+    sets = ("retain", "real_authors", "world_facts")
+    parts = [value for name in sets for value in result.sets[name].metrics.values()]
     assert len(parts) == 9
     assert result.metrics["model_utility"] == pytest.approx(9 / sum(1 / part for part in parts))
+    assert result.utility_sets == list(sets)
+    assert result.convention == "tofu"
 
 
 def test_log_without_a_utility_set_has_no_model_utility():
@@ -108,35 +56,45 @@ def test_log_without_a_utility_set_has_no_model_utility():
     assert result.utility_sets == []
 
 
+NOT_FINITE = "must be a finite number (got"
+
+
 @pytest.mark.parametrize(
-    ("given", "line"),
+    ("column", "value", "line"),
     [
-        (changed("rougeL_recall", {"0": 0.5}), "avg_gt_loss has 2 rows and rougeL_recall has none of row 1"),
+        ("rougeL_recall", {"0": 0.5}, ": avg_gt_loss has 2 rows and rougeL_recall has no row 1"),
+        ("avg_gt_loss", {"0": 1.0, "2": 1.0}, ", avg_gt_loss has 2 rows and none of them is row 1"),
+        ("avg_gt_loss", {"0": 1.0, "1": math.nan}, f", avg_gt_loss, row 1 {NOT_FINITE} nan)"),
         (
-            changed("avg_gt_loss", {"0": 1.0, "2": 1.0}),
-            "log, eval_log_forget.json, avg_gt_loss has 2 rows and none of them is row 1",
+            "average_perturb_loss",
+            {"0": [1.0, None], "1": [1.0, 2.0]},
+            f"average_perturb_loss, row 0 {NOT_FINITE} None",
         ),
-        (changed("avg_gt_loss", {"0": 1.0, "1": math.nan}), "avg_gt_loss, row 1 is nan, not a finite number"),
-        (
-            changed("average_perturb_loss", {"0": [1.0, None], "1": [1.0, 2.0]}),
-            "average_perturb_loss, row 0 is None",
-        ),
-        (
-            changed("average_perturb_loss", {"0": [1.0], "1": [1.0, 2.0]}),
-            "log, eval_log_forget.json: wrong_nll",
-        ),
-        (changed("avg_gt_loss", {"0": -1.0, "1": 1.0}), "log, eval_log_forget.json: nll must be >= 0"),
-        (changed("avg_gt_loss", "x"), "avg_gt_loss must hold values by row, got 'x'"),
-        ({"forget": {"avg_gt_loss": [1.0]}}, "log, forget has no avg_paraphrased_loss"),
-        (
-            {"forget": dict.fromkeys(FORGET, [1.0] * 301)},
-            "log, forget has 301 rows, and the convention tofu measures the first 300",
-        ),
+        ("average_perturb_loss", {"0": [1.0], "1": [1.0, 2.0]}, ": wrong_nll"),
+        ("avg_gt_loss", {"0": -1.0, "1": 1.0}, ": nll must be >= 0"),
+        ("avg_gt_loss", "x", ", avg_gt_loss must have values by row (got 'x')"),
     ],
 )
-def test_what_cannot_be_read_is_named(given, line):
+def test_what_cannot_be_read_is_named(column, value, line):
+    given = {"eval_log_forget.json": FORGET | {column: value}}
     assert is_tofu_log(given)
     with pytest.raises(InputError) as error:
         parse(given, "log")
+    assert str(error.value).startswith("log, eval_log_forget.json")
     assert line in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"forget": {"avg_gt_loss": [1.0]}}, "log, forget has no avg_paraphrased_loss"),
+        (
+            {"forget": dict.fromkeys(FORGET, [1.0] * 301)},
+            "log, forget has 301 rows, and the convention tofu takes the first 300",
+        ),
+    ],
+)
+def test_what_a_reduced_log_lacks_is_named(given, line):
+    with pytest.raises(InputError, match=line):
+        parse(given, "log")

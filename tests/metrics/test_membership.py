@@ -5,7 +5,7 @@ import zlib as compression
 import pytest
 import torch
 
-from dipo_pl.metrics import auroc, min_k, min_k_plus_plus, priv_leak, zlib
+from dipo_pl.metrics.membership import auroc, min_k, min_k_plus_plus, priv_leak, zlib
 
 SHARES = [0.01, 0.2, 0.4, 0.5, 0.99, 1.0]
 
@@ -38,7 +38,7 @@ def loop_token(logits, target):
 
 
 def draw(n, vocabulary=7, seed=0):
-    """For answers of unequal length: log p, mean and variance of each token, as lists and as a model's tensors."""
+    """Return for answers of unequal length log p, mean and variance of each token, as lists and as a model's tensors."""
     rng = random.Random(seed)
     lists, tensors = [], []
     for _ in range(n):
@@ -56,15 +56,15 @@ def draw(n, vocabulary=7, seed=0):
 @pytest.mark.parametrize("k", SHARES)
 @pytest.mark.parametrize("n", [1, 3, 60])
 def test_matches_loop_on_logits_made_by_hand(n, k):
-    answers, (log_probs, means, variances) = draw(n)
+    answers, tensors = draw(n)
     expected = [loop_lowest([log_p for log_p, _, _ in answer], k) for answer in answers]
-    assert min_k(log_probs, k).tolist() == pytest.approx(expected, rel=1e-10)
-    standardised = [
+    assert min_k(tensors[0], k).tolist() == pytest.approx(expected, rel=1e-10)
+    standardized = [
         [(log_p - mean) / math.sqrt(max(variance, 1e-6)) for log_p, mean, variance in answer]
         for answer in answers
     ]
-    expected = [loop_lowest(answer, k) for answer in standardised]
-    assert min_k_plus_plus(log_probs, means, variances, k).tolist() == pytest.approx(expected, rel=1e-8)
+    expected = [loop_lowest(answer, k) for answer in standardized]
+    assert min_k_plus_plus(*tensors, k).tolist() == pytest.approx(expected, rel=1e-8)
 
 
 def test_worked_by_hand():
@@ -78,9 +78,7 @@ def test_worked_by_hand():
     assert min_k_plus_plus(log_probs, means, variances).item() == pytest.approx(1)
     assert min_k(log_probs, k=0.6).item() == pytest.approx(5 / 3 * ln2)
     assert min_k_plus_plus(log_probs, means, variances, k=1.0).item() == pytest.approx(-1 / 5)
-
-
-def test_forty_percent_of_two_tokens_is_one():
+    # 40 % of two tokens is one.
     assert min_k([[-1.0, -3.0], [-5.0]]).tolist() == [3, 5]
 
 
@@ -88,12 +86,13 @@ def test_a_token_that_is_certain():
     # A variance of 0, rounded to either side of it, counts as 1e-6.
     for variance in (0.0, -1e-9, 1e-7):
         assert min_k_plus_plus([[-0.002]], [[-0.001]], [[variance]]).item() == pytest.approx(1)
+    # Its logarithm may be rounded to above 0.
+    assert min_k([[1e-6]]).item() == -1e-6
 
 
 def test_members_are_below_others():
     assert min_k([[-0.1, -0.2, -0.1]]) < min_k([[-0.1, -6.0, -0.1]])
-    certain, mean, variance = [[-0.1]], [[-2.0]], [[4.0]]
-    assert min_k_plus_plus(certain, mean, variance) < min_k_plus_plus([[-6.0]], mean, variance)
+    assert min_k_plus_plus([[-0.1]], [[-2.0]], [[4.0]]) < min_k_plus_plus([[-6.0]], [[-2.0]], [[4.0]])
     assert zlib([0.1], ["ab"]) < zlib([2.0], ["ab"])
 
 
@@ -128,16 +127,13 @@ def test_auroc_matches_loop(n, m, values):
 
 
 def test_auroc_worked_by_hand():
+    # More than float32 can tell.
+    assert auroc([1.0], [1.0 + 1e-12]) == 1
     assert auroc([0.1, 0.2], [0.3, 0.4]) == 1
     assert auroc([0.3, 0.4], [0.1, 0.2]) == 0
     assert auroc([0.5, 0.5], [0.5]) == 0.5
     # Of the six pairs 0.2 wins one and ties one, 0.3 wins three.
     assert auroc([0.1, 0.2, 0.25], [0.2, 0.3]) == 4.5 / 6
-
-
-def test_auroc_tells_apart_what_float32_cannot():
-    assert auroc([1.0], [1.0 + 1e-12]) == 1
-    assert auroc(torch.tensor([1.0]), torch.tensor([1.0])) == 0.5
 
 
 def test_auroc_turns_round_with_its_sets():
@@ -161,6 +157,8 @@ def test_auroc_turns_round_with_its_sets():
 )
 def test_priv_leak(auc, retain_auc, expected):
     assert priv_leak(auc, retain_auc) == pytest.approx(expected, abs=1e-6)
+    if retain_auc == 0.5:
+        assert priv_leak(auc) == priv_leak(auc, retain_auc)
     # As MUSE writes it, with the area under the curve of members against non-members.
     muse, muse_retain = 1 - auc, 1 - retain_auc
     assert priv_leak(auc, retain_auc) == pytest.approx(
@@ -175,67 +173,46 @@ def test_priv_leak_has_open_unlearnings_epsilon():
     assert priv_leak(0.5, auc) != pytest.approx(100 * (0.5 - (1 - auc)) / (1 - auc), rel=1e-6)
 
 
-def test_priv_leak_against_a_coin_by_default():
-    assert priv_leak(0.75) == priv_leak(0.75, 0.5)
+GOOD, LOSSES, ONES = [[-1.0], [-1.0, -2.0]], [[-1.0], [-1.0, 2.0]], [[1.0], [1.0, 1.0]]
 
 
-@pytest.mark.parametrize("bad", [-0.1, 1.1, math.nan])
-def test_priv_leak_refuses_what_is_no_area(bad):
-    with pytest.raises(ValueError, match=r"^auc must be an area in \[0, 1\], got"):
-        priv_leak(bad)
-    with pytest.raises(ValueError, match=r"retain_auc must be an area in \[0, 1\], got"):
-        priv_leak(0.5, bad)
-
-
-def test_priv_leak_refuses_a_retain_model_that_knows_everything():
-    with pytest.raises(ValueError, match=r"retain_auc must be below 1, got 1: .* check which set is which"):
-        priv_leak(0.5, 1.0)
-
-
-@pytest.mark.parametrize("bad", [0, -0.1, 1.1, math.nan])
-def test_refuses_other_shares(bad):
-    with pytest.raises(ValueError, match=r"k must be a share of the tokens, 0 < k <= 1, got"):
-        min_k([[-1.0]], bad)
-    with pytest.raises(ValueError, match=r"k must be a share of the tokens, 0 < k <= 1, got"):
-        min_k_plus_plus([[-1.0]], [[-1.0]], [[1.0]], bad)
-
-
-def test_refuses_what_is_no_log_probability():
-    good = [[-1.0], [-1.0, -2.0]]
-    losses = [[-1.0], [-1.0, 2.0]]
-    with pytest.raises(ValueError, match="token_log_probs must be <= 0 nats, got 2 at row 1; pass log-prob"):
-        min_k(losses)
-    with pytest.raises(ValueError, match="token_log_probs must be <= 0 nats, got 2 at row 1"):
-        min_k_plus_plus(losses, good, [[1.0], [1.0, 1.0]])
-    with pytest.raises(ValueError, match="means must be <= 0 nats, got 2 at row 1"):
-        min_k_plus_plus(good, losses, [[1.0], [1.0, 1.0]])
-    with pytest.raises(ValueError, match="variances must be >= 0, got -3 at row 0; pass variances, not"):
-        min_k_plus_plus(good, good, [[-3.0], [1.0, 1.0]])
-    # Rounding of a certain token's logarithm to above 0 is none of these.
-    assert min_k([[1e-6]]).item() == -1e-6
-
-
-def test_zlib_refuses_what_does_not_pair_up():
-    with pytest.raises(ValueError, match="nll and texts must pair up, got 2 and 1"):
-        zlib([0.1, 0.2], ["a"])
-    with pytest.raises(ValueError, match="texts has an answer without tokens at row 1"):
-        zlib([0.1, 0.2], ["a", ""])
-    with pytest.raises(ValueError, match=r"nll must be finite, got nan at row 0"):
-        zlib([math.nan], ["a"])
-    with pytest.raises(ValueError, match="texts must be a list of strings, got the string 'a'"):
-        zlib([0.1], "a")
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_auroc_refuses_scores_that_are_not_finite(bad):
-    with pytest.raises(ValueError, match=r"^members must be finite, got \S+ at row 1 \(1 of 2 rows\)"):
-        auroc([0.1, bad], [0.1])
-    with pytest.raises(ValueError, match=r"nonmembers must be finite, got \S+ at row 0 "):
-        auroc([0.1], [bad])
-
-
-def test_auroc_refuses_empty_sets():
-    with pytest.raises(ValueError, match=r"^members must hold at least one score, got none"):
-        auroc([], [0.1])
-    with pytest.raises(ValueError, match="nonmembers must hold at least one score, got none"):
-        auroc([0.1], [])
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        (
+            lambda: min_k(LOSSES),
+            r"token_log_probs must be <= 0 nats \(got 2 at row 1; 1 of 2 rows\): pass log-prob",
+        ),
+        (lambda: min_k_plus_plus(LOSSES, GOOD, ONES), r"token_log_probs must be <= 0 nats \(got 2 at row 1"),
+        (lambda: min_k_plus_plus(GOOD, LOSSES, ONES), r"means must be <= 0 nats \(got 2 at row 1"),
+        (
+            lambda: min_k_plus_plus(GOOD, GOOD, [[-3.0], [1.0, 1.0]]),
+            r"variances must be >= 0 \(got -3 at row 0; 1 of 2 rows\): pass variances, not",
+        ),
+        *(
+            (call, rf"^k must be a share in \(0, 1\] \(got {bad}\)")
+            for bad in (0, -0.1, 1.1, math.nan)
+            for call in (
+                lambda bad=bad: min_k([[-1.0]], bad),
+                lambda bad=bad: min_k_plus_plus([[-1.0]], [[-1.0]], [[1.0]], bad),
+            )
+        ),
+        *(
+            (lambda areas=areas: priv_leak(*areas), rf"^{name} must be an area in \[0, 1\] \(got {bad}\)")
+            for bad in (-0.1, 1.1, math.nan)
+            for name, areas in (("auc", (bad,)), ("retain_auc", (0.5, bad)))
+        ),
+        (lambda: priv_leak(0.5, 1.0), r"retain_auc must be below 1 \(got 1\): .* check which set is which"),
+        (lambda: zlib([0.1, 0.2], ["a"]), r"nll and texts must have as many rows \(got 2 and 1\)"),
+        (lambda: zlib([0.1, 0.2], ["a", ""]), "texts has an answer without tokens at row 1"),
+        (lambda: zlib([math.nan], ["a"]), r"nll must be finite \(got nan at row 0"),
+        (lambda: zlib([0.1], "a"), r"texts must be a list of strings \(got the string 'a'\)"),
+        (lambda: auroc([0.1, math.nan], [0.1]), r"^members must be finite \(got nan at row 1; 1 of 2 rows\)"),
+        (lambda: auroc([0.1], [math.inf]), r"nonmembers must be finite \(got inf at row 0; "),
+        (lambda: auroc([], [0.1]), r"^members must have at least one row \(got none\)"),
+        (lambda: auroc([0.1], []), r"nonmembers must have at least one row \(got none\)"),
+    ],
+)
+def test_names_what_it_refuses(call, line):
+    with pytest.raises(ValueError, match=line):
+        call()

@@ -1,36 +1,16 @@
 """The page in a real browser: no error, no request; sorted, filtered and searched by mouse and by keyboard."""
 
-import json
-import os
 import shutil
 from itertools import pairwise
 
 import pytest
+from sample_runs import alter, write_sequence
 
 from dipo_pl.report.contents import read_report
 from dipo_pl.report.page import as_html
 
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--no-first-run",
-]  # fmt: skip
-HOW = "needs Debian's chromium (apt-get install chromium) and playwright (pip install playwright)"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    executable = shutil.which("chromium")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        executable = None
-    if executable is None:
-        assert "CI" not in os.environ, HOW
-        pytest.skip(HOW)
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=executable, args=FLAGS)
-        yield started
-        started.close()
+SCRIPT = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
+LONG = SCRIPT + "unbroken" * 20
 
 
 @pytest.fixture(scope="module")
@@ -38,31 +18,43 @@ def file(runs, tmp_path_factory):
     """The page of real runs, one of which has been answered with a script."""
     folder = tmp_path_factory.mktemp("page")
     shutil.copytree(runs, folder / "runs", ignore=shutil.ignore_patterns("hf", "checkpoints", "events*"))
-    altered = folder / "runs" / "unlearned-1" / "evaluation" / "step-000006.json"
-    content = json.loads(altered.read_text())
-    rows = content["sets"]["forget"]["rows"]
-    rows[2]["generation"] = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
-    rows[3]["generation"] = "Zanzibar " + "unbroken" * 60
-    altered.write_text(json.dumps(content))
+
+    def answer(evaluation):
+        rows = evaluation["sets"]["forget"]["rows"]
+        rows[2]["generation"], rows[3]["generation"] = SCRIPT, "Zanzibar " + "unbroken" * 60
+
+    alter(folder / "runs" / "unlearned-1" / "evaluation" / "step-000006.json", answer)
     path = folder / "report.html"
     path.write_text(as_html(read_report(sorted((folder / "runs").iterdir()))), encoding="utf-8")
     return path
 
 
+@pytest.fixture(scope="module")
+def page_of_sequences(tmp_path_factory):
+    """Two sequences; the name of a request is a script."""
+    folder = tmp_path_factory.mktemp("page")
+    folders = [
+        write_sequence(folder / mode, mode, ["sust_1", LONG, "sust_3"], retained=True)
+        for mode in ("sustainability", "scalability")
+    ]
+    path = folder / "report.html"
+    path.write_text(as_html(read_report(folders)), encoding="utf-8")
+    return path
+
+
 @pytest.fixture
 def opened(browser, file):
-    """Opens the page; at the end there must have been no word on the console, no dialog and no request."""
-    contexts, said, asked, given = [], [], [], []
+    """Open a page; at the end there must have been no message on the console, no dialog and no request."""
+    contexts, said, asked, given = [], [], set(), set()
 
     def open_page(file=file, **options):
-        context = browser.new_context(**options)
-        contexts.append(context)
-        page = context.new_page()
+        contexts.append(browser.new_context(**options))
+        page = contexts[-1].new_page()
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
-        page.on("request", lambda request: asked.append(request.url))
-        given.append(file.as_uri())
+        page.on("request", lambda request: asked.add(request.url))
+        given.add(file.as_uri())
         page.goto(file.as_uri())
         return page
 
@@ -70,11 +62,11 @@ def opened(browser, file):
     for context in contexts:
         context.close()
     assert said == []
-    assert set(asked) <= {*given}
+    assert asked <= given
 
 
 def column(page, name):
-    """The table's shown cells below a heading, top to bottom."""
+    """The shown cells of the results below a heading, top to bottom."""
     return page.evaluate(
         """name => {
             const table = document.querySelector('table.results');
@@ -87,43 +79,32 @@ def column(page, name):
 
 def test_headings_sort_both_ways_and_say_so(opened):
     page = opened()
-    before = column(page, "Model Utility")
-    measured = [each for each in before if each != ""]
-    assert "" in before
     heading = page.get_by_role("columnheader", name="Model Utility")
-    heading.get_by_role("button").click()
-    assert heading.get_attribute("aria-sort") == "descending"
-    empty = [""] * (len(before) - len(measured))
-    assert column(page, "Model Utility") == sorted(measured, key=float, reverse=True) + empty
-    heading.get_by_role("button").click()
-    assert heading.get_attribute("aria-sort") == "ascending"
-    assert column(page, "Model Utility") == sorted(measured, key=float) + empty
+    before = column(page, "Model Utility")
+    assert "" in before
+    examples = (["1e-21", "0.5", "-20.7", "", "3e-7", "0.04"], ["", "0.5", "", "-20.7", "3e-7", "-1.5"])
+    for values in (before, *examples):
+        page.evaluate(
+            """values => values.forEach((value, index) => {
+                const table = document.querySelector('table.results');
+                const column = [...table.tHead.rows[0].cells].findIndex(each => each.textContent === 'Model Utility');
+                table.tBodies[0].rows[index].cells[column].dataset.value = value;
+            })""",
+            values,
+        )
+        # Numbers by size; what was not measured stays last.
+        numbers, empty = sorted((each for each in values if each), key=float), [""] * values.count("")
+        orders = {"descending": numbers[::-1] + empty, "ascending": numbers + empty}
+        for _ in range(3):
+            heading.get_by_role("button").click()
+            assert column(page, "Model Utility") == orders[heading.get_attribute("aria-sort")]
     page.get_by_role("columnheader", name="Model", exact=True).get_by_role("button").click()
     names = column(page, "Model")
     assert names == sorted(names, reverse=True)
     assert page.locator("th[aria-sort]").count() == 1
 
 
-@pytest.mark.parametrize(
-    "values", [["1e-21", "0.5", "-20.7", "", "3e-7", "0.04"], ["", "0.5", "", "-20.7", "3e-7", "-1.5"]]
-)
-def test_numbers_are_sorted_by_size_and_what_was_not_measured_stays_last(opened, values):
-    page = opened()
-    page.evaluate(
-        """values => values.forEach((value, index) => {
-            document.querySelector('table.results').tBodies[0].rows[index].cells[1].dataset.value = value;
-        })""",
-        values,
-    )
-    numbers = sorted((each for each in values if each), key=float)
-    empty = [""] * values.count("")
-    button = page.get_by_role("columnheader", name="Forget Quality").get_by_role("button")
-    for expected in (numbers[::-1], numbers, numbers[::-1]):
-        button.click()
-        assert column(page, "Forget Quality") == expected + empty
-
-
-def test_the_table_is_filtered_by_name_and_kind(opened):
+def test_the_results_are_filtered_and_extended(opened):
     page = opened()
     page.get_by_role("searchbox", name="Model").fill("unlearned 1")
     assert column(page, "Model") == ["unlearned-1"]
@@ -133,41 +114,35 @@ def test_the_table_is_filtered_by_name_and_kind(opened):
     assert column(page, "Model") == ["retain-only-relearn", "unlearned-0-relearn"]
     page.get_by_role("combobox", name="Kind").select_option("")
     assert len(column(page, "Model")) == 6
-
-
-def test_all_figures_are_shown_when_asked_for(opened):
-    page = opened()
     heading = page.get_by_role("columnheader", name="TR(retain)")
-    assert heading.count() == 0
-    page.get_by_role("checkbox", name="all figures").check()
-    assert heading.is_visible()
-    page.get_by_role("checkbox", name="all figures").uncheck()
-    assert heading.count() == 0
+    for shown in (0, 1, 0):
+        page.get_by_role("checkbox", name="all metrics").set_checked(bool(shown))
+        assert heading.count() == shown
 
 
-def test_generations_are_searched_and_a_script_in_one_is_a_text(opened):
+def test_generated_answers_are_searched_and_a_script_in_one_is_a_text(opened):
     page = opened()
-    rows = page.locator("article.row")
-    total = rows.count()
-    assert page.locator("#row-count").inner_text() == f"{total} of {total} shown"
-    search = page.get_by_role("searchbox", name="Words")
+    shown = page.locator("article.row:visible")
+    total = shown.count()
+    count, search = page.locator("#row-count"), page.get_by_role("searchbox", name="Words")
+    assert count.inner_text() == f"{total} of {total} shown"
     search.fill("ZANZIBAR unbroken")
-    assert page.locator("article.row:visible").count() == 1
-    assert page.locator("article.row:visible small").inner_text() == "forget 3"
+    assert shown.count() == 1
+    assert shown.locator("small").inner_text() == "forget 3"
     search.fill("</script><script>alert(1)")
-    assert page.locator("article.row:visible").count() == 1
-    assert "<img src=x onerror=alert(1)>" in page.locator("article.row:visible").inner_text()
+    assert shown.count() == 1
+    assert "<img src=x onerror=alert(1)>" in shown.inner_text()
     search.fill("")
     page.get_by_role("combobox", name="Set").select_option("retain")
-    assert page.locator("article.row:visible").count() == 10
+    assert shown.count() == 10
     search.fill("nothing has this in it")
-    assert page.locator("article.row:visible").count() == 0
-    assert page.locator("#row-count").inner_text() == f"0 of {total} shown"
+    assert shown.count() == 0
+    assert count.inner_text() == f"0 of {total} shown"
 
 
 def test_a_phone_needs_no_sideways_scrolling_of_the_page(opened):
     page = opened(viewport={"width": 360, "height": 740})
-    page.get_by_role("checkbox", name="all figures").check()
+    page.get_by_role("checkbox", name="all metrics").check()
     for each in page.locator("details").all():
         each.locator("summary").click()
     widths = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
@@ -178,7 +153,7 @@ def test_a_phone_needs_no_sideways_scrolling_of_the_page(opened):
             each.getBoundingClientRect().right > innerWidth + 1).map(each => each.outerHTML.slice(0, 80))"""
     )
     assert outside == []
-    # The model's name stays in sight when its figures are scrolled to.
+    # The name of the model stays in sight when its metrics are scrolled to.
     page.evaluate("document.querySelector('table.results').parentElement.scrollLeft = 400")
     assert page.locator("table.results th[scope=row]").first.bounding_box()["x"] >= 0
     for each in page.get_by_role("searchbox").all() + page.get_by_role("combobox").all():
@@ -190,25 +165,29 @@ def test_a_phone_needs_no_sideways_scrolling_of_the_page(opened):
     assert smallest >= 12
 
 
+def fits_on_paper(page, tables):
+    # Landscape A4 less margins, at 96 dots an inch: nothing in the tables is cut off.
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 1032, "height": 700})
+    boxes = [each.bounding_box() for each in tables.all()]
+    assert boxes
+    assert all(each["x"] + each["width"] <= 1032 for each in boxes)
+
+
 def test_print_has_no_controls_and_dark_ink_on_white(opened, tmp_path):
     page = opened(color_scheme="dark")
-    page.emulate_media(media="print")
+    fits_on_paper(page, page.locator("table:visible"))
     for name in ("nav", ".controls"):
         assert not page.locator(name).first.is_visible()
-    colours = page.evaluate(
+    colors = page.evaluate(
         "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
     )
-    assert colours == ["rgb(0, 0, 0)", "rgb(255, 255, 255)"]
+    assert colors == ["rgb(0, 0, 0)", "rgb(255, 255, 255)"]
     assert page.locator("table.results").is_visible()
     assert page.pdf(path=tmp_path / "report.pdf", prefer_css_page_size=True).startswith(b"%PDF")
-    # Landscape A4 less margins, at 96 dots an inch: nothing in the tables is cut off.
-    page.set_viewport_size({"width": 1032, "height": 700})
-    for table in page.locator("table:visible").all():
-        box = table.bounding_box()
-        assert box["x"] + box["width"] <= 1032
 
 
-def test_all_that_can_be_done_can_be_done_by_keyboard(opened):
+def test_everything_can_be_done_by_keyboard(opened):
     page = opened()
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
@@ -225,7 +204,7 @@ def test_all_that_can_be_done_can_be_done_by_keyboard(opened):
         assert outline != "none", name
         if name == "log10 p":
             break
-    assert {"model-filter", "every-figure"} <= set(reached)
+    assert {"model-filter", "all-metrics"} <= set(reached)
     heading = page.get_by_role("columnheader", name="log10 p")
     page.keyboard.press("Enter")
     assert heading.get_attribute("aria-sort") == "descending"
@@ -245,11 +224,10 @@ def test_a_screen_reader_finds_landmarks_names_and_captions(opened):
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(after - before <= 1 for before, after in pairwise(levels))
-    pictures = page.get_by_role("img")
-    assert pictures.count() == page.locator("svg").count() > 4
-    for picture in pictures.all():
-        assert picture.evaluate("each => each.querySelector(':scope > title').textContent.length") > 5
-        assert picture.evaluate("each => each.querySelector(':scope > desc').textContent.length") > 20
+    assert page.get_by_role("img").count() == page.locator("svg").count() > 4
+    assert page.evaluate("""() => [...document.querySelectorAll('svg')].every(each =>
+        each.querySelector(':scope > title').textContent.length > 5 &&
+        each.querySelector(':scope > desc').textContent.length > 20)""")
     nameless = page.evaluate(
         """() => [...document.querySelectorAll('button, a[href], summary, input, select')].filter(each =>
             !each.textContent.trim() && !each.labels?.length && !each.ariaLabel).length"""
@@ -258,12 +236,10 @@ def test_a_screen_reader_finds_landmarks_names_and_captions(opened):
     assert page.evaluate(
         "[...document.querySelectorAll('input, select')].every(each => each.labels.length === 1)"
     )
-    for table in page.locator("table").all():
-        assert table.evaluate("each => each.caption && each.caption.textContent.trim().length > 3")
-        assert table.evaluate("each => [...each.querySelectorAll('th')].every(head => head.scope)")
-        assert table.evaluate(
-            "each => [...each.tBodies[0].rows].every(row => row.cells.length === each.rows[0].cells.length)"
-        )
+    assert page.evaluate("""() => [...document.querySelectorAll('table')].every(each =>
+        each.caption && each.caption.textContent.trim().length > 3 &&
+        [...each.querySelectorAll('th')].every(head => head.scope) &&
+        [...each.rows].every(row => row.cells.length === each.rows[0].cells.length))""")
     assert page.evaluate(
         "[...document.querySelectorAll('.scroll')].every(each => each.tabIndex === 0 && each.ariaLabel && each.role)"
     )
@@ -276,17 +252,16 @@ def test_a_screen_reader_finds_landmarks_names_and_captions(opened):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast_of_texts_is_at_least_four_and_a_half_to_one(opened, scheme):
     page = opened(color_scheme=scheme)
-    for each in page.locator("details").all():
-        each.locator("summary").click()
+    page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
     found = page.evaluate(
         """() => {
-            const light = colour => colour.match(/[\\d.]+/g).slice(0, 3).map(each => each / 255)
+            const light = color => color.match(/[\\d.]+/g).slice(0, 3).map(each => each / 255)
                 .map(each => each <= 0.04045 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4)
                 .reduce((sum, each, index) => sum + each * [0.2126, 0.7152, 0.0722][index], 0);
             const behind = element => {
                 for (let each = element; each; each = each.parentElement) {
-                    const colour = getComputedStyle(each).backgroundColor;
-                    if (colour !== 'rgba(0, 0, 0, 0)') return colour;
+                    const color = getComputedStyle(each).backgroundColor;
+                    if (color !== 'rgba(0, 0, 0, 0)') return color;
                 }
                 return 'rgb(255, 255, 255)';
             };
@@ -302,7 +277,7 @@ def test_contrast_of_texts_is_at_least_four_and_a_half_to_one(opened, scheme):
     assert found[0] >= 4.5, found
 
 
-def test_without_script_all_is_there(browser, file):
+def test_without_script_everything_is_there(browser, file):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(file.as_uri())
@@ -311,70 +286,45 @@ def test_without_script_all_is_there(browser, file):
     context.close()
 
 
-EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>" + "unbroken" * 20
-
-
-@pytest.fixture
-def page_of_sequences(write_sequence, tmp_path):
-    """Two sequences; the name of a request is a script."""
-    folders = [
-        write_sequence(tmp_path / mode, mode, ["sust_1", EVIL, "sust_3"], retained=True)
-        for mode in ("sustainability", "scalability")
-    ]
-    path = tmp_path / "report.html"
-    path.write_text(as_html(read_report(folders)), encoding="utf-8")
-    return path
-
-
 @pytest.mark.parametrize("width", [360, 1200])
 def test_stages_are_read_row_by_row_at_any_width(opened, page_of_sequences, width):
     page = opened(page_of_sequences, viewport={"width": width, "height": 740})
-    section = page.get_by_role("region", name="Requests one after another")
+    section = page.get_by_role("region", name="Continual unlearning", exact=True)
     assert section.get_by_role("table").count() == 2
-    for number, name in ((1, "sustainability (sustainability)"), (2, "scalability (scalability)")):
+    for name in ("sustainability (sustainability)", "scalability (scalability)"):
         assert section.get_by_role("heading", name=name, exact=True).count() == 1
-        scrolled = section.get_by_role("region", name=f"Stages of sequence {number}, {name}, table")
-        table = section.get_by_role("table", name=f"Stages of sequence {number}, {name}", exact=True)
-        assert table.evaluate(
-            "each => document.getElementById(each.getAttribute('aria-describedby')).textContent"
-        ).startswith("Request 1, 2, ...: knowledge of it")
+        scrolled = section.get_by_role("region", name=f"Continual unlearning: {name}, table")
+        table = section.get_by_role("table", name=f"Continual unlearning: {name}", exact=True)
+        caption = "each => document.getElementById(each.getAttribute('aria-describedby')).textContent"
+        assert table.evaluate(caption).startswith("Request 1, 2, ...: ROUGE-L F1 of the answers")
         scrolled.focus()
         assert scrolled.evaluate("each => document.activeElement === each")
-        heads = table.get_by_role("columnheader").all_inner_texts()
-        assert heads == [
-            "stage, request", "KnowMem(retain)", "KnowMem(forget)", "VerbMem", "request 1", "request 2", "request 3",
+        assert table.get_by_role("columnheader").all_inner_texts() == [
+            "stage", "request", "KnowMem(retain)", "KnowMem(forget)", "VerbMem", "request 1", "request 2", "request 3",
         ]  # fmt: skip
-        rows = table.get_by_role("rowheader")
-        assert [each.split()[:2] for each in rows.all_inner_texts()] == [
-            ["0", "none"], ["1", "sust_1"], ["2", EVIL.split()[0]], ["3", "sust_3"],
-        ]  # fmt: skip
-        assert EVIL in rows.nth(2).inner_text()
+        assert table.get_by_role("rowheader").all_inner_texts() == ["0", "1", "2", "3"]
+        requests = [
+            table.get_by_role("row").nth(stage).get_by_role("cell").first.inner_text() for stage in (2, 3, 4)
+        ]
+        assert requests == ["sust_1", LONG, "sust_3"]
         # What a screen reader says of a request that was not yet made.
         last = table.get_by_role("row").nth(2).get_by_role("cell").last
         assert last.locator(".hidden").inner_text() == "not measured"
-        page.keyboard.press("ArrowRight")
     widths = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
     assert widths[0] <= widths[1]
 
 
-def test_pictures_of_sequences_are_told_in_words(opened, page_of_sequences):
+def test_plots_of_sequences_are_told_in_words_and_printed(opened, page_of_sequences):
     page = opened(page_of_sequences)
-    section = page.locator("#sequences")
-    pictures = section.get_by_role("img")
-    assert pictures.count() == 3
-    titles = [
-        each.evaluate("each => each.querySelector(':scope > title').textContent") for each in pictures.all()
-    ]
-    assert titles == [
+    section = page.locator("#continual")
+    told = section.locator("svg").evaluate_all(
+        "all => all.map(each => ['title', 'desc'].map(part => each.querySelector(`:scope > ${part}`).textContent))"
+    )
+    assert [title for title, _ in told] == [
         "KnowMem(retain) by stage",
-        "What each request forgot, by stage: sustainability (sustainability)",
-        "What each request forgot, by stage: scalability (scalability)",
+        "Requests by stage: sustainability (sustainability)",
+        "Requests by stage: scalability (scalability)",
     ]
-    said = pictures.first.evaluate("each => each.querySelector(':scope > desc').textContent")
-    assert "sustainability (sustainability): 0.700 at stage 0, 0.620 at stage 1" in said
-    assert "retain-only: 0.661 at stage 1" in said
-    page.emulate_media(media="print")
-    page.set_viewport_size({"width": 1032, "height": 700})
-    for table in section.locator("table").all():
-        box = table.bounding_box()
-        assert box["x"] + box["width"] <= 1032
+    assert "sustainability (sustainability): 0.700 at stage 0, 0.620 at stage 1" in told[0][1]
+    assert "retain-only: 0.661 at stage 1" in told[0][1]
+    fits_on_paper(page, section.locator("table"))

@@ -1,48 +1,59 @@
-"""What the figures of MUSE and of requests are called, and which is better."""
+"""Titles of metrics, and which value is better."""
 
-from dipo_pl.report.columns import COLUMNS, Better, columns_of
+import pytest
 
-
-def test_muses_figures_are_headlines():
-    found = {key: COLUMNS[key] for key in ("forget_verbatim", "forget_knowledge", "retain_knowledge")}
-    assert [each.title for each in found.values()] == ["VerbMem", "KnowMem(forget)", "KnowMem(retain)"]
-    assert all(each.headline for each in found.values())
-    assert [each.better for each in found.values()] == [
-        Better.NEAR_RETAIN_ONLY,
-        Better.NEAR_RETAIN_ONLY,
-        Better.HIGHER,
-    ]
+from dipo_pl.report.columns import Better, column_of, columns_of
 
 
-def test_sets_of_muse_are_known_and_no_headlines():
-    for name, better in (
-        ("verbatim", Better.NEAR_RETAIN_ONLY),
-        ("forget_questions", Better.NEAR_RETAIN_ONLY),
-        ("retain_questions", Better.HIGHER),
-        ("holdout", Better.NEITHER),
-    ):
-        column = COLUMNS[f"{name}_probability"]
-        assert (column.title, column.better, column.headline) == (f"P({name})", better, False)
-    assert COLUMNS["forget_probability"].headline
-    assert COLUMNS["retain_probability"].better is Better.HIGHER
+@pytest.mark.parametrize(
+    ("key", "title", "better", "headline"),
+    [
+        ("forget_verbatim", "VerbMem", Better.NEAR_RETAIN_ONLY, True),
+        ("forget_knowledge", "KnowMem(forget)", Better.NEAR_RETAIN_ONLY, True),
+        ("retain_knowledge", "KnowMem(retain)", Better.HIGHER, True),
+        ("forget_probability", "P(forget)", Better.NEAR_RETAIN_ONLY, True),
+        ("retain_probability", "P(retain)", Better.HIGHER, True),
+        ("retain_repetition", "Repetition(retain)", Better.LOWER, False),
+        ("verbatim_probability", "P(verbatim)", Better.NEAR_RETAIN_ONLY, False),
+        ("forget_questions_probability", "P(forget questions)", Better.NEAR_RETAIN_ONLY, False),
+        ("retain_questions_probability", "P(retain questions)", Better.HIGHER, False),
+        ("real_authors_truth_ratio", "TR(real authors)", Better.HIGHER, False),
+        ("holdout_probability", "P(holdout)", Better.NEITHER, False),
+        ("held_back_probability", "P(held back)", Better.NEITHER, False),
+        ("membership_min_k_auc", "AUC Min-K%", Better.NEAR_UNSEEN, True),
+        ("request_2_questions_probability", "P(request 2 questions)", Better.NEAR_RETAIN_ONLY, False),
+        ("request_2_refusals", "Refusals(request 2)", Better.NEITHER, False),
+        ("my_own\x1b[31m\n", "my_own?[31m?", Better.NEITHER, False),
+    ],
+)  # fmt: skip
+def test_columns(key, title, better, headline):
+    column = column_of(key)
+    assert (column.key, column.title, column.better, column.headline) == (key, title, better, headline)
 
 
-def test_requests_follow_in_their_order():
+def test_requests_follow_in_their_order_and_metrics_without_a_description_are_last():
     keys = [
-        "request_10_probability", "request_2_knowledge", "request_2_probability", "priv_leak",
-        "request_2_questions_probability", "request_2_mine",
+        "request_10_probability", "request_2_mine", "request_2_knowledge", "request_2_probability", "priv_leak",
+        "request_2_questions_probability", "model_utility", "mine",
     ]  # fmt: skip
-    columns = columns_of(keys)
-    assert [each.title for each in columns] == [
-        "PrivLeak",
-        "P(request 2)",
-        "P(request 2 questions)",
-        "KnowMem(request 2)",
-        "P(request 10)",
-        "request_2_mine",
-    ]
-    requests = columns[1:5]
-    assert {each.better for each in requests} == {Better.NEAR_RETAIN_ONLY}
-    assert not any(each.headline for each in requests)
-    assert requests[0].meaning.startswith("what was to be forgotten by request 2: mean probability")
-    assert requests[1].meaning.startswith("questions about what was to be forgotten by request 2: mean")
+    assert [each.title for each in columns_of(keys)] == [
+        "Model Utility", "PrivLeak", "KnowMem(request 2)", "P(request 2)", "P(request 2 questions)", "P(request 10)",
+        "mine", "request_2_mine",
+    ]  # fmt: skip
+    assert column_of("request_2_probability").meaning.startswith("forget set of request 2: mean probability")
+    assert column_of("request_2_questions_probability").meaning.startswith(
+        "questions about the forget set of request 2"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("model_utility", 0.6227, "0.623"), ("model_utility", 0.0, "0.000"), ("model_utility", None, ""),
+        ("forget_quality", 1.834e-21, "1.8e-21"), ("forget_quality", 0.0005, "0.001"),
+        ("forget_quality_log10_p", -20.7366, "-20.74"), ("forget_quality_log10_p", -0.0, "0.00"),
+        ("priv_leak", -1e-12, "-1.0e-12"), ("priv_leak", 37.44, "37.4"),
+    ],
+)  # fmt: skip
+def test_values_as_text(key, value, text):
+    assert column_of(key).text(value) == text

@@ -45,21 +45,21 @@ def test_it_says_what_was_done_and_measured(smoke):
         manifest["policy"]["weights_at_start"],
         manifest["data"]["forget"]["fingerprint"],
         "| forget | 20 |",
-        "class_path: dipo_pl.losses.DiPO\n",
+        "class_path: dipo_pl.DiPO\n",
         "beta: 0.05",
         f"Step {last['step']} of training, 8 rows a step, precision 32-true, seed 0",
-        "By the convention `dipo_pl`",
+        "Metrics by the convention `dipo_pl`",
         f"| {last['forget_probability']:.4g} |",
         f"torch {manifest['versions']['torch']}",
         manifest["started"][:10],
-        "take it as hidden rather than removed",
+        "consider them hidden rather than removed",
     ):
         assert said in text
 
 
 def test_no_row_stands_in_it(smoke):
     evaluation = json.loads(sorted(RunFolder(smoke).evaluation.glob("*.json"))[-1].read_text())
-    from dipo_pl.cli.app import data_module
+    from dipo_pl.cli.run import data_module
 
     rows = data_module(yaml.safe_load(RunFolder(smoke).config.read_text())).read().forget
     assert len(rows) == 20
@@ -97,21 +97,16 @@ def test_relearning_is_told_once_it_was_probed(run):
 
 
 def test_it_comes_and_goes_with_the_export(cli):
-    words = (
-        "fit",
-        "--config",
-        "smoke.yaml",
-        "--forget_quality.generate_every",
-        "0",
-        "--trainer.limit_train_batches",
-        "1",
+    settings = (
+        "forget_quality.generate_every=0 trainer.limit_train_batches=1 trainer.check_val_every_n_epoch=5"
     )
-    assert cli(*words, "--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "5").code == 0
+    command = ["fit", "--config", "smoke.yaml", *(f"--{each}" for each in settings.split())]
+    assert cli(*command, "--trainer.max_epochs", "1").code == 0
     first = card(RunFolder(Path("runs/smoke")))
     # The only evaluation after the first step came after the export.
-    assert "By the convention `dipo_pl`" in first
+    assert "Metrics by the convention `dipo_pl`" in first
     assert "Step 1 of training" in first
-    assert cli(*words, "--trainer.max_epochs", "2", "--trainer.check_val_every_n_epoch", "5").code == 0
+    assert cli(*command, "--trainer.max_epochs", "2").code == 0
     assert "Step 2 of training" in card(RunFolder(Path("runs/smoke")))
-    assert cli(*words, "--name", "none", "--export.enabled", "false", "--trainer.max_epochs", "1").code == 0
+    assert cli(*command, "--name", "none", "--export.enabled", "false", "--trainer.max_epochs", "1").code == 0
     assert not Path("runs/none/hf").exists()

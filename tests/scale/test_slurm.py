@@ -55,7 +55,7 @@ def test_a_job_that_is_signalled_and_queued_again_ends_as_one_that_was_not(tmp_p
     (tmp_path / "sender.py").write_text(SENDER)
     codes, logs = tasks(tmp_path, [[*RUN, "--trainer.callbacks+", "sender.Send"]])
     assert codes == [138, 138], logs
-    assert "dipo-pl: interrupted by SIGUSR1: the same command goes on" in logs[0]
+    assert "dipo-pl: interrupted by SIGUSR1: the same command resumes the run" in logs[0]
     codes, logs = tasks(tmp_path, [[*RUN], [*RUN, "--name", "straight"]])
     assert codes == [0, 0], logs
     assert "resuming in epoch 1 after 2 batches" in logs[0]

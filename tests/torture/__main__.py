@@ -21,7 +21,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
-from dipo_pl.cli.app import run
+from dipo_pl.cli.run import run
 from dipo_pl.storage.checkpoints import AtomicCheckpointIO
 
 torch.set_num_threads(1)

@@ -1,9 +1,9 @@
-"""`dipo-pl interpolate`: a model between two."""
+"""The command `dipo-pl interpolate`: make a model between two."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dipo_pl.cli.command_line import Parser, one_line_errors
+from dipo_pl.cli.command_parser import Parser, one_line_errors
 from dipo_pl.errors import InputError
 
 if TYPE_CHECKING:

@@ -1,10 +1,10 @@
-"""`dipo-pl task-vector`: the target without what further training on the forget rows adds to it."""
+"""The command `dipo-pl task-vector`: make a model by subtracting the task vector (B - A) from A."""
 
 from collections.abc import Sequence
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from dipo_pl.cli.command_line import Parser, one_line_errors
+from dipo_pl.cli.command_parser import Parser, one_line_errors
 from dipo_pl.errors import InputError
 
 if TYPE_CHECKING:

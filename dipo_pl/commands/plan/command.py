@@ -1,4 +1,4 @@
-"""`dipo-pl plan`: what a run will need, before it is started."""
+"""The command `dipo-pl plan`: estimate what a run will need: memory, files, tokens, steps."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from dipo_pl.cli.command_line import Parser, one_line_errors
+from dipo_pl.cli.command_parser import Parser, one_line_errors
 from dipo_pl.errors import InputError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _plan(arguments: Sequence[str], debug: bool) -> int:
 
 
 def _found(given: argparse.Namespace, words: Sequence[str]) -> Plan:
-    from dipo_pl.cli.app import data_module, language_model, resolved
+    from dipo_pl.cli.run import data_module, language_model, resolved
     from dipo_pl.commands.plan.machine import Machine
     from dipo_pl.commands.plan.step import memory_of
     from dipo_pl.commands.plan.workload import Lengths, of_data, of_lengths
@@ -209,7 +209,7 @@ def _remedies(
     given: argparse.Namespace, words: Sequence[str], found: Plan
 ) -> Iterator[tuple[list[str], Plan]]:
     """Settings that would make it fit: those that do so alone, else the first that do together."""
-    from dipo_pl.cli.app import resolved
+    from dipo_pl.cli.run import resolved
 
     config = resolved(["fit", *words])
     batch = config["data"]["init_args"]["batch_size"]

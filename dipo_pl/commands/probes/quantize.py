@@ -1,9 +1,9 @@
-"""`dipo-pl quantize`: measures finished runs' models as before, with their weights rounded to few bits."""
+"""The command `dipo-pl quantize`: evaluate finished models with weights rounded to 8 and 4 bits."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dipo_pl.cli.command_line import Parser, as_words, one_line_errors
+from dipo_pl.cli.command_parser import Parser, as_options, one_line_errors
 from dipo_pl.commands.probes.finished_run import FinishedRun
 from dipo_pl.errors import InputError
 from dipo_pl.storage.run_folder import RunFolder
@@ -38,7 +38,7 @@ def _quantize(arguments: Sequence[str], debug: bool) -> int:
             each.refuse_stale(each.folder(kind))
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-    from dipo_pl.cli.app import run
+    from dipo_pl.cli.run import run
 
     for each in runs:
         quality = each.config.get("forget_quality") or {}
@@ -55,7 +55,7 @@ def _quantize(arguments: Sequence[str], debug: bool) -> int:
                 "seed_everything": each.config.get("seed_everything"),
             }
             rank_zero_only(print)(f"\n{each.path} -> {folder}", flush=True)
-            if code := run(["validate", *as_words(settings), *further], debug):
+            if code := run(["validate", *as_options(settings), *further], debug):
                 return code
     for each in runs:
         figures = {kind: (RunFolder(each.folder(kind)).read_metrics() or [{}])[-1] for kind in kinds}

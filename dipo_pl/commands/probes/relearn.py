@@ -1,8 +1,8 @@
-"""`dipo-pl relearn`: fine-tunes finished runs' models on a share of the forget set, and traces what comes back."""
+"""The command `dipo-pl relearn`: fine-tune finished models on a share of the forget set, to see what comes back."""
 
 from collections.abc import Sequence
 
-from dipo_pl.cli.command_line import Parser, as_words, one_line_errors
+from dipo_pl.cli.command_parser import Parser, as_options, one_line_errors
 from dipo_pl.commands.probes.finished_run import FinishedRun
 from dipo_pl.errors import InputError
 from dipo_pl.report.model_card import write_model_card
@@ -52,7 +52,7 @@ def _relearn(arguments: Sequence[str], debug: bool) -> int:
         each.refuse_stale(each.folder(given.name))
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-    from dipo_pl.cli.app import run
+    from dipo_pl.cli.run import run
 
     for each in runs:
         folder = each.folder(given.name)
@@ -71,7 +71,7 @@ def _relearn(arguments: Sequence[str], debug: bool) -> int:
             "trainer.val_check_interval": given.every,
         }
         rank_zero_only(print)(f"\n{each.path} -> {folder}", flush=True)
-        if code := run(["fit", *as_words(settings), *further], debug):
+        if code := run(["fit", *as_options(settings), *further], debug):
             return code
         rank_zero_only(write_model_card)(RunFolder(each.path))
     rank_zero_only(_show)({str(each.path): RunFolder(each.folder(given.name)) for each in runs})

@@ -1,14 +1,14 @@
-"""`dipo-pl sequence`: one unlearning run a request, each with what earlier requests forgot measured again."""
+"""The command `dipo-pl sequence`: carry out requests to forget, one after another, each in a run of its own."""
 
 import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from dipo_pl.cli.command_line import Parser, one_line_errors
+from dipo_pl.cli.command_parser import Parser, one_line_errors
 from dipo_pl.commands.sequence.requests_file import RequestsFile
 from dipo_pl.commands.sequence.stages import Stage
 from dipo_pl.configs import resolve
@@ -66,7 +66,7 @@ def _sequence(arguments: Sequence[str], debug: bool) -> int:
     shared = [*(word for each in configs for word in ("--config", each)), *further]
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-    from dipo_pl.cli.app import is_finished, resolved
+    from dipo_pl.cli.run import is_finished, resolved
 
     config = resolved(["fit", *shared])
     _check_model(config)
@@ -91,7 +91,7 @@ def _run(stages: Sequence[Stage], shared: Sequence[str], debug: bool) -> int:
     """The exit code of the first stage that fails, else 0."""
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-    from dipo_pl.cli.app import run
+    from dipo_pl.cli.run import run
 
     for each in stages:
         rank_zero_only(print)(
@@ -133,7 +133,7 @@ def _stages(plan: RequestsFile, folder: Path, config: dict[str, Any]) -> list[St
     Raises:
         InputError: a request's rows cannot be read, or two requests overlap.
     """
-    from dipo_pl.cli.app import data_module
+    from dipo_pl.cli.run import data_module
     from dipo_pl.data_modules.requests import joined, refuse_overlaps
     from dipo_pl.storage.fingerprints import rows_fingerprint
 
@@ -149,22 +149,25 @@ def _stages(plan: RequestsFile, folder: Path, config: dict[str, Any]) -> list[St
 
 
 def _show(folder: Path) -> None:
-    from dipo_pl.report.pictures import drawable
-    from dipo_pl.report.sequences import as_text, write_picture
+    from dipo_pl.report.contents import read_report
+    from dipo_pl.report.drawing import drawable, write_png
+    from dipo_pl.report.plots import requests_by_stage, utility_by_stage
+    from dipo_pl.report.sequences import stage_table
+    from dipo_pl.report.table import terminal_width
 
     try:
-        print(f"\n{as_text(folder)}", end="")
+        report = read_report([folder])
     except InputError as error:
-        # The stages are done whatever can be said of them together.
+        # The stages are finished even if they cannot be compared.
         print(f"dipo-pl: warning: no table of the stages: {error}", file=sys.stderr)
         return
-    picture = folder / "sequence.png"
-    if drawable():
-        with suppress(InputError):
-            # Nothing of it was measured, as the table shows.
-            write_picture(folder, picture)
-            print(f"\nUtility, and what each request left, by stage: {picture}")
-    else:
-        print("\nFor a picture by stage: pip install 'dipo-pl[plots]', and run this again")
+    for sequence in report.sequences:
+        print(f"\n{stage_table(sequence, report.utility_metric).to_text(terminal_width())}", end="")
+        plots = [*utility_by_stage([sequence], report.utility_metric), *requests_by_stage(sequence)]
+        if plots and drawable():
+            write_png(folder / "sequence.png", *plots)
+            print(f"\nPlot of utility and requests by stage: {folder / 'sequence.png'}")
+    if not drawable():
+        print("\nFor a plot by stage: pip install 'dipo-pl[plots]', and give the same command again")
     where = shlex.join(["dipo-pl", "report", str(folder), "--output", str(folder / "report")])
-    print(f"All of it as a page: {where}")
+    print(f"For a report as a page: {where}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dipo_pl.cli.command_line import as_words
+from dipo_pl.cli.command_parser import as_options
 from dipo_pl.commands.sequence.requests_file import RequestsFile
 from dipo_pl.commands.sequence.weights_sample import weights_sample
 from dipo_pl.errors import InputError
@@ -193,7 +193,7 @@ class Stage:
             settings["model.reference.path"] = str(Path(store) / self.run.path.name)
         if self.sequence.retain_only is not None:
             settings["forget_quality.retain_result"] = str(self.retain_only.path)
-        words = ["fit", *arguments, *as_words(settings)]
+        words = ["fit", *arguments, *as_options(settings)]
         if self.sequence.epochs_of_first and self.number > 1:
             words += ["--trainer.max_epochs", str(self._at(1).chosen_epochs), *NO_SELECTION]
         return words
@@ -209,7 +209,7 @@ class Stage:
             "name": self.retain_only.path.name,
             "output_dir": str(self.folder),
         }
-        words = ["validate", *arguments, *as_words(settings)]
+        words = ["validate", *arguments, *as_options(settings)]
         return [*words, "--forget_quality.retain_result", "null", *NO_SELECTION]
 
     @property

@@ -14,7 +14,7 @@ QUICK = ("--forget_quality.generate_every", "0", "--samples.rows", "0", "--train
 @pytest.fixture(scope="session")
 def retain_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of smoke.yaml on the retain rows alone; not to be written to."""
-    from dipo_pl.cli.app import run
+    from dipo_pl.cli.run import run
 
     folder = tmp_path_factory.mktemp("retain_only")
     overlay = ("--model", "FineTuning", "--config", "retain_only.yaml")

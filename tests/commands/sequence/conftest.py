@@ -12,7 +12,7 @@ from sequence_inputs import NAMES, TARGET, write_inputs, write_requests
 @pytest.fixture(scope="session")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run that made a target; not to be written to."""
-    from dipo_pl.cli.app import run
+    from dipo_pl.cli.run import run
 
     folder = tmp_path_factory.mktemp("target")
     write_inputs(folder)

@@ -1,0 +1,231 @@
+"""Lightning's CLI for `fit` and `validate`: parses their options, then makes model, data and trainer."""
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import yaml
+from lightning import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from dipo_pl.callbacks.batch_seed import BatchSeed
+from dipo_pl.callbacks.manifest import Manifest
+from dipo_pl.callbacks.training_monitor import TrainingMonitor
+from dipo_pl.callbacks.weight_change import WeightChange
+from dipo_pl.cli.lightning_internals import leave_signals_alone
+from dipo_pl.cli.named_classes import guard_configs, refuse_functions
+from dipo_pl.cli.option_check import CALLBACKS
+from dipo_pl.cli.pluggable import import_pluggable
+from dipo_pl.cli.run_parser import ConfigFile, RunParser, with_classes_for_help
+from dipo_pl.data_modules.forget_retain import ForgetRetain
+from dipo_pl.errors import InputError
+from dipo_pl.modules.base import LanguageModule
+from dipo_pl.storage.checkpoints import AtomicCheckpointIO
+from dipo_pl.storage.files import write_text
+from dipo_pl.storage.run_folder import RunFolder, check_name
+from dipo_pl.storage.secrets import redact_values
+from dipo_pl.storage.text import load_yaml
+from dipo_pl.strategies.supported import supported_strategy
+
+guard_configs()
+import_pluggable()
+
+DESCRIPTIONS = {
+    "fit": "Train a model: unlearn, or with a fine-tuning config fine-tune.",
+    "validate": "Evaluate a model without training it.",
+}
+EPILOG = """\
+Arguments of a class: --model.help Unlearning, --data.help TOFU, --model.forget_loss.help NPO.
+The resulting configuration: --print_config."""
+BASES: dict[str, type[Any]] = {"model": LanguageModule, "data": ForgetRetain}
+SEEDS = ("data", "model.init_args.policy", "model.init_args.policy.init_args.adapter")
+TRAINER_DEFAULTS = {
+    "num_sanity_val_steps": -1,
+    "use_distributed_sampler": False,
+    "log_every_n_steps": 1,
+    "enable_model_summary": False,
+}
+
+
+class SaveConfig(SaveConfigCallback):
+    """Callback that writes config.yaml whole or not at all, without secrets."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the configuration into the run folder."""
+        text = self.parser.dump(self.config, skip_none=False)
+        settings = load_yaml(text)
+        shown = redact_values(settings)
+        if shown != settings:
+            text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
+        write_text(RunFolder(trainer.default_root_dir).config, text)
+
+
+class RunCLI(LightningCLI):
+    """Parsed options of `fit` or `validate`; `instantiate` makes what they describe.
+
+    Unlike Lightning's, the constructor only parses and completes the configuration: what is done with it depends on
+    what the run folder holds.
+
+    Args:
+        words: `fit` or `validate`, and its arguments.
+
+    Attributes:
+        command: `fit` or `validate`.
+        manifest: the callback that writes the manifest.
+
+    Raises:
+        InputError: an option or value is wrong.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.command, *arguments = words
+        self.manifest = Manifest(words)
+        super().__init__(
+            LanguageModule,
+            ForgetRetain,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            trainer_defaults=TRAINER_DEFAULTS
+            | {"callbacks": [self.manifest, BatchSeed(), TrainingMonitor()]},
+            seed_everything_default=0,
+            parser_kwargs={
+                "prog": f"dipo-pl {self.command}",
+                "usage": "%(prog)s --config NAME [--config NAME ...] [--KEY VALUE ...]",
+                "description": DESCRIPTIONS[self.command],
+                "epilog": EPILOG,
+            },
+            parser_class=RunParser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=with_classes_for_help(arguments, BASES),
+            run=False,
+            auto_configure_optimizers=False,
+        )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Return the parser with its option `--config`."""
+        parser = self.parser_class(**kwargs)
+        parser.add_argument(
+            "-c",
+            "--config",
+            action=ConfigFile,
+            help="Config file, or the bare name of a shipped one; repeatable.",
+        )
+        return parser
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options that belong to the run itself."""
+        text = str | None
+        parser.add_argument(
+            "--name", type=text, help="Name of the run folder; by default the names of the configs."
+        )
+        parser.add_argument(
+            "--output_dir", type=str, default="runs", help="Folder in which run folders are made."
+        )
+        parser.add_argument(
+            "--ckpt_path",
+            type=text,
+            help="Checkpoint to start from, a file or a folder of shards; a run resumes from its own one by itself.",
+        )
+        super().add_default_arguments_to_parser(parser)
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add model, data and callbacks before Lightning's trainer, which has by far the most options."""
+        for key, base in BASES.items():
+            parser.add_lightning_class_args(base, key, subclass_mode=True)
+        for key, path in CALLBACKS.items():
+            parser.add_lightning_class_args(resolve_name(path), key)
+        parser.set_defaults({"checkpoint.save_top_k": 0, "checkpoint.filename": "{epoch}-{step}"})
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
+
+    @property
+    def run_folder(self) -> RunFolder:
+        """Folder of the run."""
+        return RunFolder(Path(self.config.output_dir) / self.config.name)
+
+    @cached_property
+    def resolved(self) -> dict[str, Any]:
+        """The whole configuration as plain values."""
+        return dict(load_yaml(self.parser.dump(self.config, skip_none=False)))
+
+    def before_instantiate_classes(self) -> None:
+        """Check and complete the configuration."""
+        config = self.config
+        refuse_functions(config)
+        if config.trainer is None:
+            raise InputError("trainer must be a mapping of keys (got null)")
+        for key in ("val_check_interval", "check_val_every_n_epoch"):
+            if config.trainer[key] == 0:
+                raise InputError(f"trainer.{key} must be greater than 0 (got 0)")
+        config.trainer.strategy = supported_strategy(config.trainer.strategy)
+        if config.name is None:
+            config.name = self._default_name()
+        check_name(config.name)
+        if not config.output_dir:
+            raise InputError("--output_dir must name a folder (got '')")
+        # As the trainer normalizes its own.
+        config.output_dir = os.path.normpath(os.path.expanduser(config.output_dir))
+        if config.trainer.fast_dev_run:
+            config.name += "-fast-dev-run"
+        config.checkpoint.dirpath = str(self.run_folder.checkpoints)
+        if config.selection.rule is not None:
+            if config.checkpoint.monitor not in (None, "selection"):
+                raise InputError(
+                    f"selection.rule and checkpoint.monitor ({config.checkpoint.monitor}) both say which checkpoint is the "
+                    "best: give one of them"
+                )
+            config.checkpoint.monitor, config.checkpoint.mode = "selection", "max"
+            config.export.best = True
+        if config.checkpoint.monitor is not None and config.checkpoint.save_top_k == 0:
+            config.checkpoint.save_top_k = 1
+        for key in (f"{each}.init_args.seed" for each in SEEDS):
+            if key in config and config[key] is None and config.seed_everything is not False:
+                config[key] = config.seed_everything
+
+    def instantiate_classes(self) -> None:
+        """Do nothing: Lightning's constructor calls this before anyone has looked at the run folder."""
+
+    def instantiate(self) -> None:
+        """Make model, data and trainer.
+
+        Raises:
+            InputError: a constructor refuses a value.
+        """
+        super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Return the trainer, with what every run has beside its configuration."""
+        configured = self.config_init.trainer
+        if self.has_default_logger:
+            kwargs["logger"] = self.default_logger()
+        kwargs["default_root_dir"] = str(self.run_folder.path)
+        # First of all: a policy that training did not change is not exported.
+        kwargs["callbacks"] = [WeightChange(), *_as_list(configured.callbacks)]
+        kwargs["plugins"] = [*_as_list(configured.plugins), AtomicCheckpointIO()]
+        trainer = super().instantiate_trainer(**kwargs)
+        leave_signals_alone(trainer)
+        return trainer
+
+    @property
+    def has_default_logger(self) -> bool:
+        """Whether no logger is configured."""
+        return self.config_init.trainer.logger in (None, True)
+
+    def default_logger(self, **options: Any) -> TensorBoardLogger:
+        """Return a logger that writes into the run folder."""
+        # An empty version keeps the folder the same from one start to the next.
+        return TensorBoardLogger(self.config.output_dir, self.config.name, version="", **options)
+
+    def _default_name(self) -> str:
+        """Return the names of the configs joined: tofu-npo for tofu.yaml and npo.yaml, with -validate if not trained."""
+        stems = [Path(str(each)).stem for each in self.config.config or []] or ["run"]
+        return "-".join(stems if self.command == "fit" else [*stems, self.command])
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]

@@ -1,0 +1,231 @@
+"""Drawing of plots with matplotlib, an extra that is imported when a plot is drawn."""
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dipo_pl.storage.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+HOW_TO_GET_PLOTS = "plots need matplotlib: pip install 'dipo-pl[plots]'"
+# Colors of Okabe and Ito, distinct for color-blind people, darkest first; markers and dashes are distinct in print.
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+_MARKERS = "osD^vPX*"
+_DASHES = ("-", "-.", (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)))
+_DARK = "#222222"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Values of one model.
+
+    Attributes:
+        style: number that color, marker and dashes follow from; None is the retain-only model.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    style: int | None
+
+    @property
+    def label(self) -> str:
+        """Name in the legend; matplotlib would leave out one that begins with an underscore."""
+        return f" {self.name}" if self.name.startswith("_") else self.name
+
+    def line(self, markers: bool = True) -> dict[str, Any]:
+        """Return the style of the line."""
+        if self.style is None:
+            return {"color": _DARK, "linestyle": "--", "marker": "*" if markers else ""}
+        return {
+            "color": _COLORS[self.style % len(_COLORS)],
+            "marker": _MARKERS[self.style % len(_MARKERS)] if markers else "",
+            # Markers tell curves of one color apart; without them dashes must.
+            "linestyle": _DASHES[(self.style // len(_COLORS) if markers else self.style) % len(_DASHES)],
+        }
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot that can be drawn.
+
+    Attributes:
+        name: name of its file.
+        values: what it shows in words, a phrase for each curve.
+        draw: draws into axes.
+    """
+
+    name: str
+    title: str
+    values: Sequence[str]
+    x_label: str
+    y_label: str
+    draw: Callable[["Axes"], None]
+
+    @property
+    def description(self) -> str:
+        """What it shows, for people who do not see it."""
+        return f"{'; '.join(self.values)}."
+
+    def figure(self) -> "Figure":
+        """Return the plot as a figure of its own."""
+        return side_by_side([self])
+
+
+def drawable() -> bool:
+    """Return True if matplotlib is installed."""
+    return find_spec("matplotlib") is not None
+
+
+def side_by_side(plots: Sequence[Plot]) -> "Figure":
+    """Return a figure with a panel for each plot, its legend below."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+    grid = figure.add_gridspec(1, len(plots), wspace=0.06)
+    rows = 0
+    for place, plot in enumerate(plots):
+        part = figure.add_subfigure(grid[0, place])
+        axes = part.subplots()
+        axes.set(xlabel=plot.x_label, ylabel=plot.y_label, axisbelow=True)
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        plot.draw(axes)
+        handles, names = axes.get_legend_handles_labels()
+        part.legend(handles, names, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+        rows = max(rows, math.ceil(len(names) / 2))
+    # A long legend must leave the axes their height.
+    figure.set_size_inches(6.4 * len(plots), 4.4 + 0.2 * max(0, rows - 3))
+    return figure
+
+
+def write_png(path: Path, *plots: Plot) -> None:
+    """Write plots side by side as a PNG file.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        WriteError: the file cannot be written.
+    """
+    with _plain_text(), replacing(path) as temporary:
+        side_by_side(plots).savefig(temporary, dpi=150, format="png")
+
+
+def inline_svg(plot: Plot) -> str:
+    """Return an `<svg>` element with title and description, which loads nothing.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    written = io.StringIO()
+    with _plain_text(plot.name):
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        plot.figure().savefig(written, format="svg", metadata=nothing, transparent=True)
+    svg = written.getvalue()
+    svg = re.sub(r"<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    # Ids must be unique on the page, and plots of the same shape have the same.
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{plot.name}-", svg)
+    head, body = svg.split(">", 1)
+    head = re.sub(r'\s(width|height)="[^"]*"', "", head)
+    title, description = f"{plot.name}-title", f"{plot.name}-description"
+    return (
+        f'{head} role="img" aria-labelledby="{title}" aria-describedby="{description}"><title id="{title}">'
+        f'{escape(plot.title)}</title><desc id="{description}">{escape(plot.description)}</desc>{body}'
+    )
+
+
+def draw_curves(
+    axes: "Axes", curves: Sequence[Curve], markers: bool = True, whole_steps: bool = False
+) -> None:
+    """Draw curves against a number; label only whole ones with `whole_steps`."""
+    for curve in curves:
+        style = curve.line(markers)
+        axes.plot(curve.x, curve.y, markersize=5, linewidth=1.4, label=curve.label, **style)
+    if whole_steps:
+        axes.locator_params(axis="x", integer=True)
+
+
+def draw_trajectory(
+    axes: "Axes", curves: Sequence[Curve], epochs: Sequence[Sequence[float]], retain_only: float | None
+) -> None:
+    """Draw log10 of Forget Quality against Model Utility, with the epoch beside each point."""
+    bottom = min([-2.0, *(value for each in curves for value in each.y)])
+    axes.set_ylim(bottom * 1.08 - 0.1, 0.4 - 0.05 * bottom)
+    axes.margins(x=0.15)
+    draw_curves(axes, curves)
+    for curve, known in zip(curves, epochs, strict=True):
+        last = len(known) - 1
+        for place in {0, last} if len(curves) > 1 else range(len(known)):
+            axes.annotate(
+                f"{known[place]:g}", (curve.x[place], curve.y[place]), (4, 4), textcoords="offset points", fontsize=8,
+                color=curve.line()["color"],
+            )  # fmt: skip
+    if retain_only is not None:
+        star = Curve("retain-only (p = 1)", [retain_only], [0.0], None)
+        axes.plot(star.x, star.y, markersize=14, label=star.label, **star.line() | {"linestyle": ""})
+    level = math.log10(0.05)
+    axes.axhspan(level, axes.get_ylim()[1], color="#009e73", alpha=0.1, linewidth=0)
+    axes.annotate(
+        "same as retain-only by the test (p > 0.05)", (0.01, level), (0, 3), ("axes fraction", "data"),
+        textcoords="offset points", fontsize=8, color="#00523b",
+    )  # fmt: skip
+
+
+def draw_distributions(
+    axes: "Axes", curves: Sequence[Curve], gaps: Sequence[tuple[float, float, float]]
+) -> None:
+    """Draw the cumulative distribution of `x` of each curve, the retain-only model last, and gaps (place, two shares)."""
+    for curve in curves:
+        axes.ecdf(curve.x, label=curve.label, linewidth=1.6, **curve.line(markers=False))
+    for curve, (place, one, other) in zip(curves, gaps, strict=False):
+        color = curve.line()["color"]
+        axes.plot([place, place], [one, other], color=color, linestyle=":", linewidth=2.2, marker="_")
+
+
+def draw_roc(axes: "Axes", curves: Sequence[Curve]) -> None:
+    """Draw ROC curves of membership inference attacks."""
+    axes.plot([0, 1], [0, 1], color="#767676", linestyle=":", linewidth=1.2, label="chance (AUC = 0.5)")
+    draw_curves(axes, curves, markers=False)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+
+
+def draw_requests(axes: "Axes", curves: Sequence[Curve]) -> None:
+    """Draw the metric of each request by stage: dotted before the request, with a ring at it.
+
+    The request of `style` n is made at stage n + 1.
+    """
+    ring: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 12, "markerfacecolor": "none"}
+    for curve in curves:
+        made, style = (curve.style or 0) + 1, curve.line()
+        points = dict(zip(curve.x, curve.y, strict=True))
+        before = {x: y for x, y in points.items() if x <= made}
+        since = {x: y for x, y in points.items() if x >= made}
+        dotted = style | {"linestyle": ":", "alpha": 0.7}
+        axes.plot(list(before), list(before.values()), markersize=4, linewidth=1.2, **dotted)
+        axes.plot(list(since), list(since.values()), markersize=5, linewidth=1.6, label=curve.label, **style)
+        if made in points:
+            axes.plot([made], [points[made]], markeredgecolor=style["color"], **ring)
+    axes.plot([], [], markeredgecolor=_DARK, label="the request", **ring)
+    axes.set_ylim(min(0.0, axes.get_ylim()[0]))
+    axes.locator_params(axis="x", integer=True)
+
+
+@contextmanager
+def _plain_text(salt: str | None = None) -> Iterator[None]:
+    """Draw names as they are: a dollar starts no formula, and a missing glyph gives no warning."""
+    from matplotlib import rc_context
+
+    settings: Any = {"text.parse_math": False, "svg.fonttype": "path", "svg.hashsalt": salt}
+    with rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield

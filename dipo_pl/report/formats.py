@@ -1,0 +1,161 @@
+"""Reports as text: for a terminal, for papers in Markdown and LaTeX, and for programs in CSV and JSON."""
+
+import csv
+import io
+import json
+from typing import Any
+
+from dipo_pl.report.contents import Report
+from dipo_pl.report.results import Row
+from dipo_pl.report.run import Evaluation, printable
+from dipo_pl.report.seeds import METHOD, seed_table
+from dipo_pl.report.sequences import RequestSequence, stage_table
+from dipo_pl.report.table import Table, markdown_escaped
+from dipo_pl.version import __version__
+
+
+def tables(report: Report) -> list[Table]:
+    """Return the tables that text formats have: results in short, seeds, sequences."""
+    results = report.results.headlines
+    seeds = [seed_table(report.seeds, results.columns)] if report.seeds else []
+    return [results.table(), *seeds, *(stage_table(each, report.utility_metric) for each in report.sequences)]
+
+
+def as_text(report: Report, width: int | None = None) -> str:
+    """Return the tables for a terminal, best values with an asterisk.
+
+    Args:
+        report: content.
+        width: characters a line; tables continue in further blocks of columns.
+    """
+    results, *others = (each.to_text(width) for each in tables(report))
+    notes = "".join(f"- {printable(each)}\n" for each in report.notes)
+    head = f"Convention {report.convention}\n"
+    return "\n".join([head, results, *([notes] if notes else []), *others])
+
+
+def as_markdown(report: Report) -> str:
+    """Return the tables in Markdown, best values in bold."""
+    results, *others = (each.to_markdown() for each in tables(report))
+    notes = "".join(f"- {markdown_escaped(each)}\n" for each in report.notes)
+    head = f"Convention {markdown_escaped(report.convention)}.\n"
+    return "\n".join([head, results, *([notes] if notes else []), *others])
+
+
+def as_latex(report: Report) -> str:
+    """Return a tabular for each table, best values in bold; convention, captions and notes are comments."""
+    comments = [f"Convention {report.convention}", *report.notes]
+    head = "".join(f"% {printable(each)}\n" for each in comments)
+    return "\n".join([head, *(each.to_latex() for each in tables(report))])
+
+
+def as_csv(report: Report) -> str:
+    """Return a line for each model: what it is, its stage of a sequence, and every metric in full precision."""
+    stages = {
+        each.run.name: {"sequence": one.name, "mode": one.mode, "stage": each.number, "request": each.request}
+        for one in report.sequences
+        for each in one.stages
+    }
+    metrics = [each.key for each in report.results.columns]
+    columns = [
+        "name",
+        "kind",
+        "convention",
+        "seed",
+        "epoch",
+        "step",
+        "path",
+        "sequence",
+        "mode",
+        "stage",
+        "request",
+    ]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [*columns, *metrics], lineterminator="\n")
+    writer.writeheader()
+    for row in report.results.rows:
+        run, evaluation = row.run, _evaluation(row)
+        about = {
+            "name": row.name, "kind": row.kind, "convention": run.result.convention, "seed": run.manifest.get("seed"),
+            "epoch": evaluation.epoch, "step": evaluation.step, "path": run.path,
+        }  # fmt: skip
+        # A metric may be called like one of the columns before it.
+        writer.writerow(row.metrics | about | stages.get(row.name, {}))
+    return out.getvalue()
+
+
+def as_json(report: Report) -> str:
+    """Return all of the report: runs with fingerprints and evaluations, results, seeds, sequences, what was left out."""
+    rows = report.results.rows
+    content = {
+        "dipo_pl": __version__,
+        "created": report.created,
+        "convention": report.runs[0].result.convention,
+        "rows": [
+            {"name": row.name, "kind": row.kind, "run": row.run.name, "metrics": row.metrics} for row in rows
+        ],
+        "best": {
+            column.key: [
+                row.name for index, row in enumerate(rows) if (index, column.key) in report.results.best
+            ]
+            for column in report.results.columns
+        },
+        "runs": [
+            {
+                "name": run.name,
+                "kind": run.kind,
+                "path": str(run.path),
+                "config": run.recipe if run.config else None,
+                "manifest": run.manifest,
+                "sets": {
+                    name: {"rows": len(each.rows), "fingerprint": each.fingerprint}
+                    for name, each in run.result.sets.items()
+                },
+                "evaluations": [
+                    {"epoch": each.epoch, "step": each.step, "metrics": each.metrics}
+                    for each in run.evaluations
+                ],
+            }
+            for run in report.runs
+        ],
+        "seeds": [
+            {
+                "name": group.name,
+                "method": METHOD,
+                "runs": [each.name for each in group.runs],
+                "seeds": group.seeds,
+                "metrics": {key: each._asdict() for key, each in group.metrics.items()},
+            }
+            for group in report.seeds
+        ],
+        "sequences": [_sequence(each, report.utility_metric) for each in report.sequences],
+        "notes": report.notes,
+        "left_out": report.left_out,
+    }
+    return json.dumps(content, indent=1, default=str) + "\n"
+
+
+def _evaluation(row: Row) -> Evaluation:
+    """Return the evaluation that a row shows: the first for the model before unlearning."""
+    return row.run.chosen if row.kind is row.run.kind else row.run.evaluations[0]
+
+
+def _sequence(sequence: RequestSequence, utility: str | None) -> dict[str, Any]:
+    return {
+        "name": sequence.name,
+        "mode": sequence.mode,
+        "requests": sequence.requests,
+        "utility_metric": utility,
+        "request_metric": sequence.request_metric,
+        "stages": [
+            {
+                "stage": each.number,
+                "request": each.request or None,
+                "run": each.run.name,
+                "metrics": each.metrics,
+                "retain_only": each.retain_only,
+            }
+            for each in sequence.stages
+        ],
+        "by_request": sequence.by_request(),
+    }
