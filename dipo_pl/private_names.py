@@ -16,8 +16,9 @@ from torch.utils._pytree import tree_iter
 if TYPE_CHECKING:
     from lightning import LightningModule, Trainer
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-    from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
-    from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+    from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+
+Launched = list[subprocess.Popen[bytes]]
 
 __all__ = ["CAST", "FakeTensorMode", "TorchDispatchMode", "tree_iter"]
 
@@ -41,24 +42,32 @@ def trainer_of(module: "LightningModule") -> "Trainer | None":
     return module._trainer
 
 
-def keep_signal_handlers(trainer: "Trainer") -> None:
-    """Keep Lightning from installing its handlers of SIGTERM and SIGUSR1."""
+def leave_signals_alone(trainer: "Trainer") -> None:
+    """Keep a trainer from installing signal handlers.
+
+    Lightning's would save nothing on SIGTERM, wait for other ranks within the handler, and under SLURM write a checkpoint
+    that may be between two steps; see `dipo_pl.signals`.
+    """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 
 
-def subprocess_launcher(strategy: "Strategy") -> "_SubprocessScriptLauncher | None":
-    """Return what launches a process for each further device of this machine, None if nothing does; see its `procs`."""
+def launched_processes(trainer: "Trainer") -> Launched | None:
+    """Return the processes that a trainer has launched on this machine; None if it does not launch any itself.
+
+    The list is empty until the first call of `fit` or `validate`; call again after it.
+    """
     # Imported late, also below: Lightning takes a second.
     from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-    return strategy.launcher if isinstance(strategy.launcher, _SubprocessScriptLauncher) else None
+    launcher = trainer.strategy.launcher
+    return launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else None
 
 
-def observe_processes(observer: Callable[[list[subprocess.Popen[bytes]]], None]) -> None:
-    """Replace the function that watches launched processes."""
+def observe_launched(observe: Callable[[Launched], None]) -> None:
+    """Replace Lightning's observer of launched processes, which kills this process before it can report a cause."""
     from lightning.pytorch.strategies.launchers import subprocess_script
 
-    subprocess_script._launch_process_observer = observer  # type: ignore[assignment]
+    subprocess_script._launch_process_observer = observe  # type: ignore[assignment]
 
 
 def find_unused_parameters(strategy: "DDPStrategy") -> None:

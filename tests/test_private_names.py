@@ -63,7 +63,7 @@ def test_a_module_without_a_trainer():
 def test_signal_handlers_of_lightning():
     trainer = Trainer(logger=False, accelerator="cpu")
     assert parameters(trainer._signal_connector.register_signal_handlers) == []
-    private_names.keep_signal_handlers(trainer)
+    private_names.leave_signals_alone(trainer)
     assert trainer._signal_connector.register_signal_handlers() is None
 
 
@@ -73,8 +73,11 @@ def test_observer_of_launched_processes(monkeypatch):
     # The launcher looks the name up in its module when it calls it.
     launch = inspect.getsource(subprocess_script._SubprocessScriptLauncher.launch)
     assert "_launch_process_observer(self.procs)" in launch
+    assert private_names.launched_processes(Trainer(logger=False, accelerator="cpu")) is None
+    two = Trainer(logger=False, accelerator="cpu", devices=2, strategy="ddp")
+    assert private_names.launched_processes(two) == []
     monkeypatch.setattr(subprocess_script, "_launch_process_observer", before)
-    private_names.observe_processes(print)
+    private_names.observe_launched(print)
     assert subprocess_script._launch_process_observer is print
 
 

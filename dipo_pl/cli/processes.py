@@ -10,9 +10,8 @@ from lightning import Trainer
 from torch.distributed import DistError
 
 from dipo_pl.cli.console import say
-from dipo_pl.cli.lightning_internals import Launched, launched_processes, observe_launched
 from dipo_pl.errors import causes
-from dipo_pl.private_names import observe_processes, subprocess_launcher
+from dipo_pl.private_names import Launched, launched_processes, observe_launched
 
 # Environment variable that tells a launched process which process launched it.
 FIRST = "DIPO_PL_FIRST_PROCESS"
@@ -47,11 +46,7 @@ class Processes:
     """
 
     def __init__(self, trainer: Trainer | None) -> None:
-<<<<<<< HEAD
-        self._launcher = None if trainer is None else subprocess_launcher(trainer.strategy)
-=======
         self._trainer = trainer
->>>>>>> main
         self._parent = os.getppid()
         # Where another launcher made the processes, such as torchrun, it ends them as well.
         self._is_first = trainer is None or trainer.is_global_zero
@@ -68,12 +63,7 @@ class Processes:
         """Start threads that end a rank that outlives the first one, or the first one if another has crashed."""
         if self._trainer is not None and launched_processes(self._trainer) is not None:
             os.environ[FIRST] = str(os.getpid())
-<<<<<<< HEAD
-            # Lightning's ends this process as well, at once and by SIGKILL, before it can say anything.
-            observe_processes(_watch_launched)
-=======
             observe_launched(_watch_launched)
->>>>>>> main
         if self.is_launched:
             threading.Thread(target=self._watch_first, daemon=True).start()
 
