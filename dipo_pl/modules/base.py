@@ -24,6 +24,7 @@ from dipo_pl.models.gradient_norm import gradient_norm
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.prompt_packing import row_states
 from dipo_pl.models.source import ModelSource
+from dipo_pl.private_names import trainer_of
 from dipo_pl.storage.fingerprints import weights_fingerprint
 from dipo_pl.strategies.fsdp import FSDP2Strategy
 
@@ -123,7 +124,8 @@ class LanguageModule(LightningModule, ABC):
         """Load the policy, once."""
         if self.model is not None:
             return
-        strategy = None if self._trainer is None else self._trainer.strategy
+        trainer = trainer_of(self)
+        strategy = None if trainer is None else trainer.strategy
         if isinstance(strategy, FSDP2Strategy):
             self.model = self.policy.prepare(strategy.load(self.policy.load))
             self._record_names()

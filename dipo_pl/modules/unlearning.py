@@ -23,6 +23,7 @@ from dipo_pl.models.hidden_states import Layer, answer_states, decoder_layer
 from dipo_pl.models.source import ModelSource
 from dipo_pl.modules.base import LanguageModule, Schedule
 from dipo_pl.preferences.constructors import LogitModulation, PreferenceConstructor
+from dipo_pl.private_names import find_unused_parameters
 from dipo_pl.references.adapter_off import AdapterOff
 from dipo_pl.references.base import Reference, ReferenceContext
 from dipo_pl.references.frozen_copy import FrozenCopy
@@ -122,7 +123,7 @@ class Unlearning(LanguageModule):
         strategy = self.trainer.strategy
         if isinstance(strategy, DDPStrategy) and None not in self.layers:
             # No loss reaches the layers after those that it looks at, and DDP would wait for their gradients.
-            strategy._ddp_kwargs["find_unused_parameters"] = True
+            find_unused_parameters(strategy)
 
     def configure_model(self) -> None:
         """Load the policy and make the reference of it."""

@@ -314,7 +314,7 @@ def test_training_that_changes_nothing_fails_and_loses_nothing(cli):
 def test_all_processes_end_where_adapters_have_not_changed(process, tmp_path):
     ended = process(
         *STILL, "--config", "lora.yaml", "--model.optimizer.lr", "0",
-        "--trainer.strategy", "ddp", "--trainer.devices", "2",
+        "--trainer.strategy", "ddp", "--trainer.devices", "2", fresh=True,
     )  # fmt: skip
     assert_nothing_is_lost(ended, tmp_path / "runs/still", 2, "0")
 

@@ -5,10 +5,9 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+
+from dipo_pl.private_names import CAST, TorchDispatchMode, storage_key, tree_iter
 
 
 class LiveMemory(TorchDispatchMode):
@@ -43,15 +42,15 @@ class LiveMemory(TorchDispatchMode):
         total = 0.0
         seen = set()
         for each in tensors:
-            storage = each.untyped_storage()
-            if storage._cdata in seen:
+            key, size = storage_key(each), each.untyped_storage().nbytes()
+            if key in seen:
                 continue
-            seen.add(storage._cdata)
-            self._add(storage)
-            share = storage.nbytes() / (self.shards if sharded else 1)
-            self.live += share - self._held[storage._cdata]
-            self._held[storage._cdata] = share
-            total += storage.nbytes()
+            seen.add(key)
+            self._add(each)
+            share = size / (self.shards if sharded else 1)
+            self.live += share - self._held[key]
+            self._held[key] = share
+            total += size
         self.peak = max(self.peak, self.live)
         return total
 
@@ -62,11 +61,11 @@ class LiveMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        if function is torch.ops.aten._to_copy.default and args[0].untyped_storage()._cdata in self.weights:
-            self._casts[result.untyped_storage()._cdata] = result.untyped_storage().nbytes()
+        if function is CAST and storage_key(args[0]) in self.weights:
+            self._casts[storage_key(result)] = result.untyped_storage().nbytes()
         for each in tree_iter(result):
             if isinstance(each, Tensor):
-                self._add(each.untyped_storage())
+                self._add(each)
         beside = 0
         if self.numpy:
             beside = tracemalloc.get_traced_memory()[1]
@@ -74,8 +73,9 @@ class LiveMemory(TorchDispatchMode):
         self.peak = max(self.peak, self.live + beside)
         return result
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage_key(tensor), storage.nbytes()
         if key in self._held or not size:
             return
         self._held[key] = size

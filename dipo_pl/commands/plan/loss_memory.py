@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dipo_pl.commands.plan.live_memory import LiveMemory
 from dipo_pl.losses.base import Loss, Terms
+from dipo_pl.private_names import storage_key
 
 # As large as tells a tensor of logits from all that is small; found in milliseconds.
 POSITIONS, WIDTH = 16, 8192
@@ -43,7 +44,7 @@ def _seen(loss: Loss) -> tuple[float, float]:
     policy = torch.rand(POSITIONS, WIDTH, generator=torch.Generator().manual_seed(0))
     reference = policy + 0.1 if loss.uses_reference else None
     given = [policy] if reference is None else [policy, reference]
-    inputs = {each.untyped_storage()._cdata for each in given}
+    inputs = {storage_key(each) for each in given}
     targets = torch.arange(POSITIONS)
     tracemalloc.start()
     try:
@@ -54,8 +55,8 @@ def _seen(loss: Loss) -> tuple[float, float]:
         extra = (memory.peak - held - before) / unit
     finally:
         tracemalloc.stop()
-    gradient = terms.gradient.untyped_storage()
-    return max(0.0, extra), 0.0 if gradient._cdata in inputs else gradient.nbytes() / unit
+    size = 0 if storage_key(terms.gradient) in inputs else terms.gradient.untyped_storage().nbytes()
+    return max(0.0, extra), size / unit
 
 
 class StandIn(Loss):

@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from dipo_pl.batch import Batch, Encoded, collate
@@ -26,6 +25,7 @@ from dipo_pl.models.pretrained import Pretrained
 from dipo_pl.models.source import ModelSource
 from dipo_pl.modules.base import LanguageModule
 from dipo_pl.modules.unlearning import Unlearning
+from dipo_pl.private_names import FakeTensorMode, storage_key
 from dipo_pl.references.base import Reference, ReferenceContext
 from dipo_pl.references.stored_states import StoredStates
 
@@ -154,7 +154,7 @@ class _Step:
         with LiveMemory(self.machine.devices) as memory:
             self.live = memory
             weights = self._hold([*self.model.parameters(), *self.model.buffers()], "weights")
-            memory.weights |= {each.untyped_storage()._cdata for each in self.model.parameters()}
+            memory.weights |= {storage_key(each) for each in self.model.parameters()}
             reference = self._attach()
             optimizer: Any = self.module.optimizer(trained)
             for group in optimizer.param_groups:
@@ -378,16 +378,14 @@ def _on_a_device(model: PreTrainedModel) -> PreTrainedModel:
     """In place: tensors of no device become such as an active FakeTensorMode follows on one."""
     made: dict[int, Tensor] = {}
     for module in model.modules():
-        for own in (module._parameters, module._buffers):
-            for name, each in own.items():
-                if each is None:
-                    continue
-                if id(each) not in made:
-                    empty = torch.empty(each.shape, dtype=each.dtype)
-                    made[id(each)] = (
-                        nn.Parameter(empty, each.requires_grad) if own is module._parameters else empty
-                    )
-                own[name] = made[id(each)]
+        own: dict[str, Tensor] = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        own |= dict(module.named_buffers(recurse=False, remove_duplicate=False))
+        for name, each in own.items():
+            if id(each) not in made:
+                empty = torch.empty(each.shape, dtype=each.dtype)
+                is_parameter = isinstance(each, nn.Parameter)
+                made[id(each)] = nn.Parameter(empty, each.requires_grad) if is_parameter else empty
+            setattr(module, name, made[id(each)])
     return model
 
 
@@ -437,4 +435,4 @@ def _tensors(state: Mapping[str, Any]) -> Iterator[Tensor]:
 
 def _bytes(tensors: Iterable[Tensor]) -> float:
     """Each storage once."""
-    return sum({each.untyped_storage()._cdata: each.untyped_storage().nbytes() for each in tensors}.values())
+    return sum({storage_key(each): each.untyped_storage().nbytes() for each in tensors}.values())
