@@ -1,11 +1,10 @@
 """The command `dipo-pl report`: compare runs in a table; with --output also in pages and plots."""
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dipo_pl.cli.command_parser import Parser, folder, one_line_errors
+from dipo_pl.cli.command_parser import Parser, folder
 from dipo_pl.errors import InputError, WriteError
 from dipo_pl.report.contents import Report, read_report
 from dipo_pl.report.latex import as_latex
@@ -43,11 +42,7 @@ def report(arguments: Sequence[str], debug: bool = False) -> int:
 
     Runs that cannot be read are named on standard error, one line each, and left out.
     """
-    return one_line_errors(lambda: _report(arguments), debug)
-
-
-def _report(arguments: Sequence[str]) -> int:
-    given = _parser().parse_args(arguments)
+    given = parser().parse_args(arguments)
     formats = _formats(given.format)
     if (
         given.output is None
@@ -113,14 +108,14 @@ def _formats(given: str | None) -> list[str] | None:
     return list(dict.fromkeys(names))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+def parser() -> Parser:
+    """Return the parser of the command's arguments."""
+    made = Parser(
         "report",
         "What runs found, side by side: a table in the terminal, and by --output files and a page.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    made.add_argument(
         "runs",
         nargs="+",
         type=Path,
@@ -128,25 +123,25 @@ def _parser() -> argparse.ArgumentParser:
         help="run folder, folder of a sequence of requests, evaluation file of a run, TOFU_EVAL.json of open-unlearning, or "
         "TOFU's aggregated log",
     )
-    parser.add_argument(
+    made.add_argument(
         "--output",
         type=folder,
         metavar="DIR",
         help="folder to write files to; without it the table is printed",
     )
-    parser.add_argument(
+    made.add_argument(
         "--format",
         metavar="LIST",
         help=f"with commas between, of {', '.join(_FORMATS)} and {_PICTURES} (pictures); with --output all of these by "
         f"default; {_OPEN_UNLEARNING} writes TOFU_EVAL.json and TOFU_SUMMARY.json, a folder a run, of that convention",
     )
-    parser.add_argument(
+    made.add_argument(
         "--retain-only",
         type=Path,
         metavar="RUN",
         help="which is the model that never saw the forget set, where the configs do not tell",
     )
-    parser.add_argument(
+    made.add_argument(
         "--unfinished", action="store_true", help="take also runs that are still going on or have failed"
     )
-    return parser
+    return made
