@@ -1,5 +1,6 @@
 """Tests of README.md and docs/: what they name exists, their code runs, and no sentence stands in both."""
 
+import json
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 # Files that the reader of a page writes.
-OWN = {"capped_ascent.yaml", "csv_pairs.yaml", "deletions.yaml", "requests.yaml"}
+OWN = {"capped_ascent.yaml", "csv_pairs.yaml", "answer_length.yaml", "deletions.yaml", "requests.yaml"}
 
 
 def shipped() -> set[str]:
@@ -87,6 +88,7 @@ def files_of(page: str) -> dict[str, str]:
 
 EXAMPLES = {
     "custom-loss.md": ["--config", "capped_ascent.yaml"],
+    "custom-metric.md": ["--config", "answer_length.yaml"],
     "custom-data.md": ["--config", "csv_pairs.yaml"],
     "custom-constructor.md": [
         "--model.constructor",
@@ -110,6 +112,11 @@ def test_the_example_of_a_page_runs(page, tmp_path, monkeypatch):
             [sys.executable, "-m", "pytest", "-q", *(f for f in files if f.startswith("test_"))], check=True
         )
     command = [sys.executable, "-m", "dipo_pl", "fit", "--config", "smoke.yaml", *EXAMPLES[page]]
-    quick = ["--trainer.max_epochs", "1", "--forget_quality.generate_every", "0"]
+    quick = ["--trainer.max_epochs", "1", "--forget_quality.max_new_tokens", "4"]
     done = subprocess.run([*command, *quick], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    if page == "custom-metric.md":
+        (metrics,) = Path("runs").glob("*/metrics.jsonl")
+        assert {"forget_words", "retain_words", "holdout_words"} <= json.loads(
+            metrics.read_text().splitlines()[-1]
+        ).keys()

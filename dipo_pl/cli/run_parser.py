@@ -69,7 +69,7 @@ def with_classes_for_help(words: Sequence[str], bases: Mapping[str, type[Any]]) 
 
 def argument_types(owner: type[Any]) -> dict[str, Any]:
     """Return the types of a class's arguments, with those that it passes on to its base classes."""
-    own = [get_type_hints(each.__init__) for each in owner.__mro__ if "__init__" in vars(each)]
+    own = [get_type_hints(vars(each)["__init__"]) for each in owner.__mro__ if "__init__" in vars(each)]
     return {name: hint for hints in reversed(own) for name, hint in hints.items() if name != "return"}
 
 

@@ -48,11 +48,7 @@ def completion(arguments: Sequence[str], debug: bool = False) -> int:
             if "--config" in each.option_strings:
                 each.complete = dict.fromkeys(SHELLS, "_dipo_pl_configs")  # type: ignore[attr-defined]
     names = " ".join(shipped())
-    print(
-        shtab.complete(
-            whole, shell, preamble={kind: text.format(names=names) for kind, text in CONFIGS.items()}
-        )
-    )
+    print(shtab.complete(whole, shell, preamble=CONFIGS[shell].format(names=names)))
     return 0
 
 

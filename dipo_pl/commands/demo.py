@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dipo_pl.cli.command_parser import Parser
-from dipo_pl.metrics.functional import before_next_question
+from dipo_pl.metrics.knowledge import before_next_question
 from dipo_pl.report.contents import read_report
 from dipo_pl.report.pictures import trajectory, write_png
 from dipo_pl.storage.run_folder import RunFolder

@@ -1,1 +1,1 @@
-"""What an evaluation finds: its conventions, its result on disk, and results of other projects."""
+"""Results to compare with: retain-only models', published ones, and those in the formats of other projects."""

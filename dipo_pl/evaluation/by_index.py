@@ -1,4 +1,4 @@
-"""Values of rows keyed by their numbers, the way files of other projects hold them."""
+"""Values of rows keyed by their position, as files of other projects have them."""
 
 import math
 from collections.abc import Mapping
@@ -8,50 +8,54 @@ from dipo_pl.errors import InputError
 
 
 def in_order(values: Any, where: str) -> list[Any]:
-    """The values in order of rows, from {"0": ..., "1": ...} or a list; `where` names them in an error.
+    """Return the values in the order of the rows, from {"0": ..., "1": ...} or a list.
+
+    Args:
+        values: the values of a column.
+        where: its name in an error.
 
     Raises:
-        InputError: neither, or a row is missing.
+        InputError: it is neither, or a row is missing.
     """
     if isinstance(values, list):
         return values
     if not isinstance(values, Mapping):
         raise InputError(
-            f"{where} must hold values by row, got {values!r:.40}: give the file as it was written"
+            f"{where} must have values by row (got {values!r:.40}): give the file as it was written"
         )
     missing = next((row for row in range(len(values)) if str(row) not in values), None)
     if missing is not None:
         raise InputError(
-            f"{where} has {len(values)} rows and none of them is row {missing}: evaluate again, so that the rows are "
+            f"{where} has {len(values)} rows and none of them is row {missing}: evaluate again, so that rows are "
             "numbered from 0 without a gap"
         )
     return [values[str(row)] for row in range(len(values))]
 
 
 def same_rows(columns: Mapping[str, list[Any]], where: str) -> int:
-    """The number of rows.
+    """Return the number of rows, which all columns must have.
 
     Raises:
-        InputError: the columns hold different numbers of them.
+        InputError: columns have different numbers of rows.
     """
     shortest, longest = (pick(columns, key=lambda name: len(columns[name])) for pick in (min, max))
     if len(columns[shortest]) < len(columns[longest]):
         raise InputError(
-            f"{where}: {longest} has {len(columns[longest])} rows and {shortest} has none of row "
-            f"{len(columns[shortest])}: evaluate again, both on the same rows"
+            f"{where}: {longest} has {len(columns[longest])} rows and {shortest} has no row {len(columns[shortest])}: "
+            "evaluate again, both on the same rows"
         )
     return len(columns[longest])
 
 
 def finite(value: Any, where: str) -> float:
-    """The value as a number.
+    """Return the value as a number.
 
     Raises:
-        InputError: it is none, or NaN or infinite.
+        InputError: it is no number, NaN or infinite.
     """
     if isinstance(value, int | float) and math.isfinite(value):
         return float(value)
     raise InputError(
-        f"{where} is {value!r:.40}, not a finite number: such a row has no answer tokens, or the model has diverged; "
-        "evaluate again without such rows"
+        f"{where} must be a finite number (got {value!r:.40}): such a row has no answer tokens, or the model has "
+        "diverged; evaluate again without such rows"
     )

@@ -2,12 +2,12 @@
 
 Known from its source (https://github.com/locuslab/open-unlearning, `src/evals/base.py`, `src/evals/metrics/*.py`,
 `configs/eval/tofu_metrics/*.yaml`): TOFU_EVAL.json is {metric: {"agg_value": number, "value_by_index": {"0": {...}}}},
-sorted by name, indented by 4; rows are numbered from 0 in the order of the set and hold `prob` and `avg_loss` (lists
-for several answers), `rougeL_recall` and `generation`, or `score`; an attack mia_* holds such an object under `forget`
-and `holdout`, and its AUC as `auc` and `agg_value`, 1.0 for a forget set fully recognised. TOFU_SUMMARY.json is
-{metric: agg_value}. In MUSE_EVAL.json VerbMem and KnowMem are metrics of ROUGE whose agg_value is the mean of
-`rougeL_f1`, and exact memorization and extraction strength are of the passages that VerbMem has continued, not of the
-forget set (`configs/eval/muse_metrics/*.yaml`).
+sorted by name, indented by 4; rows are numbered from 0 in the order of the set and have `prob` and `avg_loss` (lists
+for several answers), `rougeL_recall` and `generation`, or `score`; an attack mia_* has such an object under `forget`
+and `holdout`, and its AUC as `auc` and `agg_value`, 1.0 for a forget set fully recognized. TOFU_SUMMARY.json is
+{metric: agg_value}. In MUSE_EVAL.json VerbMem and KnowMem are ROUGE metrics whose agg_value is the mean of
+`rougeL_f1`, and exact memorization and extraction strength are of the passages of VerbMem, not of the forget set
+(`configs/eval/muse_metrics/*.yaml`).
 
 Guessed, or seen in files of derived projects only: rows that are null as a whole, several answers as a list of objects,
 truth ratios under both spellings (forget_truth_ratio, retain_Truth_Ratio), an agg_value that is no number.
@@ -15,17 +15,18 @@ truth ratios under both spellings (forget_truth_ratio, retain_Truth_Ratio), an a
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation.by_index import finite, in_order, same_rows
-from dipo_pl.evaluation.conventions import CONVENTIONS, UTILITY_SETS
-from dipo_pl.evaluation.result import EvaluationResult, SetResult
-from dipo_pl.metrics.functional import log_truth_ratio, option_probability
+from dipo_pl.metrics.base import FORGET, HOLDOUT
+from dipo_pl.metrics.conventions import CONVENTIONS, UTILITY_SETS
+from dipo_pl.metrics.probability import option_probability
+from dipo_pl.metrics.result import EvaluationResult, SetResult
+from dipo_pl.metrics.truth_ratio import log_truth_ratio
 from dipo_pl.storage.files import write_text
 
 PREFIXES = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
@@ -38,7 +39,7 @@ ATTACKS = {
     "gradient_norm": "mia_gradnorm",
 }
 MEMORIZATION = ("exact_memorization", "extraction_strength")
-# MUSE's sets with generations: the figure of each, here and there.
+# MUSE's sets with generated answers: the name of the metric of each, here and there.
 MUSE_SETS = {
     "verbatim": ("forget_verbatim", "forget_verbmem_ROUGE"),
     "forget_questions": ("forget_knowledge", "forget_knowmem_ROUGE"),
@@ -48,139 +49,171 @@ MUSE_SETS = {
 _CONVENTION = CONVENTIONS["open_unlearning"]
 _WITH_PARAPHRASE = ("forget", "retain")
 
-# open-unlearning's name of each figure of a set, and of each figure of several.
-_SET_FIGURES = {
-    ("forget", "probability"): "forget_Q_A_Prob",
-    ("retain", "probability"): "retain_Q_A_Prob",
+# Names there: of the metrics of a TOFU set, and of the metrics of several sets.
+_TOFU_METRICS = {
+    **{(name, "probability"): f"{PREFIXES[name]}_Q_A_Prob" for name in _WITH_PARAPHRASE},
     ("real_authors", "probability"): "ra_Q_A_Prob_normalised",
     ("world_facts", "probability"): "wf_Q_A_Prob_normalised",
     **{(name, "rouge_l_recall"): f"{prefix}_Q_A_ROUGE" for name, prefix in PREFIXES.items()},
     ("forget", "truth_ratio"): "forget_truth_ratio",
-    ("retain", "truth_ratio"): "retain_Truth_Ratio",
-    ("real_authors", "truth_ratio"): "ra_Truth_Ratio",
-    ("world_facts", "truth_ratio"): "wf_Truth_Ratio",
+    **{(name, "truth_ratio"): f"{PREFIXES[name]}_Truth_Ratio" for name in UTILITY_SETS},
 }
-_FIGURES = {
+_METRICS = {
     "forget_quality": "forget_quality",
     "model_utility": "model_utility",
     **{f"membership_{name}_auc": key for name, key in ATTACKS.items()},
     "priv_leak": "privleak",
     **dict(MUSE_SETS.values()),
 }
+
+
+class _Column(NamedTuple):
+    """One value of each row of a set: its name here, the metric there and the field of that metric's entries."""
+
+    name: str
+    log: str
+    field: str
+
+
+def _memorized(muse: bool) -> str:
+    """Return the set of exact memorization and extraction strength."""
+    return "verbatim" if muse else FORGET
+
+
+def _columns(name: str, muse: bool) -> list[_Column]:
+    """Return the values of a set's rows; `original`, `correct` and `wrong` are of the answers, NLL and probability."""
+    found = [_Column(attack, key, "score") for attack, key in ATTACKS.items() if name in (FORGET, HOLDOUT)]
+    found += [_Column(key, key, "score") for key in MEMORIZATION if name == _memorized(muse)]
+    if name in MUSE_SETS:
+        rouge = MUSE_SETS[name][1]
+        found += [_Column("rouge_l_f1", rouge, "rougeL_f1"), _Column("generation", rouge, "generation")]
+    if name in PREFIXES:
+        prefix = PREFIXES[name]
+        logs = {"original": f"{prefix}_Q_A_Prob", "wrong": f"{prefix}_Q_A_PERT_Prob"}
+        if name in _WITH_PARAPHRASE:
+            logs["correct"] = f"{prefix}_Q_A_PARA_Prob"
+        found += [_Column(answer, log, "avg_loss") for answer, log in logs.items()]
+        found += [_Column(f"{answer} probability", log, "prob") for answer, log in logs.items()]
+        rouge = _TOFU_METRICS[name, "rouge_l_recall"]
+        found += [
+            _Column("rouge_l_recall", rouge, "rougeL_recall"),
+            _Column("generation", rouge, "generation"),
+        ]
+        found.append(_Column("truth_ratio", _TOFU_METRICS[name, "truth_ratio"], "score"))
+        if name not in _WITH_PARAPHRASE:
+            found.append(_Column("probability", _TOFU_METRICS[name, "probability"], "prob"))
+    return found
+
+
 _NAMES = {
     key.lower(): key
     for key in (
-        *_SET_FIGURES.values(),
-        *_FIGURES.values(),
+        *_TOFU_METRICS.values(),
+        *_METRICS.values(),
         *MEMORIZATION,
-        *(f"{prefix}_Q_A_Prob" for prefix in PREFIXES.values()),
-        *(f"{prefix}_Q_A_PERT_Prob" for prefix in PREFIXES.values()),
-        *(f"{name}_Q_A_PARA_Prob" for name in _WITH_PARAPHRASE),
+        *(column.log for name in PREFIXES for column in _columns(name, muse=False)),
     )
 }
 
 
 def is_open_unlearning(given: Mapping[str, Any]) -> bool:
-    """Whether parsed JSON is such a file, by its keys."""
+    """Return True if parsed JSON is such a file, by its keys."""
     # A line of metrics.jsonl has some of the same names, and its step.
     return "step" not in given and any(key.lower() in _NAMES for key in given)
 
 
 def parse(given: Mapping[str, Any], source: str) -> EvaluationResult:
-    """The result in a TOFU_EVAL.json or MUSE_EVAL.json, or the figures in a summary, whose sets have no rows.
+    """Return the result in a TOFU_EVAL.json or MUSE_EVAL.json, or the metrics in a summary, whose sets have no rows.
 
-    Figures are those of the file. Truth ratios and probabilities among options are made from the rows' losses where
-    it has them: open-unlearning's own go wrong where it skips a row, and are 0 where they are too small. What it
-    skipped, a row of the result lacks; metrics that have no counterpart here are left aside. Its exact memorization,
-    extraction strength, Min-K%, Min-K%++ and gradient norm leave out an answer's last token, and its extraction
-    strength is 1/n, not 0, where all n tokens are wrong.
+    Metrics are those of the file. Truth ratios and probabilities among options are computed from the rows' losses if
+    it has them: open-unlearning's own go wrong if it skips a row, and underflow to 0. What it skipped is absent from
+    that row, and metrics that do not exist here are ignored. Its exact memorization, extraction strength, Min-K%,
+    Min-K%++ and gradient norm leave out an answer's last token, and its extraction strength is 1/n, not 0, where all
+    n tokens are wrong.
 
     Args:
         given: the parsed file.
-        source: what to call it in an error.
+        source: its name in an error.
+
     Raises:
         InputError: metrics of one set cover different rows; a row's number is not finite, or its truth ratio is not
             that of its losses.
     """
     logs = {_NAMES[key.lower()]: value for key, value in given.items() if key.lower() in _NAMES}
-    figures = {
-        name: value for name, key in _FIGURES.items() if (value := _figure(logs, key, source)) is not None
-    }
-    if figures.get("forget_quality"):
-        figures["forget_quality_log10_p"] = math.log10(figures["forget_quality"])
+    metrics = _numbers(logs, _METRICS, source)
+    if metrics.get("forget_quality"):
+        metrics["forget_quality_log10_p"] = math.log10(metrics["forget_quality"])
+    muse = _is_muse(metrics)
     sets = {}
-    muse = _is_muse(figures)
-    for name in (*PREFIXES, "holdout", *MUSE_SETS):
-        found = {
-            figure: value
-            for (of, figure), key in _set_figures(muse).items()
-            if of == name and (value := _figure(logs, key, source)) is not None
-        }
-        rows = _rows(logs, name, source, name == _memorized(muse))
+    for name in (*PREFIXES, HOLDOUT, *MUSE_SETS):
+        found = _numbers(logs, _set_metrics(name, muse), source)
+        rows = _rows(logs, name, muse, source)
         if found or rows:
             sets[name] = SetResult(found, rows)
-    flat = {
-        f"{name}_{figure}": value for name, each in sets.items() for figure, value in each.metrics.items()
-    }
-    utility_sets = UTILITY_SETS if "model_utility" in figures else ()
-    return EvaluationResult(_CONVENTION.name, flat | figures, sets, utility_sets=list(utility_sets))
+    of_sets = {f"{name}_{key}": value for name, each in sets.items() for key, value in each.metrics.items()}
+    utility_sets = UTILITY_SETS if "model_utility" in metrics else ()
+    return EvaluationResult(_CONVENTION.name, of_sets | metrics, sets, utility_sets=list(utility_sets))
 
 
 def evaluation(result: EvaluationResult) -> dict[str, Any]:
-    """The result as the object in TOFU_EVAL.json, or MUSE_EVAL.json where it has figures of MUSE.
+    """Return the result as the object in TOFU_EVAL.json, or in MUSE_EVAL.json if it has metrics of MUSE.
 
-    What was not measured is left out.
+    Metrics that are absent here are absent there.
 
     Raises:
         InputError: the result follows another convention than `open_unlearning`.
     """
     if result.convention != _CONVENTION.name:
         raise InputError(
-            f"a result of the convention {result.convention!r} is not what open-unlearning's numbers mean: measure "
-            f"with forget_quality.convention {_CONVENTION.name} to write its files"
+            f"values of the convention {result.convention!r} are not those of open-unlearning's metrics: evaluate with "
+            f"forget_quality.convention {_CONVENTION.name} to write its files"
         )
     logs: dict[str, Any] = {}
     muse = _is_muse(result.metrics)
     for name in MUSE_SETS if muse else PREFIXES:
-        if name in result.sets:
-            logs |= _set_logs(name, result.sets[name].rows, name == _memorized(muse))
-    for (name, figure), key in _set_figures(muse).items():
-        if name in result.sets and figure in result.sets[name].metrics:
-            logs[key] = {"agg_value": result.sets[name].metrics[figure]} | _without_figure(logs.get(key, {}))
+        found = result.sets.get(name, SetResult({}, []))
+        of_set = _set_metrics(name, muse)
+        entries = _entries(found.rows, [each for each in _columns(name, muse) if each.name not in ATTACKS])
+        for log, by_index in entries.items():
+            if log not in of_set.values() and log not in _METRICS.values():
+                logs[log] = {"agg_value": _mean_probability(by_index), "value_by_index": by_index}
+        for metric, log in of_set.items():
+            if metric in found.metrics:
+                logs[log] = {"agg_value": found.metrics[metric]} | _by_index(entries.get(log))
+        if muse and MUSE_SETS[name][0] in result.metrics:
+            metric, log = MUSE_SETS[name]
+            logs[log] = _by_index(entries.get(log))
+    for metric, log in _METRICS.items():
+        if metric in result.metrics:
+            logs[log] = {"agg_value": result.metrics[metric]} | logs.get(log, {})
         else:
-            logs.pop(key, None)
-    for figure, key in _FIGURES.items():
-        if figure in result.metrics:
-            logs[key] = {"agg_value": result.metrics[figure]} | _without_figure(logs.get(key, {}))
-    for attack, key in ATTACKS.items():
+            logs.pop(log, None)
+    for attack, log in ATTACKS.items():
+        sides = {name: result.sets[name].rows for name in (FORGET, HOLDOUT) if name in result.sets}
         scores = {
-            name: {
-                "agg_value": fmean(row[attack] for row in rows if attack in row),
-                "value_by_index": by_index,
-            }
-            for name in ("forget", "holdout")
-            if (rows := result.sets[name].rows if name in result.sets else [])
-            and (by_index := _by_index(rows, partial(_score, name=attack)))
+            name: {"agg_value": fmean(row[attack] for row in rows if attack in row)} | _by_index(entries[log])
+            for name, rows in sides.items()
+            if log in (entries := _entries(rows, [_Column(attack, log, "score")]))
         }
-        if key in logs and len(scores) == 2:
-            logs[key] = scores | {"auc": logs[key]["agg_value"]} | logs[key]
+        if log in logs and len(scores) == 2:
+            logs[log] = scores | {"auc": logs[log]["agg_value"]} | logs[log]
     return dict(sorted(logs.items()))
 
 
 def summary(result: EvaluationResult) -> dict[str, float]:
-    """The result as the object in TOFU_SUMMARY.json or MUSE_SUMMARY.json.
+    """Return the result as the object in TOFU_SUMMARY.json or MUSE_SUMMARY.json.
 
     Raises:
-        InputError: as `evaluation`.
+        InputError: see `evaluation`.
     """
     return {key: value["agg_value"] for key, value in evaluation(result).items()}
 
 
 def write(result: EvaluationResult, folder: Path) -> list[Path]:
-    """Writes both files into a folder; returns their paths.
+    """Write both files into a folder, and return their paths.
 
     Raises:
-        InputError: as `evaluation`.
+        InputError: see `evaluation`.
     """
     benchmark = "MUSE" if _is_muse(result.metrics) else "TOFU"
     contents = {f"{benchmark}_EVAL": evaluation(result), f"{benchmark}_SUMMARY": summary(result)}
@@ -189,97 +222,98 @@ def write(result: EvaluationResult, folder: Path) -> list[Path]:
     return [folder / f"{name}.json" for name in contents]
 
 
-def _is_muse(figures: Mapping[str, float]) -> bool:
-    return any(figure in figures for figure, _ in MUSE_SETS.values())
+def _is_muse(metrics: Mapping[str, float]) -> bool:
+    return any(metric in metrics for metric, _ in MUSE_SETS.values())
 
 
-def _memorized(muse: bool) -> str:
-    """The set that exact memorization and extraction strength are of."""
-    return "verbatim" if muse else "forget"
+def _set_metrics(name: str, muse: bool) -> dict[str, str]:
+    """Return the names there of the metrics of a set."""
+    found = {} if muse else {metric: key for (of, metric), key in _TOFU_METRICS.items() if of == name}
+    return found | {key: key for key in MEMORIZATION if name == _memorized(muse)}
 
 
-def _set_figures(muse: bool) -> dict[tuple[str, str], str]:
-    return ({} if muse else _SET_FIGURES) | {(_memorized(muse), name): name for name in MEMORIZATION}
+def _numbers(logs: Mapping[str, Any], names: Mapping[str, str], source: str) -> dict[str, float]:
+    """Return the metrics that a file has, by their names here."""
+    given = {name: logs.get(key) for name, key in names.items()}
+    values = {
+        name: each.get("agg_value") if isinstance(each, Mapping) else each for name, each in given.items()
+    }
+    # Its retain references have something else than a number as their own Forget Quality.
+    return {
+        name: finite(value, f"{source}, {names[name]}")
+        for name, value in values.items()
+        if isinstance(value, int | float)
+    }
 
 
-def _figure(logs: Mapping[str, Any], key: str, source: str) -> float | None:
-    value = logs.get(key)
-    if isinstance(value, Mapping):
-        value = value.get("agg_value")
-    # Its retain references hold something else than a number as their own Forget Quality.
-    return finite(value, f"{source}, {key}") if isinstance(value, int | float) else None
-
-
-def _rows(logs: Mapping[str, Any], name: str, source: str, memorized: bool) -> list[dict[str, Any]]:
+def _rows(logs: Mapping[str, Any], name: str, muse: bool, source: str) -> list[dict[str, Any]]:
+    """Return the rows of a set."""
     columns: dict[str, list[Any]] = {}
-    by_key: dict[str, list[Any]] = {}
-
-    def add(column: str, log: Any, key: str, read: Callable[[Any, str], Any]) -> None:
+    labels: dict[str, str] = {}
+    for column in _columns(name, muse):
+        log, label = logs.get(column.log), column.log
+        if column.name in ATTACKS and isinstance(log, Mapping):
+            log, label = log.get(name), f"{column.log}, {name}"
         values = log.get("value_by_index") if isinstance(log, Mapping) else None
         if values is not None:
-            where = f"{source}, {key}"
+            where = f"{source}, {label}"
             entries = enumerate(in_order(values, where))
-            columns[column] = [_read(entry, f"{where}, row {row}", read) for row, entry in entries]
-            by_key[key] = columns[column]
-
-    for attack, key in ATTACKS.items():
-        scores = logs.get(key)
-        if name in ("forget", "holdout") and isinstance(scores, Mapping):
-            add(attack, scores.get(name), f"{key}, {name}", _field("score"))
-    if memorized:
-        for key in MEMORIZATION:
-            add(key, logs.get(key), key, _field("score"))
-    if name in MUSE_SETS:
-        _, rouge = MUSE_SETS[name]
-        add("rouge_l_f1", logs.get(rouge), rouge, _field("rougeL_f1"))
-        add("generation", logs.get(rouge), rouge, lambda entry, where: entry.get("generation"))
-    if name in PREFIXES:
-        prefix = PREFIXES[name]
-        original, wrong = f"{prefix}_Q_A_Prob", f"{prefix}_Q_A_PERT_Prob"
-        correct = f"{prefix}_Q_A_PARA_Prob" if name in _WITH_PARAPHRASE else original
-        add("original", logs.get(original), original, _field("avg_loss"))
-        add("correct", logs.get(correct), correct, _field("avg_loss"))
-        add("wrong", logs.get(wrong), wrong, _losses)
-        if name in _WITH_PARAPHRASE:
-            add("probability", logs.get(original), original, _field("prob"))
-        rouge = f"{prefix}_Q_A_ROUGE"
-        add("rouge_l_recall", logs.get(rouge), rouge, _field("rougeL_recall"))
-        add("generation", logs.get(rouge), rouge, lambda entry, where: entry.get("generation"))
-        skipped = any(None in columns.get(each, []) for each in ("correct", "wrong"))
-        for column, key, field, made in (
-            ("log_truth_ratio", _SET_FIGURES[name, "truth_ratio"], "score", ("correct", "wrong")),
-            ("probability", _SET_FIGURES[name, "probability"], "prob", ("original", "wrong")),
-        ):
-            # Where a row was skipped, the rows after it stand under wrong numbers.
-            if column not in columns and not (skipped and all(each in columns for each in made)):
-                add(column, logs.get(key), key, _field(field))
+            columns[column.name] = [
+                _value(entry, column.field, f"{where}, row {row}") for row, entry in entries
+            ]
+            labels[column.name] = label
+    if name not in _WITH_PARAPHRASE and "original" in columns:
+        columns["correct"], labels["correct"] = columns["original"], labels["original"]
+    if {"correct", "wrong"} <= columns.keys() and None in [*columns["correct"], *columns["wrong"]]:
+        # If a row was skipped, the values of the rows after it are under wrong numbers.
+        for made in ("truth_ratio", "probability"):
+            columns.pop(made, None)
     if not columns:
         return []
-    count = same_rows(by_key, f"{source}, {name}")
-    return [
-        _row(row, name, {key: column[row] for key, column in columns.items()}, source) for row in range(count)
-    ]
+    count = same_rows({labels[key]: column for key, column in columns.items()}, f"{source}, {name}")
+    given = [{key: column[row] for key, column in columns.items()} for row in range(count)]
+    return [_row(row, name, each, f"{source}, {name}, row {row}") for row, each in enumerate(given)]
 
 
-def _row(number: int, name: str, given: dict[str, Any], source: str) -> dict[str, Any]:
-    original, correct, wrong = (given.pop(key, None) for key in ("original", "correct", "wrong"))
-    where = f"{source}, {name}, row {number}"
-    ratio = given.pop("log_truth_ratio", None)
+def _value(entry: Any, field: str, where: str) -> Any:
+    """Return one field of a row: a text, a number, one number for each of several answers, or None."""
+    try:
+        if entry is None or (field == "generation" and field not in entry):
+            return None
+        value = [each[field] for each in entry] if isinstance(entry, list) else entry[field]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{where} is not what open-unlearning writes ({error!r}): evaluate again") from None
+    if value is None or field == "generation":
+        return value
+    return [finite(each, where) for each in value] if isinstance(value, list) else finite(value, where)
+
+
+def _row(number: int, name: str, given: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return a row as results have it, with truth ratio and probability made from its losses if it has them."""
+    original, correct, wrong, ratio = (
+        given.pop(key, None) for key in ("original", "correct", "wrong", "truth_ratio")
+    )
+    probabilities = {
+        answer: given.pop(f"{answer} probability", None) for answer in ("original", "correct", "wrong")
+    }
+    if name in _WITH_PARAPHRASE:
+        given["probability"] = probabilities["original"]
     row: dict[str, Any] = {"row": number}
-    if original is None:
-        original = given.get("loss")
+    original = given.get("loss") if original is None else original
+    wrong = [wrong] if isinstance(wrong, float) else wrong
     if original is not None:
         row["nll"] = [original] if correct is None or wrong is None else [original, correct, *wrong]
     if correct is not None and wrong:
+        epsilon = _CONVENTION.epsilon
         try:
-            log_ratio = log_truth_ratio([correct], [wrong], epsilon=_CONVENTION.epsilon).item()
-            among_options = option_probability([correct], [wrong], epsilon=_CONVENTION.epsilon).item()
+            row["log_truth_ratio"] = log_truth_ratio([correct], [wrong], epsilon).item()
+            among_options = option_probability([correct], [wrong], epsilon).item()
         except ValueError as error:
             raise InputError(f"{where}: {error}") from None
-        row["log_truth_ratio"] = log_ratio
-        if ratio is not None and not math.isclose(ratio, math.exp(log_ratio), rel_tol=1e-4, abs_tol=1e-9):
+        expected = math.exp(row["log_truth_ratio"])
+        if ratio is not None and not math.isclose(ratio, expected, rel_tol=1e-4, abs_tol=1e-9):
             raise InputError(
-                f"{where} has a truth ratio of {ratio:.6g} and losses that make {math.exp(log_ratio):.6g}: its rows are "
+                f"{where} has a truth ratio of {ratio:.6g} and losses that give {expected:.6g}: its rows are "
                 "misaligned, or its truth ratio has another aggregator (prob_mean): evaluate again with the default one"
             )
         if name not in _WITH_PARAPHRASE:
@@ -294,93 +328,45 @@ def _row(number: int, name: str, given: dict[str, Any], source: str) -> dict[str
     return row | {key: value for key, value in given.items() if value is not None}
 
 
-def _read(entry: Any, where: str, read: Callable[[Any, str], Any]) -> Any:
-    if entry is None:
-        return None
-    try:
-        return read(entry, where)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{where} is not what open-unlearning writes ({error!r}): evaluate again") from None
-
-
-def _field(name: str) -> Callable[[Any, str], float | None]:
-    return lambda entry, where: None if entry[name] is None else finite(entry[name], where)
-
-
-def _losses(entry: Any, where: str) -> list[float] | None:
-    """Of one answer or of several, each answer an object or a place in a list."""
-    values = [each["avg_loss"] for each in entry] if isinstance(entry, list) else entry["avg_loss"]
-    if values is None:
-        return None
-    return [finite(each, where) for each in (values if isinstance(values, list) else [values])]
-
-
-def _set_logs(name: str, rows: list[dict[str, Any]], memorized: bool) -> dict[str, Any]:
-    made = _muse_columns(name) if name in MUSE_SETS else _tofu_columns(name)
-    if memorized:
-        made |= {key: partial(_score, name=key) for key in MEMORIZATION}
-    logs = {}
-    for key, make in made.items():
-        by_index = _by_index(rows, make)
-        if by_index:
-            probabilities = [each["prob"] for each in by_index.values() if each and "prob" in each]
-            means = [fmean(each) if isinstance(each, list) else each for each in probabilities]
-            logs[key] = ({"agg_value": fmean(means)} if means else {}) | {"value_by_index": by_index}
-    return logs
-
-
-def _muse_columns(name: str) -> dict[str, Callable[[dict[str, Any]], Any]]:
-    _, key = MUSE_SETS[name]
-    return {key: partial(_rouge, of="rougeL_f1", score="rouge_l_f1")}
-
-
-def _tofu_columns(name: str) -> dict[str, Callable[[dict[str, Any]], Any]]:
-    prefix = PREFIXES[name]
-
-    def losses(place: int) -> Callable[[dict[str, Any]], Any]:
-        return lambda row: _probability(row["nll"][place]) if len(row.get("nll", [])) > place else None
-
-    def wrong(row: dict[str, Any]) -> Any:
-        values = row.get("nll", [])[2:]
-        return {"prob": [math.exp(-each) for each in values], "avg_loss": values} if values else None
-
-    made: dict[str, Callable[[dict[str, Any]], Any]] = {
-        f"{prefix}_Q_A_Prob": losses(0),
-        f"{prefix}_Q_A_PERT_Prob": wrong,
-        f"{prefix}_Q_A_ROUGE": partial(_rouge, of="rougeL_recall", score="rouge_l_recall"),
-        _SET_FIGURES[name, "truth_ratio"]: lambda row: (
-            {"score": math.exp(row["log_truth_ratio"])} if "log_truth_ratio" in row else None
-        ),
+def _entries(rows: Sequence[Mapping[str, Any]], columns: Sequence[_Column]) -> dict[str, dict[str, Any]]:
+    """Return value_by_index of each metric there of which some row has a value."""
+    flat = {str(row["row"]): _flat(row) for row in rows}
+    logs = {
+        log: {
+            index: {
+                column.field: values.get(column.name)
+                for column in columns
+                if column.log == log and (column.name in values or column.field != "generation")
+            }
+            for index, values in flat.items()
+        }
+        for log in {column.log: None for column in columns}
     }
-    if name in _WITH_PARAPHRASE:
-        made[f"{prefix}_Q_A_PARA_Prob"] = losses(1)
-    else:
-        made[f"{prefix}_Q_A_Prob_normalised"] = lambda row: (
-            {"prob": row["probability"]} if "probability" in row else None
-        )
-    return made
+    return {
+        log: by_index
+        for log, by_index in logs.items()
+        if any(value is not None for entry in by_index.values() for value in entry.values())
+    }
 
 
-def _without_figure(log: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in log.items() if key != "agg_value"}
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a row by the names of `_columns`."""
+    nll = row.get("nll", [])
+    losses = dict(zip(("original", "correct"), nll, strict=False)) | ({"wrong": nll[2:]} if nll[2:] else {})
+    probabilities = {
+        f"{answer} probability": [math.exp(-each) for each in value]
+        if isinstance(value, list)
+        else math.exp(-value)
+        for answer, value in losses.items()
+    }
+    ratio = {"truth_ratio": math.exp(row["log_truth_ratio"])} if "log_truth_ratio" in row else {}
+    return {**row, **losses, **probabilities, **ratio}
 
 
-def _probability(nll: float) -> dict[str, float]:
-    return {"prob": math.exp(-nll), "avg_loss": nll}
+def _by_index(entries: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {} if entries is None else {"value_by_index": entries}
 
 
-def _rouge(row: Mapping[str, Any], of: str, score: str) -> dict[str, Any] | None:
-    if score not in row:
-        return None
-    return {of: row[score]} | ({"generation": row["generation"]} if "generation" in row else {})
-
-
-def _score(row: Mapping[str, Any], name: str) -> dict[str, float | None]:
-    return {"score": row.get(name)}
-
-
-def _by_index(rows: list[dict[str, Any]], make: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
-    """Nothing where no row has it."""
-    made = {str(row["row"]): make(row) for row in rows}
-    known = (value for each in made.values() if each is not None for value in each.values())
-    return made if any(value is not None for value in known) else {}
+def _mean_probability(by_index: Mapping[str, Any]) -> float:
+    values = [entry["prob"] for entry in by_index.values() if entry["prob"] is not None]
+    return fmean(fmean(each) if isinstance(each, list) else each for each in values)

@@ -1,4 +1,4 @@
-"""Results of published models that come with the package."""
+"""Results of published models that are shipped with the package."""
 
 import json
 from importlib import resources
@@ -6,24 +6,24 @@ from typing import Any
 
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation import tofu_logs
-from dipo_pl.evaluation.result import EvaluationResult
+from dipo_pl.metrics.result import EvaluationResult
 
 
 def published_names() -> list[str]:
-    """The results that come with the package."""
+    """Return the names of the shipped results."""
     return sorted(
         each.name.removesuffix(".json") for each in _folder().iterdir() if each.name.endswith(".json")
     )
 
 
 def published(name: str) -> EvaluationResult:
-    """A result that comes with the package, such as `llama2-7b_retain90` or `muse_news_retrained`.
+    """Return a shipped result, such as `llama2-7b_retain90` or `muse_news_retrained`.
 
     Raises:
         InputError: there is none of that name.
     """
     if name not in published_names():
-        raise InputError(f"no published result {name!r}: use {', '.join(published_names())}")
+        raise InputError(f"there is no published result {name!r}: use {', '.join(published_names())}")
     file = _folder() / f"{name}.json"
     given = json.loads(file.read_text(encoding="utf-8"))
     if tofu_logs.is_tofu_log(given):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dipo_pl.errors import InputError
+from dipo_pl.errors import InputError, check_objects
 from dipo_pl.losses.base import Loss, Terms
 from dipo_pl.preferences.constructors import LogitModulation, PreferenceConstructor
 
@@ -43,6 +43,7 @@ class DiPO(Loss):
         constructor: PreferenceConstructor | None = None,
         pairs_from: Literal["policy", "reference"] = "policy",
     ) -> None:
+        check_objects(type(self).__name__, constructor=constructor)
         if not 0 < beta < math.inf:
             raise InputError(f"{type(self).__name__}.beta must be a finite number > 0, got {beta}")
         self.beta = beta

@@ -1,54 +1,86 @@
-"""What generated answers share with the true ones, as torchmetrics."""
+"""ROUGE-L: the words that a generated answer shares with the true one."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from dipo_pl.metrics.functional import rouge_l_f1, rouge_l_recall
-from dipo_pl.metrics.row_metric import RowMetric
+from dipo_pl.metrics.base import EvaluationMetric
+from dipo_pl.metrics.inputs import check_lengths, check_texts
+from dipo_pl.metrics.observations import Observations
 
 
-class RougeLRecall(RowMetric):
-    """The mean `rouge_l_recall` of a set.
+def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> Tensor:
+    r"""Return LCS(prediction, reference) / |reference|, in words, lower case and Porter-stemmed.
 
-    Args:
-        kwargs: those of `torchmetrics.Metric`.
-    """
+    Google's tokenizer keeps a-z and 0-9 only, so a reference in another script scores 0. Words that a prediction adds
+    cost nothing.
 
-    higher_is_better = True
-
-    def update(self, rows: Tensor, predictions: Sequence[str], references: Sequence[str]) -> None:
-        """Add a batch.
-
-        Args:
-            rows: [R] int64, the positions of the examples in their set.
-            predictions, references: R generated and true answers.
-        Raises: ValueError: the lengths differ, or an entry is not a string.
-        """
-        self.collected.update(rows, rouge_l_recall(predictions, references).unsqueeze(1))
-
-
-class RougeLF1(RowMetric):
-    """The mean `rouge_l_f1` of a set.
+    Source: Lin, "ROUGE", 2004, by Google's `rouge_score`; TOFU, arXiv:2401.06121, section 2.2, "ROUGE".
 
     Args:
-        stemmer: as `rouge_l_f1` takes it.
-        kwargs: those of `torchmetrics.Metric`.
+        predictions: N generated answers, without prompt and special tokens.
+        references: N true answers.
+
+    Returns:
+        [N] float64, in [0, 1].
+
+    Raises:
+        ValueError: the lengths differ, or an entry is no string.
     """
+    return _scores("recall", predictions, references, stemmer=True)
 
-    higher_is_better = True
 
-    def __init__(self, stemmer: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.stemmer = stemmer
+def rouge_l_f1(predictions: Sequence[str], references: Sequence[str], stemmer: bool = False) -> Tensor:
+    r"""Return 2 P R / (P + R), P = LCS(prediction, reference) / |prediction|, R = LCS(prediction, reference) / |reference|.
 
-    def update(self, rows: Tensor, predictions: Sequence[str], references: Sequence[str]) -> None:
-        """Add a batch.
+    In words, lower case; 0 where no word is shared. Words that a prediction adds cost precision, so a text that runs
+    on scores lower than in `rouge_l_recall`.
 
-        Args:
-            rows: [R] int64, the positions of the examples in their set.
-            predictions, references: R generated and true answers.
-        Raises: ValueError: the lengths differ, or an entry is not a string.
-        """
-        self.collected.update(rows, rouge_l_f1(predictions, references, self.stemmer).unsqueeze(1))
+    Source: Lin, "ROUGE", 2004, by Google's `rouge_score`; MUSE, arXiv:2407.06460, "VerbMem" and "KnowMem", whose
+    code compares words as they are; open-unlearning compares their stems.
+
+    Args:
+        predictions: N generated answers, without prompt and special tokens.
+        references: N true answers.
+        stemmer: compare Porter stems of words of more than three letters.
+
+    Returns:
+        [N] float64, in [0, 1].
+
+    Raises:
+        ValueError: the lengths differ, or an entry is no string.
+    """
+    return _scores("fmeasure", predictions, references, stemmer)
+
+
+class Rouge(EvaluationMetric):
+    """Metric `rouge_l_recall`: `rouge_l_recall` of generated answers."""
+
+    inputs = ("generation",)
+
+    def per_row(self, seen: Observations) -> dict[str, Tensor]:
+        """Return `rouge_l_recall`."""
+        return {"rouge_l_recall": rouge_l_recall(seen.generation, self.measured.references)}
+
+
+def _scores(part: str, predictions: Sequence[str], references: Sequence[str], stemmer: bool) -> Tensor:
+    check_texts("predictions", predictions)
+    check_texts("references", references)
+    check_lengths("predictions", predictions, "references", references)
+    score = _scorer(stemmer).score
+    found = [
+        getattr(score(target=reference, prediction=prediction)["rougeL"], part)
+        for prediction, reference in zip(predictions, references, strict=True)
+    ]
+    return torch.tensor(found, dtype=torch.float64)
+
+
+@functools.cache
+def _scorer(stemmer: bool) -> Any:
+    # It imports NLTK, a second that commands which compute nothing need not wait.
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], use_stemmer=stemmer)

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from dipo_pl.batch import EvaluationBatch
 from dipo_pl.connection import TrainingData
-from dipo_pl.errors import InputError, check_count, check_share
-from dipo_pl.evaluation.observation import Observation, observations
+from dipo_pl.errors import InputError, check_count, check_objects, check_share
 from dipo_pl.losses.engine import Objective
+from dipo_pl.metrics.observations import Observations
 from dipo_pl.models.answer_scores import answer_scores
 from dipo_pl.models.generation import generate
 from dipo_pl.models.gradient_norm import gradient_norm
@@ -53,6 +53,7 @@ class LanguageModule(LightningModule, ABC):
         token_budget: int | None = None,
     ) -> None:
         super().__init__()
+        check_objects("model", policy=policy)
         check_share("model.warmup", warmup, zero=True, one=False)
         check_count("model.token_budget", token_budget)
         self.policy = policy
@@ -221,8 +222,8 @@ class LanguageModule(LightningModule, ABC):
 
     def validation_step(
         self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> dict[str, list[Observation]]:
-        """What the policy makes of every row's answers, under `observations`."""
+    ) -> dict[str, Observations]:
+        """Return what the policy makes of every row's answers, under `observations`."""
         answers = batch.answers
         first = torch.tensor([row in batch.originals for row in range(len(answers.lengths))])
         detailed = torch.repeat_interleave(first, torch.tensor(answers.lengths)).to(answers.targets.device)
@@ -234,7 +235,7 @@ class LanguageModule(LightningModule, ABC):
             detailed,
             self.token_budget,
         )
-        return {"observations": observations(batch, nll, tokens)}
+        return {"observations": Observations.of(batch, nll, tokens)}
 
     def gradient_norms(self, batch: EvaluationBatch) -> list[float]:
         """Of each row's original answer; see `dipo_pl.models.gradient_norm`."""

@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 
 from dipo_pl.errors import InputError
-from dipo_pl.evaluation.conventions import CONVENTIONS
+from dipo_pl.metrics.conventions import CONVENTIONS
 from dipo_pl.report.comparable import refuse_incomparable
 from dipo_pl.report.runs import (
     FORGET,
@@ -235,9 +235,9 @@ def _forget_quality(run: Run, reference: Run) -> dict[str, float] | None:
     ratios = [scores(each.result.sets.get(FORGET), "log_truth_ratio") for each in (run, reference)]
     if ratios[0] is None or ratios[1] is None:
         return None
-    from dipo_pl.metrics.functional import forget_quality
+    from dipo_pl.metrics.forget_quality import forget_quality
 
-    return forget_quality(ratios[0], ratios[1]).figures()
+    return forget_quality(ratios[0], ratios[1])._asdict()
 
 
 def _before(runs: Sequence[Run], usual: frozenset[str]) -> list[Row]:

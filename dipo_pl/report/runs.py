@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from dipo_pl.errors import InputError
-from dipo_pl.evaluation.result import EvaluationResult, SetResult
+from dipo_pl.metrics.result import EvaluationResult, SetResult
 from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.storage.text import load_yaml
 

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dipo_pl.data_modules.fictitious_authors import fictitious_rows
 from dipo_pl.evaluation.published_results import published
-from dipo_pl.metrics.functional import repetition, word_entropy
+from dipo_pl.metrics.fluency import repetition, word_entropy
 from dipo_pl.models.generation import generate
 
-MEASURES = "[{class_path: Membership, init_args: {gradient_norm: true}}]"
+METRICS = "[{class_path: Membership, init_args: {gradient_norm: true}}]"
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_what_is_measured_against_a_retain_only_model(cli, learned, retain_only)
     ended = cli(
         "validate", "--config", "smoke.yaml", "--model.policy", "Pretrained", "--model.policy.path", learned / "hf",
         "--forget_quality.retain_result", retain_only, "--name", "against",
-        "--forget_quality.measures", MEASURES,
+        "--forget_quality.metrics", METRICS,
     )  # fmt: skip
     assert ended.code == 0, ended.err
     ours = json.loads(Path("runs/against/evaluation/step-000000.json").read_text())
@@ -114,7 +114,7 @@ def test_what_is_measured_against_a_retain_only_model(cli, learned, retain_only)
     assert metrics["membership_reference_auc"] == pytest.approx(mean(wins))
     left, retrained = 1 - metrics["membership_min_k_auc"], 1 - theirs["metrics"]["membership_min_k_auc"]
     assert metrics["priv_leak"] == pytest.approx(100 * (left - retrained) / retrained)
-    assert "forget_exact_memorization" not in metrics  # measures that are named replace the default ones
+    assert "forget_exact_memorization" not in metrics  # named metrics replace the default ones
     assert metrics["membership_gradient_norm_auc"] > 0.9
     model = AutoModelForCausalLM.from_pretrained(learned / "hf").eval()
     tokenizer = AutoTokenizer.from_pretrained(learned / "hf")
@@ -132,12 +132,12 @@ def test_what_is_measured_against_a_retain_only_model(cli, learned, retain_only)
 def test_gradient_norms_leave_accumulated_gradients_alone(cli, smoke):
     """An evaluation in the middle of an accumulation."""
     weights = []
-    for measures in ("[]", MEASURES):
+    for metrics in ("[]", METRICS):
         name = f"with-{len(weights)}"
         ended = cli(
             "fit", "--config", "smoke.yaml", "--forget_quality.generate_every", "0", "--name", name,
             "--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "1",
-            "--data.evaluation_rows", "3", "--trainer.max_epochs", "1", "--forget_quality.measures", measures,
+            "--data.evaluation_rows", "3", "--trainer.max_epochs", "1", "--forget_quality.metrics", metrics,
         )  # fmt: skip
         assert ended.code == 0, ended.err
         weights.append(json.loads(Path(f"runs/{name}/manifest.json").read_text())["policy"]["weights_at_end"])
@@ -242,7 +242,7 @@ def test_two_processes_give_the_figures_of_one(cli, process, learned, retain_onl
     """9 rows a set, so that the last batch of one process repeats a row; generated answers travel as well."""
     quick = (
         "validate", "--config", "smoke.yaml", "--model.policy", "Pretrained", "--model.policy.path", learned / "hf",
-        "--data.evaluation_rows", "9", "--forget_quality.measures", MEASURES,
+        "--data.evaluation_rows", "9", "--forget_quality.metrics", METRICS,
     )  # fmt: skip
     assert cli(*quick, "--name", "one").code == 0
     two = process(*quick, "--name", "two", "--trainer.devices", "2", "--trainer.strategy", "ddp")
@@ -345,12 +345,12 @@ class TestTofu:
             ((), "follows the convention tofu and this run dipo_pl"),
             (
                 ("--forget_quality.convention", "tofu", "--data.forget", "forget05"),
-                "has 300 forget rows and this run measures 200",
+                "has 300 forget rows and this run 200",
             ),
             (
                 ("--forget_quality.convention", "tofu", "--data", "FictitiousAuthors", "--data.authors", "30",
                  "--data.forget_authors", "15", "--data.evaluation_rows", "300"),
-                "was measured on other forget rows",
+                "was evaluated on other forget rows",
             ),
         ],
     )  # fmt: skip

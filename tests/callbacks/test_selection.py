@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from dipo_pl.callbacks.selection import BestCheckpoint, BestForgetQuality, FirstForgotten
 from dipo_pl.errors import InputError
-from dipo_pl.evaluation.result import EvaluationResult
+from dipo_pl.metrics.result import EvaluationResult
 from dipo_pl.storage.run_folder import RunFolder
 
 TARGET = {"step": 0, "model_utility": 0.8, "forget_rouge_l_recall": 1.0}

@@ -331,9 +331,9 @@ SETTINGS = [
         "data.global_batch_size 16 and trainer.accumulate_grad_batches 4 both say how many batches are accumulated",
     ),
     Case(
-        "--trainer.strategy fsdp2 --forget_quality.measures "
+        "--trainer.strategy fsdp2 --forget_quality.metrics "
         "'[{class_path: Membership, init_args: {gradient_norm: true}}]'",
-        "Membership asks for gradient norms, which are not taken of a model in shards",
+        "Membership needs gradient norms, which are not supported for sharded models",
     ),
     Case("--config fsdp.yaml", "the config fsdp.yaml no longer exists: use fsdp2.yaml"),
     Case("--config deepspeed.yaml", "the config deepspeed.yaml no longer exists: use fsdp2.yaml"),
@@ -355,7 +355,7 @@ SETTINGS = [
     Case("--data.forget_authors 4", "data.forget_authors must be a finite number >= 1 and < 4 (got 4)"),
     Case("--data.evaluate '[forget, nought]'", "data.evaluate names 'nought'"),
     Case("--forget_quality.utility_sets '[nought]'", "forget_quality.utility_sets names 'nought'"),
-    Case("--forget_quality.max_new_tokens 0", "forget_quality.max_new_tokens must be at least 1, got 0"),
+    Case("--forget_quality.max_new_tokens 0", "forget_quality.max_new_tokens must be at least 1 (got 0)"),
     Case(
         "--model.retain_loss NPOO",
         "model.retain_loss: there is no class NPOO (did you mean NPO?): use CEU, CrossEntropy, DPO",
@@ -381,7 +381,7 @@ SETTINGS = [
     Case("--data.workers -1", "data.workers must be at least 0 (got -1)"),
     Case("--ckpt_path list.ckpt", "cannot read the checkpoint list.ckpt", list_checkpoint),
     Case("--samples.rows -1", "samples.rows must be at least 0"),
-    Case("--forget_quality.generate_every -1", "forget_quality.generate_every must be at least 0, got -1"),
+    Case("--forget_quality.generate_every -1", "forget_quality.generate_every must be at least 0 (got -1)"),
     Case("--trainer.val_check_interval 0", "trainer.val_check_interval must be greater than 0 (got 0)"),
     Case(
         "--trainer.check_val_every_n_epoch 0",
@@ -679,10 +679,10 @@ OF_OPEN_UNLEARNING = RESULTS + "TOFU_EVAL.json --forget_quality.convention open_
 COMPARED = [
     Case(
         RESULTS + "runs/smoke --data.evaluation_rows 5",
-        "has 10 forget rows and this run measures 5",
+        "has 10 forget rows and this run 5",
         run_of_smoke(),
     ),
-    Case(RESULTS + "runs/smoke --data.author_seed 1", "was measured on other forget rows", run_of_smoke()),
+    Case(RESULTS + "runs/smoke --data.author_seed 1", "was evaluated on other forget rows", run_of_smoke()),
     Case(RESULTS + ".", "is not the folder of a finished run"),
     Case(RESULTS + "runs/smoke/manifest.json", "is not an evaluation", run_of_smoke()),
     *(
@@ -695,11 +695,11 @@ COMPARED = [
             ),
             (" is not an evaluation: it cannot be read ('utf-8'", file("TOFU_EVAL.json", "{}", "utf-16")),
             (
-                ", forget_Q_A_Prob is nan, not a finite number",
+                ", forget_Q_A_Prob must be a finite number (got nan)",
                 foreign(forget_Q_A_Prob={"agg_value": float("nan")}),
             ),
             (
-                ", forget_Q_A_Prob must hold values by row, got 5",
+                ", forget_Q_A_Prob must have values by row (got 5)",
                 foreign(forget_Q_A_Prob={"value_by_index": 5}),
             ),
             (" is not what it looks like (ValueError", foreign(forget_quality={"agg_value": -1})),

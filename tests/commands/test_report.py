@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dipo_pl.evaluation.result import EvaluationResult
+from dipo_pl.metrics.result import EvaluationResult
 from dipo_pl.report.contents import read_report
 from dipo_pl.report.text import as_text
 

@@ -1,20 +1,18 @@
-"""MUSE's published retrained models: their figures, whom they are compared with, and PrivLeak the way MUSE counts."""
+"""MUSE's published retrained models: their metrics, what they are compared with, and PrivLeak as MUSE computes it."""
 
 import random
 
-import numpy as np
 import pytest
+import torch
 
 from dipo_pl.errors import InputError
-from dipo_pl.evaluation.conventions import CONVENTIONS
-from dipo_pl.evaluation.measurement import measured
-from dipo_pl.evaluation.observation import Observation
 from dipo_pl.evaluation.published_results import published, published_names
-from dipo_pl.evaluation.result import EvaluationResult, SetResult
 from dipo_pl.evaluation.retain_result import check_comparable, read_result
 from dipo_pl.evaluation_set import EvaluationSet
-from dipo_pl.measures import Answered, Membership
-from dipo_pl.metrics.functional import priv_leak
+from dipo_pl.metrics import MeasuredSet, Membership, Observations
+from dipo_pl.metrics.base import all_values, collection, set_result
+from dipo_pl.metrics.conventions import CONVENTIONS
+from dipo_pl.metrics.membership import priv_leak
 from dipo_pl.rows import Row
 
 # VerbMem, KnowMem on forget and on retain, in percent, as MUSE's repository has them of its retrained models; and the
@@ -27,7 +25,7 @@ TEXTS = [Row((), f"Article {each}.") for each in range(100)]
 
 
 @pytest.mark.parametrize("name", MUSE)
-def test_figures_are_muses_own(name, tmp_path, monkeypatch):
+def test_metrics_are_muses_own(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     corpus, *percents, area = MUSE[name]
     result = read_result(name)
@@ -37,6 +35,11 @@ def test_figures_are_muses_own(name, tmp_path, monkeypatch):
     names = ("forget_verbatim", "forget_knowledge", "retain_knowledge")
     assert [round(100 * result.metrics[each], 1) for each in names] == percents
     assert result.metrics["membership_min_k_auc"] == pytest.approx(1 - area)
+    # For the convention of open-unlearning there is the area alone.
+    alone = published(f"{name}_area")
+    assert alone.convention == "open_unlearning"
+    assert alone.metrics == {"membership_min_k_auc": result.metrics["membership_min_k_auc"]}
+    assert alone.settings == result.settings
 
 
 # The same areas of MUSE's target models, in its direction, and the leaks that they are.
@@ -56,10 +59,21 @@ def lowest_mean(log_probabilities):
     return -sum(lowest) / len(lowest)
 
 
-def observed(tokens):
-    scores = np.array(tokens, dtype=np.float32)
-    ids = np.arange(len(tokens))
-    return Observation((1.0,), ids, ids, scores, scores, np.ones_like(scores))
+def found_on(kind, texts):
+    rows = [Row((), f"{kind} {row}") for row in range(len(texts))]
+    set_ = EvaluationSet(kind, rows, new_tokens=0)
+    metrics = collection([Membership()], MeasuredSet(set_, CONVENTIONS["muse"], generates=False))
+    tokens = [torch.tensor(each) for each in texts]
+    variances = [torch.ones_like(each) for each in tokens]
+    seen = Observations(
+        torch.arange(len(texts)),
+        torch.ones(len(texts), 1),
+        log_probabilities=tokens,
+        means=tokens,
+        variances=variances,
+    )
+    metrics.update(seen)
+    return set_result(metrics)
 
 
 @pytest.mark.parametrize("name", MUSE)
@@ -70,23 +84,15 @@ def test_priv_leak_from_tokens_in_muses_direction(name):
         kind: [[-rng.uniform(0, top) for _ in range(rng.randint(1, 9))] for _ in range(12)]
         for kind, top in (("forget", 4.0), ("holdout", 5.0))
     }
-    sets = [
-        Answered(
-            EvaluationSet(kind, [Row((), f"{kind} {row}") for row in range(12)], new_tokens=0),
-            [observed(each) for each in texts],
-            CONVENTIONS["muse"],
-        )
-        for kind, texts in tokens.items()
-    ]
     forget, holdout = ([lowest_mean(each) for each in tokens[kind]] for kind in ("forget", "holdout"))
     wins = sum(0.5 if b == a else b < a for a in forget for b in holdout)
     area, retrained = wins / 144, MUSE[name][-1]
     assert 0 < area < 0.5
-    found = measured(sets, [Membership()], [], published(name)).metrics
+    sets = {kind: found_on(kind, texts) for kind, texts in tokens.items()}
+    found = all_values(sets, [Membership()], published(name))
     assert found["membership_min_k_auc"] == pytest.approx(1 - area)
     assert found["priv_leak"] == pytest.approx(100 * (area - retrained) / retrained, abs=1e-6)
     assert found["priv_leak"] < 0
-    assert "forget_quality" not in found
 
 
 def settings(**changes):
@@ -99,11 +105,11 @@ def settings(**changes):
         ("muse", TEXTS, settings(corpus="MUSE-Books"), "(corpus MUSE-News there and MUSE-Books here)"),
         ("muse", TEXTS, settings(membership_k=0.2), "(membership_k 0.4 there and 0.2 here)"),
         ("muse", TEXTS[:10], settings(), "(forget_rows 100 there and 10 here)"),
-        ("muse", TEXTS, {"prompt": "QuestionAnswer"}, "(unnamed, there MUSE-News) is not known"),
+        ("muse", TEXTS, {"prompt": "QuestionAnswer"}, "(here unnamed, there MUSE-News)"),
         ("open_unlearning", TEXTS, settings(), "follows the convention muse and this run open_unlearning"),
     ],
 )
-def test_whom_a_published_model_is_not_compared_with(convention, rows, here, line):
+def test_what_a_published_model_is_not_compared_with(convention, rows, here, line):
     name = "muse_news_retrained"
     check_comparable(published(name), name, "muse", TEXTS, settings())
     with pytest.raises(InputError) as error:
@@ -111,15 +117,6 @@ def test_whom_a_published_model_is_not_compared_with(convention, rows, here, lin
     assert str(error.value).startswith(f"forget_quality.retain_result {name} ")
     assert line in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_priv_leak_wants_the_same_holdout():
-    area = {"membership_min_k_auc": 0.5}
-    rows = [{"row": 0, "min_k": 1.0}]
-    sets = {"forget": SetResult({}, rows, "f"), "holdout": SetResult({}, rows, "h")}
-    other = EvaluationResult("muse", area, {"holdout": SetResult({}, rows, "other")})
-    assert "priv_leak" not in Membership().across(sets, other)
-    assert Membership().across(sets, EvaluationResult("muse", area, {}))["priv_leak"] == 0
 
 
 def test_unknown_published_name():
@@ -131,11 +128,3 @@ def test_unknown_published_name():
         InputError, match="no published result 'phi': use llama2-7b_full, llama2-7b_retain90, muse"
     ):
         published("phi")
-
-
-@pytest.mark.parametrize("name", MUSE)
-def test_for_open_unlearning_there_is_the_area_alone(name):
-    whole, area = published(name), published(f"{name}_area")
-    assert area.convention == "open_unlearning"
-    assert area.metrics == {"membership_min_k_auc": whole.metrics["membership_min_k_auc"]}
-    assert area.settings == whole.settings

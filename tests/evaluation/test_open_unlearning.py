@@ -210,7 +210,7 @@ def test_what_was_not_measured_is_absent():
     [
         (
             edited("forget_Q_A_PARA_Prob", "value_by_index", value=answers([1.5])),
-            "TOFU_EVAL.json, forget: mia_loss, forget has 2 rows and forget_Q_A_PARA_Prob has none of row 1",
+            "TOFU_EVAL.json, forget: mia_loss, forget has 2 rows and forget_Q_A_PARA_Prob has no row 1",
         ),
         (
             edited("forget_Q_A_ROUGE", "value_by_index", value={"0": {"rougeL_recall": 0.3}, "7": {}}),
@@ -218,11 +218,11 @@ def test_what_was_not_measured_is_absent():
         ),
         (
             edited("forget_Q_A_Prob", "value_by_index", "1", "avg_loss", value=math.nan),
-            "TOFU_EVAL.json, forget_Q_A_Prob, row 1 is nan, not a finite number",
+            "TOFU_EVAL.json, forget_Q_A_Prob, row 1 must be a finite number (got nan)",
         ),
         (
             edited("wf_Q_A_PERT_Prob", "value_by_index", "0", "avg_loss", value=[1.0, math.inf]),
-            "wf_Q_A_PERT_Prob, row 0 is inf, not a finite number",
+            "wf_Q_A_PERT_Prob, row 0 must be a finite number (got inf)",
         ),
         (
             edited("forget_truth_ratio", "value_by_index", value=by_index(ratios(CORRECT)[::-1])),
@@ -230,7 +230,7 @@ def test_what_was_not_measured_is_absent():
         ),
         (
             edited("mia_min_k", "holdout", "value_by_index", "2", "score", value=math.nan),
-            "mia_min_k, holdout, row 2 is nan",
+            "mia_min_k, holdout, row 2 must be a finite number (got nan)",
         ),
         (
             edited("retain_Q_A_ROUGE", "value_by_index", "0", value={"rouge1_recall": 1.0}),
@@ -240,7 +240,10 @@ def test_what_was_not_measured_is_absent():
             edited("forget_Q_A_PARA_Prob", "value_by_index", "1", "avg_loss", value=-2.0),
             "TOFU_EVAL.json, forget, row 1: correct_nll must be >= 0",
         ),
-        (edited("model_utility", "agg_value", value=math.nan), "TOFU_EVAL.json, model_utility is nan"),
+        (
+            edited("model_utility", "agg_value", value=math.nan),
+            "TOFU_EVAL.json, model_utility must be a finite number (got nan)",
+        ),
         (
             {"forget_truth_ratio": {"agg_value": 0.0, "value_by_index": by_index([0.5, 0.0])}},
             "TOFU_EVAL.json, forget, row 1 has a truth ratio of 0, which is not above 0",
@@ -397,5 +400,5 @@ def test_a_result_of_muse_is_written_under_its_names(tmp_path):
 
 
 def test_numbers_of_another_convention_are_not_written_as_open_unlearnings():
-    with pytest.raises(InputError, match="convention 'tofu' is not what open-unlearning's numbers mean"):
+    with pytest.raises(InputError, match="convention 'tofu' are not those of open-unlearning's metrics"):
         evaluation(published("llama2-7b_full"))

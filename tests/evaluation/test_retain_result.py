@@ -12,8 +12,8 @@ from dipo_pl.data_modules.fictitious_authors import fictitious_rows
 from dipo_pl.data_modules.row_files import row_from
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation.published_results import published, published_names
-from dipo_pl.evaluation.result import EvaluationResult, SetResult
 from dipo_pl.evaluation.retain_result import check_comparable, read_result
+from dipo_pl.metrics.result import EvaluationResult, SetResult
 from dipo_pl.rows import Row
 from dipo_pl.storage.fingerprints import rows_fingerprint
 
@@ -65,7 +65,7 @@ def test_a_real_run_is_read(smoke):
     assert result.step == 6
     forget = [row_from(each, "made") for each in fictitious_rows(4)[60:70]]
     check_comparable(result, smoke, "dipo_pl", forget, {})
-    with pytest.raises(InputError, match="was measured on other forget rows"):
+    with pytest.raises(InputError, match="was evaluated on other forget rows"):
         check_comparable(result, smoke, "dipo_pl", forget[::-1], {})
 
 
@@ -102,7 +102,7 @@ def test_folder_that_is_no_run(tmp_path):
 def test_run_that_measured_nothing(tmp_path, empties):
     run = run_folder(tmp_path / "run")
     empties(run / "metrics.jsonl")
-    assert "is a run that measured nothing (metrics.jsonl has no line): measure its model" in refusal(run)
+    assert "is a run without evaluations (metrics.jsonl has no line): evaluate its model" in refusal(run)
 
 
 def test_run_without_its_last_evaluation_file(tmp_path):
@@ -121,10 +121,10 @@ def test_run_without_its_last_evaluation_file(tmp_path):
         (b'{"step": 6, "model_utility": 0.5}', "is not an evaluation: give one of a run's evaluation files"),
         (b"3", "is not an evaluation: give one of a run's evaluation files"),
         (b"[1, 2]", "is not an evaluation: give one of a run's evaluation files"),
-        (b'{"sets": {}, "metrics": {}}', "does not name its convention, as results of older versions"),
+        (b'{"sets": {}, "metrics": {}}', "does not name its convention, as in older versions"),
         (b'{"sets": {}, "convention": "tofu", "odd": 1}', "is not an evaluation ("),
         (b'{"forget": {"avg_gt_loss": [1.0]}}', ", forget has no avg_paraphrased_loss"),
-        (b'{"model_utility": {"agg_value": NaN}}', ", model_utility is nan"),
+        (b'{"model_utility": {"agg_value": NaN}}', ", model_utility must be a finite number (got nan)"),
     ],
 )
 def test_file_of_something_else(tmp_path, content, line):
@@ -158,17 +158,20 @@ def lacking(row, **values):
     [
         (
             result_of(convention="tofu"),
-            "follows the convention tofu and this run dipo_pl, whose numbers mean other things: set "
+            "follows the convention tofu and this run dipo_pl, whose values mean other things: set "
             "forget_quality.convention to tofu, or give a result of dipo_pl",
         ),
-        (result_of(ROWS[:2]), "has 2 forget rows and this run measures 3"),
+        (result_of(ROWS[:2]), "has 2 forget rows and this run 3"),
         (
             result_of(ROWS[::-1]),
-            f"was measured on other forget rows (fingerprint {rows_fingerprint(ROWS[::-1])[:12]}, here "
+            f"was evaluated on other forget rows (fingerprint {rows_fingerprint(ROWS[::-1])[:12]}, here "
             f"{rows_fingerprint(ROWS)[:12]})",
         ),
-        (lacking(1, nll=[1.0]), "has no truth ratio of forget row 1: measure with wrong answers"),
-        (lacking(2, log_truth_ratio=math.nan), "truth ratio of forget row 2 is nan"),
+        (lacking(1, nll=[1.0]), "has no truth ratio of forget row 1: evaluate with wrong answers"),
+        (
+            lacking(2, log_truth_ratio=math.nan),
+            "truth ratio of forget row 2 must be a finite number (got nan)",
+        ),
         (result_of(sets={}), "has no forget rows: give a result with every row's truth ratio"),
         (result_of(sets={"forget": SetResult({}, [])}), "has no forget rows"),
     ],
@@ -193,7 +196,7 @@ def test_truth_ratios_are_asked_for_only_where_there_are_wrong_answers():
 
 
 def test_without_wrong_answers_rows_must_be_the_same_all_the_same():
-    for rows, line in ((TEXTS[::-1], "was measured on other forget rows"), (TEXTS[:2], "has 2 forget rows")):
+    for rows, line in ((TEXTS[::-1], "was evaluated on other forget rows"), (TEXTS[:2], "has 2 forget rows")):
         with pytest.raises(InputError, match=line):
             check_comparable(without_truth_ratios(rows), "there", "dipo_pl", TEXTS, {})
 
@@ -202,8 +205,8 @@ def test_figures_without_rows_need_a_corpus_in_common():
     figures = result_of(sets={}, settings={"corpus": "MUSE-News"})
     check_comparable(figures, "there", "dipo_pl", TEXTS, {"corpus": "MUSE-News"})
     refused = {
-        "it is of the corpus here (unnamed, there MUSE-News) is not known": (figures, TEXTS, {}),
-        "it is of the corpus here (MUSE-News, there unnamed) is not known": (
+        "its corpus is not known to be the same (here unnamed, there MUSE-News)": (figures, TEXTS, {}),
+        "its corpus is not known to be the same (here MUSE-News, there unnamed)": (
             result_of(sets={}), TEXTS, {"corpus": "MUSE-News"},
         ),
         "(corpus MUSE-News there and MUSE-Books here)": (figures, TEXTS, {"corpus": "MUSE-Books"}),
@@ -217,7 +220,7 @@ def test_figures_without_rows_need_a_corpus_in_common():
 
 
 def test_more_rows_than_are_measured():
-    with pytest.raises(InputError, match="has 3 forget rows and this run measures 2"):
+    with pytest.raises(InputError, match="has 3 forget rows and this run 2"):
         check_comparable(result_of(), "there", "dipo_pl", ROWS[:2], {})
 
 
@@ -228,6 +231,6 @@ def test_settings_that_change_figures():
     check_comparable(made, "there", "dipo_pl", ROWS, {"prompt": "QuestionAnswer", "max_new_tokens": 16})
     check_comparable(made, "there", "dipo_pl", ROWS, {})
     with pytest.raises(
-        InputError, match=r"there was measured with another setting \(membership_k 0\.2 there and 0\.4 here"
+        InputError, match=r"there was evaluated with another setting \(membership_k 0\.2 there and 0\.4 here"
     ):
         check_comparable(made, "there", "dipo_pl", ROWS, {"max_new_tokens": 16, "membership_k": 0.4})

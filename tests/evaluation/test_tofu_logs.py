@@ -9,7 +9,7 @@ from dipo_pl.errors import InputError
 from dipo_pl.evaluation.published_results import published
 from dipo_pl.evaluation.retain_result import read_result
 from dipo_pl.evaluation.tofu_logs import is_tofu_log, parse
-from dipo_pl.metrics.functional import forget_quality
+from dipo_pl.metrics.forget_quality import forget_quality
 
 # TOFU's layout, two rows, as its evaluation writes it: more columns than are read, rows by index.
 FORGET = {
@@ -66,7 +66,7 @@ def test_forget_quality_of_the_one_against_the_other():
     full, retain = published("llama2-7b_full"), published("llama2-7b_retain90")
     assert not any("quality" in name for name in full.metrics)
     ratios = [each.sets["forget"].values("log_truth_ratio") for each in (full, retain)]
-    figures = forget_quality(*ratios).figures()
+    figures = forget_quality(*ratios)._asdict()
     assert figures["forget_quality"] == pytest.approx(1.834066e-21, rel=1e-6)
     assert figures["forget_quality_log10_p"] == pytest.approx(math.log10(1.834066e-21), abs=1e-6)
     assert figures["forget_quality_ks_statistic"] == pytest.approx(0.396667, abs=5e-7)
@@ -111,26 +111,29 @@ def test_log_without_a_utility_set_has_no_model_utility():
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        (changed("rougeL_recall", {"0": 0.5}), "avg_gt_loss has 2 rows and rougeL_recall has none of row 1"),
+        (changed("rougeL_recall", {"0": 0.5}), "avg_gt_loss has 2 rows and rougeL_recall has no row 1"),
         (
             changed("avg_gt_loss", {"0": 1.0, "2": 1.0}),
             "log, eval_log_forget.json, avg_gt_loss has 2 rows and none of them is row 1",
         ),
-        (changed("avg_gt_loss", {"0": 1.0, "1": math.nan}), "avg_gt_loss, row 1 is nan, not a finite number"),
+        (
+            changed("avg_gt_loss", {"0": 1.0, "1": math.nan}),
+            "avg_gt_loss, row 1 must be a finite number (got nan)",
+        ),
         (
             changed("average_perturb_loss", {"0": [1.0, None], "1": [1.0, 2.0]}),
-            "average_perturb_loss, row 0 is None",
+            "average_perturb_loss, row 0 must be a finite number (got None)",
         ),
         (
             changed("average_perturb_loss", {"0": [1.0], "1": [1.0, 2.0]}),
             "log, eval_log_forget.json: wrong_nll",
         ),
         (changed("avg_gt_loss", {"0": -1.0, "1": 1.0}), "log, eval_log_forget.json: nll must be >= 0"),
-        (changed("avg_gt_loss", "x"), "avg_gt_loss must hold values by row, got 'x'"),
+        (changed("avg_gt_loss", "x"), "avg_gt_loss must have values by row (got 'x')"),
         ({"forget": {"avg_gt_loss": [1.0]}}, "log, forget has no avg_paraphrased_loss"),
         (
             {"forget": dict.fromkeys(FORGET, [1.0] * 301)},
-            "log, forget has 301 rows, and the convention tofu measures the first 300",
+            "log, forget has 301 rows, and the convention tofu takes the first 300",
         ),
     ],
 )

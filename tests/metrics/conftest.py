@@ -1,4 +1,4 @@
-"""What two real processes collect, made once for all tests of this folder."""
+"""Puts the folder's helpers on the path, and runs two gloo ranks once for all tests."""
 
 import sys
 import time
@@ -14,13 +14,13 @@ import gloo_ranks
 
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory):
-    """What each of two gloo processes saw."""
+    """Return what each of two gloo ranks saw."""
     folder = tmp_path_factory.mktemp("gloo")
     processes = mp.spawn(gloo_ranks.run, args=(str(folder),), nprocs=2, join=False)
     deadline = time.monotonic() + 90
     try:
         while not processes.join(timeout=1):
-            assert time.monotonic() < deadline, "a process hangs"
+            assert time.monotonic() < deadline, "a rank hangs"
     finally:
         for process in processes.processes:
             process.kill()

@@ -1,4 +1,4 @@
-"""What two processes collect and make of it: apart, since spawned processes import it by name."""
+"""What two ranks measure; a module, since spawned processes import it by name."""
 
 import datetime
 import math
@@ -6,114 +6,72 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from made import batch, measured, observed
 
-from dipo_pl.metrics import (
-    AnswerProbability,
-    ExactMemorization,
-    ExtractionStrength,
-    ForgetQualityTest,
-    MembershipAUC,
-    ModelUtility,
-    OptionProbability,
-    PerRow,
-    RougeLRecall,
-    TruthRatio,
-    truth_ratio_margin,
-)
+from dipo_pl.metrics import Fluency, Membership, Memorization, Probability, Rouge, TruthRatio
+from dipo_pl.metrics.base import collection, set_result
 
-
-def batch(rows, columns=3):
-    """Values that name their row, and need more than float32."""
-    rows = torch.tensor(rows, dtype=torch.int64)
-    values = rows[:, None].double() + torch.arange(columns) / 10 + 1e-12
-    return rows, values
-
-
+COUNT = 7
+WORDS = ["she", "wrote", "nine", "novels", "about", "the", "sea\u2019s", "ol\udc80d", "ships"]
 # For each case, the batches of rank 0 and of rank 1.
-CASES = {
+SPLITS = {
     "odd split": ([[4, 0], [6], [2]], [[5, 1, 3]]),
-    "rank 1 has no batch": ([[1, 0], [2]], []),
-    "rank 0 has no batch": ([], [[1, 0], [2]]),
-    "rank 1 has an empty batch": ([[1, 0], [2]], [[]]),
+    "padding repeats rows": ([[0, 2], [4, 6]], [[1, 3], [5, 0]]),
+    "rank 1 has no batch": ([[1, 0, 2], [6, 5, 4, 3]], []),
+    "rank 0 has no batch": ([], [[1, 0, 2], [6, 5, 4, 3]]),
+    "rank 1 has an empty batch": ([[1, 0], [2, 3, 4, 5, 6]], [[]]),
+    "rows are missing": ([[0, 1]], [[3, 4]]),
     "no rank has a batch": ([], []),
-    "padding repeats rows": ([[0, 2], [4]], [[1, 3], [0]]),
-    "one row": ([[7]], []),
-    "row numbers past float64": ([[2**53 + 1]], [[2**53, 2**60 + 1]]),
 }
 
-# 0 comes to both, as padding.
-SPLIT = ([[4, 0], [6], [2]], [[5, 1, 3], [0]])
-WORDS = ["she", "wrote", "nine", "novels", "about", "the", "sea", "and", "old", "ships"]
+
+def row(place):
+    """Return observations that need more than float32, of as many tokens as the place says."""
+    hits = [token != place // 2 for token in range(place + 2)]
+    nll = (0.2 + 0.37 * place + 1e-12, 0.3 + 0.1 * place, 1.1, 3.0 - 0.17 * place)
+    text = " ".join(WORDS[:place])
+    return observed(*nll, hits=hits, low=-1.0 - place, generation=text, norm=0.1 * place)
 
 
-def correct_nll(row):
-    return 0.2 + 0.37 * row
+def made():
+    """Return the metrics of a set of `COUNT` such rows, by which all inputs are gathered."""
+    metrics = [
+        Probability(),
+        TruthRatio(),
+        Rouge(),
+        Memorization(),
+        Membership(gradient_norm=True),
+        Fluency(),
+    ]
+    return collection(metrics, measured("forget", [row(place) for place in range(COUNT)]))
 
 
-def wrong_nll(row):
-    return [1.1, 0.4 + 0.21 * row, 3.0 - 0.17 * row]
+def fed(batches):
+    metrics = made()
+    for places in batches:
+        metrics.update(batch([row(place) for place in places], places))
+    return metrics
 
 
-def score(row):
-    return math.sin(row)
+def diverged(rank):
+    """Return the error of a loss that is NaN on rank 1 alone."""
+    metrics = collection([Probability()], measured("forget", [observed(1.0), observed(1.0)]))
+    metrics.update(batch([observed(math.nan if rank else 0.5)], [rank]))
+    try:
+        metrics.compute()
+    except ValueError as error:
+        return str(error)
+    return None
 
 
-def predictions(row):
-    """Of `row` + 2 tokens, of which all but the one at `row` // 2 are right."""
-    return [7 if place == row // 2 else place for place in range(row + 2)]
-
-
-def generation(row):
-    return " ".join(WORDS[: row + 1])
-
-
-def of(function, rows):
-    return torch.tensor([function(row) for row in rows], dtype=torch.float64)
-
-
-def feed_losses(metric, rows):
-    metric.update(torch.tensor(rows), of(correct_nll, rows), of(wrong_nll, rows))
-
-
-def feed_tokens(metric, rows):
-    metric.update(torch.tensor(rows), [predictions(row) for row in rows], [range(row + 2) for row in rows])
-
-
-def feed_texts(metric, rows):
-    metric.update(torch.tensor(rows), [generation(row) for row in rows], [" ".join(WORDS)] * len(rows))
-
-
-def feed_scores(metric, rows):
-    # Both sets number their rows from 0; some scores of one are also in the other.
-    metric.update(torch.tensor(rows), of(score, rows), members=True)
-    metric.update(torch.tensor(rows), of(lambda row: score(row + 2), rows), members=False)
-
-
-def feed_parts(metric, rows):
-    metric.update("probability", torch.tensor(rows), of(correct_nll, rows))
-    feed_losses(metric.parts["truth_ratio"], rows)
-
-
-# For each metric, how to make it and how to give it a batch.
-FIGURES = {
-    "AnswerProbability": (
-        AnswerProbability,
-        lambda metric, rows: metric.update(torch.tensor(rows), of(correct_nll, rows)),
-    ),
-    "OptionProbability": (OptionProbability, feed_losses),
-    "TruthRatio": (TruthRatio, feed_losses),
-    "RougeLRecall": (RougeLRecall, feed_texts),
-    "ExactMemorization": (ExactMemorization, feed_tokens),
-    "ExtractionStrength": (ExtractionStrength, feed_tokens),
-    "ForgetQualityTest": (lambda: ForgetQualityTest([0.1 * row - 0.2 for row in range(7)]), feed_losses),
-    "MembershipAUC": (MembershipAUC, feed_scores),
-    "ModelUtility": (
-        lambda: ModelUtility(
-            {"probability": AnswerProbability(), "truth_ratio": TruthRatio(truth_ratio_margin)}
-        ),
-        feed_parts,
-    ),
-}
+def resumed(rank):
+    """Return the values of rows after those of both ranks, gathered twice."""
+    metric = Probability().for_set(measured("forget", [observed(1.0)] * 4))
+    metric.update(batch([observed(1.0)], [rank]))
+    first = metric.compute()
+    metric.update(batch([observed(2.0)], [2 + rank]))
+    metric.compute()
+    return first, metric.row_values["probability"]
 
 
 def run(rank, folder):
@@ -125,12 +83,11 @@ def run(rank, folder):
         world_size=2,
         timeout=datetime.timedelta(seconds=30),
     )
+    found = {name: set_result(fed(batches[rank])) for name, batches in SPLITS.items()}
     seen = {
-        "results": _collect(rank),
-        "error": _disagree(rank),
-        "resumed": _resume(rank),
-        "figures": _figures(rank),
-        "diverged": _diverge(rank),
+        "results": {name: None if each is None else repr(each) for name, each in found.items()},
+        "diverged": diverged(rank),
+        "resumed": resumed(rank),
     }
     torch.save(seen, result(folder, rank))
     dist.destroy_process_group()
@@ -138,60 +95,3 @@ def run(rank, folder):
 
 def result(folder, rank):
     return Path(folder) / f"rank{rank}.pt"
-
-
-def _collect(rank):
-    results = {}
-    for name, batches in CASES.items():
-        metric = PerRow()
-        for rows in batches[rank]:
-            metric.update(*batch(rows))
-        results[name] = metric.compute()
-    return results
-
-
-def _disagree(rank):
-    # 1 * 1 + 1 * 3 numbers for 2 rows: as many as 2 columns would give.
-    metric = PerRow()
-    metric.update(*batch([rank], columns=1 + 2 * rank))
-    try:
-        metric.compute()
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-def _resume(rank):
-    """Gather, go on where this process was, gather again, then start anew."""
-    metric = PerRow()
-    if rank == 0:
-        metric.update(*batch([0]))
-    first = metric.compute()
-    metric.update(*batch([1 + rank]))
-    second = metric.compute()
-    metric.reset()
-    metric.update(*batch([5 + rank], columns=2))
-    return first, second, metric.compute()
-
-
-def _figures(rank):
-    figures = {}
-    for name, (make, feed) in FIGURES.items():
-        metric = make()
-        for rows in SPLIT[rank]:
-            feed(metric, rows)
-        figures[name] = torch.as_tensor(metric.compute(), dtype=torch.float64)
-    return figures
-
-
-def _diverge(rank):
-    """A loss that is NaN on one process alone, then a fresh start."""
-    metric = AnswerProbability()
-    metric.update(torch.tensor([rank]), torch.tensor([math.nan if rank else 0.5]))
-    try:
-        metric.compute()
-    except ValueError as error:
-        message = str(error)
-    metric.reset()
-    metric.update(torch.tensor([rank]), torch.tensor([0.0]))
-    return message, metric.compute()

@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from dipo_pl.metrics import ForgetQuality, forget_quality
+from dipo_pl.metrics.forget_quality import ForgetQualityTest, forget_quality
 
 
 def draw(n, shift, seed=0):
@@ -38,9 +38,9 @@ def test_matches_loop(n, shift):
     first, second = draw(n, shift)
     quality = forget_quality(first, second)
     statistic = loop_statistic(first, second)
-    assert quality.ks_statistic == pytest.approx(statistic, abs=1e-12)
-    assert quality.log10_p == pytest.approx(loop_log10_p(n, round(n * statistic)), abs=1e-9)
-    assert quality.p_value == pytest.approx(10**quality.log10_p, rel=1e-12)
+    assert quality.forget_quality_ks_statistic == pytest.approx(statistic, abs=1e-12)
+    assert quality.forget_quality_log10_p == pytest.approx(loop_log10_p(n, round(n * statistic)), abs=1e-9)
+    assert quality.forget_quality == pytest.approx(10**quality.forget_quality_log10_p, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -48,11 +48,11 @@ def test_matches_loop(n, shift):
 )
 def test_floor_of_complete_separation(n, floor):
     quality = forget_quality([1.0 + i for i in range(n)], [1000.0 + i for i in range(n)])
-    assert f"{quality.p_value:.3e}" == floor
+    assert f"{quality.forget_quality:.3e}" == floor
     # Two of all orders of the values are separated.
-    assert quality.p_value == pytest.approx(float(Fraction(2, math.comb(2 * n, n))), rel=1e-9)
-    assert quality.log10_p == math.log10(quality.p_value)
-    assert quality.ks_statistic == 1
+    assert quality.forget_quality == pytest.approx(float(Fraction(2, math.comb(2 * n, n))), rel=1e-9)
+    assert quality.forget_quality_log10_p == math.log10(quality.forget_quality)
+    assert quality.forget_quality_ks_statistic == 1
 
 
 @pytest.mark.parametrize(
@@ -68,14 +68,14 @@ def test_floor_of_complete_separation(n, floor):
 def test_log10_p_outlives_p(n, overlap):
     first = [float(i) for i in range(n)]
     quality = forget_quality(first, [i + n - overlap - 0.5 for i in range(n)])
-    assert quality.p_value < 2.3e-308
+    assert quality.forget_quality < 2.3e-308
     h = n - overlap
-    assert quality.ks_statistic == pytest.approx(h / n)
+    assert quality.forget_quality_ks_statistic == pytest.approx(h / n)
     if overlap == 0:
         expected = (math.log(2) + 2 * math.lgamma(n + 1) - math.lgamma(2 * n + 1)) / math.log(10)
     else:
         expected = loop_log10_p(n, h)
-    assert quality.log10_p == pytest.approx(expected, rel=1e-12)
+    assert quality.forget_quality_log10_p == pytest.approx(expected, rel=1e-12)
 
 
 def test_depends_on_order_alone():
@@ -88,29 +88,29 @@ def test_depends_on_order_alone():
 
 
 def test_identical_samples_cannot_be_told_apart():
-    assert forget_quality([0.5, 0.7, 0.9], [0.9, 0.5, 0.7]) == ForgetQuality(1.0, 0.0, 0.0)
+    assert forget_quality([0.5, 0.7, 0.9], [0.9, 0.5, 0.7]) == ForgetQualityTest(1.0, 0.0, 0.0)
 
 
 def test_refuses_lengths_that_differ():
-    with pytest.raises(ValueError, match=r"same forget set, got 3 and 2 rows"):
+    with pytest.raises(ValueError, match=r"unlearned and retain must have as many rows \(got 3 and 2\)"):
         forget_quality([0.1, 0.2, 0.3], [0.1, 0.2])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_refuses_values_that_are_not_finite(bad):
-    with pytest.raises(ValueError, match=r"unlearned must be finite, got \S+ at row 1, 2 \(2 of 4 rows\)"):
+    with pytest.raises(ValueError, match=r"unlearned must be finite \(got \S+ at row 1, 2; 2 of 4 rows\)"):
         forget_quality([0.1, bad, bad, 0.4], [0.1, 0.2, 0.3, 0.4])
-    with pytest.raises(ValueError, match=r"retain must be finite, got \S+ at row 3 .*log_truth_ratio"):
+    with pytest.raises(ValueError, match=r"retain must be finite \(got \S+ at row 3; .*log_truth_ratio"):
         forget_quality([0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, bad])
 
 
 def test_refuses_empty_samples():
-    with pytest.raises(ValueError, match="unlearned must hold at least one row, got none"):
+    with pytest.raises(ValueError, match=r"unlearned must have at least one row \(got none\)"):
         forget_quality([], [])
-    with pytest.raises(ValueError, match="retain must hold at least one row, got none"):
+    with pytest.raises(ValueError, match=r"retain must have at least one row \(got none\)"):
         forget_quality([0.1], [])
 
 
 def test_refuses_other_shapes():
-    with pytest.raises(ValueError, match=r"retain must have shape \[N\], got \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"retain must have shape \[N\] \(got \[1, 2\]\)"):
         forget_quality([0.1, 0.2], [[0.1, 0.2]])

@@ -3,50 +3,36 @@ import random
 import pytest
 import torch
 
-from dipo_pl.metrics import exact_memorization, extraction_strength
+from dipo_pl.metrics.memorization import exact_memorization, extraction_strength
 
 
-def loop_exact(predictions, targets):
-    result = []
-    for predicted, true in zip(predictions, targets, strict=True):
-        right = 0
-        for position in range(len(true)):
-            right += predicted[position] == true[position]
-        result.append(right / len(true))
-    return result
+def loop_exact(predicted, true):
+    right = 0
+    for position in range(len(true)):
+        right += predicted[position] == true[position]
+    return right / len(true)
 
 
-def loop_strength(predictions, targets):
-    """Prefixes one by one, from none to the whole answer, after which nothing is left to miss."""
-    result = []
-    for predicted, true in zip(predictions, targets, strict=True):
-        for prefix in range(len(true) + 1):
-            if predicted[prefix:] == true[prefix:]:
-                result.append(1 - prefix / len(true))
-                break
-    return result
+def loop_strength(predicted, true):
+    """Try prefixes from none to the whole answer, after which nothing is left to miss."""
+    for prefix in range(len(true) + 1):
+        if predicted[prefix:] == true[prefix:]:
+            return 1 - prefix / len(true)
+    return None
 
 
-def draw(n, seed=0):
+@pytest.mark.parametrize("n", [1, 3, 200])
+def test_matches_loop(n):
     """Answers of unequal length, nearly all tokens right towards the end."""
-    rng = random.Random(seed)
+    rng = random.Random(0)
     targets = [[rng.randrange(50) for _ in range(rng.randint(1, 12))] for _ in range(n)]
     predictions = [
         [token if rng.random() < 0.3 + place / 8 else 99 for place, token in enumerate(answer)]
         for answer in targets
     ]
-    return predictions, targets
-
-
-@pytest.mark.parametrize("n", [1, 3, 200])
-def test_matches_loop(n):
-    predictions, targets = draw(n)
-    assert exact_memorization(predictions, targets).tolist() == pytest.approx(
-        loop_exact(predictions, targets), rel=1e-14
-    )
-    assert extraction_strength(predictions, targets).tolist() == pytest.approx(
-        loop_strength(predictions, targets), rel=1e-14
-    )
+    for function, loop in ((exact_memorization, loop_exact), (extraction_strength, loop_strength)):
+        expected = [loop(*pair) for pair in zip(predictions, targets, strict=True)]
+        assert function(predictions, targets).tolist() == pytest.approx(expected, rel=1e-14)
 
 
 @pytest.mark.parametrize(

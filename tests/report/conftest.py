@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from dipo_pl.__main__ import main
-from dipo_pl.evaluation.result import EvaluationResult, SetResult
+from dipo_pl.metrics.result import EvaluationResult, SetResult
 from dipo_pl.storage.run_folder import RunFolder
 
 _SMALL = "{model_type: llama, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 2}"

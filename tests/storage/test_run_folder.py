@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from dipo_pl.errors import InputError, WriteError
-from dipo_pl.evaluation.result import EvaluationResult
+from dipo_pl.metrics.result import EvaluationResult
 from dipo_pl.storage.checkpoints import replace_last
 from dipo_pl.storage.files import locked, replacing, replacing_folder, write_text
 from dipo_pl.storage.run_folder import RunFolder

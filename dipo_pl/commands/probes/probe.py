@@ -11,7 +11,7 @@ from lightning import LightningModule, Trainer
 from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.callbacks.manifest import ManifestEntry
 from dipo_pl.data_modules.forget_retain import ForgetRetain
-from dipo_pl.metrics import functional as metrics
+from dipo_pl.metrics.truth_ratio import truth_ratio_closeness
 from dipo_pl.storage.run_folder import RunFolder
 
 
@@ -108,5 +108,5 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     names = {"probability", "rouge_l_recall", "log_truth_ratio"}.intersection(*rows) if rows else set()
     values = {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in sorted(names)}
     if "log_truth_ratio" in values:
-        values["truth_ratio"] = metrics.truth_ratio_closeness(values.pop("log_truth_ratio").exp())
+        values["truth_ratio"] = truth_ratio_closeness(values.pop("log_truth_ratio").exp())
     return {name: float(each.mean()) for name, each in values.items()}

@@ -1,8 +1,8 @@
-"""Whether generated text is still language, and whether it declines to answer.
+"""Fluency: whether generated text is still language, and whether it declines to answer.
 
-A word is a run of letters and digits, in lower case, or a single other mark that is not space. A run of more than
-30 is hardly a word: it counts letter by letter, so that output without spaces ("whowhowho...") is seen to repeat
-itself.
+A word is a run of letters and digits, in lower case, or a single other mark that is not space. A run of more than 30
+characters is hardly a word: it counts letter by letter, so that output without spaces ("whowhowho...") is seen to
+repeat itself.
 """
 
 import math
@@ -13,69 +13,102 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dipo_pl.metrics.functional._inputs import check_texts
+from dipo_pl.errors import check_count
+from dipo_pl.metrics.base import EvaluationMetric
+from dipo_pl.metrics.inputs import check_texts
+from dipo_pl.metrics.observations import Observations
 
 LONGEST_WORD = 30
 
 
 def repetition(texts: Sequence[str]) -> Tensor:
-    r"""1 - distinct / total: the share of a text's word n-grams that repeat an earlier one of it.
+    r"""Return 1 - distinct / total, the share of a text's word n-grams that repeat an earlier one.
 
     n = 4; in a text of w < 7 words it is ceil(w / 2), so that "no no" repeats itself and "no" does not. Answers that
     people wrote are at about 0 (TOFU's mean is 0.0004), a model that loops is near 1.
 
     Args:
         texts: N generated answers, without prompt and special tokens.
-    Returns: [N] float64, in [0, 1); 0 for an empty text.
-    Raises: ValueError: texts is no list of strings.
+
+    Returns:
+        [N] float64, in [0, 1); 0 for an empty text.
+
+    Raises:
+        ValueError: texts is no list of strings.
     """
     return _of_each(texts, lambda words: 1 - _distinct(words, min(4, math.ceil(len(words) / 2))))
 
 
 def distinct_ngrams(texts: Sequence[str], n: int = 2) -> Tensor:
-    r"""distinct / total: how many different word n-grams a text has for each that it has; 1 without repetition.
+    r"""Return distinct / total, the share of a text's word n-grams that are different; 1 without repetition.
 
     Source: Li et al., arXiv:1510.03055, "distinct-1" and "distinct-2". Differs: over n-grams, within each text;
     there over all words, of all texts together.
 
     Args:
         texts: N generated answers, without prompt and special tokens.
-        n: >= 1.
-    Returns: [N] float64, in (0, 1]; 1 for a text of fewer than n words, also for an empty one, which repeats nothing.
-    Raises: ValueError: texts is no list of strings, or n < 1.
+        n: words of an n-gram, at least 1.
+
+    Returns:
+        [N] float64, in (0, 1]; 1 for a text of fewer than n words, also for an empty one, which repeats nothing.
+
+    Raises:
+        ValueError: texts is no list of strings, or n < 1.
     """
-    if n < 1:
-        raise ValueError(f"n must be at least 1 word, got {n}")
+    check_count("n", n)
     return _of_each(texts, lambda words: _distinct(words, n))
 
 
 def word_entropy(texts: Sequence[str]) -> Tensor:
-    r"""-sum_w p(w) log p(w), p the shares of the words in a text, in nats.
+    r"""Return -sum_w p(w) log p(w), p the shares of the words in a text, in nats.
 
-    At most log of the number of words, so it falls both with repetition and with length.
+    It is at most log of the number of words, so it falls both with repetition and with length.
 
     Args:
         texts: N generated answers, without prompt and special tokens.
-    Returns: [N] float64, nats, >= 0; 0 for an empty text, as for one that says one word again and again.
-    Raises: ValueError: texts is no list of strings.
+
+    Returns:
+        [N] float64, nats, >= 0; 0 for an empty text, as for one that says one word again and again.
+
+    Raises:
+        ValueError: texts is no list of strings.
     """
     return _of_each(texts, _entropy)
 
 
 def refusals(texts: Sequence[str]) -> Tensor:
-    """1 where a text says, anywhere in it, that its speaker does not know or will not answer, else 0.
+    """Return 1 where a text says, anywhere in it, that its speaker does not know or will not answer, else 0.
 
-    Known by phrases of English in the first person ("I don't know", "beyond my knowledge", "I'm sorry, but"), whole
+    Refusals are English phrases in the first person ("I don't know", "beyond my knowledge", "I'm sorry, but"), whole
     words in any case, contracted or not. A statement about the world ("that is not publicly known") is an answer:
     TOFU's true answers have many.
 
     Args:
         texts: N generated answers, without prompt and special tokens.
-    Returns: [N] float64, 0 or 1; 0 for an empty text.
-    Raises: ValueError: texts is no list of strings.
+
+    Returns:
+        [N] float64, 0 or 1; 0 for an empty text.
+
+    Raises:
+        ValueError: texts is no list of strings.
     """
     check_texts("texts", texts)
-    return torch.tensor([bool(_REFUSAL.search(_spelt_out(text))) for text in texts], dtype=torch.float64)
+    return torch.tensor([bool(_REFUSAL.search(_spelled_out(text))) for text in texts], dtype=torch.float64)
+
+
+class Fluency(EvaluationMetric):
+    """Metrics `repetition`, `distinct_2`, `word_entropy` and `refusals` of generated answers."""
+
+    inputs = ("generation",)
+
+    def per_row(self, seen: Observations) -> dict[str, Tensor]:
+        """Return the four values."""
+        return {
+            "repetition": repetition(seen.generation),
+            "distinct_2": distinct_ngrams(seen.generation, 2),
+            "word_entropy": word_entropy(seen.generation),
+            "refusals": refusals(seen.generation),
+        }
 
 
 def _of_each(texts: Sequence[str], score: Callable[[list[str]], float]) -> Tensor:
@@ -98,8 +131,8 @@ def _entropy(words: list[str]) -> float:
     return math.fsum(count / len(words) * math.log(len(words) / count) for count in counts)
 
 
-def _spelt_out(text: str) -> str:
-    """In lower case, without contractions, with single spaces."""
+def _spelled_out(text: str) -> str:
+    """Return a text in lower case, without contractions, with single spaces."""
     text = " ".join(text.lower().replace("\u2019", "'").split())
     text = text.replace("can't", "cannot").replace("can not", "cannot").replace("won't", "will not")
     for contracted, full in _CONTRACTIONS.items():
@@ -115,7 +148,7 @@ _CONTRACTIONS = {
     "that's": "that is",
     "it's": "it is",
 }
-# What one may have, or lack, in place of an answer.
+# Things that one may have or lack in place of an answer.
 _KNOWLEDGE = (
     "knowledge|information|info|data|details?|facts|specifics|answers?|idea|clue|insights?|"
     "familiarity|enlightenment"

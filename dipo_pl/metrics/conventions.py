@@ -1,9 +1,9 @@
-"""Conventions that change numbers, by name; results of different ones are not compared."""
+"""Conventions: named choices of benchmarks that change values; results of different conventions are not compared."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-# What Model Utility is made of on TOFU.
+# The sets that Model Utility averages over on TOFU.
 UTILITY_SETS = ("retain", "real_authors", "world_facts")
 
 ConventionName = Literal["dipo_pl", "tofu", "muse", "open_unlearning", "arithmetic"]
@@ -11,16 +11,17 @@ ConventionName = Literal["dipo_pl", "tofu", "muse", "open_unlearning", "arithmet
 
 @dataclass(frozen=True)
 class Convention:
-    """What a benchmark's code does where its paper leaves a choice, or another code chooses otherwise.
+    """Choices that a benchmark's code makes where its paper leaves them open or other code differs.
 
     Attributes:
-        rows: most rows of a set, the first ones; None is all.
-        arithmetic_truth_ratio: average the wrong answers' probabilities, as TOFU's text has it, in place of
-            their losses, as all published numbers do.
+        name: the name in configs and results.
+        rows: evaluate at most this many rows of a set, the first ones; None is all.
+        arithmetic_truth_ratio: average the probabilities of the wrong answers, as TOFU's text says, instead of their
+            losses, as all published values do.
         epsilon: added to the denominators of truth ratio and option probability.
-        extraction_floor: an answer of n tokens has an extraction strength of at least 1/n, also if none is extracted.
-        stemmed_f1: take ROUGE-L F1 of Porter-stemmed words.
-        whole_references: compare a continuation with the whole text that follows, not with as many tokens of it.
+        extraction_floor: the extraction strength of an answer of n tokens is at least 1/n, also if no token is right.
+        stemmed_f1: compute ROUGE-L F1 on Porter-stemmed words.
+        whole_references: compare a continuation with all of the text that follows, not with as many tokens of it.
     """
 
     name: ConventionName

@@ -1,4 +1,4 @@
-"""The result of one evaluation: every row's values, and the figures made of them."""
+"""The result of an evaluation: the values of every row, and the metrics made from them."""
 
 import json
 import math
@@ -13,42 +13,40 @@ from dipo_pl.storage.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class SetResult:
-    """What was found on one evaluation set.
+    """The result on one evaluation set.
 
     Attributes:
-        metrics: figures of the set, by name (`probability`, `rouge_l_recall`, `truth_ratio`, ...).
-        rows: for each row, in the order of the set: `row` (its place), `question`, `answers` (the texts), `nll` (nats
-            per token of each answer: the original, and where wrong answers are known, the correct one of the truth
-            ratio and then they), `generation`, and the row's own values (`log_truth_ratio`, `min_k`, ...). Imported
-            results have no texts.
-        fingerprint: of the rows' texts; None where they are not known.
+        metrics: values of the set by name (`probability`, `rouge_l_recall`, `truth_ratio`, ...).
+        rows: for each row, in the order of the set: `row` (its position), `question`, `answers` (the texts), `nll`
+            (nats per token of each answer: the original and, where wrong answers are known, the correct one of the
+            truth ratio and then the wrong ones), `generation`, and the row's own values (`log_truth_ratio`, `min_k`,
+            ...). Imported results have no texts.
+        fingerprint: of the rows' texts; None if they are not known.
     """
 
     metrics: dict[str, float]
     rows: list[dict[str, Any]]
     fingerprint: str | None = None
 
-    def values(self, name: str) -> list[float]:
-        """One value of every row.
-
-        Raises:
-            KeyError: a row lacks it.
-        """
-        return [float(row[name]) for row in self.rows]
+    def values(self, name: str) -> list[float] | None:
+        """Return one value of every row; None if there are no rows or one lacks it."""
+        found = [row.get(name) for row in self.rows]
+        return None if not found or None in found else [float(each) for each in found if each is not None]
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What was found on all sets.
+    """The result on all sets.
 
     Attributes:
-        convention: name of the convention that all figures follow.
-        metrics: every figure: those of the sets as `SET_METRIC`, and those of several sets (`forget_quality`,
+        convention: name of the convention that all values follow.
+        metrics: every value: those of the sets as `SET_METRIC`, and those of several sets (`forget_quality`,
             `model_utility`, `membership_min_k_auc`, `priv_leak`, ...).
-        sets: by name; `forget` is what is to be forgotten, `retain` what is kept, `holdout` what no model has seen.
-        epoch, step: of training behind the weights; None where a result does not tell.
-        utility_sets: the sets that Model Utility was made of.
-        settings: what else changes figures (`prompt`, `max_new_tokens`, `membership_k`), as far as it is known.
+        sets: by name; `forget` is to be forgotten, `retain` to be kept, `holdout` was seen by no model.
+        epoch: epochs of training behind the weights; None if not known.
+        step: optimizer steps behind the weights; None if not known.
+        utility_sets: the sets that Model Utility averages over.
+        settings: what else changes values (`prompt`, `max_new_tokens`, `membership_k`), as far as it is known.
     """
 
     convention: str
@@ -60,17 +58,17 @@ class EvaluationResult:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
-        """As JSON."""
+        """Return the result as JSON, which `read` reads."""
         return json.dumps(asdict(self), indent=1)
 
     def save(self, run: RunFolder) -> None:
-        """Write the values of every row to a file of the run, and the metrics as a line of its metrics.jsonl."""
+        """Write the result to a file of the run, and its metrics as a line of the run's metrics.jsonl."""
         step = self.step or 0
         made = {"utility_sets": self.utility_sets, "convention": self.convention}
         run.add_evaluation(step, {"epoch": self.epoch, "step": step, **self.metrics, **made}, self.text())
 
     def other_settings(self, settings: Mapping[str, Any]) -> str | None:
-        """The first setting that is another one here and there, with both; None where all that are known agree."""
+        """Return the first setting with different values there and here; None if all that both know agree."""
         for name in self.settings.keys() & settings.keys():
             if self.settings[name] != settings[name]:
                 return f"{name} {self.settings[name]} there and {settings[name]} here"
@@ -78,7 +76,7 @@ class EvaluationResult:
 
     @classmethod
     def read(cls, path: Path) -> "EvaluationResult":
-        """The result in a file.
+        """Return the result in a file.
 
         Raises:
             InputError: there is no such file, or it holds something else.
@@ -99,10 +97,7 @@ class EvaluationResult:
 
 
 def _check_numbers(values: Mapping[str, Any], where: str) -> None:
-    """
-    Raises:
-        ValueError: something that is no text is no finite number either, or a list of them is empty.
-    """
+    """Raise ValueError unless everything but texts is a finite number or a list of some."""
     for name, value in values.items():
         if name in ("question", "answers", "generation"):
             continue
