@@ -28,7 +28,7 @@ from dipo_pl.data_modules.requests import joined, listed, new_rows, without_requ
 from dipo_pl.data_modules.row_encoder import RowEncoder
 from dipo_pl.data_modules.row_sets import RowSets
 from dipo_pl.data_modules.training_batches import Item, TrainingBatches, pair_items, row_items
-from dipo_pl.errors import InputError, check_count, check_share
+from dipo_pl.errors import InputError, check_count, check_objects, check_share
 from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.prompts import PromptFormat, QuestionAnswer
 from dipo_pl.rows import Row, shared_rows
@@ -99,6 +99,7 @@ class ForgetRetain(LightningDataModule, ABC):
         workers: int = 0,
     ) -> None:
         super().__init__()
+        check_objects("data", prompt=prompt, alternates=alternates)
         check_count("data.batch_size", batch_size)
         check_count("data.global_batch_size", global_batch_size)
         check_count("data.evaluation_tokens", evaluation_tokens)

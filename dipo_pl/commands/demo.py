@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dipo_pl.cli.command_parser import Parser, one_line_errors
+from dipo_pl.cli.command_parser import Parser
 from dipo_pl.metrics.knowledge import before_next_question
 from dipo_pl.report.contents import read_report
 from dipo_pl.report.drawing import write_png
@@ -70,16 +70,7 @@ def demo(arguments: Sequence[str], debug: bool = False) -> int:
 
     Returns the exit code of the first step that fails, else 0. Steps that are finished are not repeated.
     """
-    return one_line_errors(lambda: _demo(arguments, debug), debug)
-
-
-def _demo(arguments: Sequence[str], debug: bool) -> int:
-    parser = Parser("demo", demo.__doc__.split("\n")[0] if demo.__doc__ else "")
-    parser.add_argument(
-        "--corpus", choices=list(CORPORA), default="authors", help="in the shape of TOFU, or of MUSE; authors"
-    )
-    parser.add_argument("--output_dir", default="runs", help="folder that the run folders are made in")
-    given = parser.parse_args(arguments)
+    given = parser().parse_args(arguments)
     folder, corpus = Path(given.output_dir), CORPORA[given.corpus]
     from dipo_pl.cli.run import run
 
@@ -91,6 +82,16 @@ def _demo(arguments: Sequence[str], debug: bool) -> int:
             return code
     _show(corpus, folder, time.monotonic() - started)
     return 0
+
+
+def parser() -> Parser:
+    """Return the parser of the command's arguments."""
+    made = Parser("demo", demo.__doc__.split("\n")[0] if demo.__doc__ else "")
+    made.add_argument(
+        "--corpus", choices=list(CORPORA), default="authors", help="in the shape of TOFU, or of MUSE; authors"
+    )
+    made.add_argument("--output_dir", default="runs", help="folder that the run folders are made in")
+    return made
 
 
 def _steps(corpus: Corpus, folder: Path) -> list[tuple[str, list[str]]]:

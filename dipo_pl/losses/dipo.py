@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dipo_pl.errors import check_number
+from dipo_pl.errors import check_number, check_objects
 from dipo_pl.losses.base import Loss, Terms
 from dipo_pl.preferences.constructors import LogitModulation, PreferenceConstructor
 
@@ -42,6 +42,7 @@ class DiPO(Loss):
         constructor: PreferenceConstructor | None = None,
         pairs_from: Literal["policy", "reference"] = "policy",
     ) -> None:
+        check_objects(type(self).__name__, constructor=constructor)
         check_number(f"{type(self).__name__}.beta", beta, above=0)
         self.beta = beta
         self.shares_constructor = constructor is None

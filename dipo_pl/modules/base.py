@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from dipo_pl.batch import EvaluationBatch
 from dipo_pl.connection import TrainingData
-from dipo_pl.errors import InputError, check_count, check_share
+from dipo_pl.errors import InputError, check_count, check_objects, check_share
 from dipo_pl.losses.engine import Objective
 from dipo_pl.metrics.observations import Observations
 from dipo_pl.models.answer_scores import answer_scores
@@ -54,6 +54,7 @@ class LanguageModule(LightningModule, ABC):
         token_budget: int | None = None,
     ) -> None:
         super().__init__()
+        check_objects("model", policy=policy)
         check_share("model.warmup", warmup, zero=True, one=False)
         check_count("model.token_budget", token_budget)
         self.policy = policy

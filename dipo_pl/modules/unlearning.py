@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from dipo_pl.batch import Batch
-from dipo_pl.errors import InputError
+from dipo_pl.errors import InputError, check_objects
 from dipo_pl.losses.base import Loss, Section
 from dipo_pl.losses.dipo import DiPO, DiPORetain
 from dipo_pl.losses.engine import joint_objective
@@ -62,6 +62,14 @@ class Unlearning(LanguageModule):
         warmup: float = 0.1,
         token_budget: int | None = None,
     ) -> None:
+        check_objects(
+            "model",
+            forget_loss=forget_loss,
+            retain_loss=retain_loss,
+            retain_weight=retain_weight,
+            constructor=constructor,
+            reference=reference,
+        )
         super().__init__(policy, optimizer, schedule, warmup, token_budget)
         self.retain_weight = (
             retain_weight if isinstance(retain_weight, RetainWeight) else FixedWeight(retain_weight)

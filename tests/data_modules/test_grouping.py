@@ -60,9 +60,9 @@ def test_seed_and_epoch_give_the_batches_their_order():
 
 
 @pytest.fixture(scope="module")
-def whole(folder):
+def whole(tofu_folder):
     """TOFU's forget10, read and tokenized."""
-    return connected(TOFU(folder, batch_size=8, evaluate=["forget"], evaluation_rows=1), vocabulary=2048)
+    return connected(TOFU(tofu_folder, batch_size=8, evaluate=["forget"], evaluation_rows=1), vocabulary=2048)
 
 
 @pytest.fixture
@@ -120,9 +120,9 @@ def test_padding_is_halved_and_rows_still_meet_others(tofu):
         assert again < 0.10  # 0.02 without grouping, 0.11 if the whole epoch were sorted
 
 
-def test_padding_of_pairs_with_refusals(whole, folder):
-    refusals = Refusals(f"{folder}/idontknow.txt", per_row=1)
-    data = TOFU(folder, retain_rows=800, alternates=refusals, evaluate=["forget"], evaluation_rows=1)
+def test_padding_of_pairs_with_refusals(whole, tofu_folder):
+    refusals = Refusals(f"{tofu_folder}/idontknow.txt", per_row=1)
+    data = TOFU(tofu_folder, retain_rows=800, alternates=refusals, evaluate=["forget"], evaluation_rows=1)
     connected(data, ("forget", "alternate", "retain"), tokenizer=whole.tokenizer)
     grouped = padding(batches(data))
     data.group_by_length = False

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dipo_pl.cli.command_parser import Parser, one_line_errors
+from dipo_pl.cli.command_parser import Parser
 from dipo_pl.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,16 +17,7 @@ what is forgotten against what is kept. Measure the result with
 
 def interpolate(arguments: Sequence[str], debug: bool = False) -> int:
     """Returns 0, 2 where what was given is wrong, 1 where something else failed."""
-    return one_line_errors(lambda: _interpolate(arguments, debug), debug)
-
-
-def _interpolate(arguments: Sequence[str], debug: bool) -> int:
-    parser = Parser("interpolate", DESCRIPTION)
-    parser.add_argument("a", metavar="A", help="model folder, or the folder of a finished run")
-    parser.add_argument("b", metavar="B", help="the same, of another model of this architecture")
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="a new folder for the model")
-    parser.add_argument("--weight", type=float, default=0.5, help="of B, from 0 to 1; 0.5 by default")
-    given = parser.parse_args(arguments)
+    given = parser().parse_args(arguments)
     if not 0 <= given.weight <= 1:
         raise InputError(f"--weight must be from 0 (A) to 1 (B), got {given.weight}")
     from dipo_pl.commands.arithmetic.combination import combine
@@ -39,6 +30,16 @@ def _interpolate(arguments: Sequence[str], debug: bool) -> int:
         weight=given.weight,
     )
     return 0
+
+
+def parser() -> Parser:
+    """Return the parser of the command's arguments."""
+    made = Parser("interpolate", DESCRIPTION)
+    made.add_argument("a", metavar="A", help="model folder, or the folder of a finished run")
+    made.add_argument("b", metavar="B", help="the same, of another model of this architecture")
+    made.add_argument("--output", required=True, metavar="FOLDER", help="a new folder for the model")
+    made.add_argument("--weight", type=float, default=0.5, help="of B, from 0 to 1; 0.5 by default")
+    return made
 
 
 def interpolated(a: "Tensor", b: "Tensor", weight: float) -> "Tensor":

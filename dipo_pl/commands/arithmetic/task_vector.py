@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from dipo_pl.cli.command_parser import Parser, one_line_errors
+from dipo_pl.cli.command_parser import Parser
 from dipo_pl.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,16 +19,7 @@ the result with `dipo-pl validate --config ... --model.policy.path FOLDER`."""
 
 def task_vector(arguments: Sequence[str], debug: bool = False) -> int:
     """Returns 0, 2 where what was given is wrong, 1 where something else failed."""
-    return one_line_errors(lambda: _task_vector(arguments, debug), debug)
-
-
-def _task_vector(arguments: Sequence[str], debug: bool) -> int:
-    parser = Parser("task-vector", DESCRIPTION)
-    parser.add_argument("target", metavar="TARGET", help="model folder, or the folder of a finished run")
-    parser.add_argument("reinforced", metavar="REINFORCED", help="the same, of the target trained further")
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="a new folder for the model")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the task vector; 1 by default")
-    given = parser.parse_args(arguments)
+    given = parser().parse_args(arguments)
     if not isfinite(given.scale):
         raise InputError(f"--scale must be a finite number, got {given.scale}")
     from dipo_pl.commands.arithmetic.combination import combine
@@ -41,6 +32,16 @@ def _task_vector(arguments: Sequence[str], debug: bool) -> int:
         scale=given.scale,
     )
     return 0
+
+
+def parser() -> Parser:
+    """Return the parser of the command's arguments."""
+    made = Parser("task-vector", DESCRIPTION)
+    made.add_argument("target", metavar="TARGET", help="model folder, or the folder of a finished run")
+    made.add_argument("reinforced", metavar="REINFORCED", help="the same, of the target trained further")
+    made.add_argument("--output", required=True, metavar="FOLDER", help="a new folder for the model")
+    made.add_argument("--scale", type=float, default=1.0, help="of the task vector; 1 by default")
+    return made
 
 
 def negated(target: "Tensor", reinforced: "Tensor", scale: float) -> "Tensor":

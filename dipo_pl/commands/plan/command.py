@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from dipo_pl.cli.command_parser import Parser, one_line_errors
+from dipo_pl.cli.command_parser import Parser
 from dipo_pl.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,24 +48,7 @@ class Plan:
 
 def plan(arguments: Sequence[str], debug: bool = False) -> int:
     """Returns 0, 2 where what was given is wrong, 1 where something else failed."""
-    return one_line_errors(lambda: _plan(arguments, debug), debug)
-
-
-def _plan(arguments: Sequence[str], debug: bool) -> int:
-    parser = Parser(
-        "plan", DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--devices", type=int, help="of a node; else trainer.devices")
-    parser.add_argument("--nodes", type=int, help="else trainer.num_nodes")
-    parser.add_argument(
-        "--memory", type=float, metavar="GIB", help="of a device: does it fit, and what would make it?"
-    )
-    parser.add_argument("--tokens", type=int, help="of the longest sequence; the data are then not read")
-    parser.add_argument("--answer_tokens", type=int, help="of these; all but one by default")
-    parser.add_argument("--rows", type=int, help="of an epoch (the forget rows), with --tokens")
-    parser.add_argument("--retain_rows", type=int, help="that stored states hold as well; as many by default")
-    parser.add_argument("--json", action="store_true", help="bytes and counts, for programs")
-    given, further = parser.parse_known_args(arguments)
+    given, further = parser().parse_known_args(arguments)
     if given.memory is not None and not 0 < given.memory < math.inf:
         raise InputError(f"--memory must be a device's memory in GiB, got {given.memory}")
     for name in ("rows", "retain_rows", "answer_tokens"):
@@ -84,6 +67,22 @@ def _plan(arguments: Sequence[str], debug: bool) -> int:
     if given.memory is not None:
         print("\n".join(["", *_verdict(found, given.memory, remedies)]))
     return 0
+
+
+def parser() -> Parser:
+    """Return the parser of the command's arguments."""
+    made = Parser("plan", DESCRIPTION, epilog=EXAMPLES)
+    made.add_argument("--devices", type=int, help="of a node; else trainer.devices")
+    made.add_argument("--nodes", type=int, help="else trainer.num_nodes")
+    made.add_argument(
+        "--memory", type=float, metavar="GIB", help="of a device: does it fit, and what would make it?"
+    )
+    made.add_argument("--tokens", type=int, help="of the longest sequence; the data are then not read")
+    made.add_argument("--answer_tokens", type=int, help="of these; all but one by default")
+    made.add_argument("--rows", type=int, help="of an epoch (the forget rows), with --tokens")
+    made.add_argument("--retain_rows", type=int, help="that stored states hold as well; as many by default")
+    made.add_argument("--json", action="store_true", help="bytes and counts, for programs")
+    return made
 
 
 def _found(given: argparse.Namespace, words: Sequence[str]) -> Plan:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dipo_pl.cli.command_parser import Parser, as_options, one_line_errors
+from dipo_pl.cli.command_parser import Parser, as_options
 from dipo_pl.commands.probes.finished_run import FinishedRun
 from dipo_pl.errors import InputError
 from dipo_pl.storage.run_folder import RunFolder
@@ -17,16 +17,7 @@ RUN-int8 and RUN-int4. Any key of `dipo-pl validate` can be given too, after the
 
 def quantize(arguments: Sequence[str], debug: bool = False) -> int:
     """Returns the exit code of the first run that fails, else 0."""
-    return one_line_errors(lambda: _quantize(arguments, debug), debug)
-
-
-def _quantize(arguments: Sequence[str], debug: bool) -> int:
-    parser = Parser("quantize", DESCRIPTION)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run")
-    parser.add_argument(
-        "--bits", type=int, choices=(8, 4), action="append", help="of a weight; repeatable; both by default"
-    )
-    given, further = parser.parse_known_args(arguments)
+    given, further = parser().parse_known_args(arguments)
     if any(each.split("=")[0] in ("--name", "--output_dir") for each in further):
         raise InputError(
             "quantize names its folders itself, RUN-int8 and RUN-int4: leave --name and --output_dir out"
@@ -61,6 +52,16 @@ def _quantize(arguments: Sequence[str], debug: bool) -> int:
         figures = {kind: (RunFolder(each.folder(kind)).read_metrics() or [{}])[-1] for kind in kinds}
         rank_zero_only(_show)({str(each.path): each.figures, **figures})
     return 0
+
+
+def parser() -> Parser:
+    """Return the parser of the command's arguments."""
+    made = Parser("quantize", DESCRIPTION)
+    made.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run")
+    made.add_argument(
+        "--bits", type=int, choices=(8, 4), action="append", help="of a weight; repeatable; both by default"
+    )
+    return made
 
 
 def _show(figures: Mapping[str, Mapping[str, Any]]) -> None:

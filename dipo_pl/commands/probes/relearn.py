@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dipo_pl.cli.command_parser import Parser, as_options, one_line_errors
+from dipo_pl.cli.command_parser import Parser, as_options
 from dipo_pl.commands.probes.finished_run import FinishedRun
 from dipo_pl.errors import InputError
 from dipo_pl.report.model_card import write_model_card
@@ -21,19 +21,7 @@ relearn.yaml has it, and any key of `dipo-pl fit` can be given too, after the ru
 
 def relearn(arguments: Sequence[str], debug: bool = False) -> int:
     """Returns the exit code of the first run that fails, else 0. What is finished is not repeated."""
-    return one_line_errors(lambda: _relearn(arguments, debug), debug)
-
-
-def _relearn(arguments: Sequence[str], debug: bool) -> int:
-    parser = Parser("relearn", DESCRIPTION)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run")
-    parser.add_argument("--share", type=float, help="of the forget rows to train on, in (0, 1]; 0.1")
-    parser.add_argument("--steps", type=int, default=20, help="optimizer steps, at least 1; 20")
-    parser.add_argument("--lr", type=float, help="learning rate, > 0; 1e-5, too little for a small model")
-    parser.add_argument("--every", type=int, help="steps from one measurement to the next, at least 1; 2")
-    parser.add_argument("--seed", type=int, default=0, help="of the rows that are drawn and their order; 0")
-    parser.add_argument("--name", default="relearn", help="of the folders, after each run's own; relearn")
-    given, further = parser.parse_known_args(arguments)
+    given, further = parser().parse_known_args(arguments)
     if given.share is not None and not 0 < given.share <= 1:
         raise InputError(f"--share must be a share of the forget rows in (0, 1], got {given.share}")
     for name in ("steps", "every"):
@@ -76,6 +64,19 @@ def _relearn(arguments: Sequence[str], debug: bool) -> int:
         rank_zero_only(write_model_card)(RunFolder(each.path))
     rank_zero_only(_show)({str(each.path): RunFolder(each.folder(given.name)) for each in runs})
     return 0
+
+
+def parser() -> Parser:
+    """Return the parser of the command's arguments."""
+    made = Parser("relearn", DESCRIPTION)
+    made.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run")
+    made.add_argument("--share", type=float, help="of the forget rows to train on, in (0, 1]; 0.1")
+    made.add_argument("--steps", type=int, default=20, help="optimizer steps, at least 1; 20")
+    made.add_argument("--lr", type=float, help="learning rate, > 0; 1e-5, too little for a small model")
+    made.add_argument("--every", type=int, help="steps from one measurement to the next, at least 1; 2")
+    made.add_argument("--seed", type=int, default=0, help="of the rows that are drawn and their order; 0")
+    made.add_argument("--name", default="relearn", help="of the folders, after each run's own; relearn")
+    return made
 
 
 def _forget_rows(run: FinishedRun) -> list[object]:

@@ -1,6 +1,5 @@
 """The command `dipo-pl sequence`: carry out requests to forget, one after another, each in a run of its own."""
 
-import argparse
 import shlex
 import sys
 from collections.abc import Sequence
@@ -8,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from dipo_pl.cli.command_parser import Parser, one_line_errors
+from dipo_pl.cli.command_parser import Parser
 from dipo_pl.commands.sequence.requests_file import RequestsFile
 from dipo_pl.commands.sequence.stages import Stage
 from dipo_pl.configs import resolve
@@ -39,22 +38,7 @@ examples:
 
 def sequence(arguments: Sequence[str], debug: bool = False) -> int:
     """Returns the exit code of the first stage that fails, else 0. What is finished is not repeated."""
-    return one_line_errors(lambda: _sequence(arguments, debug), debug)
-
-
-def _sequence(arguments: Sequence[str], debug: bool) -> int:
-    parser = Parser(
-        "sequence", DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("file", metavar="FILE", help="of requests, or the bare name of a shipped one")
-    parser.add_argument("--mode", help="sustainability or scalability, in place of the file's")
-    parser.add_argument("--retain_only", help="a model that saw none of the requests, in place of the file's")
-    parser.add_argument(
-        "--config", "-c", action="append", default=[], help="an overlay after the file's configs; repeatable"
-    )
-    parser.add_argument("--name", help="of the sequence's folder; file, overlays and mode by default")
-    parser.add_argument("--output_dir", default="runs", help="folder that it is made in; runs")
-    given, further = parser.parse_known_args(arguments)
+    given, further = parser().parse_known_args(arguments)
     for word in further:
         if word.split("=")[0] in ("--data.forget", "--data.requests", "--data.requests_to_come"):
             raise InputError(f"{word.split('=')[0]} is each stage's own: give requests in {given.file}")
@@ -85,6 +69,20 @@ def _sequence(arguments: Sequence[str], debug: bool) -> int:
     if code == 0:
         rank_zero_only(_show)(stages[0].folder)
     return code
+
+
+def parser() -> Parser:
+    """Return the parser of the command's arguments."""
+    made = Parser("sequence", DESCRIPTION, epilog=EXAMPLES)
+    made.add_argument("file", metavar="FILE", help="of requests, or the bare name of a shipped one")
+    made.add_argument("--mode", help="sustainability or scalability, in place of the file's")
+    made.add_argument("--retain_only", help="a model that saw none of the requests, in place of the file's")
+    made.add_argument(
+        "--config", "-c", action="append", default=[], help="an overlay after the file's configs; repeatable"
+    )
+    made.add_argument("--name", help="of the sequence's folder; file, overlays and mode by default")
+    made.add_argument("--output_dir", default="runs", help="folder that it is made in; runs")
+    return made
 
 
 def _run(stages: Sequence[Stage], shared: Sequence[str], debug: bool) -> int:
