@@ -57,11 +57,13 @@ def cli(
 
 @pytest.fixture(autouse=True)
 def _same_environment_afterwards() -> Iterator[None]:
-    """Runs on several ranks in this process leave their port there, which is taken."""
+    """Undo what runs with a process group leave in this process: their port, which is taken, and the group."""
     before = dict(os.environ)
     yield
     os.environ.clear()
     os.environ.update(before)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture

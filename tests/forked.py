@@ -11,6 +11,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 
 def fork(
     run: Callable[[], int | None],
@@ -30,6 +32,8 @@ def fork(
         modules: folder of modules that the child may import, whatever the parent has imported under their names.
         environment: added to the parent's.
     """
+    # The child would wait for ranks that it has no connection to.
+    assert not torch.distributed.is_initialized()
     child = os.fork()
     if child:
         return child
