@@ -284,7 +284,7 @@ BROKEN = [
     (lambda folder: configure(folder, architectures=["X"]), "architectures (['LlamaForCausalLM'], ['X'])"),
     (lambda folder: configure(folder, vocab_size=5), "a and b differ in vocab_size (280, 5)"),
     (rename, f"a and b differ in the tensor {LAST} (floating-point [16], absent)"),
-    (lambda folder: edit(folder, lambda t: t.update({"more": t[LAST] + 1})), "the tensor more (absent, floating-point [16])"),
+    (lambda folder: edit(folder, lambda t: t.update({"more": t[LAST] + 1})), "tensor more (absent, floating-point [16])"),
     (reshape, f"in the tensor {LAST} (floating-point [16], floating-point [8])"),
     (
         lambda folder: edit(folder, lambda t: t.update({LAST: t[LAST].long()})),

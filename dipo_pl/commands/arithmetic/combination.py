@@ -43,7 +43,7 @@ def combine(models: Mapping[str, str], output: str, rule: Rule, command: str, **
     """
     first, second = (ModelFolder.read(given) for given in models.values())
     target = Path(output).resolve()
-    if target in {Path(each).resolve() for each in (*models.values(), first.path, second.path)}:
+    if target in {each.resolve() for each in (*map(Path, models.values()), first.path, second.path)}:
         raise InputError(f"--output {output} is one of the models: give another folder")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise InputError(f"--output {output} exists already: give another folder, or remove it")
