@@ -9,11 +9,14 @@ from typing import Any
 
 from dipo_pl.batch import Encoded
 from dipo_pl.commands.plan.machine import Machine
-from dipo_pl.commands.plan.step import CACHE_TOKENS, Shapes
+from dipo_pl.commands.plan.step import Shapes
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError
 from dipo_pl.modules.base import LanguageModule
 from dipo_pl.modules.unlearning import Unlearning
+
+# Default of generate() for the tokens of prompts and answers at a time.
+CACHE_TOKENS = 16_384
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).parent))
 
 from dipo_pl.commands.plan.live_memory import LiveMemory
-from dipo_pl.commands.plan.loss_memory import LossMemory
 from dipo_pl.commands.plan.machine import Machine
+from dipo_pl.commands.plan.stand_ins import LossMemory
 from dipo_pl.commands.plan.step import Shapes, memory_of
 from dipo_pl.losses import CEU, DiPO, GradientAscent
 
