@@ -31,9 +31,10 @@ def apply_to(module: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
     module._apply(function)
 
 
-def storage_key(tensor: Tensor) -> int:
+def storage_key(tensor: Tensor | torch.UntypedStorage) -> int:
     """Return a number that tensors have in common exactly if they share memory; fake ones have no data pointer."""
-    key: int = tensor.untyped_storage()._cdata
+    storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else tensor
+    key: int = storage._cdata
     return key
 
 

@@ -66,8 +66,15 @@ def same_bits(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) ->
     )
 
 
-# Relative, of one rounding to that dtype.
+# Relative error of one rounding to the data type.
 ROUNDING = {torch.float32: 2**-24, torch.bfloat16: 2**-8, torch.float64: 2**-53}
+FORMULAS = {
+    ("task-vector", "--scale", "5"): lambda a, b: a - 5 * (b - a),
+    ("task-vector", "--scale", "-0.5"): lambda a, b: a + 0.5 * (b - a),
+    ("task-vector",): lambda a, b: 2 * a - b,
+    ("interpolate", "--weight", "0.3"): lambda a, b: 0.7 * a + 0.3 * b,
+    ("interpolate",): lambda a, b: (a + b) / 2,
+}
 
 
 @pytest.mark.parametrize(
@@ -80,56 +87,52 @@ ROUNDING = {torch.float32: 2**-24, torch.bfloat16: 2**-8, torch.float64: 2**-53}
         (torch.float64, torch.bfloat16),
     ],
 )
-@pytest.mark.parametrize(
-    ("command", "option", "exact"),
-    [
-        ("task-vector", ("--scale", "5"), lambda a, b: a - 5 * (b - a)),
-        ("task-vector", ("--scale", "-0.5"), lambda a, b: a + 0.5 * (b - a)),
-        ("task-vector", (), lambda a, b: 2 * a - b),
-        ("interpolate", ("--weight", "0.3"), lambda a, b: 0.7 * a + 0.3 * b),
-        ("interpolate", (), lambda a, b: (a + b) / 2),
-    ],
-)
-def test_values(cli, model, command, option, exact, first, second):
+def test_values_are_those_of_the_formulas(cli, model, first, second):
     a, b = weights(model("a", 1, first)), weights(model("b", 2, second))
-    ended = cli(command, "a", "b", "--output", "made", *option)
-    assert (ended.code, ended.err) == (0, "")
-    made = weights("made")
-    assert made.keys() == a.keys()
-    # Of the sum, before it is rounded: weights are below 2.
+    # Error of the sum before it is rounded; weights are below 2.
     absolute = 1e-14 if torch.float64 in (first, second) else 2e-6
-    for name, tensor in made.items():
-        assert tensor.dtype == first
-        expected = exact(a[name].double(), b[name].double())
-        assert not torch.equal(tensor.double(), a[name].double())
-        torch.testing.assert_close(tensor.double(), expected, rtol=ROUNDING[first] * 1.001, atol=absolute)
+    for number, ((command, *option), formula) in enumerate(FORMULAS.items()):
+        ended = cli(command, "a", "b", "--output", f"result{number}", *option)
+        assert (ended.code, ended.err) == (0, "")
+        result = weights(f"result{number}")
+        assert result.keys() == a.keys()
+        for name, tensor in result.items():
+            assert tensor.dtype == first
+            expected = formula(a[name].double(), b[name].double())
+            assert not torch.equal(tensor.double(), a[name].double())
+            torch.testing.assert_close(tensor.double(), expected, rtol=ROUNDING[first] * 1.001, atol=absolute)
 
 
-@pytest.mark.parametrize(
-    ("command", "option", "same_as"),
-    [
-        ("task-vector", ("--scale", "0"), "a"),
-        ("interpolate", ("--weight", "0"), "a"),
-        ("interpolate", ("--weight", "1"), "b"),
-    ],
-)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_ends_bit_for_bit(cli, model, command, option, same_as, dtype):
+def test_scale_0_and_weights_0_and_1_copy_a_model_bit_for_bit(cli, model, dtype):
     for name, seed in (("a", 1), ("b", 2)):
         edit(model(name, seed, dtype), lambda tensors: tensors[LAST][:4].fill_(-0.0))
     edit(Path("a"), lambda tensors: tensors[LAST][:2].fill_(0.25))
     edit(Path("b"), lambda tensors: tensors[LAST][2:4].copy_(torch.tensor([0.25, -0.25])))
-    assert cli(command, "a", "b", "--output", "made", *option).code == 0
-    assert same_bits(weights("made"), weights(same_as))
     assert not same_bits(weights("a"), weights("b"))
+    for command, option, value, same_as in [
+        ("task-vector", "--scale", "0", "a"),
+        ("interpolate", "--weight", "0", "a"),
+        ("interpolate", "--weight", "1", "b"),
+    ]:
+        output = f"{command}{value}"
+        assert cli(command, "a", "b", "--output", output, option, value).code == 0
+        assert same_bits(weights(output), weights(same_as))
 
 
-def test_weights_that_neither_model_changed_stay_as_they_are(cli, model):
-    model("a", 1)
-    edit(model("b", 2), lambda tensors: tensors.update({LAST: weights("a")[LAST]}))
-    for command, option in (("task-vector", ("--scale", "3")), ("interpolate", ("--weight", "0.3"))):
-        assert cli(command, "a", "b", "--output", command, *option).code == 0
-        assert torch.equal(weights(command)[LAST], weights("a")[LAST])
+def test_tensors_that_are_equal_or_not_floating_point_are_copied_from_the_first(cli, model):
+    buffers = {"steps": torch.tensor([3, 4]), "mask": torch.tensor([True, False]), "none": torch.ones(0)}
+    edit(model("a", 1), lambda tensors: tensors.update(buffers))
+    others = {"steps": torch.tensor([5, 6]), "mask": torch.tensor([True, True]), "none": torch.ones(0)}
+    edit(model("b", 2), lambda tensors: tensors.update(others | {LAST: weights("a")[LAST]}))
+    for output, (command, *option) in {
+        "negated": ("task-vector", "--scale", "3"),
+        "between": ("interpolate", "--weight", "0.3"),
+        "second": ("interpolate", "--weight", "1"),
+    }.items():
+        assert cli(command, "a", "b", "--output", output, *option).code == 0
+        assert same_bits({name: weights(output)[name] for name in buffers}, buffers)
+        assert torch.equal(weights(output)[LAST], weights("a")[LAST])
 
 
 def test_shards_are_those_of_the_first(cli, model):
@@ -181,19 +184,6 @@ def test_the_folder_loads_as_the_model_that_was_asked_for(cli, model, tied):
         torch.testing.assert_close(made(ids).logits, a(ids).logits, rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_no_weight_is_taken_from_the_first(cli, model):
-    buffers = {"steps": torch.tensor([3, 4]), "mask": torch.tensor([True, False]), "none": torch.ones(0)}
-    edit(model("a", 1), lambda tensors: tensors.update(buffers))
-    others = {"steps": torch.tensor([5, 6]), "mask": torch.tensor([True, True]), "none": torch.ones(0)}
-    edit(model("b", 2), lambda tensors: tensors.update(others))
-    for command, option in (("task-vector", ()), ("interpolate", ("--weight", "1"))):
-        assert cli(command, "a", "b", "--output", command, *option).code == 0
-        made = weights(command)
-        for name, expected in buffers.items():
-            assert made[name].dtype == expected.dtype
-            assert torch.equal(made[name], expected)
-
-
 def test_files_beside_the_weights(cli, model):
     first = model("a", 1)
     model("b", 2)
@@ -225,7 +215,7 @@ def test_files_beside_the_weights(cli, model):
 
 
 def files() -> dict[str, bytes]:
-    return {str(each): each.read_bytes() if each.is_file() else b"" for each in Path().rglob("*")}
+    return {str(each): each.read_bytes() for each in Path().rglob("*") if each.is_file()}
 
 
 def remove(*names: str) -> Callable[[Path], None]:
@@ -278,12 +268,12 @@ def reshape(folder: Path) -> None:
 BROKEN = [
     (shutil.rmtree, "no model folder b: "),
     (unfinished_run, "b has no exported model (no b/hf)"),
-    (lambda folder: (folder / "adapter_config.json").write_text("{}"), "b holds an adapter, not a whole"),
+    (lambda folder: (folder / "adapter_config.json").write_text("{}"), "b holds an adapter, not a complete model"),
     (remove("config.json"), "cannot read b/config.json"),
-    (lambda folder: (folder / "config.json").write_text("[]"), "b/config.json is not a mapping"),
-    (lambda folder: configure(folder, quantization_config={}), "b holds quantised weights"),
+    (lambda folder: (folder / "config.json").write_text("[]"), "b/config.json must hold a JSON object"),
+    (lambda folder: configure(folder, quantization_config={}), "b holds quantized weights"),
     (remove("model.safetensors"), "b has no model.safetensors and no model.safetensors.index.json: "),
-    (bin_only, "no model.safetensors.index.json, only pytorch_model.bin: "),
+    (bin_only, "b has no *.safetensors, only pytorch_model.bin, a pickle"),
     (truncate, "cannot read b/model.safetensors ("),
     (index_only(), "index.json has no weight_map"),
     (index_only(weight_map={LAST: "away.safetensors"}), "index.json names away.safetensors, which is not in"),
@@ -293,17 +283,17 @@ BROKEN = [
     (lambda folder: configure(folder, model_type="mistral"), "a and b differ in model_type (llama, mistral)"),
     (lambda folder: configure(folder, architectures=["X"]), "architectures (['LlamaForCausalLM'], ['X'])"),
     (lambda folder: configure(folder, vocab_size=5), "a and b differ in vocab_size (280, 5)"),
-    (rename, f"a has a tensor {LAST}, which b lacks"),
-    (lambda folder: edit(folder, lambda t: t.update({"more": t[LAST] + 1})), "b has a tensor more, which a lacks"),
-    (reshape, f"a and b differ in the shape of {LAST} ([16], [8])"),
+    (rename, f"a and b differ in the tensor {LAST} (floating-point [16], absent)"),
+    (lambda folder: edit(folder, lambda t: t.update({"more": t[LAST] + 1})), "tensor more (absent, floating-point [16])"),
+    (reshape, f"in the tensor {LAST} (floating-point [16], floating-point [8])"),
     (
         lambda folder: edit(folder, lambda t: t.update({LAST: t[LAST].long()})),
-        f"a and b differ in the kind of {LAST} (F32, I64)",
+        f"in the tensor {LAST} (floating-point [16], not floating-point [16])",
     ),
-    (other_tokens, "the tokenizers of a and b differ ('<pad>' is 2, None)"),
-    (other_merges, "the tokenizers of a and b differ in their merges"),
+    (other_tokens, "a and b differ in the id of the token '<pad>' (2, None)"),
+    (other_merges, "a and b differ in merge 0 of the tokenizer"),
     (lambda folder: edit(folder, lambda t: t[LAST].fill_(torch.inf)), f"{LAST} of b is not finite"),
-    (lambda folder: shutil.copy("a/model.safetensors", folder), "a and b hold the same weights: "),
+    (lambda folder: shutil.copy("a/model.safetensors", folder), "a and b have equal weights: "),
 ]  # fmt: skip
 
 
@@ -337,9 +327,9 @@ def test_a_model_that_does_not_fit(cli, model, spoil, message):
         (("interpolate", "a", "b", "--output", "./b/"), "--output ./b/ is one of the models"),
         (("interpolate", "run", "b", "--output", "run"), "--output run is one of the models"),
         (("interpolate", "run", "b", "--output", "run/hf"), "--output run/hf is one of the models"),
-        (("interpolate", "a", "b", "--output", "full"), "--output full is there already"),
-        (("interpolate", "a", "b", "--output", "full/file"), "--output full/file is there already"),
-        (("task-vector", "a", "a", "--output", "made"), "a and a hold the same weights: task-vector needs two models"),
+        (("interpolate", "a", "b", "--output", "full"), "--output full exists already"),
+        (("interpolate", "a", "b", "--output", "full/file"), "--output full/file exists already"),
+        (("task-vector", "a", "a", "--output", "made"), "a and a have equal weights: task-vector needs two different"),
     ],
 )  # fmt: skip
 def test_bad_arguments(cli, model, arguments, message):

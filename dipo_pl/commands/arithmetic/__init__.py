@@ -1,1 +1,1 @@
-"""Model arithmetic: commands that make a model out of the weights of two."""
+"""Model arithmetic: commands that combine the weights of two models."""

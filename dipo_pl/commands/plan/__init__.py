@@ -1,1 +1,1 @@
-"""What a run will need before it is started: memory of a device, files, tokens and steps; no weights are loaded."""
+"""Estimate of what a run will need before it is started: memory, files, tokens and steps, without loading weights."""

@@ -1,27 +1,29 @@
-"""Bytes that tensors hold, counted operation by operation, though nothing of them is there."""
+"""Count of the bytes that tensors hold, operation by operation; the tensors may be fake ones without contents."""
 
 import tracemalloc
 import weakref
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dipo_pl.private_names import CAST, TorchDispatchMode, storage_key, tree_iter
 
 
 class LiveMemory(TorchDispatchMode):
-    """Follows every storage that an operation returns until nothing refers to it any more.
+    """Dispatch mode that counts each storage from the operation that returns it until nothing refers to it.
 
-    What kernels use within themselves is not seen, nor what an allocator keeps of freed memory.
+    Workspaces of kernels and memory that an allocator caches are not counted.
 
     Args:
-        shards: ranks that share what is said to be `sharded`: it counts for its share.
-        numpy: count what NumPy holds meanwhile as well (tracemalloc sees it).
+        shards: number of ranks over which `sharded` tensors are divided.
+        numpy: also count memory of NumPy, by tracemalloc.
 
     Attributes:
-        live, peak: bytes now, and at most since `restart`.
-        casts: of `live`, copies in another dtype of what `weights` names: those that autocast makes.
+        live: bytes held now.
+        peak: most bytes held since `restart`.
+        weights: storages whose copies in another dtype are counted in `casts`.
     """
 
     def __init__(self, shards: int = 1, numpy: bool = False) -> None:
@@ -29,33 +31,34 @@ class LiveMemory(TorchDispatchMode):
         self.shards = shards
         self.numpy = numpy
         self.live = self.peak = 0.0
-        self._held: dict[int, float] = {}
         self.weights: set[int] = set()
+        self._held: dict[int, float] = {}
         self._casts: dict[int, int] = {}
 
     @property
     def casts(self) -> int:
+        """Bytes of `live` in copies of `weights` in another dtype, which autocast makes."""
         return sum(self._casts.values())
 
     def hold(self, tensors: Iterable[Tensor], sharded: bool = False) -> float:
-        """Counts tensors made elsewhere, or counts them anew as `sharded`; returns their bytes, each storage once."""
-        total = 0.0
-        seen = set()
-        for each in tensors:
-            key, size = storage_key(each), each.untyped_storage().nbytes()
-            if key in seen:
-                continue
-            seen.add(key)
-            self._add(each)
-            share = size / (self.shards if sharded else 1)
-            self.live += share - self._held[key]
-            self._held[key] = share
-            total += size
+        """Count tensors that were made elsewhere, or recount them as sharded.
+
+        Returns:
+            This rank's bytes, each storage once.
+        """
+        held = 0.0
+        for storage in storages(tensors):
+            key, share = storage_key(storage), storage.nbytes() / (self.shards if sharded else 1)
+            self._add(storage)
+            if key in self._held:
+                self.live += share - self._held[key]
+                self._held[key] = share
+            held += share
         self.peak = max(self.peak, self.live)
-        return total
+        return held
 
     def restart(self) -> float:
-        """Forgets the peak; returns what is live."""
+        """Set `peak` to `live` and return it."""
         self.peak = self.live
         return self.live
 
@@ -65,17 +68,16 @@ class LiveMemory(TorchDispatchMode):
             self._casts[storage_key(result)] = result.untyped_storage().nbytes()
         for each in tree_iter(result):
             if isinstance(each, Tensor):
-                self._add(each)
-        beside = 0
+                self._add(each.untyped_storage())
+        numpy_bytes = 0
         if self.numpy:
-            beside = tracemalloc.get_traced_memory()[1]
+            numpy_bytes = tracemalloc.get_traced_memory()[1]
             tracemalloc.reset_peak()
-        self.peak = max(self.peak, self.live + beside)
+        self.peak = max(self.peak, self.live + numpy_bytes)
         return result
 
-    def _add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage_key(tensor), storage.nbytes()
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage_key(storage), storage.nbytes()
         if key in self._held or not size:
             return
         self._held[key] = size
@@ -86,3 +88,13 @@ class LiveMemory(TorchDispatchMode):
         self.live -= self._held.pop(key)
         self.weights.discard(key)
         self._casts.pop(key, None)
+
+
+def storages(tensors: Iterable[Tensor]) -> list[torch.UntypedStorage]:
+    """Return the storages of tensors, each once."""
+    return list({storage_key(each): each.untyped_storage() for each in tensors}.values())
+
+
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of the storages of tensors, each once."""
+    return sum(each.nbytes() for each in storages(tensors))

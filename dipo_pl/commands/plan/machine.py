@@ -1,26 +1,26 @@
-"""What a run is spread over, and what of it is divided among the devices."""
+"""The devices of a run, and which tensors they share."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import torch
 
-from dipo_pl.errors import InputError
+from dipo_pl.errors import InputError, check_number
 
 Part = Literal["weights", "gradients", "moments"]
 
-# By the strategy's name, or its class's: what each device holds a share of.
+ALL: tuple[Part, ...] = ("weights", "gradients", "moments")
+# Sharded parts by the name of the strategy or of its class.
 SHARDED: dict[str, tuple[Part, ...]] = {
     "auto": (),
     "ddp": (),
     "SingleDeviceStrategy": (),
     "DDPStrategy": (),
-    "fsdp": ("weights", "gradients", "moments"),
-    "fsdp2": ("weights", "gradients", "moments"),
-    "FSDP2Strategy": ("weights", "gradients", "moments"),
+    "fsdp": ALL,
+    "fsdp2": ALL,
+    "FSDP2Strategy": ALL,
 }
-# Of devices in a node, or of nodes.
-MOST = 10_000
+MOST_DEVICES = 10_000
 PRECISIONS = {
     "32-true": ("float32", None), "32": ("float32", None),
     "64-true": ("float64", None), "64": ("float64", None),
@@ -32,15 +32,16 @@ PRECISIONS = {
 
 @dataclass(frozen=True)
 class Machine:
-    """
+    """The devices of a run.
+
     Attributes:
-        devices: of all nodes together.
-        strategy: its name.
-        sharded: what each device holds one part in `devices` of.
+        devices: number of devices of all nodes together.
+        strategy: name of the strategy.
+        sharded: parts of which each device holds 1 / `devices`.
         on_cpu: whether the run computes on CPUs.
-        dtype: that weights are cast to, or null where they stay as they are.
-        autocast: the dtype of products, where it is another than the weights'.
-        sharded_checkpoints: whether each device writes its own part of them.
+        dtype: dtype that weights are cast to, or None.
+        autocast: dtype of autocast, or None.
+        sharded_checkpoints: whether each rank writes a shard of a checkpoint.
     """
 
     devices: int
@@ -52,15 +53,19 @@ class Machine:
     sharded_checkpoints: bool = False
 
     @classmethod
-    def of(cls, trainer: dict[str, Any], devices: int | None, nodes: int | None) -> Self:
-        """The machine that a configuration's `trainer` asks for; `devices` of a node and `nodes` in place of its own.
+    def of(cls, trainer: dict[str, Any], devices: int | None = None, nodes: int | None = None) -> Self:
+        """Return the machine that a configuration asks for.
+
+        Args:
+            trainer: the configuration's `trainer`.
+            devices: devices of a node, in place of the trainer's.
+            nodes: number of nodes, in place of the trainer's.
 
         Raises:
-            InputError: a strategy or a precision that is not known here.
+            InputError: a strategy or precision is not known, or the number of devices cannot be found out.
         """
-        for name, value in {"--devices": devices, "--nodes": nodes}.items():
-            if value is not None and not 1 <= value <= MOST:
-                raise InputError(f"{name} must be at least 1 and at most {MOST:,}, got {value}")
+        check_number("--devices", devices, minimum=1, maximum=MOST_DEVICES)
+        check_number("--nodes", nodes, minimum=1, maximum=MOST_DEVICES)
         strategy: Any = trainer["strategy"]
         options: dict[str, Any] = {}
         if isinstance(strategy, dict):
@@ -68,47 +73,43 @@ class Machine:
             strategy = strategy["class_path"].rpartition(".")[2]
         if strategy.startswith("ddp_"):
             strategy = "ddp"
-        if strategy not in SHARDED:
-            raise InputError(
-                f"trainer.strategy {strategy} is not one whose memory is known here: plan with one of "
-                f"{', '.join(SHARDED)}"
-            )
         precision = str(trainer["precision"] or "32-true")
-        if precision not in PRECISIONS:
-            raise InputError(
-                f"trainer.precision {precision} is not one whose memory is known here: plan with one of "
-                f"{', '.join(PRECISIONS)}"
-            )
-        dtype, autocast = PRECISIONS[precision]
-        of_a_node = devices or _count(trainer["devices"])
-        if of_a_node is None:
-            # Of a machine that is not the one planned for, nothing is known.
-            of_a_node = torch.cuda.device_count() if trainer["accelerator"] != "cpu" else 1
-            if not of_a_node and strategy != "auto":
+        for name, value, known in (("strategy", strategy, SHARDED), ("precision", precision, PRECISIONS)):
+            if value not in known:
                 raise InputError(
-                    f"trainer.devices is {trainer['devices']} with trainer.strategy {strategy}, and there is no GPU here to "
-                    "count: say with --devices how many a node has"
+                    f"trainer.{name} must be one of {', '.join(known)}, whose memory can be planned (got {value})"
                 )
-        count = max(of_a_node, 1) * (nodes or trainer["num_nodes"])
+        dtype, autocast = PRECISIONS[precision]
+        count = _devices(trainer, strategy, devices) * (nodes or trainer["num_nodes"])
+        if strategy == "SingleDeviceStrategy" and count > 1:
+            raise InputError(f"trainer.strategy SingleDeviceStrategy needs one device (got {count})")
         if strategy in ("auto", "ddp", "DDPStrategy"):
             strategy = "ddp" if count > 1 else "single device"
-            sharded: tuple[Part, ...] = ()
-        else:
-            sharded = SHARDED[strategy] if count > 1 else ()
-        if strategy == "SingleDeviceStrategy" and count > 1:
-            raise InputError(f"trainer.strategy is SingleDeviceStrategy, and there are {count} devices")
-        on_cpu = trainer["accelerator"] == "cpu"
-        # Of true precisions only those that are not the default are cast to.
-        in_shards = bool(options.get("sharded_checkpoints"))
         return cls(
-            count, strategy, sharded, on_cpu, None if dtype == "float32" else dtype, autocast, in_shards
+            count,
+            strategy,
+            SHARDED.get(strategy, ()) if count > 1 else (),
+            on_cpu=trainer["accelerator"] == "cpu",
+            # Weights are cast for a true precision other than the default.
+            dtype=None if dtype == "float32" else dtype,
+            autocast=autocast,
+            sharded_checkpoints=bool(options.get("sharded_checkpoints")),
         )
 
 
-def _count(devices: Any) -> int | None:
-    """Of a node; None where it is what the node has."""
-    if isinstance(devices, list):
-        return len(devices)
+def _devices(trainer: dict[str, Any], strategy: str, given: int | None) -> int:
+    """Return the number of devices of a node."""
+    devices = trainer["devices"]
     if isinstance(devices, str) and "," in devices:
-        return len([each for each in devices.split(",") if each.strip()])
-    return int(devices) if str(devices).isdigit() and int(devices) > 0 else None
+        devices = [each for each in devices.split(",") if each.strip()]
+    if given or isinstance(devices, list):
+        return given or len(devices)
+    if str(devices).isdigit() and int(devices) > 0:
+        return int(devices)
+    found = 1 if trainer["accelerator"] == "cpu" else torch.cuda.device_count()
+    if not found and strategy != "auto":
+        raise InputError(
+            f"trainer.devices is {devices} with trainer.strategy {strategy}, and this machine has no GPU to count: give "
+            "--devices, the number of devices of a node"
+        )
+    return max(found, 1)

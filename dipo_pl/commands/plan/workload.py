@@ -1,4 +1,4 @@
-"""What a run computes: its largest batches, tokens and steps, from the data itself or from lengths that are given."""
+"""Amount of work of a run: its largest batches, tokens and steps, from its data or from given lengths."""
 
 import math
 import sys
@@ -9,22 +9,28 @@ from typing import Any
 
 from dipo_pl.batch import Encoded
 from dipo_pl.commands.plan.machine import Machine
-from dipo_pl.commands.plan.step import CACHE_TOKENS, Shapes
+from dipo_pl.commands.plan.step import Shapes
 from dipo_pl.data_modules.forget_retain import ForgetRetain
-from dipo_pl.errors import InputError
+from dipo_pl.errors import InputError, check_count
 from dipo_pl.modules.base import LanguageModule
 from dipo_pl.modules.unlearning import Unlearning
+
+# Default of generate() for the tokens of prompts and answers at a time.
+CACHE_TOKENS = 16_384
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """What is given in place of the data.
+    """Lengths that stand for the data.
 
     Attributes:
-        rows: of a training epoch: the forget rows, where they are paired; null is unknown.
-        retain_rows: that a store of states also holds; null is as many.
-        tokens: of a sequence, the answer's included.
-        answer_tokens: of these; null is all but the first, the most that it can be.
+        tokens: tokens of a sequence, prompt and answer.
+        rows: rows of a training epoch (forget rows if they are paired); None is unknown.
+        retain_rows: retain rows of a store of reference states; None is as many as `rows`.
+        answer_tokens: tokens of the answer; None is all but one.
+
+    Raises:
+        InputError: a number is below 1, or no token is left for the prompt.
     """
 
     tokens: int
@@ -34,26 +40,28 @@ class Lengths:
 
     def __post_init__(self) -> None:
         for name in ("tokens", "rows", "retain_rows", "answer_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name} must be at least 1, got {value}")
-        if self.tokens < 2 or (self.answer_tokens or 0) >= self.tokens:
+            check_count(f"--{name}", getattr(self, name))
+        if self.tokens <= (self.answer_tokens or 1):
             raise InputError(
-                f"--tokens counts a prompt of at least one token and its answer, got {self.tokens} with "
-                f"--answer_tokens {self.answer_tokens or 1}"
+                f"--tokens must be greater than --answer_tokens, as it includes the prompt (got {self.tokens} and "
+                f"{self.answer_tokens or 1})"
             )
 
 
 @dataclass(frozen=True)
 class Workload:
-    """
+    """Amount of work of a run; what is unknown is None.
+
     Attributes:
-        shapes: see there.
-        vocabulary: tokens of the tokenizer; null is the model's own.
-        rows, batches: of an epoch; a batch is one on every device together.
-        epochs, steps: of the run; steps of the optimizer.
-        tokens, answer_tokens: of an epoch, all sections together, without padding.
-        store_positions: of the sections that losses compare with the reference.
+        shapes: shapes of the largest batches.
+        vocabulary: tokens of the tokenizer; None is the vocabulary of the model.
+        rows: rows of an epoch.
+        batches: batches of an epoch; one on every device counts as one.
+        epochs: epochs of the run.
+        steps: optimizer steps of the run.
+        tokens: tokens of an epoch, all sections together, without padding.
+        answer_tokens: those in answers.
+        store_positions: positions whose states a store of the reference holds.
     """
 
     shapes: Shapes
@@ -67,9 +75,10 @@ class Workload:
     store_positions: int | None
 
 
-def of_lengths(
+def workload_of_lengths(
     module: LanguageModule, data: ForgetRetain, config: Mapping[str, Any], machine: Machine, lengths: Lengths
 ) -> Workload:
+    """Return the work of a run on rows of given lengths."""
     answer = lengths.answer_tokens or lengths.tokens - 1
     row = Encoded((0,) * lengths.tokens, lengths.tokens - answer)
     kinds = [kind for kinds in module.sections.values() for kind in kinds]
@@ -100,12 +109,13 @@ def of_lengths(
     )
 
 
-def of_data(
+def workload_of_data(
     module: LanguageModule, data: ForgetRetain, config: Mapping[str, Any], machine: Machine
 ) -> Workload:
-    """
+    """Return the work of a run on its own data.
+
     Raises:
-        InputError: rows or tokenizer cannot be had, or do not go together.
+        InputError: rows or tokenizer cannot be read, or do not fit each other.
     """
     data.trainer = ranks = _ranks(module, config, machine)
     data.setup("fit")
@@ -157,7 +167,7 @@ def _compared(module: LanguageModule) -> tuple[str, ...]:
 
 
 def _known_vocabulary(module: LanguageModule) -> int | None:
-    """Where a model is made from a configuration without one, as many tokens as its tokenizer would be given."""
+    """Return the vocabulary of the tokenizer that would be trained for a configuration without a vocabulary."""
     values = getattr(module.policy, "config", None)
     if isinstance(values, dict) and "vocab_size" not in values:
         return int(getattr(module.policy, "vocab_size", 0)) or None
@@ -165,7 +175,7 @@ def _known_vocabulary(module: LanguageModule) -> int | None:
 
 
 def _ranks(module: LanguageModule, config: Mapping[str, Any], machine: Machine) -> Any:
-    """All that a data module asks of its trainer."""
+    """Return a stand-in for the trainer, with everything that a data module reads of it."""
     return SimpleNamespace(
         lightning_module=module,
         global_rank=0,
@@ -187,17 +197,17 @@ def _generation(config: Mapping[str, Any], prompt: int, room: int) -> tuple[int,
 def _steps(
     trainer: Mapping[str, Any], batches: int | None, accumulation: int
 ) -> tuple[int | None, int | None, int | None]:
-    """Batches of an epoch, epochs and steps, as Lightning's limits leave them."""
+    """Return batches of an epoch, epochs and optimizer steps, within the trainer's limits."""
     most, epochs = trainer["max_steps"], trainer["max_epochs"]
     if batches is None:
         return None, epochs, most if most not in (None, -1) else None
     limit = trainer["limit_train_batches"]
     if limit is not None:
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    # Lightning steps at an epoch's last batch, too.
+    # Lightning also steps at the last batch of an epoch.
     an_epoch = -(-batches // accumulation)
     if epochs is None and most in (None, -1):
-        # Lightning's own default.
+        # Default of Lightning.
         epochs = 1000
     steps = None if epochs in (None, -1) else epochs * an_epoch
     if most not in (None, -1):

@@ -1,7 +1,7 @@
-"""A training step's real peak beside the planned one, in a process of its own: `measured.py CASE` prints both in bytes.
+"""Measured and planned peak of a training step: `measured.py CASE` prints both in bytes.
 
-The peak is the resident set's while steps are taken in Lightning's order, less what there was before the model was made;
-malloc keeps nothing that is freed. Loaded are random weights; stored states lie in a file that is mapped, as in a run.
+The peak is that of the resident set during steps in Lightning's order, minus its size before the model is made; malloc
+returns everything that is freed. The weights are random, and stored states are mapped from a file, as in a run.
 """
 
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -95,13 +96,14 @@ class Case:
         return memory_of(self.module(), shapes, machine, self.vocabulary)
 
 
-# Those that the quick tests take.
+# Small enough for tests.
 SMALL = {
-    "tiny vocabulary, StoredStates": Case(reference=StoredStates, vocabulary=1_000, width=192, layers=3),
-    "LoRA, checkpointing, 2 + 2 rows": Case(
+    "StoredStates, accumulation": Case(
+        reference=StoredStates, accumulates=True, vocabulary=1_000, width=192, layers=3
+    ),
+    "LoRA, checkpointing": Case(
         reference=None, lora=True, checkpointing=True, rows=2, vocabulary=16_000, width=192, layers=3
     ),
-    "GradDiff, accumulation": Case("GradDiff", accumulates=True, vocabulary=16_000, width=192, layers=3),
 }
 CASES = {
     "DiPO, FrozenCopy": Case(),
@@ -122,11 +124,11 @@ CASES = {
 
 
 class Steps:
-    """Whole steps of a real model, in the order in which Lightning does things."""
+    """Complete steps of a real model in Lightning's order."""
 
     def __init__(self, case: Case, tiny: bool = False) -> None:
         self.case, self.module = case, case.module(tiny)
-        self.model = self.module.model = _model(self.module)
+        self.model = self.module.model = _model(self.module.policy)
         sequences = case.training(tiny)
         self.batch = collate(sequences, [*range(case.rows)] * 2)
         with TemporaryDirectory() as folder, redirect_stderr(StringIO()):
@@ -152,21 +154,17 @@ class Steps:
         self.optimizer.step()
 
 
-def _model(module: Unlearning):
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_config(module.policy.configuration())
-    if module.policy.adapter is not None:
-        module.policy.adapter.apply(model)
-    if module.policy.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model.train()
+def _model(policy: FromConfig) -> PreTrainedModel:
+    model = AutoModelForCausalLM.from_config(policy.configuration())
+    if policy.adapter is not None:
+        policy.adapter.apply(model)
+    return policy.prepare(model)
 
 
 def measured(case: Case) -> float:
     torch.set_num_threads(1)
     memory = ResidentMemory()
-    # Kernels are loaded before memory is looked at.
+    # Kernels are loaded by the first steps.
     warm = Steps(case, tiny=True)
     warm.take()
     warm.take()
