@@ -4,6 +4,7 @@ tests/test_private_names.py fails when one of them changes, or when another file
 """
 
 import subprocess
+from argparse import Action, ArgumentParser
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,11 @@ def set_data_parallel(strategy: "ModelParallelStrategy") -> None:
 def subcommand_parser(cli: "LightningCLI", subcommand: str) -> "LightningArgumentParser":
     """Return the parser of one subcommand."""
     return cli._parser(subcommand)
+
+
+def options_of(parser: ArgumentParser) -> list[Action]:
+    """Return the options and arguments that a parser knows."""
+    return list(parser._actions)
 
 
 def attention_implementation(config: Any) -> str:

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import os
+from argparse import ArgumentParser
 from pathlib import Path
 
 import lightning.pytorch.cli
@@ -79,6 +80,12 @@ def test_observer_of_launched_processes(monkeypatch):
     monkeypatch.setattr(subprocess_script, "_launch_process_observer", before)
     private_names.observe_launched(print)
     assert subprocess_script._launch_process_observer is print
+
+
+def test_options_of_a_parser():
+    parser = ArgumentParser(add_help=False)
+    added = parser.add_argument("--thing")
+    assert private_names.options_of(parser) == [added]
 
 
 def test_strategies():

@@ -6,6 +6,7 @@ from typing import Any
 from dipo_pl.cli.error_lines import concrete_classes
 from dipo_pl.cli.run_cli import BASES, RunCLI
 from dipo_pl.cli.run_parser import argument_types, classes_of
+from dipo_pl.private_names import options_of
 
 # Deeper options, such as those of a filter of a constructor of a loss, are left out.
 DEEPEST = 3
@@ -19,7 +20,7 @@ def all_options(command: str) -> argparse.ArgumentParser:
     """
     names = [
         each
-        for action in RunCLI([command, "--config", "smoke.yaml"]).parser._actions
+        for action in options_of(RunCLI([command, "--config", "smoke.yaml"]).parser)
         for each in action.option_strings
     ]
     options: dict[str, set[str]] = {

@@ -34,6 +34,7 @@ def completion(arguments: Sequence[str], debug: bool = False) -> int:
         raise InputError("completion needs the package shtab: pip install shtab") from None
     # Late: building the parser of `fit` imports Lightning.
     from dipo_pl.cli.all_options import all_options
+    from dipo_pl.private_names import options_of
 
     whole = argparse.ArgumentParser(prog="dipo-pl")
     whole.add_argument("--version", action="store_true", help="print the version")
@@ -44,7 +45,7 @@ def completion(arguments: Sequence[str], debug: bool = False) -> int:
         added = parsers.add_parser(
             name, help=command.help, parents=[options], add_help=False, conflict_handler="resolve"
         )
-        for each in added._actions:
+        for each in options_of(added):
             if "--config" in each.option_strings:
                 each.complete = dict.fromkeys(SHELLS, "_dipo_pl_configs")  # type: ignore[attr-defined]
     names = " ".join(shipped())
