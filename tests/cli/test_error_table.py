@@ -714,10 +714,14 @@ COMPARED = [
 OTHER_COMMANDS = [
     Case("report nowhere", "nowhere"),
     Case("report runs/smoke --output ''", "argument --output: invalid folder value: ''", run_of_smoke()),
-    Case("report runs/smoke --format docx", "--format has no 'docx': choose of", run_of_smoke()),
+    Case(
+        "report runs/smoke --format docx",
+        "--format must name some of html, markdown, csv, json, latex, png",
+        run_of_smoke(),
+    ),
     Case(
         "report runs/smoke --format html",
-        "--format html makes files: say by --output in which folder",
+        "--format html needs --output DIR",
         run_of_smoke(),
     ),
     Case("report runs/smoke", "runs/smoke is not finished (status: running)", run_of_smoke(unfinished)),

@@ -107,7 +107,7 @@ def test_a_quantised_measurement_is_not_probed(cli, runs):
         (("runs/unlearned", "--bits", "3"), "argument --bits: invalid choice: 3"),
         (("runs/unlearned", "--bits", "half"), "argument --bits: invalid int value: 'half'"),
         (("runs/nothing",), "runs/nothing is not the folder of a run"),
-        (("runs/unlearned", "--rows", "3"), "--rows"),
+        (("runs/unlearned", "--rows", "3"), "no option 'rows'"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(cli, runs, options, message):

@@ -270,7 +270,7 @@ def test_the_folder_that_one_is_in(cli, runs, monkeypatch):
         (("runs/unlearned", "--every", "0"), "--every must be at least 1, got 0"),
         (("runs/unlearned", "--lr", "0"), "--lr must be a finite number > 0, got 0.0"),
         (("runs/unlearned", "--lr", "inf"), "--lr must be a finite number > 0, got inf"),
-        (("runs/unlearned", "--rows", "3"), "--rows"),
+        (("runs/unlearned", "--rows", "3"), "no option 'rows'"),
         (("runs/nothing",), "runs/nothing is not the folder of a run"),
         (("runs",), "runs is not the folder of a run"),
         (("runs/unlearned", "runs/nothing"), "runs/nothing is not the folder of a run"),
@@ -352,4 +352,4 @@ def test_another_relearning_of_the_same_name_is_refused(cli, runs):
     assert cli("relearn", "runs/unlearned", "--steps", "1").code == 0
     ended = cli("relearn", "runs/unlearned", "--steps", "1", "--share", "0.5")
     assert ended.code == 2
-    assert "give this one another --name" in ended.errors[0]
+    assert "give another --name" in ended.errors[0]

@@ -289,7 +289,7 @@ class TestRefused:
             (("--data.requests=[x]",), "--data.requests is each stage's own"),
             (("--export.enabled", "false"), "set export.enabled true"),
             (("--model.policy", "FromConfig"), "model.policy"),
-            (("--name", "a/b"), "--name must be the name of one folder, got 'a/b'"),
+            (("--name", "a/b"), "--name must be the name of one folder (got 'a/b')"),
             (("--config", "nowhere.yaml"), "no config nowhere.yaml"),
             (("--trainer.max_epochs", "many"), "trainer.max_epochs"),
             (("--trainer.fast_dev_run", "true"), "trainer.fast_dev_run leaves no model for the next stage"),
@@ -350,4 +350,4 @@ class TestRefused:
         assert not (inputs / "runs" / "s").exists()
 
     def test_data_without_named_forget_sets(self, cli, inputs):
-        assert "has one forget set alone" in self.refused(cli, inputs, *RUN, "--data", "FictitiousAuthors")
+        assert "has only one forget set" in self.refused(cli, inputs, *RUN, "--data", "FictitiousAuthors")
