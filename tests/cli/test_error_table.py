@@ -583,12 +583,16 @@ MODELS = [
         "the tokenizer's chat template refuses the row",
         model_of_smoke(template_that_escapes),
     ),
-    Case("task-vector model model --output out", "model has no model.safetensors", model_of_smoke(as_pickle)),
+    Case(
+        "task-vector model model --output out",
+        "model has no *.safetensors, only pytorch_model.bin",
+        model_of_smoke(as_pickle),
+    ),
     Case("task-vector model model --output model", "--output model is one of the models", model_of_smoke()),
     Case("interpolate model nope --output out", "no model folder nope", model_of_smoke()),
     Case(
         "interpolate model model --output out --weight 2",
-        "--weight must be from 0 (A) to 1 (B), got 2",
+        "--weight must be a share in [0, 1] (got 2.0)",
         model_of_smoke(),
     ),
 ]
@@ -727,13 +731,13 @@ OTHER_COMMANDS = [
     Case("report runs/smoke", "runs/smoke is not finished (status: running)", run_of_smoke(unfinished)),
     Case(
         "relearn runs/smoke",
-        "runs/smoke is not finished (status: running): let that run finish first",
+        "runs/smoke is not finished (status: running): finish that run first",
         run_of_smoke(unfinished),
     ),
-    Case("relearn nowhere", "nowhere is not the folder of a run"),
+    Case("relearn nowhere", "nowhere is not a run folder"),
     Case(
         "relearn runs/smoke --share 0",
-        "--share must be a share of the forget rows in (0, 1], got 0",
+        "--share must be a share in (0, 1] (got 0.0)",
         run_of_smoke(),
     ),
     Case(

@@ -1,4 +1,4 @@
-"""`dipo-pl task-vector` and `interpolate` on real model folders, against float64 by hand."""
+"""`dipo-pl task-vector` and `interpolate` on real model folders, against float64 formulas."""
 
 import json
 import resource
@@ -21,7 +21,7 @@ LAST = "model.norm.weight"
 
 @pytest.fixture
 def model(tmp_path, monkeypatch) -> Callable[..., Path]:
-    """Makes a folder with a tiny Llama, of which each shard holds at most `shard` bytes."""
+    """Write a folder with a tiny Llama in shards of at most `shard` bytes."""
     monkeypatch.chdir(tmp_path)
 
     def make(name: str, seed: int, dtype=torch.float32, shard: int = 10**9, texts=TEXTS, **config) -> Path:
@@ -160,7 +160,7 @@ def test_shards_are_those_of_the_first(cli, model):
                 assert opened.metadata() == {"format": "pt"}
         loaded = AutoModelForCausalLM.from_pretrained(output)
         assert torch.equal(loaded.state_dict()[LAST], weights("a")[LAST])
-    # What is fingerprinted is the weights, not the files.
+    # Fingerprints are of the weights, not of the files.
     notes = [json.loads((Path(each) / "dipo_pl.json").read_text()) for each in "abcd"]
     for kind in (lambda note: note["weights"], lambda note: note["reinforced"]["weights"]):
         assert len({kind(note) for note in notes}) == 1
@@ -317,12 +317,12 @@ def test_a_model_that_does_not_fit(cli, model, spoil, message):
         (("task-vector", "a", "--output", "made"), "are required: REINFORCED"),
         (("interpolate", "a", "b", "--output", "made", "--scale", "2"), "unrecognized arguments: --scale 2"),
         (("task-vector", "a", "b", "--output", "made", "--scale", "much"), "invalid float value: 'much'"),
-        (("task-vector", "a", "b", "--output", "made", "--scale", "nan"), "--scale must be a finite number, got nan"),
-        (("task-vector", "a", "b", "--output", "made", "--scale=-inf"), "a finite number, got -inf"),
+        (("task-vector", "a", "b", "--output", "made", "--scale", "nan"), "--scale must be a finite number (got nan)"),
+        (("task-vector", "a", "b", "--output", "made", "--scale=-inf"), "a finite number (got -inf)"),
         (("task-vector", "a", "b", "--output", "made", "--scale", "1e39"), "not finite in torch.float32 with scale 1e+39"),
-        (("interpolate", "a", "b", "--output", "made", "--weight", "1.1"), "--weight must be from 0 (A) to 1 (B), got 1.1"),
-        (("interpolate", "a", "b", "--output", "made", "--weight", "-0.1"), "1 (B), got -0.1"),
-        (("interpolate", "a", "b", "--output", "made", "--weight", "nan"), "1 (B), got nan"),
+        (("interpolate", "a", "b", "--output", "made", "--weight", "1.1"), "--weight must be a share in [0, 1] (got 1.1)"),
+        (("interpolate", "a", "b", "--output", "made", "--weight", "-0.1"), "(got -0.1)"),
+        (("interpolate", "a", "b", "--output", "made", "--weight", "nan"), "(got nan)"),
         (("interpolate", "a", "b", "--output", "a"), "--output a is one of the models"),
         (("interpolate", "a", "b", "--output", "./b/"), "--output ./b/ is one of the models"),
         (("interpolate", "run", "b", "--output", "run"), "--output run is one of the models"),
@@ -370,7 +370,7 @@ def test_nothing_stays_of_a_result_that_is_not_finite_in_its_last_shard(cli, mod
 
 
 def test_nothing_stays_of_a_write_that_fails(cli, model):
-    """As on a full disk: a limit on the size of files stops it at the largest shard."""
+    """A limit on the size of files stops it at the largest shard, as a full disk would."""
     model("a", 1, shard=8000)
     model("b", 2)
     sizes = sorted(each.stat().st_size for each in Path("a").glob("*.safetensors"))
@@ -408,7 +408,7 @@ def test_nothing_stays_of_what_is_interrupted(model):
 
 
 def test_from_target_to_measured_result(cli):
-    """Training further on the forget rows makes them likelier; taking that away makes them less likely."""
+    """Further training on the forget rows makes them more likely; subtracting it makes them less likely."""
     quick = ("--config", "smoke.yaml", "--samples.rows", "0", "--forget_quality.generate_every", "0")
     policy = ("--model.policy", "Pretrained", "--model.policy.path")
     steps = [

@@ -4,22 +4,22 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dipo_pl.cli.command_parser import Parser
-from dipo_pl.errors import InputError
+from dipo_pl.commands.arithmetic.arguments import two_models
+from dipo_pl.errors import check_share
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 DESCRIPTION = """\
-Makes a model folder of two: W = (1 - weight) W_A + weight W_B. Between a target and its unlearned model it trades
-what is forgotten against what is kept. Measure the result with
-`dipo-pl validate --config ... --model.policy.path FOLDER`."""
+Write the model W = (1 - weight) W_A + weight W_B. Between a target and its unlearned model it trades forgetting
+against utility. Evaluate the model with `dipo-pl validate --config ... --model.policy.path FOLDER`."""
 
 
 def interpolate(arguments: Sequence[str], debug: bool = False) -> int:
-    """Returns 0, 2 where what was given is wrong, 1 where something else failed."""
+    """Interpolate two models; return the exit code."""
     given = parser().parse_args(arguments)
-    if not 0 <= given.weight <= 1:
-        raise InputError(f"--weight must be from 0 (A) to 1 (B), got {given.weight}")
+    check_share("--weight", given.weight, zero=True)
+    # torch takes seconds to import.
     from dipo_pl.commands.arithmetic.combination import combine
 
     combine(
@@ -34,19 +34,18 @@ def interpolate(arguments: Sequence[str], debug: bool = False) -> int:
 
 def parser() -> Parser:
     """Return the parser of the command's arguments."""
-    made = Parser("interpolate", DESCRIPTION)
-    made.add_argument("a", metavar="A", help="model folder, or the folder of a finished run")
-    made.add_argument("b", metavar="B", help="the same, of another model of this architecture")
-    made.add_argument("--output", required=True, metavar="FOLDER", help="a new folder for the model")
-    made.add_argument("--weight", type=float, default=0.5, help="of B, from 0 to 1; 0.5 by default")
+    made = two_models("interpolate", DESCRIPTION, "a", "b")
+    made.add_argument("--weight", type=float, default=0.5, help="weight of B, in [0, 1] (default: 0.5)")
     return made
 
 
 def interpolated(a: "Tensor", b: "Tensor", weight: float) -> "Tensor":
-    """(1 - weight) W_A + weight W_B; where the two are equal, exactly that.
+    """Return (1 - weight) W_A + weight W_B, which is exactly W_A where the two are equal.
 
     Args:
-        a, b: of any one shape and one floating dtype.
+        a: tensor of any shape.
+        b: tensor of the same shape and dtype.
+        weight: weight of `b`.
     """
     # The sum would turn -0 into 0.
     return (b if weight else a) if weight in (0, 1) else a.lerp(b, weight)

@@ -1,1 +1,1 @@
-"""Probes of finished runs: does what was forgotten come back by relearning, or by rounding the weights?"""
+"""Probes of finished runs, which try to recover what was forgotten: relearning and quantization attacks."""

@@ -1,4 +1,4 @@
-"""What makes a run a probe of another: it says so in its manifest, and what it adds to the figures."""
+"""Callbacks that make a run a probe of another run."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,11 @@ from dipo_pl.storage.run_folder import RunFolder
 
 
 class Probe(ManifestEntry):
-    """Gives the manifest its entry `probe`.
+    """Base of callbacks that record in the manifest which run is probed.
 
     Args:
-        of: folder of the run that is probed.
-        weights: their fingerprint.
+        of: folder of the probed run.
+        weights: fingerprint of the probed weights.
     """
 
     entry = "probe"
@@ -31,29 +31,30 @@ class Probe(ManifestEntry):
 
     @abstractmethod
     def record(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """`kind`, `of`, and what the probe does to the model."""
+        """Return `kind`, `of`, `weights`, and the parameters of the probe."""
 
 
 class Quantized(Probe):
-    """The model's weights are rounded to few bits, and it is measured as before."""
+    """Callback that records an evaluation with quantized weights."""
 
     def record(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Return the number of bits."""
         module: Any = pl_module
         bits = int(module.policy.quantization.removeprefix("int"))
         return {"kind": "quantization", "of": self.of, "weights": self.weights, "bits": bits}
 
 
 class Relearning(Probe):
-    """The model is fine-tuned on a share of the forget rows.
+    """Callback that ends a relearning attack after its steps and evaluates trained and held-back rows separately.
 
-    What comes of the rows that it is trained on may be learnt anew; what comes of the others was there. Each
-    evaluation gets both beside the figures of the whole set: `relearned_METRIC` and `held_back_METRIC`, for
-    probability, truth ratio and, where answers were generated, ROUGE-L recall. A part without rows has none, and a
-    row that is not itself one of the forget rows (MUSE's texts are parts of them) is in neither.
+    Each evaluation gets the metrics `relearned_METRIC` and `held_back_METRIC` of the forget rows that are trained on
+    and of the others, for probability, truth ratio and, where answers were generated, ROUGE-L recall. A part without
+    rows has none. An evaluated row that is not a forget row (MUSE's texts are parts of them) is in neither part.
 
     Args:
-        of, weights: see Probe.
-        steps: after which training ends.
+        of: folder of the probed run.
+        steps: optimizer steps.
+        weights: fingerprint of the probed weights.
     """
 
     def __init__(self, of: str, steps: int, weights: str | None = None) -> None:
@@ -61,6 +62,7 @@ class Relearning(Probe):
         self.steps = steps
 
     def record(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Return share and steps."""
         data = ForgetRetain.of(trainer)
         return {
             "kind": "relearning",
@@ -71,17 +73,20 @@ class Relearning(Probe):
         }
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Of a run that was killed after its last step.
+        """End a resumed run that has taken all its steps."""
+        # The run may have been killed after its last step.
         trainer.should_stop = trainer.global_step >= self.steps
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """End training after the last step."""
         if trainer.global_step >= self.steps:
             trainer.should_stop = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # After the evaluation has been written: what is added takes its place.
+        """Add the metrics of both parts of the forget rows to the evaluation."""
+        # The evaluation has been written; it is written again with more metrics.
         result = ForgetQuality.of(trainer).result
         if result is None or not trainer.is_global_zero:
             return
@@ -94,17 +99,17 @@ class Relearning(Probe):
         for row, values in zip(measured, result.sets["forget"].rows, strict=True):
             if row.conversation in known:
                 parts["relearned" if row.conversation in trained else "held_back"].append(values)
-        figures = {
+        metrics = {
             f"{part}_{name}": mean for part, rows in parts.items() for name, mean in _means(rows).items()
         }
-        replace(result, metrics=result.metrics | figures).save(RunFolder(trainer.default_root_dir))
+        replace(result, metrics=result.metrics | metrics).save(RunFolder(trainer.default_root_dir))
         for logger in trainer.loggers:
-            named = {f"evaluation/{name}": value for name, value in figures.items()}
+            named = {f"evaluation/{name}": value for name, value in metrics.items()}
             logger.log_metrics(named, trainer.global_step)
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Of the values that all rows have."""
+    """Return the mean of each value that all rows have."""
     names = {"probability", "rouge_l_recall", "log_truth_ratio"}.intersection(*rows) if rows else set()
     values = {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in sorted(names)}
     if "log_truth_ratio" in values:

@@ -1,68 +1,65 @@
 """The command `dipo-pl relearn`: fine-tune finished models on a share of the forget set, to see what comes back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from dipo_pl.cli.command_parser import Parser, as_options
+from dipo_pl.cli.command_parser import Parser
 from dipo_pl.commands.probes.finished_run import FinishedRun
-from dipo_pl.errors import InputError
+from dipo_pl.errors import InputError, check_count, check_number, check_share
 from dipo_pl.report.model_card import write_model_card
 from dipo_pl.storage.run_folder import RunFolder
 
-# Of the probed run's evaluation; what else it measures, relearning does not change.
+# Settings of the probed run's evaluation that relearning does not change.
 KEPT = ("retain_result", "convention", "max_new_tokens")
 
 DESCRIPTION = """\
-Fine-tunes the model of each finished run on a share of its forget set, and measures it as it goes: a
-relearning attack (arXiv:2406.13356). Give the retain-only model's run as well: what it learns from the
-same rows in the same steps is what there is to learn, and what an unlearned model is ahead of it was
-never forgotten. Each result is a run folder of its own, RUN-relearn. What is not given here is as
-relearn.yaml has it, and any key of `dipo-pl fit` can be given too, after the runs."""
+Fine-tune the model of each finished run on a share of its forget set and evaluate it during training: a relearning
+attack (arXiv:2406.13356). Give the retain-only model's run as well: what an unlearned model gains beyond it from the
+same rows in the same steps was never forgotten. The results are the run folders RUN-relearn. Other settings are those
+of relearn.yaml; options of `dipo-pl fit` can follow the runs."""
 
 
 def relearn(arguments: Sequence[str], debug: bool = False) -> int:
-    """Returns the exit code of the first run that fails, else 0. What is finished is not repeated."""
+    """Run relearning attacks, except finished ones; return the exit code of the first that fails, else 0."""
     given, further = parser().parse_known_args(arguments)
-    if given.share is not None and not 0 < given.share <= 1:
-        raise InputError(f"--share must be a share of the forget rows in (0, 1], got {given.share}")
-    for name in ("steps", "every"):
-        if (value := getattr(given, name)) is not None and value < 1:
-            raise InputError(f"--{name} must be at least 1, got {value}")
-    if given.lr is not None and not 0 < given.lr < float("inf"):
-        raise InputError(f"--lr must be a finite number > 0, got {given.lr}")
+    check_share("--share", given.share)
+    check_count("--steps", given.steps)
+    check_count("--every", given.every)
+    check_number("--lr", given.lr, above=0)
     runs = [FinishedRun.read(each) for each in given.runs]
     for other in runs[1:]:
         if _forget_rows(other) != _forget_rows(runs[0]):
             raise InputError(
-                f"{runs[0].path} and {other.path} have other forget rows, and their relearning cannot be compared: "
-                "give runs of one forget set, or one at a time"
+                f"{runs[0].path} and {other.path} have different forget rows, so their relearning cannot be compared: "
+                "give runs of one forget set, or one run at a time"
             )
-    for each in runs:
-        each.refuse_stale(each.folder(given.name))
+    folders = {str(each.path): each.folder(given.name) for each in runs}
+    # Lightning takes seconds to import.
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-    from dipo_pl.cli.run import run
-
     for each in runs:
-        folder = each.folder(given.name)
         quality = each.config.get("forget_quality") or {}
-        settings = each.settings("Relearning", folder, steps=given.steps) | {
+        settings = {
             **{f"forget_quality.{key}": quality.get(key) for key in KEPT},
             "config": "relearn.yaml",
             "model.policy": {"class_path": "Pretrained", "init_args": each.policy},
             "model.optimizer.lr": given.lr,
             "data.forget_share": given.share,
-            # The probed run's own seed stands in the configuration of its data.
+            # In place of the probed run's own seed, which `data` has.
             "data.seed": given.seed,
             "seed_everything": given.seed,
-            # An epoch has a step at least; the probe ends training in time.
+            # An epoch has at least one step; the callback ends training after --steps.
             "trainer.max_epochs": given.steps,
             "trainer.val_check_interval": given.every,
         }
-        rank_zero_only(print)(f"\n{each.path} -> {folder}", flush=True)
-        if code := run(["fit", *as_options(settings), *further], debug):
+        callback = {
+            "class_path": "dipo_pl.commands.probes.probe.Relearning",
+            "init_args": {"steps": given.steps},
+        }
+        if code := each.probe("fit", folders[str(each.path)], callback, settings, further, debug):
             return code
         rank_zero_only(write_model_card)(RunFolder(each.path))
-    rank_zero_only(_show)({str(each.path): RunFolder(each.folder(given.name)) for each in runs})
+    rank_zero_only(_show)(folders)
     return 0
 
 
@@ -70,12 +67,14 @@ def parser() -> Parser:
     """Return the parser of the command's arguments."""
     made = Parser("relearn", DESCRIPTION)
     made.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run")
-    made.add_argument("--share", type=float, help="of the forget rows to train on, in (0, 1]; 0.1")
-    made.add_argument("--steps", type=int, default=20, help="optimizer steps, at least 1; 20")
-    made.add_argument("--lr", type=float, help="learning rate, > 0; 1e-5, too little for a small model")
-    made.add_argument("--every", type=int, help="steps from one measurement to the next, at least 1; 2")
-    made.add_argument("--seed", type=int, default=0, help="of the rows that are drawn and their order; 0")
-    made.add_argument("--name", default="relearn", help="of the folders, after each run's own; relearn")
+    made.add_argument(
+        "--share", type=float, help="share of the forget rows to train on, in (0, 1] (default: 0.1)"
+    )
+    made.add_argument("--steps", type=int, default=20, help="optimizer steps (default: 20)")
+    made.add_argument("--lr", type=float, help="learning rate (default: 1e-5, too small for a small model)")
+    made.add_argument("--every", type=int, help="steps between evaluations (default: 2)")
+    made.add_argument("--seed", type=int, default=0, help="seed of the choice and order of rows (default: 0)")
+    made.add_argument("--name", default="relearn", help="suffix of the run folders' names (default: relearn)")
     return made
 
 
@@ -84,11 +83,11 @@ def _forget_rows(run: FinishedRun) -> list[object]:
     return [data.get("forget"), data.get("evaluation", {}).get("forget")]
 
 
-def _show(runs: dict[str, RunFolder]) -> None:
-    print("\nP(forget) by steps: of the rows trained on, and of the others")
-    for name, folder in runs.items():
+def _show(folders: Mapping[str, Path]) -> None:
+    print("\nP(forget) by steps, of the rows trained on and of those held back")
+    for name, folder in folders.items():
         print(f"\n{name}\n{'steps':>8}{'relearned':>12}{'held back':>12}")
-        for each in folder.read_metrics():
+        for each in RunFolder(folder).read_metrics():
             parts = (each.get(f"{part}_probability") for part in ("relearned", "held_back"))
             cells = "".join(f"{'-' if part is None else format(part, '.4f'):>12}" for part in parts)
             print(f"{each['step']:>8}{cells}")

@@ -1,10 +1,7 @@
-"""Runs to be probed: copies, since a probe's folder stands beside the run's."""
+"""Runs to probe: copies, because a probe's folder is beside the run's."""
 
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -28,16 +25,3 @@ def runs(tmp_path: Path, smoke: Path, retain_only: Path) -> Path:
     shutil.copytree(smoke, tmp_path / "runs" / "unlearned")
     shutil.copytree(retain_only, tmp_path / "runs" / "retain-only")
     return tmp_path / "runs"
-
-
-@pytest.fixture
-def manifest() -> Callable[..., dict[str, Any]]:
-    """The manifest of a run folder, with what is given changed in it."""
-
-    def read(run: Path, **changes: Any) -> dict[str, Any]:
-        content = json.loads((run / "manifest.json").read_text()) | changes
-        if changes:
-            (run / "manifest.json").write_text(json.dumps(content))
-        return content
-
-    return read

@@ -1,9 +1,8 @@
-"""`dipo-pl relearn` on real runs: what is trained on, what is measured, what is refused."""
+"""`dipo-pl relearn` on real runs: training, measurements, refusals."""
 
 import json
 import math
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
@@ -15,23 +14,6 @@ from dipo_pl.data_modules.pairing import permutation
 
 RATE = ("--lr", "0.003")
 
-KILLER = """
-import os
-import signal
-
-from lightning import Callback
-
-
-class Kill(Callback):
-    def on_train_epoch_start(self, trainer, *_):
-        if trainer.global_step == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def metrics_of(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
 
 def rows_of(run: Path, step: int) -> list[dict]:
     result = json.loads((run / "evaluation" / f"step-{step:06d}.json").read_text())
@@ -42,23 +24,14 @@ def files(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
 
 
-def test_recovery_is_traced_beside_the_retain_only_model(cli, runs, manifest):
+def test_recovery_is_traced_beside_the_retain_only_model(cli, runs, manifest, metrics):
     # The model card says what relearning has shown.
     before = {
         path: path.read_bytes() for path in runs.rglob("*") if path.is_file() and path.name != "README.md"
     }
     ended = cli(
-        "relearn",
-        "runs/unlearned",
-        "runs/retain-only/",
-        *RATE,
-        "--share",
-        "0.2",
-        "--steps",
-        "5",
-        "--every",
-        "2",
-    )
+        "relearn", "runs/unlearned", "runs/retain-only/", *RATE, "--share", "0.2", "--steps", "5", "--every", "2",
+    )  # fmt: skip
     assert ended.code == 0, ended.err
     assert {path: path.read_bytes() for path in before} == before
     arguments = []
@@ -73,10 +46,10 @@ def test_recovery_is_traced_beside_the_retain_only_model(cli, runs, manifest):
         }  # fmt: skip
         assert not (run / "hf").exists()
         arguments.append([each.replace(name, "NAME") for each in written["arguments"]][-12:])
-        trajectory = metrics_of(run)
+        trajectory = metrics(run)
         assert [each["step"] for each in trajectory] == [0, 2, 4, 5]
         # It starts from the model that was exported, and that is what was measured last.
-        last = metrics_of(runs / name)[-1]
+        last = metrics(runs / name)[-1]
         assert trajectory[0]["forget_probability"] == pytest.approx(last["forget_probability"], rel=1e-4)
         # Answers are generated at both ends alone; nothing but the forget set is measured.
         assert ["forget_rouge_l_recall" in each for each in trajectory] == [True, False, False, True]
@@ -92,14 +65,14 @@ def test_recovery_is_traced_beside_the_retain_only_model(cli, runs, manifest):
     assert "--seed_everything" in arguments[0]
 
 
-def test_figures_are_those_of_each_part(cli, runs):
+def test_metrics_of_each_part(cli, runs, metrics):
     assert cli("relearn", "runs/unlearned", *RATE, "--share", "0.3", "--steps", "1").code == 0
     run = runs / "unlearned-relearn"
     # 20 forget rows, of which the first 10 are measured.
     trained = set(permutation(0, "forget_share", 0, 20)[:6])
     assert 0 < len(trained & set(range(10))) < 6
-    for figures in metrics_of(run):
-        rows = rows_of(run, figures["step"])
+    for measured in metrics(run):
+        rows = rows_of(run, measured["step"])
         for part, chosen in {
             "relearned": [row for row in rows if row["row"] in trained],
             "held_back": [row for row in rows if row["row"] not in trained],
@@ -111,30 +84,30 @@ def test_figures_are_those_of_each_part(cli, runs):
                 "truth_ratio": sum(closeness) / len(chosen),
             }
             for name, value in expected.items():
-                assert figures[f"{part}_{name}"] == pytest.approx(value, rel=1e-9, abs=1e-12)
-        result = json.loads((run / "evaluation" / f"step-{figures['step']:06d}.json").read_text())
-        assert result["metrics"]["relearned_probability"] == figures["relearned_probability"]
+                assert measured[f"{part}_{name}"] == pytest.approx(value, rel=1e-9, abs=1e-12)
+        result = json.loads((run / "evaluation" / f"step-{measured['step']:06d}.json").read_text())
+        assert result["metrics"]["relearned_probability"] == measured["relearned_probability"]
 
 
-def test_with_all_rows_nothing_is_held_back(cli, runs):
+def test_with_all_rows_nothing_is_held_back(cli, runs, metrics):
     """20 rows are three batches: training ends within the first epoch."""
     assert cli("relearn", "runs/unlearned", *RATE, "--share", "1", "--steps", "1").code == 0
-    trajectory = metrics_of(runs / "unlearned-relearn")
+    trajectory = metrics(runs / "unlearned-relearn")
     assert [each["step"] for each in trajectory] == [0, 1]
-    for figures in trajectory:
-        assert figures["relearned_probability"] == pytest.approx(figures["forget_probability"])
-        assert not any(name.startswith("held_back") for name in figures)
+    for measured in trajectory:
+        assert measured["relearned_probability"] == pytest.approx(measured["forget_probability"])
+        assert not any(name.startswith("held_back") for name in measured)
 
 
-def test_answers_are_generated_at_the_end_wherever_it_comes(cli, runs):
+def test_answers_are_generated_at_the_end_wherever_it_comes(cli, runs, metrics):
     """Three steps an epoch: training ends within its second one, where only the probe knows that it does."""
     assert cli("relearn", "runs/unlearned", "--share", "1", "--steps", "4", "--name", "short").code == 0
-    trajectory = metrics_of(runs / "unlearned-short")
+    trajectory = metrics(runs / "unlearned-short")
     assert [each["step"] for each in trajectory] == [0, 2, 4]
     assert ["forget_rouge_l_recall" in each for each in trajectory] == [True, False, True]
 
 
-def test_a_probe_of_a_model_that_was_trained_anew_is_refused(cli, runs, manifest):
+def test_a_probe_of_a_model_that_was_trained_again_is_refused(cli, runs, manifest):
     command = ("relearn", "runs/unlearned", "--steps", "1", "--name", "stale")
     assert cli(*command).code == 0
     changed = manifest(runs / "unlearned")
@@ -142,10 +115,7 @@ def test_a_probe_of_a_model_that_was_trained_anew_is_refused(cli, runs, manifest
     (runs / "unlearned" / "manifest.json").write_text(json.dumps(changed))
     ended = cli(*command)
     assert ended.code == 2
-    assert (
-        "unlearned-stale is a probe of runs/unlearned as it was before that was trained anew"
-        in ended.errors[0]
-    )
+    assert "unlearned-stale is a probe of runs/unlearned before that run was trained again" in ended.errors[0]
 
 
 def test_what_is_not_given_is_as_the_config_has_it(cli, runs, manifest):
@@ -165,54 +135,39 @@ def test_what_is_not_given_is_as_the_config_has_it(cli, runs, manifest):
     assert "is finished" in ended.out
 
 
-def test_forget_quality_is_measured_against_the_same_retain_result(cli, runs):
+def test_forget_quality_is_measured_against_the_same_retain_result(cli, runs, metrics):
     config = runs / "unlearned" / "config.yaml"
     content = yaml.safe_load(config.read_text())
     content["forget_quality"]["retain_result"] = "runs/retain-only"
     config.write_text(yaml.safe_dump(content))
     assert cli("relearn", "runs/unlearned", *RATE, "--steps", "1").code == 0
-    assert all(0 < each["forget_quality"] <= 1 for each in metrics_of(runs / "unlearned-relearn"))
+    assert all(0 < each["forget_quality"] <= 1 for each in metrics(runs / "unlearned-relearn"))
 
 
-def test_killed_relearning_ends_as_if_nothing_had_happened(cli, process, tmp_path, runs, manifest):
-    (tmp_path / "killer.py").write_text(KILLER)
+def test_killed_relearning_resumes_exactly(cli, killed, runs, manifest, metrics):
     command = (
-        "relearn",
-        "runs/unlearned",
-        *RATE,
-        "--share",
-        "0.6",
-        "--steps",
-        "5",
-        "--every",
-        "2",
-        "--data.batch_size",
-        "4",
-        "--data.global_batch_size",
-        "4",
-    )
-    killed = process(*command, "--trainer.callbacks+", "killer.Kill", modules=tmp_path)
-    assert killed.code == -signal.SIGKILL, killed.err
+        "relearn", "runs/unlearned", *RATE, "--share", "0.6", "--steps", "5", "--every", "2",
+        "--data.batch_size", "4", "--data.global_batch_size", "4",
+    )  # fmt: skip
+    killed(lambda trainer: trainer.global_step == 3, *command)
     run = runs / "unlearned-relearn"
     assert manifest(run)["status"] == "running"
     ended = cli(*command)
     assert ended.code == 0, ended.err
     assert manifest(run)["resumed_at_steps"] == [3]
     assert manifest(run)["probe"]["kind"] == "relearning"
-    killed_run = run.rename(runs / "killed")
+    assert "is finished" in cli(*command).out
+    resumed = run.rename(runs / "resumed")
     assert cli(*command).code == 0
-    assert (run / "metrics.jsonl").read_text() == (killed_run / "metrics.jsonl").read_text()
+    assert metrics(run) == metrics(resumed)
     ours, theirs = (
         torch.load(each / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for each in (killed_run, run)
+        for each in (resumed, run)
     )
     assert all(torch.equal(each, theirs[name]) for name, each in ours.items())
-    again = cli(*command)
-    assert again.code == 0
-    assert "is finished" in again.out
 
 
-def test_rows_of_ones_own_and_adapters(cli, tmp_path):
+def test_rows_of_ones_own_and_adapters(cli, tmp_path, metrics):
     """The paths in a run's configuration stay as they are: as seen from here."""
     authors = FictitiousAuthors(authors=3, forget_authors=1).read()
     for name, rows in {"forget": authors.forget, "retain": authors.retain}.items():
@@ -229,11 +184,11 @@ def test_rows_of_ones_own_and_adapters(cli, tmp_path):
     config = yaml.safe_load(Path("runs/mine-relearn/config.yaml").read_text())
     assert config["data"]["init_args"]["forget"] == "forget.jsonl"
     assert config["model"]["init_args"]["policy"]["init_args"]["adapter"] is None
-    trajectory = metrics_of(Path("runs/mine-relearn"))
+    trajectory = metrics(Path("runs/mine-relearn"))
     assert trajectory[-1]["relearned_probability"] > trajectory[0]["relearned_probability"]
 
 
-def test_a_model_that_was_only_measured(cli, runs):
+def test_a_model_that_was_only_measured(cli, runs, metrics):
     """Published retain-only models are measured by `validate`; what is relearned is the model that was."""
     ended = cli(
         "validate", "--config", "smoke.yaml", "--model", "FineTuning", "--model.policy", "Pretrained",
@@ -242,7 +197,7 @@ def test_a_model_that_was_only_measured(cli, runs):
     assert ended.code == 0, ended.err
     ended = cli("relearn", "runs/published", *RATE, "--steps", "1")
     assert ended.code == 0, ended.err
-    measured, relearned = (metrics_of(runs / name)[0] for name in ("published", "published-relearn"))
+    measured, relearned = (metrics(runs / name)[0] for name in ("published", "published-relearn"))
     assert relearned["forget_probability"] == pytest.approx(measured["forget_probability"], rel=1e-6)
 
 
@@ -256,24 +211,24 @@ def test_the_folder_that_one_is_in(cli, runs, monkeypatch):
     ("options", "message"),
     [
         ((), "the following arguments are required: RUN"),
-        (("runs/unlearned", "--share", "0"), "--share must be a share of the forget rows in (0, 1], got 0.0"),
+        (("runs/unlearned", "--share", "0"), "--share must be a share in (0, 1] (got 0.0)"),
         (
             ("runs/unlearned", "--share", "1.5"),
-            "--share must be a share of the forget rows in (0, 1], got 1.5",
+            "--share must be a share in (0, 1] (got 1.5)",
         ),
         (
             ("runs/unlearned", "--share", "nan"),
-            "--share must be a share of the forget rows in (0, 1], got nan",
+            "--share must be a share in (0, 1] (got nan)",
         ),
         (("runs/unlearned", "--share", "some"), "argument --share: invalid float value: 'some'"),
-        (("runs/unlearned", "--steps", "0"), "--steps must be at least 1, got 0"),
-        (("runs/unlearned", "--every", "0"), "--every must be at least 1, got 0"),
-        (("runs/unlearned", "--lr", "0"), "--lr must be a finite number > 0, got 0.0"),
-        (("runs/unlearned", "--lr", "inf"), "--lr must be a finite number > 0, got inf"),
-        (("runs/unlearned", "--rows", "3"), "no option 'rows'"),
-        (("runs/nothing",), "runs/nothing is not the folder of a run"),
-        (("runs",), "runs is not the folder of a run"),
-        (("runs/unlearned", "runs/nothing"), "runs/nothing is not the folder of a run"),
+        (("runs/unlearned", "--steps", "0"), "--steps must be at least 1 (got 0)"),
+        (("runs/unlearned", "--every", "0"), "--every must be at least 1 (got 0)"),
+        (("runs/unlearned", "--lr", "0"), "--lr must be a finite number > 0 (got 0.0)"),
+        (("runs/unlearned", "--lr", "inf"), "--lr must be a finite number > 0 (got inf)"),
+        (("runs/unlearned", "--rows", "3"), "there is no option 'rows'"),
+        (("runs/nothing",), "runs/nothing is not a run folder"),
+        (("runs",), "runs is not a run folder"),
+        (("runs/unlearned", "runs/nothing"), "runs/nothing is not a run folder"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(cli, runs, options, message):
@@ -286,60 +241,34 @@ def test_bad_input_is_one_line_and_writes_nothing(cli, runs, options, message):
     assert files(runs) == before
 
 
-def unfinished(runs: Path, manifest) -> None:
-    manifest(runs / "unlearned", status="running")
+def change(run: Path, **entries) -> None:
+    path = run / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
 
 
-def half_written(runs: Path, manifest) -> None:
-    (runs / "unlearned" / "manifest.json").write_text('{"status": "fini')
+OTHER_ROWS = {"forget": {"rows": 20, "fingerprint": "other"}}
+SPOILED = [
+    (lambda run: change(run, status="running"), "runs/unlearned is not finished (status: running)"),
+    (lambda run: (run / "manifest.json").write_text('{"status": "fini'), "runs/unlearned is not a run folder"),
+    (
+        lambda run: change(run, probe={"kind": "relearning", "of": "runs/first"}),
+        "runs/unlearned is itself a probe: probe runs/first instead",
+    ),
+    (lambda run: shutil.rmtree(run / "hf"), "no exported model (no config.json in runs/unlearned/hf)"),
+    (
+        lambda run: (run / "hf" / "adapter_config.json").write_text("{}"),
+        "runs/unlearned/hf holds an adapter, not a complete model",
+    ),
+    (lambda run: (run / "hf" / "model.safetensors").unlink(), "cannot load the model of 'runs/unlearned/hf'"),
+    (lambda run: (run / "config.yaml").unlink(), "cannot read the configuration of the run in runs/unlearned/"),
+    (lambda run: (run / "config.yaml").write_text("data: 3\nmodel: {}\n"), "cannot read the configuration of the"),
+    (lambda run: change(run, data=OTHER_ROWS), "runs/unlearned and runs/retain-only have different forget rows"),
+]  # fmt: skip
 
 
-def a_probe(runs: Path, manifest) -> None:
-    manifest(runs / "unlearned", probe={"kind": "relearning", "of": "runs/first"})
-
-
-def without_export(runs: Path, manifest) -> None:
-    shutil.rmtree(runs / "unlearned" / "hf")
-
-
-def with_an_adapter(runs: Path, manifest) -> None:
-    (runs / "unlearned" / "hf" / "adapter_config.json").write_text("{}")
-
-
-def without_weights(runs: Path, manifest) -> None:
-    (runs / "unlearned" / "hf" / "model.safetensors").unlink()
-
-
-def without_config(runs: Path, manifest) -> None:
-    (runs / "unlearned" / "config.yaml").unlink()
-
-
-def with_another_config(runs: Path, manifest) -> None:
-    (runs / "unlearned" / "config.yaml").write_text("data: 3\nmodel: {}\n")
-
-
-def other_rows(runs: Path, manifest) -> None:
-    run = runs / "retain-only"
-    data = manifest(run)["data"] | {"forget": {"rows": 20, "fingerprint": "other"}}
-    manifest(run, data=data)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (unfinished, "runs/unlearned is not finished (status: running)"),
-        (half_written, "runs/unlearned is not the folder of a run"),
-        (a_probe, "runs/unlearned is a probe itself: probe runs/first"),
-        (without_export, "runs/unlearned has no exported model (runs/unlearned/hf has no config.json)"),
-        (with_an_adapter, "runs/unlearned/hf holds an adapter, not a whole model"),
-        (without_weights, "cannot load the model of 'runs/unlearned/hf'"),
-        (without_config, "cannot read the configuration of the run in runs/unlearned/config.yaml"),
-        (with_another_config, "cannot read the configuration of the run in runs/unlearned/config.yaml"),
-        (other_rows, "runs/unlearned and runs/retain-only have other forget rows"),
-    ],
-)
-def test_a_run_that_cannot_be_probed(cli, runs, manifest, spoil, message):
-    spoil(runs, manifest)
+@pytest.mark.parametrize(("spoil", "message"), SPOILED, ids=[message for _, message in SPOILED])
+def test_a_run_that_cannot_be_probed(cli, runs, spoil, message):
+    spoil(runs / "unlearned")
     before = files(runs)
     ended = cli("relearn", "runs/unlearned", "runs/retain-only")
     assert ended.code == 2

@@ -1,0 +1,57 @@
+"""Run folders as the commands' tests read them, and commands that are killed."""
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def manifest() -> Callable[..., dict[str, Any]]:
+    """The manifest of a run folder, after changes to it."""
+
+    def read(run: Path, **changes: Any) -> dict[str, Any]:
+        content = json.loads((run / "manifest.json").read_text()) | changes
+        if changes:
+            (run / "manifest.json").write_text(json.dumps(content))
+        return content
+
+    return read
+
+
+@pytest.fixture
+def metrics() -> Callable[[Path], list[dict[str, Any]]]:
+    """The evaluations of a run folder."""
+
+    def read(run: Path) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+    return read
+
+
+@pytest.fixture
+def killed(cli: Callable[..., Any]) -> Callable[..., None]:
+    """Run `dipo-pl ...` in a forked process, and kill it at the start of the first epoch of which `when` is true."""
+    from dipo_pl.callbacks.forget_quality import ForgetQuality
+
+    def run(when: Callable[[Any], bool], *arguments: str) -> None:
+        def kill(self: ForgetQuality, trainer: Any, *_: Any) -> None:
+            if when(trainer):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def command() -> None:
+            ForgetQuality.on_train_epoch_start = kill  # type: ignore[method-assign]
+            cli(*arguments)
+
+        # Forked: importing torch takes seconds.
+        process = multiprocessing.get_context("fork").Process(target=command)
+        process.start()
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL
+
+    return run
