@@ -452,7 +452,10 @@ CONFIG_FILES = [
         "fit --config news_requests.yaml",
         "holds requests, not the configuration of a run: use dipo-pl sequence news_requests.yaml",
     ),
-    Case("sequence smoke.yaml", "has the key 'data': a sequence has configs, requests, mode"),
+    Case(
+        "sequence smoke.yaml",
+        "has the unknown key 'data': the keys of a sequence are configs, requests, mode",
+    ),
     Case("sequence mine.yaml", "mine.yaml is not UTF-8 text", file("mine.yaml", "configs: [a]", "utf-16")),
     Case(
         "sequence mine.yaml",

@@ -1,1 +1,1 @@
-"""Deletion requests that follow one another: a run for each, and what becomes of those before."""
+"""Continual unlearning: one run for each deletion request, with the earlier requests evaluated again."""

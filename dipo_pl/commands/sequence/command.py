@@ -9,62 +9,62 @@ from typing import Any
 
 from dipo_pl.cli.command_parser import Parser
 from dipo_pl.commands.sequence.requests_file import RequestsFile
-from dipo_pl.commands.sequence.stages import Stage
+from dipo_pl.commands.sequence.stages import RENAME_OR_REMOVE, Stage
 from dipo_pl.configs import resolve
 from dipo_pl.errors import InputError
 from dipo_pl.storage.files import locked
 from dipo_pl.storage.run_folder import check_name
 
 DESCRIPTION = """\
-Carries out requests to forget, one after another; each stage is a run folder, runs/NAME/stage-1 and so on. FILE says
+Carry out requests to forget, one after another. Each stage is a run folder: runs/NAME/stage-1 and so on. Keys of FILE:
 
-  configs: [tofu.yaml]               of every stage, as `dipo-pl fit --config` takes them
-  requests: [author_1, author_2]     forget sets, as data.forget takes them, in order
-  mode: sustainability               each from the model before; or scalability: each k together, from the target
-  retain_only: runs/retain/hf        optional: never saw any of them; measured on each stage's data
+  configs: [tofu.yaml]               configs of every stage, as `dipo-pl fit --config` takes them
+  requests: [author_1, author_2]     forget sets in order, as data.forget takes them
+  mode: sustainability               each from the model before; or scalability: the first k together, from the target
+  retain_only: runs/retain/hf        optional: model that never saw them, evaluated on the data of each stage
   epochs_of_first: false             optional: later stages train as long as the first one's selection chose
 
-After each stage all requests so far are measured again (request_1_probability, ...): does one come back? Run
-again, a sequence goes on where it stopped, and does no finished stage again: a request that has come in since
-is a line more in FILE. Any key of `dipo-pl fit` can be given too, after FILE."""
+Each stage evaluates all requests so far again (request_1_probability, ...), to show whether one comes back. The same
+command continues where it stopped and skips finished stages; for a new request, add a line to FILE. Options of
+`dipo-pl fit` can follow FILE."""
 
 EXAMPLES = """\
 examples:
-  dipo-pl sequence news_requests.yaml                                 shipped: MUSE-shaped news made offline
+  dipo-pl sequence news_requests.yaml                                 shipped: generated news in the format of MUSE
   dipo-pl sequence news_requests.yaml --config npo.yaml --mode scalability
   dipo-pl sequence my_requests.yaml --model.policy.path my-org/my-model --name deletions
 """
 
 
 def sequence(arguments: Sequence[str], debug: bool = False) -> int:
-    """Returns the exit code of the first stage that fails, else 0. What is finished is not repeated."""
+    """Run all stages that are not finished; return the exit code of the first that fails, else 0."""
     given, further = parser().parse_known_args(arguments)
     for word in further:
-        if word.split("=")[0] in ("--data.forget", "--data.requests", "--data.requests_to_come"):
-            raise InputError(f"{word.split('=')[0]} is each stage's own: give requests in {given.file}")
+        if (key := word.split("=")[0]) in ("--data.forget", "--data.requests", "--data.requests_to_come"):
+            raise InputError(f"{key} is set for each stage: list the requests in {given.file}")
     file = resolve(given.file)
     plan = RequestsFile.read(file, mode=given.mode, retain_only=given.retain_only)
-    configs = [*plan.configs, *given.config]
     name = given.name or "-".join([file.stem, *(Path(each).stem for each in given.config), plan.mode])
     check_name(name)
-    shared = [*(word for each in configs for word in ("--config", each)), *further]
+    shared = [*(word for each in (*plan.configs, *given.config) for word in ("--config", each)), *further]
+    # These take seconds to import.
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
     from dipo_pl.cli.run import is_finished, resolved
 
     config = resolved(["fit", *shared])
-    _check_model(config)
+    _check_config(config)
     stages = _stages(plan, Path(given.output_dir) / name, config)
     for each in stages:
         each.check()
-        if each.finished and not is_finished(each.words(shared)):
+        if each.finished and not is_finished(each.fit_words(shared)):
             raise InputError(
-                f"{each.run.path} is finished, and was trained to another limit (see trainer.max_epochs): give the "
-                "sequence another --name, or remove this and all later stages"
+                f"{each.run.path} is finished with another limit of epochs or steps (trainer.max_epochs): "
+                f"{RENAME_OR_REMOVE}"
             )
-    # Further ranks of this same command work beside it.
-    keep_out = locked(stages[0].folder) if rank_zero_only.rank == 0 else nullcontext()  # type: ignore[attr-defined]
-    with keep_out:
+    # Other ranks run this same command.
+    lock = locked(stages[0].folder) if rank_zero_only.rank == 0 else nullcontext()  # type: ignore[attr-defined]
+    with lock:
         code = _run(stages, shared, debug)
     if code == 0:
         rank_zero_only(_show)(stages[0].folder)
@@ -74,63 +74,59 @@ def sequence(arguments: Sequence[str], debug: bool = False) -> int:
 def parser() -> Parser:
     """Return the parser of the command's arguments."""
     made = Parser("sequence", DESCRIPTION, epilog=EXAMPLES)
-    made.add_argument("file", metavar="FILE", help="of requests, or the bare name of a shipped one")
-    made.add_argument("--mode", help="sustainability or scalability, in place of the file's")
-    made.add_argument("--retain_only", help="a model that saw none of the requests, in place of the file's")
+    made.add_argument("file", metavar="FILE", help="file of requests, or bare name of a shipped one")
+    made.add_argument("--mode", help="sustainability or scalability (default: the file's)")
+    made.add_argument("--retain_only", help="model that never saw any of the requests (default: the file's)")
     made.add_argument(
-        "--config", "-c", action="append", default=[], help="an overlay after the file's configs; repeatable"
+        "--config", "-c", action="append", default=[], help="overlay after the file's configs; repeatable"
     )
-    made.add_argument("--name", help="of the sequence's folder; file, overlays and mode by default")
-    made.add_argument("--output_dir", default="runs", help="folder that it is made in; runs")
+    made.add_argument("--name", help="name of the sequence's folder (default: file, overlays and mode)")
+    made.add_argument("--output_dir", default="runs", help="parent of that folder (default: runs)")
     return made
 
 
 def _run(stages: Sequence[Stage], shared: Sequence[str], debug: bool) -> int:
-    """The exit code of the first stage that fails, else 0."""
+    # Loads Lightning, which takes seconds.
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
     from dipo_pl.cli.run import run
 
     for each in stages:
-        rank_zero_only(print)(
-            f"\n[{each.number}/{len(stages)}] {each.requests[-1]}"
-            f"{' is finished' if each.finished else f' -> {each.run.path}'}",
-            flush=True,
-        )
+        state = "is finished" if each.finished else f"-> {each.run.path}"
+        rank_zero_only(print)(f"\n[{each.number}/{len(stages)}] {each.requests[-1]} {state}", flush=True)
         if each.finished:
             continue
         each.check()
-        measuring = each.measuring_words(shared)
-        for words in [*([] if measuring is None else [measuring]), each.words(shared)]:
+        evaluation = each.evaluation_words(shared)
+        for words in [*([] if evaluation is None else [evaluation]), each.fit_words(shared)]:
             if code := run(words, debug):
                 return code
     return 0
 
 
-def _check_model(config: dict[str, Any]) -> None:
+def _check_config(config: dict[str, Any]) -> None:
     model, export = config["model"]["init_args"], config.get("export") or {}
-    policy = model["policy"]
-    if policy["class_path"].split(".")[-1] != "Pretrained":
-        raise InputError(
-            f"model.policy is {policy['class_path'].split('.')[-1]}, and a sequence starts from a model that is there: give "
-            "a Pretrained with a path"
-        )
+    source = model["policy"]["class_path"].split(".")[-1]
+    if source != "Pretrained":
+        raise InputError(f"model.policy must be a Pretrained with the path of the target (got {source})")
     if config["trainer"].get("fast_dev_run"):
         raise InputError(
             "trainer.fast_dev_run leaves no model for the next stage: give trainer.max_steps or limit_train_batches"
         )
     if not export.get("enabled", True) or export.get("adapter"):
         raise InputError(
-            "a stage starts from the whole model that the one before exported: set export.enabled true and "
+            "each stage starts from the complete model that the one before exported: set export.enabled true and "
             "export.adapter false"
         )
 
 
 def _stages(plan: RequestsFile, folder: Path, config: dict[str, Any]) -> list[Stage]:
-    """
+    """Return all stages.
+
     Raises:
-        InputError: a request's rows cannot be read, or two requests overlap.
+        InputError: the rows of a request cannot be read, or two requests overlap.
     """
+    # These import torch, which takes seconds.
     from dipo_pl.cli.run import data_module
     from dipo_pl.data_modules.requests import joined, refuse_overlaps
     from dipo_pl.storage.fingerprints import rows_fingerprint
@@ -139,14 +135,15 @@ def _stages(plan: RequestsFile, folder: Path, config: dict[str, Any]) -> list[St
     rows = {name: data.read_forget(name) for name in plan.requests}
     refuse_overlaps(rows, nested=plan.mode == "scalability")
     stages = []
-    for number in range(1, len(plan.requests) + 1):
-        so_far = [rows[name] for name in plan.requests[:number]]
-        forget = so_far[-1] if plan.mode == "sustainability" else joined(so_far)
+    for number, name in enumerate(plan.requests, start=1):
+        together = joined(rows[each] for each in plan.requests[:number])
+        forget = rows[name] if plan.mode == "sustainability" else together
         stages.append(Stage(plan, folder, number, config, rows_fingerprint(forget)))
     return stages
 
 
 def _show(folder: Path) -> None:
+    # These import pandas and NumPy.
     from dipo_pl.report.contents import read_report
     from dipo_pl.report.drawing import drawable, write_png
     from dipo_pl.report.plots import requests_by_stage, utility_by_stage
@@ -166,6 +163,6 @@ def _show(folder: Path) -> None:
             write_png(folder / "sequence.png", *plots)
             print(f"\nPlot of utility and requests by stage: {folder / 'sequence.png'}")
     if not drawable():
-        print("\nFor a plot by stage: pip install 'dipo-pl[plots]', and give the same command again")
-    where = shlex.join(["dipo-pl", "report", str(folder), "--output", str(folder / "report")])
-    print(f"For a report as a page: {where}")
+        print("\nFor a plot by stage: pip install 'dipo-pl[plots]', and run the same command again")
+    words = ["dipo-pl", "report", str(folder), "--output", str(folder / "report")]
+    print(f"Report as a page: {shlex.join(words)}")

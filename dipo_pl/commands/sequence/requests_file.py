@@ -1,4 +1,4 @@
-"""What a sequence of requests is, as its file says it."""
+"""File that lists the requests of a sequence."""
 
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -14,17 +14,17 @@ Mode = Literal["sustainability", "scalability"]
 
 @dataclass(frozen=True)
 class RequestsFile:
-    """A sequence of requests.
+    """Content of a file of requests.
 
     Attributes:
-        configs: of every stage, as `dipo-pl fit --config` takes them; the first one names model and data.
-        requests: names of forget sets, as `data.forget` takes them, in the order in which they are asked for.
-        mode: `sustainability`: each stage starts from the model before, forgets its own request, and compares with that
-            model; `scalability`: each stage starts from the target and forgets all requests so far.
-        retain_only: a model that never saw any of the requests (folder, run folder or hub id), or one for each
-            stage; it is measured on each stage's data, for Forget Quality, PrivLeak and selection.
-        epochs_of_first: let the stages after the first train as many epochs as the first one's selection chose (MUSE's
-            protocol), without a selection of their own.
+        configs: configs of every stage, as `dipo-pl fit --config` takes them.
+        requests: names of forget sets, as `data.forget` takes them, in order.
+        mode: `sustainability`: each stage starts from the model of the stage before, compares with that model, and
+            forgets its own request; `scalability`: each stage starts from the target and forgets all requests so far.
+        retain_only: model that never saw any of the requests (folder, run folder or hub id), or one for each stage; it
+            is evaluated on the data of each stage, for Forget Quality, PrivLeak and selection.
+        epochs_of_first: let the stages after the first train for as many epochs as the first one's selection chose
+            (MUSE's protocol), without a selection of their own.
     """
 
     configs: list[str]
@@ -35,11 +35,14 @@ class RequestsFile:
 
     @classmethod
     def read(cls, path: Path, **given: Any) -> Self:
-        """
+        """Return the content of a file.
+
         Args:
-            given: what takes the place of what the file says, where it is not None.
+            path: the file, in YAML.
+            **given: values by key in place of the file's; None keeps the file's.
+
         Raises:
-            InputError: there is no such file, it is no YAML mapping, or a key is missing, unknown or of another type.
+            InputError: the file cannot be read, or a key is missing, unknown or has a wrong value.
         """
         try:
             content = load_yaml(read_text(path))
@@ -47,40 +50,39 @@ class RequestsFile:
             raise InputError(f"cannot read the requests in {path} ({' '.join(str(error).split())})") from None
         keys = {each.name: each for each in fields(cls)}
         if not isinstance(content, dict):
-            raise InputError(f"{path} holds no mapping: it needs the keys configs and requests")
+            raise InputError(f"{path} must be a mapping with the keys configs and requests")
         if unknown := sorted(map(str, content.keys() - keys.keys())):
             raise InputError(
-                f"{path} has the key {unknown[0]!r}: a sequence has {', '.join(keys)} (the config of a run is given to "
-                f"dipo-pl fit --config)"
+                f"{path} has the unknown key {unknown[0]!r}: the keys of a sequence are {', '.join(keys)} (give the "
+                "config of a run to dipo-pl fit --config)"
             )
-        content |= {name: value for name, value in given.items() if value is not None}
-        for name, key in keys.items():
-            if key.default is MISSING and name not in content:
-                raise InputError(f"{path} lacks the key {name!r}: a sequence has {', '.join(keys)}")
-        _check(content, path)
-        return cls(**content)
+        if missing := [name for name, key in keys.items() if key.default is MISSING and name not in content]:
+            raise InputError(f"{path} lacks the key {missing[0]!r}, which every sequence has")
+        read = cls(**content | {name: value for name, value in given.items() if value is not None})
+        read._check(path)
+        return read
+
+    def _check(self, path: Path) -> None:
+        several = "a list of at least one text"
+        requests = self.requests if _are_texts(self.requests) else []
+        duplicate = next((each for each in requests if requests.count(each) > 1), None)
+        models = self.retain_only
+        for name, expected, valid in (
+            ("configs", several, _are_texts(self.configs)),
+            ("requests", several, _are_texts(self.requests)),
+            ("requests", f"a list without duplicates of {duplicate}", duplicate is None),
+            ("mode", " or ".join(get_args(Mode)), self.mode in get_args(Mode)),
+            ("retain_only", f"a text or {several}", isinstance(models, str | None) or _are_texts(models)),
+            (
+                "retain_only",
+                f"one model, or one for each of the {len(requests)} requests",
+                not isinstance(models, list) or len(models) >= len(requests),
+            ),
+            ("epochs_of_first", "true or false", isinstance(self.epochs_of_first, bool)),
+        ):
+            if not valid:
+                raise InputError(f"{path}: {name} must be {expected} (got {getattr(self, name)!r})")
 
 
-def _check(content: dict[str, Any], path: Path) -> None:
-    def is_texts(value: Any) -> bool:
-        return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)
-
-    for name in ("configs", "requests"):
-        if not is_texts(content[name]):
-            raise InputError(f"{path}: {name} must be a list of at least one text, got {content[name]!r}")
-    requests = content["requests"]
-    for each in requests:
-        if requests.count(each) > 1:
-            raise InputError(f"{path}: the request {each} stands twice in the list: leave one out")
-    if content.get("mode", "sustainability") not in get_args(Mode):
-        raise InputError(f"{path}: mode must be one of {', '.join(get_args(Mode))}, got {content['mode']!r}")
-    models = content.get("retain_only")
-    if models is not None and not isinstance(models, str) and not is_texts(models):
-        raise InputError(f"{path}: retain_only must be a text or a list of texts, got {models!r}")
-    if isinstance(models, list) and len(models) < len(requests):
-        raise InputError(
-            f"{path}: retain_only names {len(models)} models for {len(requests)} requests: give one for each, or one "
-            "for all"
-        )
-    if not isinstance(content.get("epochs_of_first", False), bool):
-        raise InputError(f"{path}: epochs_of_first must be true or false, got {content['epochs_of_first']!r}")
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)

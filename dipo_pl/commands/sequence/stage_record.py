@@ -1,4 +1,4 @@
-"""Says in a run's manifest which stage of which sequence it is."""
+"""Callback that records in a run's manifest which stage of which sequence it is."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,15 +9,14 @@ from dipo_pl.callbacks.manifest import ManifestEntry
 
 
 class StageRecord(ManifestEntry):
-    """Gives the manifest its entry `sequence`.
+    """Callback that adds the entry `sequence` to the manifest.
 
     Args:
-        name: of the sequence.
-        mode: see RequestsFile.
-        requests: all up to this stage's.
-        start: of the weights that it starts from, a fingerprint as `weights_sample` makes it; None where they lie in no
-            folder here.
-        retain_only: the same of the model that saw none of the requests.
+        name: name of the sequence.
+        mode: see `RequestsFile`.
+        requests: all requests up to the stage's.
+        start: fingerprint of the weights that the stage starts from, by `weights_sample`; None if they are in no folder.
+        retain_only: the same of the retain-only model.
     """
 
     entry = "sequence"

@@ -1,14 +1,14 @@
-"""Whether the weights in a model folder are still those that a stage started from."""
+"""Fingerprint that tells whether the weights in a model folder have changed, without reading them completely."""
 
 import hashlib
 from pathlib import Path
 
-# Read of each end of each file: a model that was trained anew differs nearly everywhere.
+# Bytes read of each end of a file: training changes nearly all weights.
 SAMPLE = 2**20
 
 
 def weights_sample(folder: Path) -> str | None:
-    """SHA-256 of the size and both ends of each of the folder's weights files; None where it has none."""
+    """Return the SHA-256 of names, sizes and both ends of the *.safetensors files; None if there are none."""
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     digest = hashlib.sha256()
     for path in files:
