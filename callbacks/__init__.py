@@ -1,0 +1,1 @@
+"""Callbacks of a run: evaluation, checkpoint selection, checkpoints, export, manifest, monitoring."""

@@ -1,8 +1,8 @@
 """Callback that evaluates forgetting and utility at each validation: before, during and after training."""
 
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -60,15 +60,6 @@ def headlines(metrics: Collection[str]) -> dict[str, str]:
     """Return the metrics to show first, by title, of a result that has these metrics."""
     of_muse = {"retain_knowledge", "retain_questions_probability"}
     return HEADLINES if of_muse.isdisjoint(metrics) else MUSE_HEADLINES
-
-
-@dataclass(frozen=True)
-class _Waiting:
-    """A batch whose answers are to be generated before its set's metrics are updated with it."""
-
-    metrics: MetricCollection
-    seen: Observations
-    prompts: list[list[int]]
 
 
 class ForgetQuality(Callback):
@@ -135,7 +126,8 @@ class ForgetQuality(Callback):
         self._underway = False
         self._generates = False
         self._collections: list[MetricCollection] = []
-        self._waiting: dict[int, list[_Waiting]] = {}
+        # By length: batches that need generated answers before their sets' metrics are updated, and prompts.
+        self._waiting: dict[int, list[tuple[MetricCollection, Observations, list[list[int]]]]] = {}
 
     @classmethod
     def of(cls, trainer: Trainer) -> "ForgetQuality":
@@ -168,7 +160,7 @@ class ForgetQuality(Callback):
         Raises:
             InputError: they do not fit.
         """
-        sets = {each.name: each for each in _evaluation_sets(trainer)}
+        sets = {each.name: each for each in ForgetRetain.of(trainer).evaluation_sets}
         for name in self.utility_sets:
             if name not in sets:
                 raise InputError(
@@ -214,7 +206,7 @@ class ForgetQuality(Callback):
         self._generates = self.generate_every > 0 and due
         self._waiting = {}
         self._collections = []
-        for each in _evaluation_sets(trainer):
+        for each in ForgetRetain.of(trainer).evaluation_sets:
             measured = MeasuredSet(each, self.convention, self._new_tokens(each) > 0, self._retain_set(each))
             self._collections.append(collection(self.metrics, measured).to(pl_module.device))
 
@@ -243,13 +235,13 @@ class ForgetQuality(Callback):
         if any("gradient_norm" in each.inputs for each in members(metrics)):
             with trainer.precision_plugin.forward_context():
                 seen = replace(seen, gradient_norm=torch.tensor(module.gradient_norms(batch)))
-        length = self._new_tokens(_evaluation_sets(trainer)[dataloader_idx])
+        length = self._new_tokens(ForgetRetain.of(trainer).evaluation_sets[dataloader_idx])
         if not length:
             metrics.update(seen)
             return
         waiting = self._waiting.setdefault(length, [])
-        waiting.append(_Waiting(metrics, seen, batch.prompts))
-        due = sum(len(each.prompts) for each in waiting) >= GENERATED_TOGETHER
+        waiting.append((metrics, seen, batch.prompts))
+        due = sum(len(prompts) for *_, prompts in waiting) >= GENERATED_TOGETHER
         if is_sharded(module.language_model):
             # All ranks generate together.
             due = trainer.strategy.reduce_boolean_decision(due, all=False)
@@ -261,8 +253,8 @@ class ForgetQuality(Callback):
         self.result = None
         for length in list(self._waiting):
             self._generate(pl_module, length)
-        found = [set_result(each) for each in self._collections]
-        names = [each.name for each in _evaluation_sets(trainer)]
+        found, self._collections = [set_result(each) for each in self._collections], []
+        names = [each.name for each in ForgetRetain.of(trainer).evaluation_sets]
         sets = {name: each for name, each in zip(names, found, strict=True) if each is not None}
         if len(sets) < len(found):
             rank_zero_info(
@@ -270,15 +262,8 @@ class ForgetQuality(Callback):
             )
             return
         values = all_values(sets, self.metrics, self.retain)
-        self.result = EvaluationResult(
-            self.convention.name,
-            values,
-            sets,
-            _epochs_done(trainer),
-            trainer.global_step,
-            list(self.utility_sets),
-            self._settings(trainer),
-        )
+        made = (_epochs_done(trainer), trainer.global_step, list(self.utility_sets), self._settings(trainer))
+        self.result = EvaluationResult(self.convention.name, values, sets, *made)
         if self._generates or self.generate_every == 0:
             self.complete_step = trainer.global_step
         if not trainer.sanity_checking:
@@ -299,9 +284,9 @@ class ForgetQuality(Callback):
         waiting = self._waiting.pop(length)
         # Lightning's hooks run outside the precision that its steps have.
         with module.trainer.precision_plugin.forward_context():
-            texts = iter(module.generate([prompt for each in waiting for prompt in each.prompts], length))
-        for each in waiting:
-            each.metrics.update(replace(each.seen, generation=[next(texts) for _ in each.prompts]))
+            texts = iter(module.generate([each for *_, prompts in waiting for each in prompts], length))
+        for metrics, seen, prompts in waiting:
+            metrics.update(replace(seen, generation=[next(texts) for _ in prompts]))
 
     def _new_tokens(self, evaluation_set: EvaluationSet) -> int:
         """Return the maximum length of the answers that this evaluation generates to a set; 0 for none."""
@@ -331,10 +316,6 @@ class ForgetQuality(Callback):
         if found is None or found.fingerprint != rows_fingerprint(evaluation_set.rows):
             return None
         return found
-
-
-def _evaluation_sets(trainer: Trainer) -> Sequence[EvaluationSet]:
-    return ForgetRetain.of(trainer).evaluation_sets
 
 
 def _epochs_done(trainer: Trainer) -> float:

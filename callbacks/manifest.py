@@ -14,6 +14,7 @@ from lightning import Callback, LightningModule, Trainer
 from dipo_pl.callbacks.weight_change import trained_weights
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError, WriteError
+from dipo_pl.private_names import attention_implementation
 from dipo_pl.rows import Row
 from dipo_pl.signals import Interrupted
 from dipo_pl.storage.files import write_text
@@ -166,7 +167,7 @@ class Manifest(Callback):
             "tokenizer": tokenizer_fingerprint(data.tokenizer),
             "precision": str(trainer.precision),
             "gradient_clip": trainer.gradient_clip_val,
-            "attention": model.config._attn_implementation,
+            "attention": attention_implementation(model.config),
             "max_epochs": trainer.max_epochs,
             "max_steps": trainer.max_steps,
             "policy": {

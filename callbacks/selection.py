@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from dipo_pl.callbacks.forget_quality import ForgetQuality
-from dipo_pl.errors import InputError, check_count, check_share
+from dipo_pl.errors import InputError, check_count, check_objects, check_share
 from dipo_pl.storage.run_folder import RunFolder
 
 Metrics = Mapping[str, Any]
@@ -143,6 +143,7 @@ class Selection(Callback):
     """
 
     def __init__(self, rule: SelectionRule | None = None, stop: bool = False) -> None:
+        check_objects("selection", rule=rule)
         if stop and rule is None:
             raise InputError("selection.stop is true, but there is no rule: set selection.rule")
         self.rule = rule

@@ -27,7 +27,7 @@ class TextCorpus:
         texts: texts of `forget`, `retain` and `holdout`, for membership inference.
         verbatim: passages of forgotten documents; the beginning is the question, the continuation the answer.
         questions: questions about the `forget` and the `retain` documents.
-        examples: answered questions that stand before each of `questions`, by the same names.
+        examples: answered questions that come before each of `questions`, by the same names.
     """
 
     forget: Sequence[Row]

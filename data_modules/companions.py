@@ -1,4 +1,4 @@
-"""What stands beside the forget rows in a batch: their questions with other answers."""
+"""Companions of the forget rows in a batch: their questions with other answers."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,16 @@ from dipo_pl.rows import Row
 
 
 def companion_answers(
-    section: str, rows: Sequence[Row], alternates: Alternates | None, seed: int
+    kind: str, rows: Sequence[Row], alternates: Alternates | None, seed: int
 ) -> list[tuple[str, ...]]:
-    """Other answers to each forget row's question, as many for one row as for another.
+    """Return other answers to each forget row's question, the same number for every row.
 
     Args:
-        section: `alternate`: those that `alternates` gives, or else the rows' own; `mismatched`: the answer
+        kind: `alternate`: those that `alternates` gives, or else the rows' own; `mismatched`: the answer
             of the next row, the first one's for the last.
+        rows: the forget rows.
+        alternates: None takes the rows' own.
+        seed: for alternates that are drawn.
 
     Raises:
         InputError: a row has no question, no such answer, or more of them than another.
@@ -22,23 +25,23 @@ def companion_answers(
     for row in rows:
         if not row.messages:
             raise InputError(
-                f"model.forget_loss wants {section} answers to the forget rows' questions, and the one that "
-                f"begins {row.answer[:60]!r} is a text without one: give rows of {{question, answer}}, or "
+                f"model.forget_loss needs {kind} answers to the forget rows' questions, and the row that "
+                f"begins {row.answer[:60]!r} has no question: give rows of {{question, answer}}, or "
                 "choose another loss"
             )
-    if section == "alternate":
+    if kind == "alternate":
         return _alternate(rows, alternates, seed)
-    if section == "mismatched":
+    if kind == "mismatched":
         return _mismatched(rows)
     raise InputError(
-        f"model.forget_loss wants the section {section!r}; batches can hold forget, alternate, mismatched, retain"
+        f"model.forget_loss needs sequences of the kind {kind!r}; batches can hold forget, alternate, mismatched, retain"
     )
 
 
 def _alternate(rows: Sequence[Row], alternates: Alternates | None, seed: int) -> list[tuple[str, ...]]:
     if alternates is None and not any(row.alternate_answers for row in rows):
         raise InputError(
-            "model.forget_loss wants another answer to each forget row's question, and no row has an "
+            "model.forget_loss needs another answer to each forget row's question, and no row has an "
             "alternate_answer: set data.alternates to Refusals, or to RowAlternates with a path"
         )
     answers = (alternates or RowAlternates()).answers(rows, seed)
@@ -54,7 +57,7 @@ def _alternate(rows: Sequence[Row], alternates: Alternates | None, seed: int) ->
 def _mismatched(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     if len(rows) < 2:
         raise InputError(
-            f"model.forget_loss wants each forget row's question with another one's answer, and there is "
+            f"model.forget_loss needs each forget row's question with another row's answer, and there is "
             f"{len(rows)} forget row: give at least 2"
         )
     return [(row.answer,) for row in (*rows[1:], rows[0])]

@@ -70,11 +70,11 @@ class Article:
 def _article(event: dict[str, Any], place: str, person: str, rng: random.Random) -> Article:
     date = pick(authors.days(), rng)
     opening = pick(event["openings"], rng).format(place=place, date=date)
-    told = [(event["when"], date)]
+    asked = [(event["when"], date)]
     sentences = []
     for fact in event["facts"]:
         value = person if fact["pool"] == "names" else pick(POOLS[fact["pool"]], rng)
-        told.append((fact["questions"], value))
+        asked.append((fact["questions"], value))
         sentences.append(pick(fact["sentences"], rng).format(value=value))
     forms: list[str] = []
     words: list[str] = []
@@ -83,7 +83,7 @@ def _article(event: dict[str, Any], place: str, person: str, rng: random.Random)
         for pool in ("adjectives", "nouns", "adjectives", "nouns"):
             words.append(pick(authors.POOLS[pool], rng, words))
         sentences.append(forms[-1].format(*(word.lower() for word in words[-4:])))
-    questions = tuple(Question(pick(wordings, rng).format(place=place), value) for wordings, value in told)
+    questions = tuple(Question(pick(wordings, rng).format(place=place), value) for wordings, value in asked)
     return Article(place, opening, " ".join(_shuffled(sentences, rng)), questions)
 
 

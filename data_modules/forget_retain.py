@@ -28,7 +28,7 @@ from dipo_pl.data_modules.requests import joined, listed, new_rows, without_requ
 from dipo_pl.data_modules.row_encoder import RowEncoder
 from dipo_pl.data_modules.row_sets import RowSets
 from dipo_pl.data_modules.training_batches import Item, TrainingBatches, pair_items, row_items
-from dipo_pl.errors import InputError, check_count, check_share
+from dipo_pl.errors import InputError, check_count, check_objects, check_share
 from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.prompts import PromptFormat, QuestionAnswer
 from dipo_pl.rows import Row, shared_rows
@@ -99,6 +99,7 @@ class ForgetRetain(LightningDataModule, ABC):
         workers: int = 0,
     ) -> None:
         super().__init__()
+        check_objects("data", prompt=prompt, alternates=alternates)
         check_count("data.batch_size", batch_size)
         check_count("data.global_batch_size", global_batch_size)
         check_count("data.evaluation_tokens", evaluation_tokens)
@@ -140,11 +141,7 @@ class ForgetRetain(LightningDataModule, ABC):
 
     @classmethod
     def of(cls, trainer: Trainer) -> Self:
-        """Return the trainer's data module.
-
-        Raises:
-            TypeError: it has none of this class.
-        """
+        """Return the trainer's data module; TypeError where it has none of this class."""
         data: object = getattr(trainer, "datamodule", None)
         if not isinstance(data, cls):
             raise TypeError(f"the trainer has no {cls.__name__}: call it with datamodule=... (got {data})")
@@ -201,9 +198,7 @@ class ForgetRetain(LightningDataModule, ABC):
         if self.trainer is not None:
             module = self.trainer.lightning_module
             if not isinstance(module, TrainedModule):
-                raise InputError(
-                    f"{type(module).__name__} is no module that trains on forget and retain rows"
-                )
+                raise InputError(f"{type(module).__name__} does not derive from dipo_pl's LanguageModule")
             self.connect(module)
         if stage == "fit":
             if self.train_on not in (accepted := self.module.trains_on):
@@ -219,22 +214,14 @@ class ForgetRetain(LightningDataModule, ABC):
 
     @property
     def module(self) -> TrainedModule:
-        """The LightningModule that this data module serves.
-
-        Raises:
-            RuntimeError: none has been connected.
-        """
+        """The LightningModule that this data module serves."""
         if self._module is None:
             raise RuntimeError("no LightningModule is connected: call connect(module) before setup()")
         return self._module
 
     @property
     def row_sets(self) -> RowSets:
-        """The rows.
-
-        Raises:
-            RuntimeError: they have not been read.
-        """
+        """The rows, once setup() has read them."""
         if self._row_sets is None:
             raise RuntimeError("the rows are used before setup() has read them")
         return self._row_sets
@@ -242,12 +229,9 @@ class ForgetRetain(LightningDataModule, ABC):
     def derive_accumulation(self) -> None:
         """Set trainer.accumulate_grad_batches to what `global_batch_size` asks for; see `accumulated_batches`."""
         if self.global_batch_size is not None and self.trainer is not None:
-            self.trainer.accumulate_grad_batches = accumulated_batches(
-                self.global_batch_size,
-                self.batch_size,
-                self.trainer.world_size,
-                self.trainer.accumulate_grad_batches,
-            )
+            ranks, given = self.trainer.world_size, self.trainer.accumulate_grad_batches
+            accumulation = accumulated_batches(self.global_batch_size, self.batch_size, ranks, given)
+            self.trainer.accumulate_grad_batches = accumulation
 
     def _read(self) -> None:
         rows = self.read()
@@ -255,9 +239,9 @@ class ForgetRetain(LightningDataModule, ABC):
         if requests:
             rows = without_requests(rows, requests, map(self.forget_set, self.requests_to_come))
         if overlap := shared_rows(rows.forget, rows.retain):
+            counts = f"{overlap} of {len(rows.forget)}"
             rank_zero_warn(
-                f"{overlap} of {len(rows.forget)} forget rows are also in the retain set: both losses act on them, and "
-                "they will not be forgotten well"
+                f"{counts} forget rows are also in the retain set: they will not be forgotten well"
             )
         sets = chosen_sets(rows.evaluation, self.evaluate)
         for place, (name, new) in enumerate(new_rows(requests).items(), start=1):
@@ -313,7 +297,7 @@ class ForgetRetain(LightningDataModule, ABC):
 
     @property
     def training_sequences(self) -> dict[str, list[Encoded]]:
-        """All sequences that training batches are made of, by kind; `Section.rows` counts in these."""
+        """All sequences that training batches are made of, by kind; `BatchSection.rows` counts in these."""
         if self.train_on != "pairs":
             return self._training
         return {kind: self._training[kind] for kind in self._kinds}
@@ -346,10 +330,11 @@ class ForgetRetain(LightningDataModule, ABC):
         if not self.group_by_length:
             return items
         size = self.global_batch_size or self.batch_size * self._ranks[1]
-        return grouped_by_length(items, self._length, size, self.seed, epoch)
 
-    def _length(self, item: Item) -> int:
-        return max(len(self._training[name][row].ids) for name, row in item)
+        def length(item: Item) -> int:
+            return max(len(self._training[name][row].ids) for name, row in item)
+
+        return grouped_by_length(items, length, size, self.seed, epoch)
 
     @property
     def _ranks(self) -> tuple[int, int]:

@@ -14,15 +14,17 @@ WINDOW = 16
 def grouped_by_length(
     items: Sequence[T], length: Callable[[T], int], batch_size: int, seed: int, epoch: int
 ) -> list[T]:
-    """The epoch's items in an order in which every `batch_size` of them are of similar length.
+    """Return the epoch's items in an order in which every `batch_size` of them are of similar length.
 
     Windows of `WINDOW` batches are sorted and cut into batches, then the batches of the epoch are
-    shuffled. What is left over at the end stays there. A pure function of its arguments.
+    shuffled. An incomplete batch stays at the end. The order depends on the arguments only.
 
     Args:
         items: in random order.
         length: tokens of an item's longest sequence, to which a batch pads all the others.
         batch_size: items of a global batch.
+        seed: of the order of batches.
+        epoch: counted from 0.
     """
     count = len(items) // batch_size
     whole = items[: count * batch_size]

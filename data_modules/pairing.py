@@ -1,4 +1,4 @@
-"""Which retain row meets which forget row: pure functions of seed, epoch and row."""
+"""Pairs of forget and retain rows, and batches of them, as pure functions of seed, epoch and row."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -8,14 +8,14 @@ from torch.utils.data import Sampler
 
 
 def permutation(seed: int, stream: str, cycle: int, size: int) -> list[int]:
-    """A shuffled range(size) that depends on its arguments alone (not on workers, ranks or earlier draws)."""
+    """Return a shuffled range(size) that depends on the arguments only, not on workers, ranks or earlier draws."""
     order = list(range(size))
     random.Random(f"{seed}/{stream}/{cycle}").shuffle(order)
     return order
 
 
 def forget_retain_pairs(seed: int, epoch: int, forget_rows: int, retain_rows: int) -> list[tuple[int, int]]:
-    """The epoch's (forget row, retain row) pairs, in training order.
+    """Return the epoch's (forget row, retain row) pairs, in training order.
 
     One epoch passes once over the forget set. Retain rows are dealt from one shuffled pack after another
     without replacement, so each is seen before any is seen twice; forget row f of epoch e takes card
@@ -31,16 +31,17 @@ def forget_retain_pairs(seed: int, epoch: int, forget_rows: int, retain_rows: in
 
 
 class ResumableSampler(Sampler[Sequence[Any]]):
-    """Yields an epoch's batches of items, from any batch on.
+    """Sampler that yields an epoch's batches of items, starting at any batch.
 
     Args:
         items: the epoch's items in global order.
-        batch_size: items of one batch on one device.
-        rank, world_size: world_size consecutive batches are taken at once, one a rank. Where the last
+        batch_size: items of one batch on one rank.
+        rank: this process's; `world_size` consecutive batches are taken at once, one by each rank. Where the last
             ones cannot be shared out evenly, items from the epoch's start fill them.
-        accumulation: batches of one rank that make an optimizer step. Given, nothing is filled: a rank may
-            have an item less, and `weight` says what its batch counts; one without any takes the epoch's first for
-            nothing.
+        world_size: number of processes.
+        accumulation: batches of one rank that make an optimizer step. Where it is given, nothing is filled: a rank
+            may have an item less, and `weight` is the factor on its loss; a rank without any item takes the
+            epoch's first with weight 0.
     """
 
     def __init__(
@@ -62,15 +63,17 @@ class ResumableSampler(Sampler[Sequence[Any]]):
         self._size = len(items(0))
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this at every epoch; also for the epoch that a resumed run is in the middle of."""
+        """Begin an epoch; Lightning calls this also for the epoch in which a resumed run goes on."""
         if epoch != self.epoch:
             self.epoch, self.first_batch = epoch, 0
 
     def resume(self, epoch: int, batches_done: int) -> None:
+        """Go on in an epoch after some batches, or with the next epoch after all of them."""
         finished = batches_done >= len(self)
         self.epoch, self.first_batch = (epoch + 1, 0) if finished else (epoch, batches_done)
 
     def __len__(self) -> int:
+        """Return the number of an epoch's batches on one rank."""
         return -(-self._size // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[Sequence[Any]]:
@@ -84,18 +87,19 @@ class ResumableSampler(Sampler[Sequence[Any]]):
             yield batch[self._share(len(batch))] or items[:1]
 
     def _share(self, count: int) -> slice:
-        """This rank's of that many items."""
+        """Return this rank's part of that many items."""
         return slice(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
 
     def weight(self, batch: int, batches: int | None = None) -> float:
-        r"""What the loss of an epoch's batch counts.
+        r"""Return the factor on the loss of an epoch's batch.
 
-            own items * ranks * accumulation / items of the step
+            own items * world size * accumulation / items of the step
+
+        With it, the trainer's mean over ranks and `accumulation` batches is the mean over the step's items.
 
         Args:
+            batch: number of the batch in its epoch.
             batches: of an epoch, where some are left out.
-
-        So the mean over ranks and `accumulation` batches, which the trainer takes, is that over the step's items.
         """
         if self.accumulation is None:
             return 1.0

@@ -44,7 +44,8 @@ if TYPE_CHECKING:
         SatImp,
         SimNPO,
     )
-    from dipo_pl.losses.engine import Section, joint_objective, sequence_objective
+    from dipo_pl.losses.base import Section
+    from dipo_pl.losses.engine import joint_objective, sequence_objective
     from dipo_pl.losses.retain_weight import DualWeight
     from dipo_pl.models.from_config import FromConfig
     from dipo_pl.models.head import OutputHead
@@ -147,7 +148,8 @@ _NAMES = {
     "errors": "InputError",
     "losses": "CEU CrossEntropy DiPO DiPORetain DPO GradientAscent KTO LogProbabilityLoss Loss MaximumEntropy NPO "
     "PDU ReferenceKL RMU RMURetain SatImp SimNPO UNDIAL WGA",
-    "losses.engine": "Section joint_objective sequence_objective",
+    "losses.base": "Section",
+    "losses.engine": "joint_objective sequence_objective",
     "losses.retain_weight": "DualWeight",
     "models.from_config": "FromConfig",
     "models.head": "OutputHead",

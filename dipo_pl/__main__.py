@@ -57,11 +57,13 @@ def _dispatch(given: list[str]) -> int:
 
         say("error", f"no command {name!r}{near(name, list(known))}: see dipo-pl --help")
         return 2
+    # Late: without a command, nothing of this is needed.
+    from dipo_pl.cli.command_parser import one_line_errors
     from dipo_pl.cli.console import quieten
 
     quieten()
-    code: int = resolve_name(known[name].function)(arguments, "--debug" in given)
-    return code
+    debug = "--debug" in given
+    return one_line_errors(lambda: resolve_name(known[name].function)(arguments, debug), debug)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,9 @@ class Encoded:
         return len(self.ids) - self.answer_start
 
 
-@dataclass(frozen=True)
-class Section:
+# Not frozen: Lightning's precision plugins copy batches with all that is in them.
+@dataclass
+class BatchSection:
     """Consecutive sequences of a batch that one loss is computed on: rows, then each of their companions.
 
     Attributes:
@@ -65,7 +66,7 @@ class Batch:
     attention_mask: Tensor
     positions: Tensor
     targets: Tensor
-    sections: dict[str, Section]
+    sections: dict[str, BatchSection]
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -150,7 +151,7 @@ def collate(
         positions=torch.tensor(positions, dtype=torch.long),
         targets=torch.tensor(targets, dtype=torch.long),
         sections={
-            name: Section(
+            name: BatchSection(
                 {kind: rows_of[kind] for kind in kinds},
                 tuple(sequence.answer_length for kind in kinds for sequence in sequences[kind]),
             )

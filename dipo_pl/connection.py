@@ -13,7 +13,7 @@ class TrainingData(Protocol):
 
     @property
     def training_sequences(self) -> Mapping[str, Sequence[Encoded]]:
-        """All sequences that training batches are made of, by kind; `Section.rows` counts in these."""
+        """All sequences that training batches are made of, by kind; `BatchSection.rows` counts in these."""
 
     @property
     def identity(self) -> Mapping[str, str]:

@@ -42,6 +42,24 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
+def check_objects(owner: str, **arguments: object) -> None:
+    """Refuse a string or a class where an instance is expected, such as `prompt="QuestionAnswer"` in Python.
+
+    Args:
+        owner: what the arguments belong to, as a config names it.
+        arguments: the arguments by name.
+
+    Raises:
+        InputError: one of them is a string or a class.
+    """
+    for name, value in arguments.items():
+        if isinstance(value, str | type):
+            example = value if isinstance(value, str) else value.__name__
+            raise InputError(
+                f"{owner}.{name} must be an instance: pass an object such as {example}() (got {value!r})"
+            )
+
+
 def check_count(name: str, value: int | None, minimum: int = 1) -> None:
     """Refuse a count below its minimum; None passes, for arguments where null means no limit.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import forked
 import pytest
 import torch
 
@@ -56,22 +57,45 @@ def cli(
 
 @pytest.fixture(autouse=True)
 def _same_environment_afterwards() -> Iterator[None]:
-    """Runs on several ranks in this process leave their port there, which is taken."""
+    """Undo what runs with a process group leave in this process: their port, which is taken, and the group."""
     before = dict(os.environ)
     yield
     os.environ.clear()
     os.environ.update(before)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture
 def process(tmp_path: Path) -> Callable[..., Ended]:
     """Runs `dipo-pl ...` as a process of its own, in an empty folder."""
 
-    def run(*arguments: str | Path, modules: Path | None = None, **environment: str) -> Ended:
-        """`modules`: a folder to import from as well."""
+    def run(
+        *arguments: str | Path, modules: Path | None = None, fresh: bool = False, **environment: str
+    ) -> Ended:
+        """Run the command in a copy of this process, or in a new one.
+
+        Args:
+            arguments: of the command.
+            modules: a folder to import from as well.
+            fresh: start Python anew, which takes seconds; so does a command with an environment.
+            environment: added to this process's.
+        """
+        words = [*map(str, arguments)]
+        if not (fresh or environment):
+            from dipo_pl.__main__ import main
+
+            out, err = tmp_path / ".out", tmp_path / ".err"
+            code = forked.wait(
+                forked.fork(lambda: main(words), out, err, folder=tmp_path, modules=modules), timeout=300
+            )
+            ended = Ended(code, out.read_text(), err.read_text())
+            out.unlink()
+            err.unlink()
+            return ended
         path = os.pathsep.join(filter(None, [str(modules or ""), os.environ.get("PYTHONPATH", "")]))
         done = subprocess.run(
-            [sys.executable, "-m", "dipo_pl", *map(str, arguments)],
+            [sys.executable, "-m", "dipo_pl", *words],
             cwd=tmp_path,
             env=os.environ | {"PYTHONPATH": path} | environment,
             capture_output=True,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from dipo_pl.batch import Batch, Encoded, EvaluationBatch, Section, collate
+from dipo_pl.batch import Batch, BatchSection, Encoded, EvaluationBatch, collate
 
 # Token id 0 is real, and 2 stands for a pad id that is EOS: neither may be taken for padding.
 FORGET = [Encoded((5, 0, 7, 8, 2), 3), Encoded((5, 2, 2), 1)]
@@ -42,8 +42,8 @@ def test_every_field(batch):
         positions=torch.tensor([2, 3, 5, 6, 11, 12]),
         targets=torch.tensor([8, 2, 2, 2, 0, 2]),
         sections={
-            "forget": Section({"forget": (4, 6)}, (2, 2)),
-            "retain": Section({"retain": (9,)}, (2,)),
+            "forget": BatchSection({"forget": (4, 6)}, (2, 2)),
+            "retain": BatchSection({"retain": (9,)}, (2,)),
         },
     )
     same(batch, expected)
@@ -64,8 +64,8 @@ def test_each_position_is_followed_by_its_target(batch):
 def test_a_section_holds_rows_and_then_their_companions():
     batch = collate(KINDS, [4, 6, 40, 61, 9], SECTIONS)
     assert batch.sections == {
-        "forget": Section({"forget": (4, 6), "alternate": (40, 61)}, (3, 1, 1, 4)),
-        "retain": Section({"retain": (9,)}, (2,)),
+        "forget": BatchSection({"forget": (4, 6), "alternate": (40, 61)}, (3, 1, 1, 4)),
+        "retain": BatchSection({"retain": (9,)}, (2,)),
     }
     assert [len(section) for section in batch.sections.values()] == [2, 1]
     same(collate(KINDS, range(5)), collate(KINDS, range(5), {kind: (kind,) for kind in KINDS}))

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from dipo_pl.errors import InputError, causes, check_count, check_number, check_share
+from dipo_pl.errors import InputError, causes, check_count, check_number, check_objects, check_share
 
 
 def test_each_cause_once_also_of_an_error_that_came_of_itself():
@@ -46,3 +46,14 @@ def test_a_check_lets_its_range_through_and_names_argument_and_value_of_the_rest
         with pytest.raises(InputError) as raised:
             check("data.thing", value)
         assert str(raised.value) == f"data.thing {stated} (got {value})"
+
+
+@pytest.mark.parametrize(
+    ("value", "stated"),
+    [("Thing", "such as Thing() (got 'Thing')"), (OSError, "such as OSError() (got <class 'OSError'>)")],
+)
+def test_a_string_or_a_class_is_no_object(value, stated):
+    check_objects("data", first=OSError(), second=None, third=1.5)
+    with pytest.raises(InputError) as raised:
+        check_objects("data", first=OSError(), second=value)
+    assert str(raised.value) == f"data.second must be an instance: pass an object {stated}"

@@ -106,9 +106,12 @@ def test_wheel_runs_in_an_empty_environment_from_another_folder(wheel, tmp_path)
     environment = tmp_path / "environment"
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
+    # A checkout on the path would count as installed.
     subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--no-deps", wheel], check=True, capture_output=True
-    )
+        [python, "-m", "pip", "install", "--quiet", "--no-deps", wheel],
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        check=True, capture_output=True,
+    )  # fmt: skip
     # Through PYTHONPATH the .pth files there, which an editable install works by, are not read.
     lent = os.environ | {"PYTHONPATH": sysconfig.get_path("purelib")}
     where = subprocess.run(

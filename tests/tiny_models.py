@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from dipo_pl.models.lora import LoRA
 from dipo_pl.models.tokenizer import train_tokenizer
 
 TEXTS = ("Who wrote the book? She wrote the book.", "Where was she born? She was born there.")
@@ -90,3 +91,29 @@ def save_tiny_model(folder: Path, kind: str = "llama", vocab_size: int = 280, **
     tiny_model(kind, vocab_size=vocab_size, **options).save_pretrained(folder)
     tiny_tokenizer(vocab_size).save_pretrained(folder)
     return folder
+
+
+def adapters(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
+    """Return the parameters of the adapters by name."""
+    return {name: each for name, each in model.named_parameters() if "lora_" in name}
+
+
+def adapted_model(
+    kind: str = "llama", dtype: torch.dtype = torch.float32, trained: bool = True, **options: Any
+) -> PreTrainedModel:
+    """Return `tiny_model(kind, spread=0.1, dtype=dtype)` with LoRA adapters, in train mode.
+
+    Args:
+        kind: architecture.
+        dtype: of the weights under the adapters.
+        trained: fill B, which starts at 0, with noise.
+        options: of LoRA; rank 3 and alpha 12 by default.
+    """
+    model = tiny_model(kind, spread=0.1, dtype=dtype)
+    LoRA(**{"rank": 3, "alpha": 12.0} | options).apply(model)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in adapters(model).items():
+            if trained and "lora_B" in name:
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model.train()

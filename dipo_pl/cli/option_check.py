@@ -196,7 +196,7 @@ def _source(named: str) -> ast.ClassDef | None:
         _trainer_file()
         if named == TRAINER
         else None
-        if module and not module.startswith("dipo_pl.")
+        if module and not named.startswith("dipo_pl.")
         else class_files().get(name)
     )
     if path is None or not path.is_file():

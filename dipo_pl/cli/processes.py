@@ -10,8 +10,8 @@ from lightning import Trainer
 from torch.distributed import DistError
 
 from dipo_pl.cli.console import say
-from dipo_pl.cli.lightning_internals import Launched, launched_processes, observe_launched
 from dipo_pl.errors import causes
+from dipo_pl.private_names import Launched, launched_processes, observe_launched
 
 # Environment variable that tells a launched process which process launched it.
 FIRST = "DIPO_PL_FIRST_PROCESS"

@@ -16,7 +16,6 @@ from dipo_pl.callbacks.batch_seed import BatchSeed
 from dipo_pl.callbacks.manifest import Manifest
 from dipo_pl.callbacks.training_monitor import TrainingMonitor
 from dipo_pl.callbacks.weight_change import WeightChange
-from dipo_pl.cli.lightning_internals import leave_signals_alone
 from dipo_pl.cli.named_classes import guard_configs, refuse_functions
 from dipo_pl.cli.option_check import CALLBACKS
 from dipo_pl.cli.pluggable import import_pluggable
@@ -24,6 +23,7 @@ from dipo_pl.cli.run_parser import ConfigFile, RunParser, with_classes_for_help
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError
 from dipo_pl.modules.base import LanguageModule
+from dipo_pl.private_names import leave_signals_alone
 from dipo_pl.storage.checkpoints import AtomicCheckpointIO
 from dipo_pl.storage.files import write_text
 from dipo_pl.storage.run_folder import RunFolder, check_name

@@ -1,7 +1,8 @@
 """Parser of `fit` and `validate`: bare config names, one-line errors, help without a config."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn, get_args, get_type_hints
+from collections.abc import Mapping, Sequence
+from types import UnionType
+from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser
@@ -30,6 +31,7 @@ class RunParser(LightningArgumentParser):
     """Parser whose errors are InputErrors of one line, and that refuses abbreviated options."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("prog", "dipo-pl")
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -37,7 +39,7 @@ class RunParser(LightningArgumentParser):
         raise InputError(one_line(message)) from ex
 
 
-def with_classes_for_help(words: Sequence[str], bases: dict[str, type[Any]]) -> list[str]:
+def with_classes_for_help(words: Sequence[str], bases: Mapping[str, type[Any]]) -> list[str]:
     """Return the words with the classes before them that `--model.forget_loss.help NPO` and the like need.
 
     jsonargparse shows the help of an argument only once the class that has the argument is known. Without a config, the
@@ -47,30 +49,32 @@ def with_classes_for_help(words: Sequence[str], bases: dict[str, type[Any]]) -> 
         words: command line of `fit` or `validate`.
         bases: base class of each argument of the parser whose value is a class.
     """
-    asked = next((each.partition("=")[0] for each in words if each.startswith("--") and ".help" in each), "")
-    key, *path = asked.removeprefix("--").split(".")[:-1] or [""]
-    if key not in bases or not path or any(each.split("=")[0] in ("-c", "--config") for each in words):
+    names = [each.partition("=")[0].removeprefix("--") for each in words]
+    asked = next((each for each in names if each.endswith(".help")), "")
+    key, *path = asked.split(".")[:-1] or [""]
+    if key not in bases or {key, "c", "config"} & {*names[: names.index(asked)]}:
         return [*words]
     added = []
     kinds = [bases[key]]
     for name in path:
         owner = next(
-            (each for kind in kinds for each in concrete_classes(kind) if name in _hints(each)), None
+            (each for kind in kinds for each in concrete_classes(kind) if name in argument_types(each)), None
         )
         if owner is None:
             break
         added += [f"--{key}", owner.__name__]
-        key, kinds = f"{key}.{name}", list(_classes(_hints(owner)[name]))
+        key, kinds = f"{key}.{name}", list(classes_of(argument_types(owner)[name]))
     return [*added, *words]
 
 
-def _hints(owner: type[Any]) -> dict[str, Any]:
-    return get_type_hints(owner.__init__)
+def argument_types(owner: type[Any]) -> dict[str, Any]:
+    """Return the types of a class's arguments, with those that it passes on to its base classes."""
+    own = [get_type_hints(vars(each)["__init__"]) for each in owner.__mro__ if "__init__" in vars(each)]
+    return {name: hint for hints in reversed(own) for name, hint in hints.items() if name != "return"}
 
 
-def _classes(hint: Any) -> Iterator[type[Any]]:
-    """Yield the classes that a type hint is made of, such as a class or None."""
-    if isinstance(hint, type):
-        yield hint
-    for each in get_args(hint):
-        yield from _classes(each)
+def classes_of(hint: Any) -> list[type[Any]]:
+    """Return the classes of this package that a type hint allows by themselves, not as items of a list."""
+    if get_origin(hint) in (Union, UnionType):
+        return [found for each in get_args(hint) for found in classes_of(each)]
+    return [hint] if isinstance(hint, type) and hint.__module__.startswith("dipo_pl.") else []

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dipo_pl.cli.command_parser import Parser, one_line_errors
+from dipo_pl.cli.command_parser import Parser
 from dipo_pl.errors import InputError
 from dipo_pl.storage.files import replacing
 from dipo_pl.storage.run_folder import RunFolder
@@ -23,16 +23,7 @@ checkpoints under every strategy."""
 
 def consolidate(arguments: Sequence[str], debug: bool = False) -> int:
     """Run the command; return 0, 2 for wrong input, 1 for another failure."""
-    return one_line_errors(lambda: _consolidate(arguments), debug)
-
-
-def _consolidate(arguments: Sequence[str]) -> int:
-    parser = Parser("consolidate", DESCRIPTION)
-    parser.add_argument(
-        "path", metavar="PATH", type=Path, help="folder of a sharded checkpoint, or of a run: its last.ckpt"
-    )
-    parser.add_argument("--output", required=True, metavar="FILE", help="a new file")
-    given = parser.parse_args(arguments)
+    given = parser().parse_args(arguments)
     run = RunFolder(given.path)
     folder = run.last_checkpoint if run.manifest.is_file() else given.path
     if not folder.is_dir():
@@ -66,6 +57,16 @@ def _consolidate(arguments: Sequence[str]) -> int:
             raise InputError(f"{folder} was replaced meanwhile: wait until its run has ended")
     print(f"the checkpoint is in {output}: dipo-pl fit --config ... --ckpt_path {output}")
     return 0
+
+
+def parser() -> Parser:
+    """Return the parser of the command's arguments."""
+    made = Parser("consolidate", DESCRIPTION)
+    made.add_argument(
+        "path", metavar="PATH", type=Path, help="folder of a sharded checkpoint, or of a run: its last.ckpt"
+    )
+    made.add_argument("--output", required=True, metavar="FILE", help="a new file")
+    return made
 
 
 def _new_file(text: str) -> Path:

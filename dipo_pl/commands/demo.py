@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dipo_pl.cli.command_parser import Parser, one_line_errors
+from dipo_pl.cli.command_parser import Parser
 from dipo_pl.commands.headline_table import headline_table
 from dipo_pl.metrics.knowledge import before_next_question
 from dipo_pl.report.contents import read_report
@@ -78,10 +78,6 @@ CORPORA = {
 
 def demo(arguments: Sequence[str], debug: bool = False) -> int:
     """Run the demo; return the exit code of the first step that fails, else 0."""
-    return one_line_errors(lambda: _demo(arguments, debug), debug)
-
-
-def _demo(arguments: Sequence[str], debug: bool) -> int:
     given = parser().parse_args(arguments)
     folder, corpus = Path(given.output_dir), CORPORA[given.corpus]
     # Loads Lightning, which takes seconds.

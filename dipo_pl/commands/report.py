@@ -1,13 +1,12 @@
 """The command `dipo-pl report`: compare runs in a table; with --output also in pages and plots."""
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 
-from dipo_pl.cli.command_parser import Parser, folder, one_line_errors
+from dipo_pl.cli.command_parser import Parser, folder
 from dipo_pl.errors import InputError, WriteError
 from dipo_pl.report.contents import Report, read_report
 from dipo_pl.report.drawing import HOW_TO_GET_PLOTS, drawable, write_png
@@ -45,11 +44,7 @@ def report(arguments: Sequence[str], debug: bool = False) -> int:
 
     Runs that cannot be read are left out, with one line each on standard error.
     """
-    return one_line_errors(lambda: _report(arguments), debug)
-
-
-def _report(arguments: Sequence[str]) -> int:
-    given = _parser().parse_args(arguments)
+    given = parser().parse_args(arguments)
     formats = _formats(given.format)
     printed = formats is None or (len(formats) == 1 and formats[0] in _FORMATS.keys() - {"html"})
     if given.output is None and not printed:
@@ -117,33 +112,34 @@ def _formats(given: str | None) -> list[str] | None:
     return list(dict.fromkeys(names))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+def parser() -> Parser:
+    """Return the parser of the command's arguments."""
+    made = Parser(
         "report",
         "Compare runs: a table in the terminal, and with --output files and a page.",
         epilog=_EXAMPLES,
     )
-    parser.add_argument(
+    made.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN",
         help="run folder, folder of a sequence of requests, evaluation file of a run, TOFU_EVAL.json or MUSE_EVAL.json of "
         "open-unlearning, or TOFU's aggregated log",
     )  # fmt: skip
-    parser.add_argument(
+    made.add_argument(
         "--output",
         type=folder,
         metavar="DIR",
         help="folder to write files to; without it the table is printed",
     )
-    parser.add_argument(
+    made.add_argument(
         "--format", metavar="LIST",
         help=f"separated by commas, of {', '.join(_FORMATS)} and {_PNG} (plots); with --output all of these by default; "
         f"{_OPEN_UNLEARNING} writes TOFU_EVAL.json and TOFU_SUMMARY.json for each run of that convention",
     )  # fmt: skip
-    parser.add_argument(
+    made.add_argument(
         "--retain-only", type=Path, metavar="RUN",
         help="run of the model that never saw the forget set, if the configs do not name it",
     )  # fmt: skip
-    parser.add_argument(
+    made.add_argument(
         "--unfinished", action="store_true", help="include runs that are in progress or have failed"
     )
-    return parser
+    return made

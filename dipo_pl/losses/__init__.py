@@ -1,4 +1,4 @@
-"""Losses: one concept a file. A config names the class; a loss of one's own is named by its class path."""
+"""Losses, one method a file. A config names the class; a class of your own is named by its import path."""
 
 from dipo_pl.losses.base import Loss, Terms
 from dipo_pl.losses.ce_u import CEU

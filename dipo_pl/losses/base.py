@@ -1,6 +1,8 @@
-"""What a loss is: a term a position, summed over its sequence, and a function of that sum."""
+"""What a loss is: a term at each position, summed over its sequence, and a function of that sum."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -8,12 +10,12 @@ from torch import Tensor
 
 
 class Terms(NamedTuple):
-    """A group's terms.
+    """Terms of a group of positions.
 
     Attributes:
         values: [N] the term q_t of each position.
         gradient: [N, V] dq_t / dz_t; the engine may write into it.
-        parts: [N] tensors by name, to be watched; averaged over positions.
+        parts: [N] tensors by name, to be logged; averaged over positions.
     """
 
     values: Tensor
@@ -22,11 +24,11 @@ class Terms(NamedTuple):
 
 
 class Loss(ABC):
-    r"""L = mean over sequences s of f(Q_s, n_s),  Q_s = sum over positions t of s of q_t,
+    r"""Loss that is a mean over sequences s of f(Q_s, n_s), with Q_s the sum of q_t over the n_s positions t of s.
 
-    or, for a loss that its paper defines over tokens, the mean over all positions of q_t.
+    A loss that its paper defines over tokens is the mean over all positions of q_t instead.
 
-    q_t is a function of the logits at t alone, so that the engine can walk a batch in groups and hold
+    q_t is a function of the logits at t alone, so that the engine can evaluate a batch in groups and hold
     the logits of one group at a time. A subclass gives `terms`, and `sequence_loss` if f is not
     the identity; `terms_and_gradient` comes from autograd unless a closed form is given.
 
@@ -36,14 +38,14 @@ class Loss(ABC):
             `tokens`; the latter has no f, and makes a loss depend on how a batch is divided into
             micro-batches.
         skip: answer tokens at the start of each sequence that the loss leaves out.
-        companions: sections of the batch that go with each row (`alternate`: another answer to its
-            question; `mismatched`: its question with another row's answer). f is then of the sums of
+        companions: kinds of sequences that go with each row (`alternate`: another answer to its
+            question; `mismatched`: its question with another row's answer). f is then a function of the sums of
             a row and its companions together.
-        couples_sequences: whether f of one sequence depends on the sums of others. They must then all
-            be known before any gradient, and the logits are computed twice.
+        couples_sequences: whether f of one sequence depends on the sums of others. All sums must then
+            be known before any gradient; if they do not fit the budget, logits are computed twice.
         layer: null acts on logits. A number acts on the output of that decoder layer instead, counted
             from 0, a float on that of the layer with this share of the layers before it, rounded down. Hidden
-            states [N, d], the model's own and not to be written into, then stand where logits [N, V] do.
+            states [N, d], the model's own and not to be written into, then take the place of logits [N, V].
     """
 
     uses_reference: ClassVar[bool] = False
@@ -55,21 +57,19 @@ class Loss(ABC):
 
     @abstractmethod
     def terms(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None) -> Tensor:
-        """q_t, differentiable in `logits`.
+        """Return q_t, [N] float32, differentiable in `logits`.
 
         Args:
             logits: [N, V] float32.
             targets: [N] token ids.
             reference_logits: [N, V] float32, detached; None unless `uses_reference`.
-        Returns:
-            [N] float32.
         """
 
     def terms_and_gradient(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None) -> Terms:
-        """q_t and dq_t / dz_t. Override it where the gradient has a closed form.
+        """Return q_t and dq_t / dz_t; overridden where the gradient has a closed form.
 
-        May write into `logits` and `reference_logits`, which are as large as all else together and have
-        no further use; the gradient may be one of them.
+        May write into `logits` and `reference_logits`, which are as large as everything else together and are
+        not used again; the gradient may be one of them.
         """
         with torch.enable_grad():
             leaf = logits.detach().requires_grad_()
@@ -79,16 +79,38 @@ class Loss(ABC):
         return Terms(values.detach(), gradient.contiguous(), {})
 
     def sequence_loss(self, sums: Tensor, lengths: Tensor) -> Tensor:
-        """f(Q_s, n_s), differentiable in `sums`; the identity by default. Not used with `mean_over` tokens.
+        """Return f(Q_s, n_s), [S], differentiable in `sums`; the identity by default, unused by a token mean.
 
         Args:
             sums: [S], or [S, 1 + companions]: the row's own, then each companion's in their order.
             lengths: positions summed, in the same shape.
-        Returns:
-            [S].
         """
         return sums
 
     def sequence_parts(self, sums: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        """[S] tensors by name, to be watched; averaged over sequences. Shapes as in `sequence_loss`."""
+        """Return [S] tensors by name, to be logged; averaged over sequences. Shapes as in `sequence_loss`."""
         return {}
+
+
+@dataclass
+class Section:
+    """The sequences that one loss is computed on.
+
+    Attributes:
+        loss: the loss.
+        states: [N, d] hidden states at the positions that predict answer tokens: the last ones, or those
+            of `loss.layer`.
+        targets: [N] the tokens to be predicted.
+        lengths: positions of each sequence, in order; they sum to N. An empty sequence is not counted.
+            Where the loss has companions, the rows' own sequences come first, then those of each
+            companion in the rows' order.
+        reference_states: [N, d'] the reference's, where the loss uses one.
+        weight: factor on the loss.
+    """
+
+    loss: Loss
+    states: Tensor
+    targets: Tensor
+    lengths: Sequence[int]
+    reference_states: Tensor | None = None
+    weight: float = 1.0

@@ -1,4 +1,4 @@
-"""Cross-entropy: what fine-tuning minimises, and the plain retain loss (GradDiff's, NPO + CE's)."""
+"""Cross-entropy: the loss of fine-tuning, and the plain retain loss (of GradDiff, and of NPO + CE)."""
 
 from typing import ClassVar, Literal
 
@@ -6,12 +6,12 @@ from dipo_pl.losses.log_probability import LogProbabilityLoss
 
 
 class CrossEntropy(LogProbabilityLoss):
-    r"""Keeps answers likely; what fine-tuning minimises, for retain rows.
+    r"""Loss that keeps answers likely; for fine-tuning and for retain rows.
 
         L = - mean over answer tokens of log p(y_t), in nats.
 
-    A token mean: long answers weigh more, and micro-batches of unequal token counts average to another
-    value than the whole batch.
+    A token mean: long answers weigh more, and the mean over micro-batches of unequal token counts differs
+    from the value of the whole batch.
     """
 
     mean_over: ClassVar[Literal["sequences", "tokens"]] = "tokens"

@@ -1,19 +1,18 @@
-"""Distribution preference optimization, on forget and on retain rows."""
+"""Distribution preference optimization (DiPO): its forget loss and its retain loss."""
 
-import math
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dipo_pl.errors import InputError
+from dipo_pl.errors import check_number, check_objects
 from dipo_pl.losses.base import Loss, Terms
 from dipo_pl.preferences.constructors import LogitModulation, PreferenceConstructor
 
 
 class DiPO(Loss):
-    r"""Prefers the forgetting distribution of each position to the remembering one; for forget rows.
+    r"""Loss that prefers the forgetting distribution of each position to the remembering one; for forget rows.
 
         L = - mean_s log sigma(beta M_s),
         M_s = sum_t D(l_t||pi_t) - D(w_t||pi_t) + D(w_t||ref_t) - D(l_t||ref_t)
@@ -21,17 +20,17 @@ class DiPO(Loss):
 
     with w the preferred and l the dispreferred distribution, D the Kullback-Leibler divergence over the
     full vocabulary in nats, z and z_ref the raw logits of policy and reference. The second line follows
-    because the entropies of w and l and the normalisers of both models cancel. w and l are constants in
+    because the entropies of w and l and the normalizers of both models cancel. w and l are constants in
     the gradient, so dM_s/dz_t = (w - l)_t. At policy = reference L is ln 2, and its gradient is not 0.
-    The term of a position is that of forget rows whatever the row: on retain rows M_s = -Q_s.
+    The term of a position is the same for both kinds of rows: on retain rows M_s = -Q_s.
 
     Source: Qin et al., arXiv:2510.04773, Eq. 14.
 
     Args:
         beta: inverse temperature, > 0 (0.05 in the paper).
         constructor: builds the pair; null takes the module's, so that forget and retain share one.
-        pairs_from: whose logits the pair is built from; `policy` in the paper. From the `reference` the pair
-            never changes, and the loss pulls towards what is one step away from the start.
+        pairs_from: model whose logits the pair is built from; `policy` in the paper. From the `reference` the
+            pair is fixed, and the loss moves the policy toward a distribution one step away from the start.
     """
 
     uses_reference: ClassVar[bool] = True
@@ -43,14 +42,15 @@ class DiPO(Loss):
         constructor: PreferenceConstructor | None = None,
         pairs_from: Literal["policy", "reference"] = "policy",
     ) -> None:
-        if not 0 < beta < math.inf:
-            raise InputError(f"{type(self).__name__}.beta must be a finite number > 0, got {beta}")
+        check_objects(type(self).__name__, constructor=constructor)
+        check_number(f"{type(self).__name__}.beta", beta, above=0)
         self.beta = beta
         self.shares_constructor = constructor is None
         self.constructor = constructor or LogitModulation()
         self.pairs_from = pairs_from
 
     def terms(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None) -> Tensor:
+        """Return sum_v (w - l)_v (z - z_ref)_v of each position."""
         assert reference_logits is not None
         source = reference_logits if self.pairs_from == "reference" else logits
         difference = self.constructor.difference(source.detach().clone(), targets).values
@@ -58,6 +58,7 @@ class DiPO(Loss):
         return values
 
     def terms_and_gradient(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None) -> Terms:
+        """Return the terms, their gradient w - l, and the number of tokens that the filter keeps."""
         assert reference_logits is not None
         # The gap takes the place of the logits that the pair is not built from.
         source, gap = logits, reference_logits
@@ -68,14 +69,16 @@ class DiPO(Loss):
         return Terms(gap.mul_(difference).sum(dim=-1), difference, {"kept": kept.float()})
 
     def sequence_loss(self, sums: Tensor, lengths: Tensor) -> Tensor:
+        """Return -log sigma(beta M)."""
         return -functional.logsigmoid(self.beta * self._sign * sums)
 
     def sequence_parts(self, sums: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """Return the margin M, and whether it is positive."""
         margins = self._sign * sums
         return {"margin": margins, "margin_positive": (margins > 0).float()}
 
 
 class DiPORetain(DiPO):
-    """DiPO with the roles of the pair reversed; for retain rows."""
+    """Loss that is DiPO with the roles of the pair reversed; for retain rows."""
 
     _sign: ClassVar[float] = -1.0

@@ -3,17 +3,17 @@
 import torch
 from torch import Tensor
 
-from dipo_pl.losses.wga import WeightedAscent, exponent
+from dipo_pl.errors import check_number
+from dipo_pl.losses.wga import WeightedAscent
 
 
 class SatImp(WeightedAscent):
-    r"""Gradient ascent on tokens that are neither forgotten yet nor beyond doubt; for forget rows.
+    r"""Gradient ascent on tokens that are neither forgotten yet nor certain; for forget rows.
 
         w_t = p(y_t)^beta1 (1 - p(y_t))^beta2
 
-    The first factor leaves off where a token is forgotten (saturation), the second passes over tokens that
-    follow from what stands before them (importance). The weight is largest at p = beta1 / (beta1 + beta2).
-    With beta2 = 0 it is WGA.
+    The first factor vanishes where a token is forgotten (saturation), the second where a token follows from
+    those before it (importance). The weight is largest at p = beta1 / (beta1 + beta2). With beta2 = 0 it is WGA.
 
     Source: Yang et al. 2025, arXiv:2505.11953. The paper writes a sum over an answer's tokens; its code and
     open-unlearning take the mean over a batch's, as here.
@@ -24,9 +24,12 @@ class SatImp(WeightedAscent):
     """
 
     def __init__(self, beta1: float = 5.0, beta2: float = 1.0) -> None:
-        self.beta1 = exponent("SatImp.beta1", beta1)
-        self.beta2 = exponent("SatImp.beta2", beta2)
+        check_number("SatImp.beta1", beta1, minimum=0)
+        check_number("SatImp.beta2", beta2, minimum=0)
+        self.beta1 = beta1
+        self.beta2 = beta2
 
     def weight(self, log_p: Tensor) -> Tensor:
-        # Rounding may leave log p a little above 0, and a power of a negative number is no number.
+        """Return p^beta1 (1 - p)^beta2."""
+        # Rounding may leave log p a little above 0, and a negative number to a fractional power is NaN.
         return torch.exp(self.beta1 * log_p) * (-torch.expm1(log_p)).clamp_(min=0).pow_(self.beta2)

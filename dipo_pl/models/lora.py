@@ -80,7 +80,6 @@ class LoRA:
             # The layers of GPT-2 hold the transpose of W.
             fan_in_fan_out=any(isinstance(each, Conv1D) for each in model.modules()),
             base_model_name_or_path=model.name_or_path or None,
-            revision=getattr(model.config, "_commit_hash", None),
         )
         # A depends on this seed only: not on the global generator, nor on the default device.
         with torch.random.fork_rng(), torch.device("cpu"):

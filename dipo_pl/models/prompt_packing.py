@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from dipo_pl.batch import Batch, Encoded, collate
 from dipo_pl.models.hidden_states import answer_states, decoder_states
+from dipo_pl.private_names import attention_implementation
 
 _supports_packing: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
@@ -95,7 +96,7 @@ class _PackedRows:
 
 
 def _kernel(model: PreTrainedModel) -> str:
-    return str(model.config.get_text_config()._attn_implementation)
+    return attention_implementation(model.config.get_text_config())
 
 
 def _may_pack(model: PreTrainedModel) -> bool:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dipo_pl.errors import InputError
+from dipo_pl.errors import InputError, check_objects
 from dipo_pl.models.head import check_head
 from dipo_pl.models.lora import LoRA
 from dipo_pl.models.quantization import Quantization
@@ -35,6 +35,7 @@ class ModelSource(ABC):
         gradient_checkpointing: bool = False,
         adapter: LoRA | None = None,
     ) -> None:
+        check_objects("policy", adapter=adapter)
         self.attention = attention
         self.gradient_checkpointing = gradient_checkpointing
         self.adapter = adapter

@@ -1,0 +1,1 @@
+"""LightningModules: unlearning and fine-tuning."""

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from dipo_pl.batch import EvaluationBatch
 from dipo_pl.connection import TrainingData
-from dipo_pl.errors import InputError, check_count, check_share
+from dipo_pl.errors import InputError, check_count, check_objects, check_share
 from dipo_pl.losses.engine import Objective
 from dipo_pl.metrics.observations import Observations
 from dipo_pl.models.answer_scores import answer_scores
@@ -24,6 +24,7 @@ from dipo_pl.models.gradient_norm import gradient_norm
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.prompt_packing import row_states
 from dipo_pl.models.source import ModelSource
+from dipo_pl.private_names import trainer_of
 from dipo_pl.storage.fingerprints import weights_fingerprint
 from dipo_pl.strategies.fsdp import FSDP2Strategy
 
@@ -53,6 +54,7 @@ class LanguageModule(LightningModule, ABC):
         token_budget: int | None = None,
     ) -> None:
         super().__init__()
+        check_objects("model", policy=policy)
         check_share("model.warmup", warmup, zero=True, one=False)
         check_count("model.token_budget", token_budget)
         self.policy = policy
@@ -96,7 +98,11 @@ class LanguageModule(LightningModule, ABC):
         return self._data
 
     def setup(self, stage: str) -> None:
-        """Refuse to train a quantized policy."""
+        """Refuse to train a quantized policy.
+
+        Raises:
+            InputError: the policy is quantized.
+        """
         self._is_trained = stage == "fit"
         if stage == "fit" and self.policy.quantization is not None:
             raise InputError(
@@ -116,17 +122,19 @@ class LanguageModule(LightningModule, ABC):
         return self.model
 
     def configure_model(self) -> None:
+        """Load the policy, once."""
         if self.model is not None:
             return
-        strategy = None if self._trainer is None else self._trainer.strategy
+        trainer = trainer_of(self)
+        strategy = None if trainer is None else trainer.strategy
         if isinstance(strategy, FSDP2Strategy):
             self.model = self.policy.prepare(strategy.load(self.policy.load))
-            self._note_names()
+            self._record_names()
             self.before_sharding(strategy)
             strategy.shard(self.model)
         else:
             self.model = self.policy.model()
-            self._note_names()
+            self._record_names()
         if self._is_trained:
             self.starting_weights = weights_fingerprint(self.model)
         if self.frozen:
@@ -137,7 +145,7 @@ class LanguageModule(LightningModule, ABC):
         self._refuse_rows_beyond_the_context()
 
     def before_sharding(self, strategy: FSDP2Strategy) -> None:
-        """Called while the policy is whole on the first process."""
+        """Do what needs the whole policy on the first rank; nothing by default."""
 
     def _refuse_rows_beyond_the_context(self) -> None:
         config: Any = self.language_model.config.get_text_config()
@@ -149,8 +157,8 @@ class LanguageModule(LightningModule, ABC):
                 f"data.max_length to {context} and data.too_long to truncate, or shorten the rows"
             )
 
-    def _note_names(self) -> None:
-        """While the policy is in one piece: which weights checkpoints hold, which they leave out, and how many there are."""
+    def _record_names(self) -> None:
+        """Record which weights checkpoints hold and how many there are, while the policy is not sharded."""
         named = self.named_parameters(remove_duplicate=False)
         self.frozen = frozenset(name for name, each in named if not each.requires_grad)
         self.saved = frozenset(self.state_dict()) - self.frozen
@@ -158,51 +166,49 @@ class LanguageModule(LightningModule, ABC):
         self.trained_size = sum(each.numel() for each in self.parameters() if each.requires_grad)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves out the parameters that are not trained."""
+        """Leave out the parameters that are not trained, and add what a resumed run is checked against."""
         weights = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: weights[name] for name in weights if name not in self.frozen}
         checkpoint["frozen_weights"] = self.frozen_weights
         checkpoint["starting_weights"] = self.starting_weights
-        checkpoint["optimizer"] = self._optimizer
+        checkpoint["optimizer"] = self._optimizer_name
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lets in only what this policy would have saved.
+        """Refuse what this policy would not have saved.
 
         Raises:
-            InputError: the checkpoint is of a policy that trains other weights, leaves others as they are, or started
-                from others; or of another optimizer.
+            InputError: the checkpoint's policy trains other weights, has other frozen ones, or started from others; or
+                its optimizer is another one.
         """
-        given, wanted = set(checkpoint["state_dict"]), self.saved
-        if given != wanted:
+        given, source = set(checkpoint["state_dict"]), self.policy.source
+        if given != self.saved:
             raise InputError(
-                f"the checkpoint is of another policy: of the weights trained here it lacks {_some(wanted - given)}, "
-                f"and of its own {_some(given - wanted)} are not trained here; see model.policy and its adapter"
+                f"the checkpoint is of another policy: it lacks {_counted(self.saved - given)} of the weights trained here, "
+                f"and {_counted(given - self.saved)} of its weights are not trained here: see model.policy and its adapter"
             )
+        advice = "set model.policy to that model, or start a new run with another --name"
         if checkpoint.get("frozen_weights") != self.frozen_weights:
             raise InputError(
-                f"the weights of {self.policy.source} that are not trained are not those that the checkpoint was "
-                "trained on: give that model, or another --name to begin anew"
+                f"the frozen weights of {source} are not those that the checkpoint was trained with: {advice}"
             )
-        start = checkpoint.get("starting_weights")
-        if self._is_trained and start not in (None, self.starting_weights):
+        if not self._is_trained:
+            return
+        if checkpoint.get("starting_weights") not in (None, self.starting_weights):
             raise InputError(
-                f"the weights of {self.policy.source} are not those that the checkpoint's training started from: give that "
-                "model, or another --name to begin anew"
+                f"the weights of {source} are not those that the checkpoint's training started from: {advice}"
             )
-
-        optimizer = checkpoint.get("optimizer")
-        if self._is_trained and optimizer not in (None, self._optimizer):
+        if (optimizer := checkpoint.get("optimizer")) not in (None, self._optimizer_name):
             raise InputError(
-                f"model.optimizer is {self._optimizer}, and the checkpoint is of {optimizer}, which keeps other moments: "
-                "set that one"
+                f"model.optimizer is {self._optimizer_name}, and the checkpoint has the state of {optimizer}: set "
+                f"model.optimizer to {optimizer}"
             )
 
     @property
-    def _optimizer(self) -> str:
+    def _optimizer_name(self) -> str:
         return type(self.optimizer([nn.Parameter(torch.zeros(1))])).__name__
 
     def on_fit_start(self) -> None:
-        # from_pretrained leaves a model in eval mode, and Lightning trains a module in the mode it is in.
+        """Put the model into train mode: from_pretrained leaves it in eval mode, and Lightning keeps the mode."""
         self.language_model.train()
 
     def step_weight(self, batch_idx: int) -> float:
@@ -214,15 +220,16 @@ class LanguageModule(LightningModule, ABC):
         weight = self.step_weight(batch_idx)
         return loss if weight == 1 else weight * loss
 
-    def log_objective(self, name: str, objective: Objective, sequences: int) -> None:
+    def log_objective(self, name: str, objective: Objective, rows: int) -> None:
+        """Log a loss and its parts as train/NAME and train/NAME_PART."""
         values = {f"train/{name}": objective.loss.detach()}
         values |= {f"train/{name}_{part}": value for part, value in objective.parts.items()}
-        self.log_dict(values, batch_size=sequences)
+        self.log_dict(values, batch_size=rows)
 
     def validation_step(
         self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Observations]:
-        """Return what the policy makes of every row's answers, under `observations`."""
+        """Return scores of every row's answers, under `observations`."""
         answers = batch.answers
         first = torch.tensor([row in batch.originals for row in range(len(answers.lengths))])
         detailed = torch.repeat_interleave(first, torch.tensor(answers.lengths)).to(answers.targets.device)
@@ -237,7 +244,7 @@ class LanguageModule(LightningModule, ABC):
         return {"observations": Observations.of(batch, nll, tokens)}
 
     def gradient_norms(self, batch: EvaluationBatch) -> list[float]:
-        """Of each row's original answer; see `dipo_pl.models.gradient_norm`."""
+        """Return the gradient norm of each row's original answer; see `dipo_pl.models.gradient_norm`."""
         answers = batch.answers
         norms = []
         for row, closing in zip(batch.originals, batch.closing, strict=True):
@@ -247,10 +254,15 @@ class LanguageModule(LightningModule, ABC):
         return norms
 
     def generate(self, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
-        """Greedy continuations of the prompts, as text."""
+        """Return greedy continuations of the prompts, as text."""
         return generate(self.language_model, self.policy.tokenizer(), prompts, max_new_tokens)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimizer of the trained parameters and its learning-rate schedule.
+
+        Raises:
+            InputError: the number of steps is not limited.
+        """
         optimizer = self.optimizer([each for each in self.parameters() if each.requires_grad])
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
@@ -263,6 +275,6 @@ class LanguageModule(LightningModule, ABC):
         }
 
 
-def _some(names: Set[str]) -> str:
-    """`none`, or how many and which is first."""
+def _counted(names: Set[str]) -> str:
+    """Return `none`, or the number of names and the first one."""
     return f"{len(names)} ({min(names)}, ...)" if names else "none"

@@ -13,16 +13,17 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from dipo_pl.batch import Batch
-from dipo_pl.errors import InputError
-from dipo_pl.losses.base import Loss
+from dipo_pl.errors import InputError, check_objects
+from dipo_pl.losses.base import Loss, Section
 from dipo_pl.losses.dipo import DiPO, DiPORetain
-from dipo_pl.losses.engine import Section, joint_objective
+from dipo_pl.losses.engine import joint_objective
 from dipo_pl.losses.retain_weight import FixedWeight, RetainWeight
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import Layer, answer_states, decoder_layer
 from dipo_pl.models.source import ModelSource
 from dipo_pl.modules.base import LanguageModule, Schedule
 from dipo_pl.preferences.constructors import LogitModulation, PreferenceConstructor
+from dipo_pl.private_names import find_unused_parameters
 from dipo_pl.references.adapter_off import AdapterOff
 from dipo_pl.references.base import Reference, ReferenceContext
 from dipo_pl.references.frozen_copy import FrozenCopy
@@ -61,6 +62,14 @@ class Unlearning(LanguageModule):
         warmup: float = 0.1,
         token_budget: int | None = None,
     ) -> None:
+        check_objects(
+            "model",
+            forget_loss=forget_loss,
+            retain_loss=retain_loss,
+            retain_weight=retain_weight,
+            constructor=constructor,
+            reference=reference,
+        )
         super().__init__(policy, optimizer, schedule, warmup, token_budget)
         self.retain_weight = (
             retain_weight if isinstance(retain_weight, RetainWeight) else FixedWeight(retain_weight)
@@ -122,7 +131,7 @@ class Unlearning(LanguageModule):
         strategy = self.trainer.strategy
         if isinstance(strategy, DDPStrategy) and None not in self.layers:
             # No loss reaches the layers after those that it looks at, and DDP would wait for their gradients.
-            strategy._ddp_kwargs["find_unused_parameters"] = True
+            find_unused_parameters(strategy)
 
     def configure_model(self) -> None:
         """Load the policy and make the reference of it."""

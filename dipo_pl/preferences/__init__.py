@@ -1,0 +1,1 @@
+"""Preference-distribution constructors and their token filters."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dipo_pl.errors import InputError, check_number
+from dipo_pl.errors import InputError, check_number, check_objects
 from dipo_pl.preferences.filters import Filter, TopFraction
 
 
@@ -85,6 +85,7 @@ class LogitModulation(PreferenceConstructor):
     """
 
     def __init__(self, filter: Filter | None = None, alpha: float = 1.0, center: bool = True) -> None:
+        check_objects("LogitModulation", filter=filter)
         check_number("LogitModulation.alpha", alpha, above=0)
         self.filter = filter or TopFraction()
         self.alpha = alpha

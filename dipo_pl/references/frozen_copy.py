@@ -11,6 +11,7 @@ from dipo_pl.batch import Batch
 from dipo_pl.distributed import frozen_view
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import Layer, answer_states
+from dipo_pl.private_names import apply_to
 from dipo_pl.references.base import Reference, ReferenceContext
 
 
@@ -43,7 +44,7 @@ class FrozenCopy(Reference):
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
         """Move or cast the copy."""
         if self._model is not None:
-            self._model._apply(function)
+            apply_to(self._model, function)
 
     @property
     def head(self) -> OutputHead:

@@ -97,44 +97,39 @@ class _Part(NamedTuple):
 
     title: str
     meaning: str
-    on_forget: Better
-    on_retain: Better
+    on_forget: Better = Better.NEITHER
+    on_retain: Better = Better.NEITHER
     headlines: tuple[str, ...] = ()
 
 
-_LIKE_RETAIN_ONLY = (Better.NEAR_RETAIN_ONLY, Better.HIGHER)
-_LOWER = (Better.LOWER, Better.LOWER)
-_NEITHER = (Better.NEITHER, Better.NEITHER)
+_SAME = (Better.NEAR_RETAIN_ONLY, Better.HIGHER)
 _BOTH = ("forget", "retain")
 _PARTS = {
-    "knowledge": _Part("KnowMem", "ROUGE-L F1 of generated answers to questions", *_LIKE_RETAIN_ONLY, _BOTH),
-    "probability": _Part("P", "mean probability of the true answers, per token", *_LIKE_RETAIN_ONLY, _BOTH),
+    "knowledge": _Part("KnowMem", "ROUGE-L F1 of generated answers to questions", *_SAME, _BOTH),
+    "probability": _Part("P", "mean probability of the true answers, per token", *_SAME, _BOTH),
     "rouge_l_recall": _Part(
-        "ROUGE", "ROUGE-L recall of the true answers by the generated ones", *_LIKE_RETAIN_ONLY, _BOTH
+        "ROUGE", "ROUGE-L recall of the true answers by the generated ones", *_SAME, _BOTH
     ),
     "truth_ratio": _Part(
-        "TR",
-        "truth ratio R, as min(R, 1/R) on the forget set and max(0, 1 - R) elsewhere",
-        *_LIKE_RETAIN_ONLY,
+        "TR", "truth ratio R, min(R, 1/R) on the forget set and max(0, 1 - R) elsewhere", *_SAME
     ),
     "exact_memorization": _Part(
-        "EM", "share of the true answers' tokens that are the most probable ones", *_LIKE_RETAIN_ONLY
+        "EM", "share of the true answers' tokens that are the most probable ones", *_SAME
     ),
     "extraction_strength": _Part(
-        "ES",
-        "share of the true answer that the model completes from the rest",
-        *_LIKE_RETAIN_ONLY,
-        ("forget",),
+        "ES", "share of the true answer completed from the rest", *_SAME, ("forget",)
     ),
-    "repetition": _Part("Repetition", "share of repeated n-grams in generations", *_LOWER, ("forget",)),
-    "distinct_2": _Part("Distinct-2", "share of distinct bigrams in generations", *_NEITHER),
-    "word_entropy": _Part("Entropy", "entropy of the words of generations", *_NEITHER),
-    "refusals": _Part("Refusals", "share of generations that refuse to answer", *_NEITHER),
+    "repetition": _Part(
+        "Repetition", "repeated n-grams in generations", Better.LOWER, Better.LOWER, ("forget",)
+    ),
+    "distinct_2": _Part("Distinct-2", "share of distinct bigrams in generations"),
+    "word_entropy": _Part("Entropy", "entropy of the words of generations"),
+    "refusals": _Part("Refusals", "share of generations that refuse to answer"),
 }
 
 
 def column_of(key: str) -> Column:
-    """Return the description of a metric; a metric without one, such as a user's own, keeps its name."""
+    """Return the description of a metric; one that is not known here, such as a user's own, keeps its name."""
     if known := _KNOWN.get(key):
         return known
     match = _REQUEST.fullmatch(key)
@@ -143,7 +138,8 @@ def column_of(key: str) -> Column:
         title = f"{part.title}(request {match[1]}{' questions' if match[2] else ''})"
         meaning = f"{'questions about the ' if match[2] else ''}{text}: {part.meaning}"
         return Column(key, title, meaning, part.on_forget)
-    return Column(key, printable(key), "metric without a description", Better.NEITHER)
+    # A user's own metric is shown without being asked for; those of single requests would be many.
+    return Column(key, printable(key), "metric without a description", Better.NEITHER, headline=not match)
 
 
 def columns_of(keys: Iterable[str]) -> list[Column]:
@@ -160,52 +156,34 @@ def _order(key: str) -> tuple[int, int, int, int, str]:
     return 2, 0, 0, 0, key
 
 
+def _headline(key: str, title: str, meaning: str, better: Better, digits: int = 3) -> Column:
+    return Column(key, title, meaning, better, True, digits)
+
+
 def _described() -> Iterable[Column]:
-    yield Column(
-        "forget_quality", "Forget Quality",
-        "p-value of a Kolmogorov-Smirnov test between the truth ratios of the model and of the retain-only model",
-        Better.HIGHER, headline=True,
-    )  # fmt: skip
-    yield Column(
-        "forget_quality_log10_p", "log10 p", "logarithm of Forget Quality; remains informative when p underflows",
-        Better.HIGHER, headline=True, digits=2,
-    )  # fmt: skip
-    yield Column(
-        "forget_quality_ks_statistic", "KS",
-        "Kolmogorov-Smirnov statistic, the largest gap between the two distributions of truth ratios",
-        Better.LOWER, headline=True,
-    )  # fmt: skip
-    yield Column(
-        "model_utility", "Model Utility",
-        "harmonic mean of probability, ROUGE-L recall and truth ratio on the sets that are kept",
-        Better.HIGHER, headline=True,
-    )  # fmt: skip
-    yield Column(
-        "forget_verbatim", "VerbMem", "forget set: ROUGE-L F1 of generated continuations of its passages",
-        Better.NEAR_RETAIN_ONLY, headline=True,
-    )  # fmt: skip
+    higher, ratios = Better.HIGHER, "the truth ratios of the model and the retain-only model"
+    test = f"p-value of a Kolmogorov-Smirnov test between {ratios}"
+    yield _headline("forget_quality", "Forget Quality", test, higher)
+    yield _headline(
+        "forget_quality_log10_p", "log10 p", "log10 of Forget Quality; does not underflow", higher, 2
+    )
+    statistic = f"Kolmogorov-Smirnov statistic: largest gap between the distributions of {ratios}"
+    yield _headline("forget_quality_ks_statistic", "KS", statistic, Better.LOWER)
+    utility = "harmonic mean of probability, ROUGE-L recall and truth ratio on the sets that are kept"
+    yield _headline("model_utility", "Model Utility", utility, higher)
+    verbatim = "forget set: ROUGE-L F1 of generated continuations of its passages"
+    yield _headline("forget_verbatim", "VerbMem", verbatim, Better.NEAR_RETAIN_ONLY)
     for name, text in (_FORGET_SETS | _RETAIN_SETS | _OTHER_SETS).items():
         for key, part in _PARTS.items():
-            better = part.on_forget if name in _FORGET_SETS else part.on_retain
-            yield Column(
-                f"{name}_{key}",
-                f"{part.title}({name.replace('_', ' ')})",
-                f"{text}: {part.meaning}",
-                Better.NEITHER if name in _OTHER_SETS else better,
-                name in part.headlines,
-            )
+            better = Better.NEITHER if name in _OTHER_SETS else part.on_retain
+            better = part.on_forget if name in _FORGET_SETS else better
+            title, headline = f"{part.title}({name.replace('_', ' ')})", name in part.headlines
+            yield Column(f"{name}_{key}", title, f"{text}: {part.meaning}", better, headline)
+    attack = f"membership inference attack, forget set against holdout set ({AUC_SCALE})"
     for name, title in MEMBERSHIP_SCORES.items():
-        yield Column(
-            f"membership_{name}_auc", f"AUC {title}",
-            f"membership inference attack, forget set against holdout set ({AUC_SCALE})",
-            Better.NEAR_UNSEEN, headline=name == "min_k",
-        )  # fmt: skip
-    yield Column(
-        "priv_leak", "PrivLeak",
-        "Min-K% AUC relative to that of the retain-only model, in percent; negative: forgotten too little, positive: too "
-        "much",
-        Better.NEAR_ZERO, headline=True, digits=1,
-    )  # fmt: skip
+        yield Column(f"membership_{name}_auc", f"AUC {title}", attack, Better.NEAR_UNSEEN, name == "min_k")
+    leak = "Min-K% AUC relative to the retain-only model's, in percent; negative: forgot too little, positive: too much"
+    yield _headline("priv_leak", "PrivLeak", leak, Better.NEAR_ZERO, 1)
 
 
 _KNOWN = {each.key: each for each in _described()}

@@ -6,8 +6,7 @@ import json
 from typing import Any
 
 from dipo_pl.report.contents import Report
-from dipo_pl.report.results import Row
-from dipo_pl.report.run import Evaluation, printable
+from dipo_pl.report.run import Kind, Run, printable
 from dipo_pl.report.seeds import METHOD, seed_table
 from dipo_pl.report.sequences import RequestSequence, stage_table
 from dipo_pl.report.table import Table, markdown_escaped
@@ -74,50 +73,41 @@ def as_csv(report: Report) -> str:
     writer = csv.DictWriter(out, [*columns, *metrics], lineterminator="\n")
     writer.writeheader()
     for row in report.results.rows:
-        run, evaluation = row.run, _evaluation(row)
-        about = {
-            "name": row.name, "kind": row.kind, "convention": run.result.convention, "seed": run.manifest.get("seed"),
-            "epoch": evaluation.epoch, "step": evaluation.step, "path": run.path,
-        }  # fmt: skip
+        run = row.run
+        evaluation = run.evaluations[0] if row.kind is Kind.BEFORE else run.chosen
+        about = [
+            row.name,
+            row.kind,
+            run.result.convention,
+            run.manifest.get("seed"),
+            evaluation.epoch,
+            evaluation.step,
+            run.path,
+        ]
         # A metric may be called like one of the columns before it.
-        writer.writerow(row.metrics | about | stages.get(row.name, {}))
+        writer.writerow(row.metrics | dict(zip(columns, about, strict=False)) | stages.get(row.name, {}))
     return out.getvalue()
 
 
 def as_json(report: Report) -> str:
     """Return all of the report: runs with fingerprints and evaluations, results, seeds, sequences, what was left out."""
-    rows = report.results.rows
+    results = report.results
+    best = {
+        column.key: [
+            row.name for index, row in enumerate(results.rows) if (index, column.key) in results.best
+        ]
+        for column in results.columns
+    }
     content = {
         "dipo_pl": __version__,
         "created": report.created,
         "convention": report.runs[0].result.convention,
         "rows": [
-            {"name": row.name, "kind": row.kind, "run": row.run.name, "metrics": row.metrics} for row in rows
+            {"name": each.name, "kind": each.kind, "run": each.run.name, "metrics": each.metrics}
+            for each in results.rows
         ],
-        "best": {
-            column.key: [
-                row.name for index, row in enumerate(rows) if (index, column.key) in report.results.best
-            ]
-            for column in report.results.columns
-        },
-        "runs": [
-            {
-                "name": run.name,
-                "kind": run.kind,
-                "path": str(run.path),
-                "config": run.recipe if run.config else None,
-                "manifest": run.manifest,
-                "sets": {
-                    name: {"rows": len(each.rows), "fingerprint": each.fingerprint}
-                    for name, each in run.result.sets.items()
-                },
-                "evaluations": [
-                    {"epoch": each.epoch, "step": each.step, "metrics": each.metrics}
-                    for each in run.evaluations
-                ],
-            }
-            for run in report.runs
-        ],
+        "best": best,
+        "runs": list(map(_run, report.runs)),
         "seeds": [
             {
                 "name": group.name,
@@ -135,9 +125,19 @@ def as_json(report: Report) -> str:
     return json.dumps(content, indent=1, default=str) + "\n"
 
 
-def _evaluation(row: Row) -> Evaluation:
-    """Return the evaluation that a row shows: the first for the model before unlearning."""
-    return row.run.chosen if row.kind is row.run.kind else row.run.evaluations[0]
+def _run(run: Run) -> dict[str, Any]:
+    sets = run.result.sets.items()
+    return {
+        "name": run.name,
+        "kind": run.kind,
+        "path": str(run.path),
+        "config": run.recipe if run.config else None,
+        "manifest": run.manifest,
+        "sets": {name: {"rows": len(each.rows), "fingerprint": each.fingerprint} for name, each in sets},
+        "evaluations": [
+            {"epoch": each.epoch, "step": each.step, "metrics": each.metrics} for each in run.evaluations
+        ],
+    }
 
 
 def _sequence(sequence: RequestSequence, utility: str | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import math
+from collections.abc import Sequence
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -17,7 +18,6 @@ from dipo_pl.report.plots import all_plots
 from dipo_pl.report.run import Kind, Run, lookup
 from dipo_pl.report.seeds import seed_table
 from dipo_pl.report.sequences import stage_table
-from dipo_pl.report.table import Table
 from dipo_pl.version import __version__
 
 
@@ -41,9 +41,8 @@ def as_html(report: Report) -> str:
         generated=generated_rows(report.runs),
         seeds=seed_table(report.seeds, report.results.headlines.columns) if report.seeds else None,
         stages=[stage_table(each, report.utility_metric) for each in report.sequences],
-        evaluations=evaluation_table(report),
-        quantized=quantization_table(report),
-        definitions=definition_table(report),
+        quantized=_quantized(report),
+        lowest_log10_p=_lowest_log10_p(report.runs),
         lookup=lookup,
         style=Markup(_part("page.css")),
         script=Markup(script),
@@ -51,56 +50,25 @@ def as_html(report: Report) -> str:
     )
 
 
-def evaluation_table(report: Report) -> Table | None:
-    """Return all evaluations of the runs that have several."""
-    runs = [each for each in report.runs if len(each.evaluations) > 1]
-    keys = {key for run in runs for each in run.evaluations for key in each.metrics}
-    columns = [each for each in report.results.headlines.columns if each.key in keys]
-    rows = [
-        [
-            run.name,
-            *("" if value is None else f"{value:g}" for value in (each.epoch, each.step)),
-            *(column.text(each.metrics.get(column.key)) for column in columns),
-        ]
-        for run in runs
-        for each in run.evaluations
-    ]
-    head = ["run", "epoch", "step", *(each.title for each in columns)]
-    return Table("Metrics by epoch", "All evaluations of all runs.", head, rows) if rows else None
+def _lowest_log10_p(runs: Sequence[Run]) -> tuple[int, float] | None:
+    """Return the number of forget rows and the lowest possible log10 p, if all runs have as many rows."""
+    sizes = {len(each.scores("log_truth_ratio")) for each in runs} - {0}
+    if len(sizes) != 1:
+        return None
+    (n,) = sizes
+    return n, math.log10(2) - math.log10(math.comb(2 * n, n))
 
 
-def quantization_table(report: Report) -> Table | None:
-    """Return each run that was quantized, with the quantized models below it."""
+def _quantized(report: Report) -> list[tuple[Run, str]]:
+    """Return each run that was quantized and the quantized models below it, with what their weights are."""
     groups: dict[str, list[tuple[Run, str]]] = {}
     for probe in report.of_kind(Kind.QUANTIZED):
         attacked = attacked_run(probe, report.runs)
-        group = groups.setdefault(
-            attacked.name if attacked else probe.name, [(attacked, "")] if attacked else []
+        first = [(attacked, "as trained")] if attacked else []
+        groups.setdefault(attacked.name if attacked else probe.name, first).append(
+            (probe, f"int{probe.bits or '?'}")
         )
-        group.append((probe, f"int{probe.bits or '?'}"))
-    shown = [each for group in groups.values() for each in group]
-    columns = [
-        each for each in report.results.headlines.columns if any(each.key in run.metrics for run, _ in shown)
-    ]
-    rows = [
-        [run.name, weights or "as trained", *(each.text(run.metrics.get(each.key)) for each in columns)]
-        for run, weights in shown
-    ]
-    caption = "The same evaluation with weights rounded to few bits. What was only hidden may come back."
-    head = ["model", "weights", *(each.title for each in columns)]
-    return Table("Quantization", caption, head, rows, labels=2) if rows else None
-
-
-def definition_table(report: Report) -> Table:
-    """Return the meaning of each metric of the report."""
-    caption = f"Convention {report.convention}."
-    sizes = {len(each.scores("log_truth_ratio")) for each in report.runs} - {0}
-    if len(sizes) == 1:
-        (n,) = sizes
-        floor = math.log10(2) - math.log10(math.comb(2 * n, n))
-        caption += f" With {n} forget rows log10 p is at least {floor:.2f}, where the two distributions do not overlap."
-    rows = [[each.title, each.meaning, each.better.value] for each in report.results.columns]
-    return Table("Definitions", caption, ["metric", "meaning", "better"], rows, labels=3)
+    return [each for group in groups.values() for each in group]
 
 
 def _part(name: str) -> str:

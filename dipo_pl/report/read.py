@@ -12,6 +12,7 @@ import yaml
 
 from dipo_pl.errors import InputError
 from dipo_pl.metrics.result import EvaluationResult
+from dipo_pl.report.columns import MEMBERSHIP_SCORES
 from dipo_pl.report.run import (
     SCALABILITY,
     SUSTAINABILITY,
@@ -26,9 +27,9 @@ from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.storage.text import load_yaml
 
 _PROBES = {"relearning": Kind.RELEARNED, "quantization": Kind.QUANTIZED}
-# Values of a row that reports use as lists, and as numbers.
-_LISTS = ("nll", "answers")
-_NUMBERS = ("log_truth_ratio", "zlib", "min_k", "min_k_plus_plus", "reference", "gradient_norm")
+# Values of a row that reports use; their numbers have been checked to be finite.
+_KINDS: dict[str, Any] = dict.fromkeys(("nll", "answers"), list)
+_KINDS |= dict.fromkeys(("log_truth_ratio", *MEMBERSHIP_SCORES), (int, float))
 
 
 def read_run(path: Path, unfinished: bool = False) -> Run:
@@ -142,12 +143,9 @@ def _evaluation(record: dict[str, Any]) -> Evaluation:
 def _kind(manifest: dict[str, Any], config: dict[str, Any]) -> Kind:
     probe = manifest.get("probe")
     if probe:
-        if probe.get("kind") not in _PROBES:
-            raise InputError(f"probe.kind must be one of {', '.join(_PROBES)} (got {probe.get('kind')!r})")
-        if not isinstance(probe.get("of"), str):
-            raise InputError(f"probe.of must be the name of a folder (got {probe.get('of')!r})")
-        if not isinstance(probe.get("bits", 0), int):
-            raise InputError(f"probe.bits must be a whole number (got {probe['bits']!r})")
+        _expect(probe.get("kind") in _PROBES, "probe.kind", f"one of {', '.join(_PROBES)}", probe.get("kind"))
+        _expect(isinstance(probe.get("of"), str), "probe.of", "the name of a folder", probe.get("of"))
+        _expect(isinstance(probe.get("bits", 0), int), "probe.bits", "a whole number", probe.get("bits"))
         return _PROBES[probe["kind"]]
     if manifest.get("command") == "validate":
         return Kind.MEASURED
@@ -158,19 +156,16 @@ def _kind(manifest: dict[str, Any], config: dict[str, Any]) -> Kind:
 def _stage(given: Any) -> StageEntry | None:
     if given is None:
         return None
-    if not isinstance(given, dict):
-        raise InputError(f"sequence must be a mapping (got {_one_line(given)})")
+    _expect(isinstance(given, dict), "sequence", "a mapping", given)
     mode, number, requests = (given.get(each) for each in ("mode", "stage", "requests"))
-    if mode not in (SUSTAINABILITY, SCALABILITY):
-        raise InputError(
-            f"sequence.mode must be {SUSTAINABILITY} or {SCALABILITY} (got {_one_line(repr(mode))})"
-        )
-    if not isinstance(requests, list) or not requests or not all(isinstance(each, str) for each in requests):
-        raise InputError(f"sequence.requests must be a list of names (got {_one_line(requests)})")
-    if type(number) is not int or number != len(requests):
-        raise InputError(
-            f"sequence.stage must be {len(requests)}, the number of requests (got {_one_line(number)})"
-        )
+    modes = (SUSTAINABILITY, SCALABILITY)
+    _expect(mode in modes, "sequence.mode", " or ".join(modes), mode)
+    named = isinstance(requests, list) and requests and all(isinstance(each, str) for each in requests)
+    _expect(named, "sequence.requests", "a list of names", requests)
+    count = len(requests)
+    _expect(
+        type(number) is int and number == count, "sequence.stage", f"{count}, the number of requests", number
+    )
     return StageEntry(mode, number, tuple(map(printable, requests)))
 
 
@@ -183,16 +178,18 @@ def _check(result: EvaluationResult) -> None:
         if not measured.rows and not measured.metrics:
             raise InputError(f"the set {name!r} is empty")
         for index, row in enumerate(measured.rows):
-            lists = all(isinstance(row[key], list) for key in _LISTS if key in row)
-            numbers = all(
-                isinstance(row[key], int | float) and math.isfinite(row[key])
-                for key in _NUMBERS
-                if key in row
-            )
-            if not lists or not numbers:
-                raise InputError(
-                    f"row {index} of the set {name!r} has a value of a wrong kind ({_one_line(row)})"
+            for key in row.keys() & _KINDS.keys():
+                _expect(
+                    isinstance(row[key], _KINDS[key]),
+                    f"{key} of {name} row {index}",
+                    "of another kind",
+                    row[key],
                 )
+
+
+def _expect(fits: Any, key: str, what: str, value: Any) -> None:
+    if not fits:
+        raise InputError(f"{key} must be {what} (got {_one_line(value)})")
 
 
 def _numbers(given: dict[str, Any]) -> dict[str, float]:

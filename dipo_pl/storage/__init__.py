@@ -1,0 +1,1 @@
+"""Files that a run writes and reads: run folder, checkpoints, shards, fingerprints."""

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from dipo_pl.distributed import copy_module, full_tensor
 from dipo_pl.errors import InputError
 from dipo_pl.models.hidden_states import decoder_layers
+from dipo_pl.private_names import set_data_parallel
 from dipo_pl.storage.checkpoints import read_checkpoint
 from dipo_pl.storage.sharded_checkpoint import load_into, save_sharded
 
@@ -41,8 +42,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """Make a mesh of data-parallel ranks alone; Lightning's default is tensor parallelism within a node."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
-        self._tensor_parallel_size = 1
+        set_data_parallel(self)
         super().setup_environment()
 
     def load(self, make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
@@ -141,7 +141,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return the state, numbered as on a single device: shards, or full tensors on rank 0 alone."""
-        state: dict[str, Any] = getattr(optimizer, "_optimizer", optimizer).state_dict()
+        state: dict[str, Any] = getattr(optimizer, "optimizer", optimizer).state_dict()
         if self.sharded_checkpoints:
             return state
         gathered: dict[int, dict[str, Any]] = {}

@@ -57,7 +57,7 @@ def test_evaluations_without_the_metrics_are_skipped():
     ids=str,
 )
 def test_values_out_of_range(values):
-    with pytest.raises(InputError, match=f"^collapse_guard.{next(iter(values))} must be .* got "):
+    with pytest.raises(InputError, match=rf"^collapse_guard.{next(iter(values))} must be .* \(got "):
         CollapseGuard(**values)
 
 

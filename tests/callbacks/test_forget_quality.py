@@ -278,7 +278,7 @@ def test_two_ranks_give_the_metrics_of_one(cli, process, learned, tmp_path):
     one = measured(cli, "one", learned, *quick)
     ended = process(
         "validate", "--config", "smoke.yaml", "--model.policy", "Pretrained", "--model.policy.path", learned / "hf",
-        *quick, "--name", "two", "--trainer.devices", "2", "--trainer.strategy", "ddp",
+        *quick, "--name", "two", "--trainer.devices", "2", "--trainer.strategy", "ddp", fresh=True,
     )  # fmt: skip
     assert ended.code == 0, ended.err
     two = evaluation(tmp_path / "runs/two")

@@ -80,7 +80,7 @@ def test_overlay_on_texts_in_blocks(cli, name):
     )  # fmt: skip
     if name in ("idk_dpo.yaml", "altpo.yaml", "kto.yaml"):
         assert ended.code == 2
-        assert "is a text without one" in ended.errors[0]
+        assert "has no question: give rows of {question, answer}" in ended.errors[0]
     else:
         assert ended.code == 0, ended.err
 

@@ -299,8 +299,8 @@ SETTINGS = [
     Case("--data.train_on x", "data.train_on: must be one of 'pairs', 'all', 'forget', 'retain' (got x)"),
     Case("--trainer.max_epochs x", "trainer.max_epochs: must be of type int (got x)"),
     Case("--trainer.strategy zz", "strategy='zz'"),
-    Case("--model.forget_loss.beta -1", "DiPO.beta must be a finite number > 0, got -1"),
-    Case("--model.retain_loss.beta 0", "DiPORetain.beta must be a finite number > 0, got 0"),
+    Case("--model.forget_loss.beta -1", "DiPO.beta must be a finite number > 0 (got -1"),
+    Case("--model.retain_loss.beta 0", "DiPORetain.beta must be a finite number > 0 (got 0"),
     Case("--model.constructor.alpha 0", "LogitModulation.alpha must be a finite number > 0 (got 0"),
     Case("--model.constructor.filter.rate 1.5", "TopFraction.rate must be a share in (0, 1] (got 1.5)"),
     Case("--model.retain_loss DiPO", "set model.forget_loss to DiPO and model.retain_loss to DiPORetain"),
@@ -646,7 +646,7 @@ RESUMING = [
     ),
     Case(
         "--name other --ckpt_path runs/smoke/checkpoints/last.ckpt --trainer.max_epochs 3 --model.optimizer SGD",
-        "model.optimizer is SGD, and the checkpoint is of AdamW, which keeps other moments",
+        "model.optimizer is SGD, and the checkpoint has the state of AdamW: set model.optimizer to AdamW",
         run_of_smoke(),
     ),
     Case(
@@ -721,10 +721,14 @@ COMPARED = [
 OTHER_COMMANDS = [
     Case("report nowhere", "nowhere"),
     Case("report runs/smoke --output ''", "argument --output: invalid folder value: ''", run_of_smoke()),
-    Case("report runs/smoke --format docx", "--format has no 'docx': choose of", run_of_smoke()),
+    Case(
+        "report runs/smoke --format docx",
+        "--format must name some of html, markdown, csv, json, latex, png",
+        run_of_smoke(),
+    ),
     Case(
         "report runs/smoke --format html",
-        "--format html makes files: say by --output in which folder",
+        "--format html needs --output DIR",
         run_of_smoke(),
     ),
     Case("report runs/smoke", "runs/smoke is not finished (status: running)", run_of_smoke(unfinished)),

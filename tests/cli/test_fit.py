@@ -228,7 +228,7 @@ def test_the_best_checkpoint_can_be_exported(cli):
 
 
 def test_works_as_a_process_from_another_working_directory(process, tmp_path):
-    ended = process("fit", "--config", "smoke.yaml", "--config", "npo.yaml")
+    ended = process("fit", "--config", "smoke.yaml", "--config", "npo.yaml", fresh=True)
     assert ended.code == 0, ended.err
     assert metrics_of(tmp_path / "runs" / "smoke-npo")[-1]["step"] == 6
     assert "Traceback" not in ended.err
@@ -243,7 +243,7 @@ def test_a_config_in_the_working_directory_comes_before_a_shipped_one(cli):
 
 def test_version_answers_at_once_and_help_imports_nothing_heavy(process):
     started = time.perf_counter()
-    assert process("--version").out == f"{__version__}\n"
+    assert process("--version", fresh=True).out == f"{__version__}\n"
     assert time.perf_counter() - started < 1
     ended = process("--help", PYTHONPROFILEIMPORTTIME="1")
     assert "dipo-pl demo" in ended.out

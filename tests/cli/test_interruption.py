@@ -140,7 +140,7 @@ def test_a_command_of_several_runs_ends_as_a_whole(tmp_path):
         )
     try:
         deadline = time.monotonic() + 120
-        while not (tmp_path / "runs/demo_target/metrics.jsonl").exists() and time.monotonic() < deadline:
+        while not (tmp_path / "runs/demo_target/manifest.json").exists() and time.monotonic() < deadline:
             assert demo.poll() is None, log.read_text()
             time.sleep(0.1)
         demo.send_signal(signal.SIGTERM)

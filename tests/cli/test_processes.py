@@ -74,7 +74,7 @@ class Fail(Callback):
 def test_all_end_and_the_first_cause_is_said(process, tmp_path, rank, how, code, line, status):
     (tmp_path / "failing.py").write_text(FAILING)
     how_words = ("--trainer.callbacks.rank", str(rank), "--trainer.callbacks.how", how)
-    ended = process(*RUN, "--trainer.callbacks+", "failing.Fail", *how_words, modules=tmp_path)
+    ended = process(*RUN, "--trainer.callbacks+", "failing.Fail", *how_words, modules=tmp_path, fresh=True)
     assert time.time() - float((tmp_path / "failed").read_text()) < 60
     assert ended.code == code, ended.err
     assert [each for each in ended.err.splitlines() if each.startswith("dipo-pl: ")] == [f"dipo-pl: {line}"]

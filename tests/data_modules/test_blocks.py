@@ -39,52 +39,37 @@ def tokenizer(request):
     return trained if request.param else without_bos(trained)
 
 
-def written(tokenizer, blocks):
-    return [tokenizer.decode(block.ids) for block in blocks]
+@pytest.mark.parametrize(
+    ("chunking", "bos", "documents", "length", "blocks"),
+    [
+        # "abc" "\n\n" "defgh" are 10 tokens: 3 blocks of 4 - 1, and one token, filled up with the first block.
+        (muse_blocks, True, ["abc", "defgh"], 4, ["<s>abc", "<s>\n\nd", "<s>efg", "<s>h<s>a"]),
+        (muse_blocks, True, ["abc", "d"], 4, ["<s>abc", "<s>\n\nd"]),  # the last block is full
+        # Less than a block is repeated once.
+        (muse_blocks, True, ["abc"], 9, ["<s>abc<s>abc"]),
+        (muse_blocks, True, ["abcde"], 9, ["<s>abcde<s>ab"]),
+        (muse_blocks, True, ["abcdefgh"], 9, ["<s>abcdefgh"]),
+        (muse_blocks, False, ["abc", "defg"], 4, ["abc\n", "\ndef", "gabc"]),
+        (open_unlearning_blocks, True, ["abc", "defgh"], 4, ["<s>abc\n", "<s>\ndef", "<s>gh"]),
+        (open_unlearning_blocks, True, ["abcdefgh"], 4, ["<s>abcd", "<s>efgh"]),  # without the empty chunk
+        # Without BOS a single token predicts nothing.
+        (open_unlearning_blocks, False, ["abc", "defg"], 4, ["abc\n", "\ndef"]),
+        (open_unlearning_blocks, False, ["abc", "defgh"], 4, ["abc\n", "\ndef", "gh"]),
+    ],
+)
+def test_by_hand(of_bytes, chunking, bos, documents, length, blocks):
+    tokenizer = of_bytes if bos else without_bos(of_bytes)
+    found = chunking(documents, tokenizer, length)
+    assert [tokenizer.decode(block.ids) for block in found] == blocks
+    assert {(each.answer_start, each.closing, each.cut) for each in found} == {(1, 0, False)}
 
 
-class TestByHand:
-    def test_muse(self, of_bytes):
-        # "abc" "\n\n" "defgh" are 10 tokens: 3 blocks of 4 - 1, and one token that the first block follows.
-        blocks = muse_blocks(["abc", "defgh"], of_bytes, 4)
-        assert written(of_bytes, blocks) == ["<s>abc", "<s>\n\nd", "<s>efg", "<s>h<s>a"]
-        assert {(each.answer_start, each.closing, each.cut) for each in blocks} == {(1, 0, False)}
-
-    def test_muse_where_the_last_block_is_full(self, of_bytes):
-        assert written(of_bytes, muse_blocks(["abc", "d"], of_bytes, 4)) == ["<s>abc", "<s>\n\nd"]
-
-    @pytest.mark.parametrize(
-        ("text", "block"),
-        [("abc", "<s>abc<s>abc"), ("abcde", "<s>abcde<s>ab"), ("abcdefgh", "<s>abcdefgh")],
-    )
-    def test_muse_on_less_than_a_block_repeats_it_once(self, of_bytes, text, block):
-        assert written(of_bytes, muse_blocks([text], of_bytes, 9)) == [block]
-
-    def test_muse_without_bos(self, of_bytes):
-        plain = without_bos(of_bytes)
-        blocks = muse_blocks(["abc", "defg"], plain, 4)
-        assert written(plain, blocks) == ["abc\n", "\ndef", "gabc"]
-        assert {each.answer_start for each in blocks} == {1}
-
-    def test_open_unlearning(self, of_bytes):
-        blocks = open_unlearning_blocks(["abc", "defgh"], of_bytes, 4)
-        assert written(of_bytes, blocks) == ["<s>abc\n", "<s>\ndef", "<s>gh"]
-        assert {(each.answer_start, each.closing) for each in blocks} == {(1, 0)}
-
-    def test_open_unlearning_leaves_out_the_empty_chunk(self, of_bytes):
-        assert written(of_bytes, open_unlearning_blocks(["abcdefgh"], of_bytes, 4)) == ["<s>abcd", "<s>efgh"]
-
-    def test_open_unlearning_tokenises_anew_what_it_wrote_out(self, of_bytes):
-        # The two bytes of é part: either half is written as U+FFFD, of three bytes, and what is too long is cut.
-        blocks = open_unlearning_blocks(["aé b"], of_bytes, 2)
-        bos, a, b = of_bytes.bos_token_id, *of_bytes.convert_tokens_to_ids(["a", "b"])
-        unknown = of_bytes("\ufffd", add_special_tokens=False)["input_ids"]
-        assert [each.ids for each in blocks] == [(bos, a, unknown[0]), (bos, *unknown[:2]), (bos, b)]
-
-    def test_open_unlearning_without_bos_leaves_out_what_predicts_nothing(self, of_bytes):
-        plain = without_bos(of_bytes)
-        assert written(plain, open_unlearning_blocks(["abc", "defg"], plain, 4)) == ["abc\n", "\ndef"]
-        assert written(plain, open_unlearning_blocks(["abc", "defgh"], plain, 4)) == ["abc\n", "\ndef", "gh"]
+def test_open_unlearning_tokenizes_again_what_it_decoded(of_bytes):
+    # The two bytes of é are separated: either half is decoded as U+FFFD, of three bytes, and what is too long is cut.
+    blocks = open_unlearning_blocks(["aé b"], of_bytes, 2)
+    bos, a, b = of_bytes.bos_token_id, *of_bytes.convert_tokens_to_ids(["a", "b"])
+    unknown = of_bytes("\ufffd", add_special_tokens=False)["input_ids"]
+    assert [each.ids for each in blocks] == [(bos, a, unknown[0]), (bos, *unknown[:2]), (bos, b)]
 
 
 @pytest.mark.parametrize("chunking", [muse_blocks, open_unlearning_blocks])

@@ -74,6 +74,7 @@ def test_other_seed_gives_other_authors():
 def test_fewer_authors_are_the_first_of_more(authors):
     assert fictitious_authors(5) == authors[:5]
     assert fictitious_rows(5) == fictitious_rows(50)[: 5 * ROWS_PER_AUTHOR]
+    assert author_rows(authors[1]) == fictitious_rows(5)[ROWS_PER_AUTHOR : 2 * ROWS_PER_AUTHOR]
 
 
 def test_no_two_authors_alike(authors):
@@ -87,20 +88,6 @@ def test_no_two_authors_alike(authors):
     assert max(Counter(words).values()) == 1
 
 
-def test_lives_are_in_order(authors):
-    for author in authors:
-        assert int(author["birth_date"][-4:]) + 20 <= int(author["debut_year"]) < int(author["prize_year"])
-        assert author["mother"] != author["father"]
-        assert author["home"] != author["birth_place"]
-
-
-def test_twenty_rows_each_author_by_author(authors, rows):
-    assert [row["author"] for row in rows] == [
-        each["name"] for each in authors for _ in range(ROWS_PER_AUTHOR)
-    ]
-    assert rows[ROWS_PER_AUTHOR : 2 * ROWS_PER_AUTHOR] == author_rows(authors[1])
-
-
 def test_questions_and_answers(authors, rows):
     assert len({row["question"] for row in rows}) == len(rows)
     for row, author, fact, value in facts(authors, rows):
@@ -109,8 +96,6 @@ def test_questions_and_answers(authors, rows):
         assert row["paraphrased_answer"] != row["answer"]
         for text in (row["answer"], row["paraphrased_answer"]):
             assert value in text
-            assert 8 <= len(text.split()) <= 18, text
-            assert text.endswith(".")
 
 
 def test_wrong_and_alternate_answers_have_values_that_are_not_in_the_profile(authors, rows):
@@ -121,20 +106,6 @@ def test_wrong_and_alternate_answers_have_values_that_are_not_in_the_profile(aut
         assert len({*wrong, *others}) == WRONG_ANSWERS + 2
         assert {*wrong, *others} <= set(fact.pool)
         assert not {*wrong, *others} & {each.value.format(**author) for each in FACTS}
-
-
-def test_wordings_vary(authors, rows):
-    found = list(facts(authors, rows))
-    for number, fact in enumerate(FACTS):
-        some = found[number::ROWS_PER_AUTHOR]
-        answers = {
-            row["answer"].replace(value, "VALUE").replace(author["name"], "NAME")
-            for row, author, _, value in some
-        }
-        assert len(answers) == len(fact.sentences) >= 2
-        if fact.value != "{name}":
-            questions = {row["question"].replace(author["name"], "NAME") for row, author, _, _ in some}
-            assert len(questions) == len(fact.questions)
 
 
 def test_golden_digests(rows):

@@ -12,55 +12,57 @@ from dipo_pl.data_modules.grouping import WINDOW, grouped_by_length
 from dipo_pl.data_modules.pairing import ResumableSampler, forget_retain_pairs, permutation
 from dipo_pl.data_modules.tofu import TOFU
 
+# Items that are their own lengths.
+
 
 def cut(items, size):
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-class TestGroupedByLength:
-    """Items are their own lengths."""
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 5, 97, 400])
+@pytest.mark.parametrize("batch_size", [1, 4, 7])
+def test_every_item_once_and_the_incomplete_batch_last(size, batch_size):
+    items = permutation(0, "items", 0, size)
+    grouped = grouped_by_length(items, int, batch_size, 0, 0)
+    assert sorted(grouped) == list(range(size))
+    left = size % batch_size
+    assert grouped[size - left :] == items[size - left :]
 
-    @pytest.mark.parametrize("size", [0, 1, 3, 4, 5, 97, 400])
-    @pytest.mark.parametrize("batch_size", [1, 4, 7])
-    def test_every_item_once_and_the_incomplete_batch_last(self, size, batch_size):
-        items = permutation(0, "items", 0, size)
-        grouped = grouped_by_length(items, int, batch_size, 0, 0)
-        assert sorted(grouped) == list(range(size))
-        left = size % batch_size
-        assert grouped[size - left :] == items[size - left :]
 
-    def test_written_out(self):
-        items = [5, 1, 4, 0, 3, 2, 6]
-        assert permutation(0, "batches", 0, 3) == [1, 2, 0]
-        assert grouped_by_length(items, int, 2, 0, 0) == [2, 3, 4, 5, 0, 1, 6]
+def test_written_out():
+    assert permutation(0, "batches", 0, 3) == [1, 2, 0]
+    assert grouped_by_length([5, 1, 4, 0, 3, 2, 6], int, 2, 0, 0) == [2, 3, 4, 5, 0, 1, 6]
 
-    def test_each_window_is_sorted_by_itself(self):
-        items = permutation(0, "items", 0, 2 * WINDOW * 3 + 3)
-        batches = cut(grouped_by_length(items, int, 3, 0, 0), 3)
-        expected = []
-        for window in cut(items, WINDOW * 3):
-            expected += cut(sorted(window), 3)
-        assert batches != expected
-        assert sorted(batches) == sorted(expected)
 
-    def test_items_of_one_length_keep_their_neighbours(self):
-        items = permutation(0, "items", 0, 40)
-        grouped = grouped_by_length(items, lambda _: 7, 4, 0, 0)
-        assert grouped != items
-        assert sorted(cut(grouped, 4)) == sorted(cut(items, 4))
+def test_each_window_is_sorted_by_itself():
+    items = permutation(0, "items", 0, 2 * WINDOW * 3 + 3)
+    batches = cut(grouped_by_length(items, int, 3, 0, 0), 3)
+    expected = [batch for window in cut(items, WINDOW * 3) for batch in cut(sorted(window), 3)]
+    assert batches != expected
+    assert sorted(batches) == sorted(expected)
 
-    def test_seed_and_epoch_give_the_batches_their_order(self):
-        items = permutation(0, "items", 0, 200)
-        orders = [grouped_by_length(items, int, 4, seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
-        assert len({tuple(order) for order in orders}) == 4
-        assert grouped_by_length(items, int, 4, 1, 1) == orders[3]
+
+def test_items_of_one_length_keep_their_neighbors():
+    items = permutation(0, "items", 0, 40)
+    grouped = grouped_by_length(items, lambda _: 7, 4, 0, 0)
+    assert grouped != items
+    assert sorted(cut(grouped, 4)) == sorted(cut(items, 4))
+
+
+def test_seed_and_epoch_give_the_batches_their_order():
+    items = permutation(0, "items", 0, 200)
+    orders = [grouped_by_length(items, int, 4, seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
+    assert len({tuple(order) for order in orders}) == 4
+    assert grouped_by_length(items, int, 4, 1, 1) == orders[3]
+
+
+# TOFU's rows.
 
 
 @pytest.fixture(scope="module")
-def whole(folder):
-    """TOFU's forget10, read and tokenised."""
-    data = TOFU(folder, batch_size=8, evaluate=["forget"], evaluation_rows=1)
-    return connected(data, vocabulary=2048)
+def whole(tofu_folder):
+    """TOFU's forget10, read and tokenized."""
+    return connected(TOFU(tofu_folder, batch_size=8, evaluate=["forget"], evaluation_rows=1), vocabulary=2048)
 
 
 @pytest.fixture
@@ -92,7 +94,7 @@ def padding(some):
 
 
 def meetings(some):
-    """Pairs of forget rows that stand in one batch."""
+    """Pairs of forget rows that are in one batch."""
     return {
         frozenset((one, other))
         for batch in some
@@ -106,74 +108,74 @@ def pairs_of(some):
     return [pair for batch in some for pair in zip(batch.rows["forget"], batch.rows["retain"], strict=True)]
 
 
-class TestOnTofu:
-    def test_padding_is_halved_and_rows_still_meet_others(self, tofu):
-        grouped, plain = (tofu(group_by_length=on) for on in (True, False))
-        epochs = [batches(grouped, epoch) for epoch in range(3)]
-        assert padding(batches(plain)) > 0.33
-        assert all(padding(each) < 0.20 for each in epochs)
-        assert sum(padding(each) for each in epochs) < 0.55 * sum(
-            padding(batches(plain, epoch)) for epoch in range(3)
-        )
-        for one, other in pairwise(epochs):
-            again = len(meetings(one) & meetings(other)) / len(meetings(one))
-            assert again < 0.10  # 0.02 without grouping, 0.11 if the whole epoch were sorted
+def test_padding_is_halved_and_rows_still_meet_others(tofu):
+    grouped, plain = (
+        [batches(tofu(group_by_length=on), epoch) for epoch in range(3)] for on in (True, False)
+    )
+    assert padding(plain[0]) > 0.33
+    assert all(padding(each) < 0.20 for each in grouped)
+    assert sum(map(padding, grouped)) < 0.55 * sum(map(padding, plain))
+    for one, other in pairwise(grouped):
+        again = len(meetings(one) & meetings(other)) / len(meetings(one))
+        assert again < 0.10  # 0.02 without grouping, 0.11 if the whole epoch were sorted
 
-    def test_padding_of_pairs_with_refusals(self, whole, folder):
-        refusals = Refusals(f"{folder}/idontknow.txt", per_row=1)
-        data = TOFU(folder, retain_rows=800, alternates=refusals, evaluate=["forget"], evaluation_rows=1)
-        connected(data, ("forget", "alternate", "retain"), tokenizer=whole.tokenizer)
-        grouped = padding(batches(data))
-        data.group_by_length = False
-        assert grouped < 0.7 * padding(batches(data))
 
-    def test_padding_of_fine_tuning(self, tofu):
-        grouped, plain = (padding(batches(tofu(train_on="all", group_by_length=on))) for on in (True, False))
-        assert grouped < 0.25 * plain
+def test_padding_of_pairs_with_refusals(whole, tofu_folder):
+    refusals = Refusals(f"{tofu_folder}/idontknow.txt", per_row=1)
+    data = TOFU(tofu_folder, retain_rows=800, alternates=refusals, evaluate=["forget"], evaluation_rows=1)
+    connected(data, ("forget", "alternate", "retain"), tokenizer=whole.tokenizer)
+    grouped = padding(batches(data))
+    data.group_by_length = False
+    assert grouped < 0.7 * padding(batches(data))
 
-    @pytest.mark.parametrize("epoch", [0, 1])
-    def test_the_pairs_are_those_without_grouping(self, tofu, epoch):
-        pairs = pairs_of(batches(tofu(), epoch))
-        expected = forget_retain_pairs(0, epoch, 400, 3600)
-        assert pairs != expected
-        assert sorted(pairs) == sorted(expected)
-        assert sorted(row for row, _ in pairs) == list(range(400))
 
-    @pytest.mark.parametrize("world_size", [2, 3])
-    def test_ranks_partition_the_global_batches(self, tofu, world_size):
-        whole = batches(tofu(batch_size=8 * world_size))
-        shares = [batches(tofu(rank, world_size)) for rank in range(world_size)]
-        assert {len(share) for share in shares} == {len(whole)}
-        for batch, *parts in list(zip(whole, *shares, strict=True))[:-1]:
-            assert [pair for part in parts for pair in pairs_of([part])] == pairs_of([batch])
-        filled = pairs_of(whole) + pairs_of(whole)[: -400 % world_size]
-        assert [pair for step in zip(*shares, strict=True) for pair in pairs_of(step)] == filled
+def test_fine_tuning_has_little_padding_and_other_batches_each_epoch(tofu):
+    grouped, plain = (padding(batches(tofu(train_on="all", group_by_length=on))) for on in (True, False))
+    assert grouped < 0.25 * plain
+    one, other = (batches(tofu(train_on="forget"), epoch) for epoch in range(2))
+    assert {frozenset(each.rows["train"]) for each in one} != {
+        frozenset(each.rows["train"]) for each in other
+    }
+    # Long and short batches come in no order.
+    widths = [batch.input_ids.shape[1] for batch in one]
+    assert sorted(widths) != widths != sorted(widths, reverse=True)
 
-    def test_from_any_batch_on_as_if_never_stopped(self, tofu):
-        data = tofu()
-        for epoch in (0, 2):
-            whole = pairs_of(batches(data, epoch))
-            for done in (1, 7, 25, 49):
-                assert pairs_of(batches(data, epoch, done)) == whole[8 * done :]
-        # Every batch, by the sampler alone.
-        sampler = data.train_dataloader().sampler
-        expected = list(sampler)
-        for done in range(len(sampler)):
-            other = ResumableSampler(sampler.items, 8)
-            other.resume(0, done)
-            assert list(other) == expected[done:]
 
-    def test_workers_change_nothing(self, tofu):
-        one, two = (batches(tofu(workers=workers), epoch=1) for workers in (0, 2))
-        assert [batch.rows for batch in one] == [batch.rows for batch in two]
-        assert [batch.input_ids.tolist() for batch in one] == [batch.input_ids.tolist() for batch in two]
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_the_pairs_are_those_without_grouping(tofu, epoch):
+    pairs, expected = pairs_of(batches(tofu(), epoch)), forget_retain_pairs(0, epoch, 400, 3600)
+    assert pairs != expected
+    assert sorted(pairs) == sorted(expected)
+    assert sorted(row for row, _ in pairs) == list(range(400))
 
-    def test_another_epoch_has_other_batches_in_another_order(self, tofu):
-        data = tofu(train_on="forget")
-        one, other = (batches(data, epoch) for epoch in range(2))
-        assert {frozenset(each.rows["train"]) for each in one} != {
-            frozenset(each.rows["train"]) for each in other
-        }
-        # Long and short batches come in no order.
-        widths = [batch.input_ids.shape[1] for batch in one]
-        assert sorted(widths) != widths != sorted(widths, reverse=True)
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_partition_the_global_batches(tofu, world_size):
+    whole = batches(tofu(batch_size=8 * world_size))
+    shares = [batches(tofu(rank, world_size)) for rank in range(world_size)]
+    assert {len(share) for share in shares} == {len(whole)}
+    for batch, *parts in list(zip(whole, *shares, strict=True))[:-1]:
+        assert [pair for part in parts for pair in pairs_of([part])] == pairs_of([batch])
+    filled = pairs_of(whole) + pairs_of(whole)[: -400 % world_size]
+    assert [pair for step in zip(*shares, strict=True) for pair in pairs_of(step)] == filled
+
+
+def test_from_any_batch_on_as_if_never_stopped(tofu):
+    data = tofu()
+    for epoch in (0, 2):
+        whole = pairs_of(batches(data, epoch))
+        for done in (1, 7, 25, 49):
+            assert pairs_of(batches(data, epoch, done)) == whole[8 * done :]
+    # Every batch, by the sampler alone.
+    sampler = data.train_dataloader().sampler
+    expected = list(sampler)
+    for done in range(len(sampler)):
+        other = ResumableSampler(sampler.items, 8)
+        other.resume(0, done)
+        assert list(other) == expected[done:]
+
+
+def test_workers_change_nothing(tofu):
+    one, two = (batches(tofu(workers=workers), epoch=1) for workers in (0, 2))
+    assert [batch.rows for batch in one] == [batch.rows for batch in two]
+    assert [batch.input_ids.tolist() for batch in one] == [batch.input_ids.tolist() for batch in two]

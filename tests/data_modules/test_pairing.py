@@ -8,82 +8,66 @@ import torch
 
 from dipo_pl.data_modules.pairing import ResumableSampler, forget_retain_pairs, permutation
 
+# Permutations.
 
-class TestPermutation:
-    def test_is_the_same_everywhere(self):
-        # Written out: another machine, Python or release must deal the same cards.
-        assert permutation(0, "forget", 0, 6) == [0, 3, 4, 2, 1, 5]
-        assert permutation(7, "retain", 3, 6) == [0, 5, 2, 3, 1, 4]
 
-    def test_each_argument_gives_another(self):
-        orders = {
-            tuple(permutation(seed, stream, cycle, 50))
-            for seed in (0, 1)
-            for stream in ("forget", "retain")
-            for cycle in (0, 1)
-        }
-        assert len(orders) == 8
-        assert all(sorted(order) == list(range(50)) for order in orders)
+def test_a_permutation_is_the_same_everywhere():
+    """Written out: another machine, Python or release must deal the same cards."""
+    assert permutation(0, "forget", 0, 6) == [0, 3, 4, 2, 1, 5]
+    assert permutation(7, "retain", 3, 6) == [0, 5, 2, 3, 1, 4]
+    keys = [(seed, stream, cycle) for seed in (0, 1) for stream in ("forget", "retain") for cycle in (0, 1)]
+    orders = {tuple(permutation(*key, 50)) for key in keys}
+    assert len(orders) == 8
+    assert all(sorted(order) == list(range(50)) for order in orders)
 
-    def test_neither_reads_nor_moves_the_global_generators(self):
-        random.seed(1)
-        torch.manual_seed(1)
+
+def test_a_permutation_neither_reads_nor_moves_the_global_generators():
+    found = []
+    for seed in (1, 2):
+        random.seed(seed)
+        torch.manual_seed(seed)
         before = random.getstate(), torch.get_rng_state()
-        first = permutation(0, "forget", 0, 50)
+        found.append(permutation(0, "forget", 0, 50))
         assert random.getstate() == before[0]
         assert torch.equal(torch.get_rng_state(), before[1])
-        random.seed(2)
-        torch.manual_seed(2)
-        assert permutation(0, "forget", 0, 50) == first
+    assert found[0] == found[1]
 
 
-SIZES = [(1, 1), (4, 4), (4, 11), (5, 2), (7, 3), (3, 1), (10, 25)]
+# Pairs.
 
 
-class TestPairs:
-    @pytest.mark.parametrize(("forget", "retain"), SIZES)
-    def test_an_epoch_passes_once_over_the_forget_set(self, forget, retain):
-        for epoch in range(5):
-            rows = [row for row, _ in forget_retain_pairs(3, epoch, forget, retain)]
-            assert sorted(rows) == list(range(forget))
-
-    @pytest.mark.parametrize(("forget", "retain"), SIZES)
-    def test_retain_rows_are_dealt_without_replacement_across_epochs(self, forget, retain):
-        dealt = []
-        for epoch in range(9):
-            partners = dict(forget_retain_pairs(3, epoch, forget, retain))
-            dealt += [partners[row] for row in range(forget)]
-        for start in range(0, len(dealt), retain):
-            pack = dealt[start : start + retain]
-            assert len(set(pack)) == len(pack)
-        counts = Counter(dict.fromkeys(range(retain), 0) | Counter(dealt))
-        assert max(counts.values()) - min(counts.values()) <= 1
-
-    def test_each_pack_and_each_epoch_has_its_own_order(self):
-        epochs = [forget_retain_pairs(0, epoch, 20, 20) for epoch in range(6)]
-        assert len({tuple(row for row, _ in epoch) for epoch in epochs}) == 6
-        assert len({tuple(dict(epoch)[row] for row in range(20)) for epoch in epochs}) == 6
-
-    def test_another_seed_gives_other_pairs(self):
-        assert forget_retain_pairs(0, 0, 20, 60) != forget_retain_pairs(1, 0, 20, 60)
-
-    def test_does_not_depend_on_what_was_asked_before(self):
-        alone = forget_retain_pairs(5, 7, 6, 4)
-        for epoch in range(10):
-            forget_retain_pairs(5, epoch, 6, 4)
-        assert forget_retain_pairs(5, 7, 6, 4) == alone
-
-    def test_written_out(self):
-        # Packs of three cards: 2 0 1, then 0 1 2, then 1 0 2. Epoch 0 takes 2 0 1 0, epoch 1 takes 1 2 1 0.
-        assert [permutation(0, "retain", cycle, 3) for cycle in range(3)] == [[2, 0, 1], [0, 1, 2], [1, 0, 2]]
-        assert forget_retain_pairs(0, 0, 4, 3) == [(0, 2), (2, 1), (3, 0), (1, 0)]
-        assert forget_retain_pairs(0, 1, 4, 3) == [(2, 1), (3, 0), (1, 2), (0, 1)]
+@pytest.mark.parametrize(("forget", "retain"), [(1, 1), (4, 4), (4, 11), (5, 2), (7, 3), (3, 1), (10, 25)])
+def test_pairs(forget, retain):
+    """An epoch passes once over the forget set; retain rows are dealt without replacement across epochs."""
+    dealt = []
+    for epoch in range(9):
+        partners = dict(forget_retain_pairs(3, epoch, forget, retain))
+        assert sorted(partners) == list(range(forget))
+        dealt += [partners[row] for row in range(forget)]
+    for start in range(0, len(dealt), retain):
+        pack = dealt[start : start + retain]
+        assert len(set(pack)) == len(pack)
+    counts = Counter(dict.fromkeys(range(retain), 0) | Counter(dealt))
+    assert max(counts.values()) - min(counts.values()) <= 1
 
 
-def items_of(size):
-    """The epoch's items, told apart by epoch: 100, 101, ... in epoch 1."""
-    return lambda epoch: [100 * epoch + index for index in range(size)]
+def test_each_pack_epoch_and_seed_has_its_own_order():
+    epochs = [forget_retain_pairs(0, epoch, 20, 20) for epoch in range(6)]
+    assert len({tuple(row for row, _ in epoch) for epoch in epochs}) == 6
+    assert len({tuple(dict(epoch)[row] for row in range(20)) for epoch in epochs}) == 6
+    assert forget_retain_pairs(1, 0, 20, 20) != epochs[0]
+    # Whatever was asked before.
+    assert forget_retain_pairs(0, 3, 20, 20) == epochs[3]
 
+
+def test_pairs_written_out():
+    """Packs of three cards: 2 0 1, then 0 1 2, then 1 0 2. Epoch 0 takes 2 0 1 0, epoch 1 takes 1 2 1 0."""
+    assert [permutation(0, "retain", cycle, 3) for cycle in range(3)] == [[2, 0, 1], [0, 1, 2], [1, 0, 2]]
+    assert forget_retain_pairs(0, 0, 4, 3) == [(0, 2), (2, 1), (3, 0), (1, 0)]
+    assert forget_retain_pairs(0, 1, 4, 3) == [(2, 1), (3, 0), (1, 2), (0, 1)]
+
+
+# Batches.
 
 SAMPLERS = [
     (size, batch_size, world)
@@ -92,106 +76,96 @@ SAMPLERS = [
 ]
 
 
-def ranks(size, batch_size, world):
-    return [ResumableSampler(items_of(size), batch_size, rank, world) for rank in range(world)]
+def items_of(size):
+    """The epoch's items, told apart by epoch: 100, 101, ... in epoch 1."""
+    return lambda epoch: [100 * epoch + index for index in range(size)]
 
 
-class TestResumableSampler:
-    @pytest.mark.parametrize(("size", "batch_size", "world"), SAMPLERS)
-    def test_ranks_share_out_consecutive_items(self, size, batch_size, world):
-        per_rank = [list(sampler) for sampler in ranks(size, batch_size, world)]
-        step = batch_size * world
-        batches = -(-size // step)
-        assert [len(sampler) for sampler in ranks(size, batch_size, world)] == [batches] * world
-        assert [len(each) for each in per_rank] == [batches] * world
-        seen = []
-        for number in range(batches):
-            shares = [each[number] for each in per_rank]
-            # No rank is left without work, and none has more than another.
-            assert len({len(share) for share in shares}) == 1
-            assert 1 <= len(shares[0]) <= batch_size
-            seen += [item for share in shares for item in share]
-        filled = -size % world
-        assert seen == list(range(size)) + [index % size for index in range(filled)]
-
-    @pytest.mark.parametrize(("size", "batch_size", "world"), SAMPLERS)
-    def test_from_any_batch_on_as_if_never_stopped(self, size, batch_size, world):
-        for rank, whole in enumerate(ranks(size, batch_size, world)):
-            for epoch in (0, 3):
-                whole.set_epoch(epoch)
-                expected = list(whole)
-                for done in range(len(whole)):
-                    resumed = ResumableSampler(items_of(size), batch_size, rank, world)
-                    resumed.resume(epoch, done)
-                    assert list(resumed) == expected[done:]
-                    assert len(resumed) == len(whole)
-
-    def test_literal_batches(self):
-        first, second = ranks(size=7, batch_size=2, world=2)
-        assert list(first) == [[0, 1], [4, 5]]
-        assert list(second) == [[2, 3], [6, 0]]
-
-    def test_the_epoch_resumed_in_keeps_its_place_and_the_next_begins_at_its_start(self):
-        sampler = ResumableSampler(items_of(6), 2)
-        sampler.resume(1, 2)
-        sampler.set_epoch(1)
-        assert list(sampler) == [[104, 105]]
-        sampler.set_epoch(2)
-        assert list(sampler) == [[200, 201], [202, 203], [204, 205]]
-
-    @pytest.mark.parametrize("done", [3, 4])
-    def test_resumed_at_the_end_of_an_epoch_it_begins_the_next(self, done):
-        sampler = ResumableSampler(items_of(6), 2)
-        sampler.resume(1, done)
-        # Lightning may ask for the batches before it tells the epoch.
-        assert next(iter(sampler)) == [200, 201]
-        sampler.set_epoch(2)
-        assert list(sampler) == [[200, 201], [202, 203], [204, 205]]
-
-    def test_another_pass_over_the_same_epoch(self):
-        sampler = ResumableSampler(items_of(4), 2)
-        assert list(sampler) == list(sampler) == [[0, 1], [2, 3]]
-
-
-def of_steps(size, batch_size, world, accumulation):
+def ranks(size, batch_size, world, accumulation=None):
     return [ResumableSampler(items_of(size), batch_size, rank, world, accumulation) for rank in range(world)]
 
 
-class TestStepsOfSeveralBatches:
-    @pytest.mark.parametrize(("size", "batch_size", "world"), SAMPLERS)
-    @pytest.mark.parametrize("accumulation", [1, 2, 3])
-    def test_weights_make_the_trainers_mean_that_over_a_steps_items(
-        self, size, batch_size, world, accumulation
-    ):
-        """The trainer divides by ranks and accumulation, also where an epoch ends within a step."""
-        samplers = of_steps(size, batch_size, world, accumulation)
-        batches = [list(sampler) for sampler in samplers]
-        assert [len(each) for each in batches] == [len(each) for each in samplers]
-        assert len({len(each) for each in batches}) == 1
-        step = batch_size * world * accumulation
-        for first in range(0, len(batches[0]), accumulation):
-            items = range(size)[first // accumulation * step :][:step]
-            total = 0.0
-            for rank, sampler in enumerate(samplers):
-                for number in range(first, min(first + accumulation, len(sampler))):
-                    mean = sum(item**2 for item in batches[rank][number]) / len(batches[rank][number])
-                    total += sampler.weight(number) * mean
-            assert total / world / accumulation == pytest.approx(sum(each**2 for each in items) / len(items))
+@pytest.mark.parametrize(("size", "batch_size", "world"), SAMPLERS)
+def test_ranks_share_out_consecutive_items(size, batch_size, world):
+    samplers = ranks(size, batch_size, world)
+    per_rank = [list(sampler) for sampler in samplers]
+    batches = -(-size // (batch_size * world))
+    assert [len(each) for each in samplers] == [len(each) for each in per_rank] == [batches] * world
+    seen = []
+    for shares in zip(*per_rank, strict=True):
+        # No rank is left without work, and none has more than another.
+        assert len({len(share) for share in shares}) == 1
+        assert 1 <= len(shares[0]) <= batch_size
+        seen += [item for share in shares for item in share]
+    assert seen == list(range(size)) + [index % size for index in range(-size % world)]
 
-    def test_literal_batches_and_weights(self):
-        first, second = of_steps(size=7, batch_size=1, world=2, accumulation=2)
-        assert list(first) == [[0], [2], [4], [0]]
-        assert list(second) == [[1], [3], [5], [6]]
-        # The second step has three items: four places, of which one counts nothing.
-        assert [first.weight(each) for each in range(4)] == [1, 1, 4 / 3, 0]
-        assert [second.weight(each) for each in range(4)] == [1, 1, 4 / 3, 4 / 3]
 
-    def test_without_steps_all_count_alike(self):
-        sampler, _ = ranks(size=7, batch_size=2, world=2)
-        assert [sampler.weight(each) for each in range(len(sampler))] == [1, 1]
+@pytest.mark.parametrize(("size", "batch_size", "world"), SAMPLERS)
+def test_from_any_batch_on_as_if_never_stopped(size, batch_size, world):
+    for rank, whole in enumerate(ranks(size, batch_size, world)):
+        for epoch in (0, 3):
+            whole.set_epoch(epoch)
+            expected = list(whole)
+            assert list(whole) == expected
+            for done in range(len(whole)):
+                resumed = ResumableSampler(items_of(size), batch_size, rank, world)
+                resumed.resume(epoch, done)
+                assert list(resumed) == expected[done:]
+                assert len(resumed) == len(whole)
+
+
+def test_literal_batches():
+    first, second = ranks(size=7, batch_size=2, world=2)
+    assert list(first) == [[0, 1], [4, 5]]
+    assert list(second) == [[2, 3], [6, 0]]
+    assert [first.weight(each) for each in range(2)] == [1, 1]
+
+
+@pytest.mark.parametrize(("done", "rest"), [(2, [[104, 105]]), (3, None), (4, None)])
+def test_the_epoch_resumed_in_keeps_its_place_and_the_next_begins_at_its_start(done, rest):
+    """Resumed at the end of an epoch it begins the next, which Lightning may ask for before it tells the epoch."""
+    sampler = ResumableSampler(items_of(6), 2)
+    sampler.resume(1, done)
+    if rest is None:
+        assert next(iter(sampler)) == [200, 201]
+    else:
+        sampler.set_epoch(1)
+        assert list(sampler) == rest
+    sampler.set_epoch(2)
+    assert list(sampler) == [[200, 201], [202, 203], [204, 205]]
+
+
+# Steps of several batches.
+
+
+@pytest.mark.parametrize(("size", "batch_size", "world"), SAMPLERS)
+@pytest.mark.parametrize("accumulation", [1, 2, 3])
+def test_weights_make_the_trainers_mean_that_over_a_steps_items(size, batch_size, world, accumulation):
+    """The trainer divides by ranks and accumulation, also where an epoch ends within a step."""
+    samplers = ranks(size, batch_size, world, accumulation)
+    batches = [list(sampler) for sampler in samplers]
+    assert {len(each) for each in batches} == {len(each) for each in samplers} == {len(samplers[0])}
+    step = batch_size * world * accumulation
+    for first in range(0, len(batches[0]), accumulation):
+        items = range(size)[first // accumulation * step :][:step]
+        total = 0.0
+        for rank, sampler in enumerate(samplers):
+            for number in range(first, min(first + accumulation, len(sampler))):
+                mean = sum(item**2 for item in batches[rank][number]) / len(batches[rank][number])
+                total += sampler.weight(number) * mean
+        assert total / world / accumulation == pytest.approx(sum(each**2 for each in items) / len(items))
+
+
+def test_literal_batches_and_weights():
+    first, second = ranks(size=7, batch_size=1, world=2, accumulation=2)
+    assert list(first) == [[0], [2], [4], [0]]
+    assert list(second) == [[1], [3], [5], [6]]
+    # The second step has three items: four places, of which one counts nothing.
+    assert [first.weight(each) for each in range(4)] == [1, 1, 4 / 3, 0]
+    assert [second.weight(each) for each in range(4)] == [1, 1, 4 / 3, 4 / 3]
 
 
 def test_a_step_of_an_epoch_that_is_cut_short_counts_its_own_rows():
-    sampler = ResumableSampler(lambda epoch: list(range(40)), batch_size=2, accumulation=4)
+    (sampler,) = ranks(size=40, batch_size=2, world=1, accumulation=4)
     assert [sampler.weight(each, batches=5) for each in range(5)] == [1, 1, 1, 1, 4]
     assert [sampler.weight(each) for each in range(20)] == [1] * 20

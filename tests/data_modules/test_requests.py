@@ -1,4 +1,4 @@
-"""Forget sets that are asked for one after another: joined, kept apart, measured, and never retained."""
+"""Continual unlearning: forget sets that are requested in turn are joined, kept apart, measured, and never retained."""
 
 import json
 
@@ -8,49 +8,41 @@ from connected import connected
 from dipo_pl.data_modules.fictitious import FictitiousAuthors
 from dipo_pl.data_modules.json_lines import JSONL
 from dipo_pl.data_modules.requests import joined, refuse_overlaps, without
+from dipo_pl.data_modules.row_sets import RowSets
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.prompts import QuestionAnswer
 from dipo_pl.rows import Row
 
-
-def rows(*texts):
-    return [Row((), text) for text in texts]
+A, B, C, D = (Row((), text) for text in "abcd")
 
 
-A, B, C, D = rows("a", "b", "c", "d")
-
-
-def test_joined_keeps_the_order_and_what_stands_twice_once():
+def test_joined_and_without():
     assert joined([[B, A], [A, C], [C, D]]) == [B, A, C, D]
-
-
-def test_a_question_with_another_answer_is_another_row():
+    assert without([A, B, A, C], [A, D]) == [B, C]
+    # A question with another answer is another row.
     one, other = (Row((("user", "Who?"),), answer) for answer in ("Me.", "You."))
     assert joined([[one], [other]]) == [one, other]
     assert without([one, other], [other]) == [one]
 
 
-def test_without():
-    assert without([A, B, A, C], [A, D]) == [B, C]
-
-
-class TestOverlaps:
-    def test_none(self):
-        refuse_overlaps({"one": [A, B], "two": [C], "three": [D]})
-
-    @pytest.mark.parametrize("nested", [False, True])
-    def test_a_part(self, nested):
-        with pytest.raises(InputError, match="requests one and three overlap: 1 of 2 rows of the second"):
-            refuse_overlaps({"one": [A, B], "two": [C], "three": [B, D]}, nested)
-
-    def test_all_of_an_earlier_one(self):
-        growing = {"one": [A], "two": [A, B], "three": [A, B, C]}
-        refuse_overlaps(growing, nested=True)
-        with pytest.raises(InputError, match="one and two overlap"):
-            refuse_overlaps(growing)
-        with pytest.raises(InputError, match="three and two overlap: 2 of 2"):
-            refuse_overlaps(dict(reversed(growing.items())), nested=True)
+@pytest.mark.parametrize(
+    ("requests", "nested", "message"),
+    [
+        ({"one": [A, B], "two": [C], "three": [D]}, False, None),
+        ({"one": [A, B], "two": [C], "three": [B, D]}, False, "requests one and three overlap: 1 of 2 rows of the second"),
+        ({"one": [A, B], "two": [C], "three": [B, D]}, True, "requests one and three overlap: 1 of 2 rows of the second"),
+        ({"one": [A], "two": [A, B], "three": [A, B, C]}, True, None),
+        ({"one": [A], "two": [A, B], "three": [A, B, C]}, False, "one and two overlap"),
+        ({"three": [A, B, C], "two": [A, B], "one": [A]}, True, "three and two overlap: 2 of 2"),
+    ],
+)  # fmt: skip
+def test_overlaps(requests, nested, message):
+    if message is None:
+        refuse_overlaps(requests, nested)
+        return
+    with pytest.raises(InputError, match=message):
+        refuse_overlaps(requests, nested)
 
 
 class TestDataModule:
@@ -61,66 +53,57 @@ class TestDataModule:
             lines = (json.dumps({"question": f"{text}?", "answer": f"{text}{text}."}) for text in texts)
             (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
 
-    def ready(self, data):
-        return connected(data)
-
-    def answers(self, given):
-        return "".join(row.answer[0] for row in given)
-
-    def test_several_files_are_one_forget_set(self):
-        data = self.ready(JSONL(["1.jsonl", "2.jsonl"], "keep.jsonl"))
-        assert self.answers(data.row_sets.forget) == "abcd"
-
-    def test_what_was_asked_for_is_measured_and_not_retained(self):
-        data = self.ready(JSONL("2.jsonl", "keep.jsonl", requests=["1.jsonl", "2.jsonl"]))
-        assert self.answers(data.row_sets.forget) == "cd"
-        assert self.answers(data.row_sets.retain) == "efgh"
-        sets = {each.name: self.answers(each.rows) for each in data.evaluation_sets}
-        assert sets == {"forget": "cd", "retain": "efgh", "request_1": "ab", "request_2": "cd"}
-
-    def test_requests_are_measured_whatever_else_is(self):
-        data = JSONL("1.jsonl", "keep.jsonl", requests=["1.jsonl"], evaluate=["forget"], evaluation_rows=1)
-        sets = {each.name: self.answers(each.rows) for each in self.ready(data).evaluation_sets}
-        assert sets == {"forget": "a", "request_1": "a"}
+    def answers(self, rows):
+        return "".join(row.answer[0] for row in rows)
 
     @pytest.mark.parametrize(
-        ("forget", "requests", "said"),
+        ("forget", "options", "rows", "sets"),
+        [
+            (["1.jsonl", "2.jsonl"], {}, ("abcd", "abcdefgh"), {"forget": "abcd", "retain": "abcdefgh"}),
+            ("2.jsonl", {"requests": ["1.jsonl", "2.jsonl"]}, ("cd", "efgh"),
+             {"forget": "cd", "retain": "efgh", "request_1": "ab", "request_2": "cd"}),
+            ("1.jsonl", {"requests": ["1.jsonl"], "evaluate": ["forget"], "evaluation_rows": 1}, ("ab", "cdefgh"),
+             {"forget": "a", "request_1": "a"}),
+            ("1.jsonl", {"requests": ["1.jsonl"], "requests_to_come": ["2.jsonl"]}, ("ab", "cdefgh"),
+             {"forget": "ab", "retain": "efgh", "request_1": "ab"}),
+            ("1.jsonl", {"requests": ["1.jsonl", "1.jsonl"]}, ("ab", "cdefgh"),
+             {"forget": "ab", "retain": "cdefgh", "request_1": "ab"}),
+        ],
+        ids=["several files are one set", "earlier requests are not retained", "requests are always measured",
+             "later requests are retained but not measured", "a request made twice"],
+    )  # fmt: skip
+    def test_rows_and_sets(self, forget, options, rows, sets):
+        data = connected(JSONL(forget, "keep.jsonl", **options))
+        assert (self.answers(data.row_sets.forget), self.answers(data.row_sets.retain)) == rows
+        assert {each.name: self.answers(each.rows) for each in data.evaluation_sets} == sets
+        assert all(each.cut_answers is None for each in data.evaluation_sets)
+
+    @pytest.mark.parametrize(
+        ("forget", "requests", "message"),
         [
             (["1.jsonl", "2.jsonl"], ["1.jsonl"], "2 of 4 forget rows are in none of data.requests"),
             ("1.jsonl", ["1.jsonl", "keep.jsonl"], "all retain rows are in one of data.requests"),
             ("1.jsonl", ["1.jsonl", "9.jsonl"], "no file 9.jsonl"),
             ([], None, "data.forget names no forget set"),
-            ("1.jsonl", ["1.jsonl", "1.jsonl"], None),
         ],
     )
-    def test_refused(self, forget, requests, said):
-        data = JSONL(forget, "keep.jsonl", requests=requests)
-        if said is None:
-            assert len(self.ready(data).evaluation_sets) == 3
-            return
-        with pytest.raises(InputError, match=said):
-            self.ready(data)
+    def test_refused(self, forget, requests, message):
+        with pytest.raises(InputError, match=message):
+            connected(JSONL(forget, "keep.jsonl", requests=requests))
 
     def test_data_with_one_forget_set(self):
         with pytest.raises(InputError, match="FictitiousAuthors has only one forget set"):
-            self.ready(FictitiousAuthors(4, 1, requests=["author_1"]))
+            connected(FictitiousAuthors(4, 1, requests=["author_1"]))
 
-    def test_a_set_of_its_own_prompt_and_length(self):
-        """Cut answers count what the tokenizer puts before a text, as MUSE's own code does."""
-        long, short = Row((("user", "q"),), "abcdef"), Row((("user", "q"),), "ab")
+    def test_a_set_with_its_own_prompt_and_length(self):
+        """Cut answers count the special tokens before a text, as MUSE's code does."""
+        rows = [Row((("user", "q"),), answer) for answer in ("abcdef", "ab")]
         data = JSONL("1.jsonl", "keep.jsonl")
-        measured = EvaluationSet("mine", [long, short], prompt=QuestionAnswer("", ":"), new_tokens=4)
-        read = data.read
-        data.read = lambda: (found := read()) and type(found)(found.forget, found.retain, [measured])
-        (found,) = self.ready(data).evaluation_sets
+        sets = data.read()
+        own = EvaluationSet("mine", rows, prompt=QuestionAnswer("", ":"), new_tokens=4)
+        data.read = lambda: RowSets(sets.forget, sets.retain, [own])
+        (found,) = connected(data).evaluation_sets
         assert found.cut_answers == ["abc", "ab"]
         (batch,) = data.val_dataloader()[0]
-        assert [data.tokenizer.decode(each, skip_special_tokens=True) for each in batch.prompts] == [
-            "q:",
-            "q:",
-        ]
-
-    def test_where_nothing_is_generated_nothing_is_cut(self):
-        data = JSONL("1.jsonl", "keep.jsonl")
-        for each in self.ready(data).evaluation_sets:
-            assert each.cut_answers is None
+        prompts = [data.tokenizer.decode(each, skip_special_tokens=True) for each in batch.prompts]
+        assert prompts == ["q:", "q:"]

@@ -1,4 +1,4 @@
-"""The engine under DDP, FSDP and FSDP2 in two real processes: the gradients of one."""
+"""The engine under DDP and FSDP2 in two real processes: the gradients of one."""
 
 import sys
 import time

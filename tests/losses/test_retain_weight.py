@@ -13,7 +13,7 @@ from lightning import Callback, Trainer
 from dipo_pl.data_modules.fictitious import FictitiousAuthors
 from dipo_pl.errors import InputError, TrainingError
 from dipo_pl.losses import PDU, MaximumEntropy
-from dipo_pl.losses.retain_weight import DualWeight
+from dipo_pl.losses.retain_weight import DualWeight, FixedWeight
 from dipo_pl.models.from_config import FromConfig
 from dipo_pl.modules.unlearning import Unlearning
 
@@ -43,49 +43,59 @@ class Recorder(Callback):
 """
 
 
-def here(loss):
-    return loss
+def dual(**changes):
+    return DualWeight(**{"initial": 2.0, "epsilon": 0.5, "step": 4.0, "warmup_epochs": 0} | changes)
+
+
+def updated(weight, losses, epoch=0, over_ranks=lambda sums: sums):
+    """The weight after a step of micro-batches, each a loss or a loss and its weight."""
+    for loss in losses:
+        loss, *counts = loss if isinstance(loss, tuple) else (loss,)
+        weight.observe(torch.tensor(loss, requires_grad=True), *counts)
+    weight.update(epoch, over_ranks)
+    return weight.value
 
 
 def test_grows_above_the_bound_and_shrinks_below_it():
-    weight = DualWeight(initial=2.0, epsilon=0.5, step=4.0, warmup_epochs=0)
+    weight = dual()
     for losses, expected in (([0.75], 3.0), ([0.0, 0.5], 2.0), ([0.0], 0.0), ([0.0], 0.0), ([1.0], 2.0)):
-        for loss in losses:
-            weight.observe(torch.tensor(loss, requires_grad=True))
-        weight.update(0, here)
-        assert weight.value == expected
+        assert updated(weight, losses) == expected
         assert type(weight.value) is float
 
 
 def test_stands_still_while_it_warms_up():
-    """What is seen before is not remembered."""
-    weight = DualWeight(initial=2.0, epsilon=0.5, step=4.0, warmup_epochs=2)
-    for epoch, expected in ((0, 2.0), (1, 2.0), (2, 4.0), (3, 6.0)):
-        weight.observe(torch.tensor(9.0 if epoch < 2 else 1.0))
-        weight.update(epoch, here)
-        assert weight.value == expected
+    """What is seen before is not remembered, and ranks need not meet."""
+    weight = dual(warmup_epochs=2)
+    for epoch in (0, 1):
+        assert updated(weight, [9.0], epoch, lambda sums: pytest.fail("not needed")) == 2.0
+    assert updated(weight, [1.0], 2) == 4.0
+    assert updated(weight, [1.0], 3) == 6.0
 
 
-def test_takes_the_mean_over_devices():
-    weight = DualWeight(initial=2.0, epsilon=0.5, step=4.0, warmup_epochs=1)
-    weight.observe(torch.tensor(1.0))
-    weight.update(0, lambda sums: pytest.fail("not needed, and not every device need have come here"))
-    weight.observe(torch.tensor(1.0))
-    weight.update(1, lambda sums: (sums + torch.tensor([0.0, 1.0])) / 2)
+def test_rows_count_alike_whatever_batch_and_rank_they_are_in():
+    """One rank has a batch of 3 rows and one of 1, the other one of 2 and none: weights as `step_weight` gives them."""
+    other = dual()
+    seen = []
+    updated(other, [(2.0, 4 / 3), (9.0, 0.0)], over_ranks=lambda sums: seen.append(sums) or sums)
+    found = updated(dual(), [(1.0, 2.0), (3.0, 2 / 3)], over_ranks=lambda sums: (sums + seen[0]) / 2)
+    assert found == pytest.approx(2.0 + 4 * ((3 * 1 + 1 * 3 + 2 * 2) / 6 - 0.5), rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_retain_loss_that_is_not_finite_ends_the_run(loss):
+    """max(0, NaN) is 0: the retain term would be gone without a word."""
+    weight = dual()
+    with pytest.raises(TrainingError, match=f"the retain loss is {loss}"):
+        updated(weight, [loss])
     assert weight.value == 2.0
 
 
-def test_rows_count_alike_whatever_batch_and_device_they_are_in():
-    """One device has a batch of 3 rows and one of 1, the other one of 2 and none: weights as `step_weight` gives them."""
-    devices = DualWeight(initial=2.0, epsilon=0.5, step=4.0, warmup_epochs=0), DualWeight(warmup_epochs=0)
-    for weight, batches in zip(
-        devices, ([(1.0, 2.0), (3.0, 2 / 3)], [(2.0, 4 / 3), (9.0, 0.0)]), strict=True
-    ):
-        for loss, counts in batches:
-            weight.observe(torch.tensor(loss), counts)
-    other = torch.stack(devices[1]._observed).sum(0)
-    devices[0].update(0, lambda sums: (sums + other) / 2)
-    assert devices[0].value == pytest.approx(2.0 + 4 * ((3 * 1 + 1 * 3 + 2 * 2) / 6 - 0.5), rel=1e-6)
+def test_a_fixed_weight_stays_and_is_in_no_checkpoint():
+    weight = FixedWeight(0.7)
+    assert updated(weight, [9.0]) == 0.7
+    assert (weight.state, dual().state) == ({}, {"retain_weight": 2.0})
+    weight.load({"retain_weight": 3.0})
+    assert weight.value == 0.7
 
 
 def test_defaults_are_the_authors():
@@ -110,11 +120,7 @@ def test_bad_arguments_are_refused(arguments, message):
 
 
 def settings(**given):
-    return [
-        each
-        for name, value in given.items()
-        for each in (f"--model.retain_weight.{name}", str(value))
-    ]  # fmt: skip
+    return [word for name, value in given.items() for word in (f"--model.retain_weight.{name}", str(value))]
 
 
 def test_follows_the_retain_loss_of_each_step(cli, monkeypatch):
@@ -148,15 +154,15 @@ def checkpoint(name):
 
 
 def test_goes_on_where_it_was_after_a_resume(cli):
-    dual = settings(initial=7, epsilon=4, step=0.5, warmup_epochs=0)
-    assert cli(*RUN, *dual, "--trainer.max_epochs", "1").code == 0
+    run = (*RUN, *settings(initial=7, epsilon=4, step=0.5, warmup_epochs=0))
+    assert cli(*run, "--trainer.max_epochs", "1").code == 0
     first = checkpoint("run")["retain_weight"]
     assert type(first) is float
     assert first > 7.5
-    ended = cli(*RUN, *dual, "--trainer.max_epochs", "2")
+    ended = cli(*run, "--trainer.max_epochs", "2")
     assert ended.code == 0, ended.err
     assert "resuming from" in ended.err
-    assert cli(*RUN, *dual, "--trainer.max_epochs", "2", "--name", "straight").code == 0
+    assert cli(*run, "--trainer.max_epochs", "2", "--name", "straight").code == 0
     resumed, straight = checkpoint("run"), checkpoint("straight")
     assert resumed["retain_weight"] == straight["retain_weight"] > first
     assert all(torch.equal(each, straight["state_dict"][key]) for key, each in resumed["state_dict"].items())
@@ -170,34 +176,24 @@ class KeepWeight(Callback):
         Path(f"{self.path}-{trainer.global_rank}").write_text(repr(module.retain_weight.value))
 
 
-def weights_after_a_step(path, devices, batch_size):
-    """Of each device."""
-    policy = FromConfig(
-        {
-            "model_type": "llama",
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 1,
-            # Rows that differ.
-            "initializer_range": 1.0,
-        },
-        vocab_size=300,
-        seed=0,
-    )
-    dual = DualWeight(initial=7, epsilon=1, step=10, warmup_epochs=0)
+def weights_after_a_step(path, ranks, batch_size):
+    """Of each rank."""
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    # Rows that differ.
+    policy = FromConfig({"model_type": "llama", "initializer_range": 1.0} | shape, vocab_size=300, seed=0)
     trainer = Trainer(
-        accelerator="cpu", devices=devices, strategy="ddp_fork" if devices > 1 else "auto", max_steps=1,
+        accelerator="cpu", devices=ranks, strategy="ddp_fork" if ranks > 1 else "auto", max_steps=1,
         use_distributed_sampler=False, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         limit_val_batches=0, enable_model_summary=False, default_root_dir=path, callbacks=[KeepWeight(path)],
     )  # fmt: skip
     data = FictitiousAuthors(authors=2, forget_authors=1, batch_size=batch_size)
-    trainer.fit(Unlearning(policy, PDU(), MaximumEntropy(), dual), datamodule=data)
-    return [float(Path(f"{path}-{rank}").read_text()) for rank in range(devices)]
+    module = Unlearning(policy, PDU(), MaximumEntropy(), dual(initial=7, epsilon=1, step=10))
+    trainer.fit(module, datamodule=data)
+    return [float(Path(f"{path}-{rank}").read_text()) for rank in range(ranks)]
 
 
-def test_two_devices_have_one_weight(tmp_path):
-    """The retain loss is per sequence here, so that 2 devices with 4 rows each see what one with 8 does."""
+def test_two_ranks_have_one_weight(tmp_path):
+    """The retain loss is per sequence here, so that 2 ranks with 4 rows each see what one with 8 does."""
     (one,) = weights_after_a_step(tmp_path / "one", 1, 8)
     # A fork of this process would have the locks of whatever threads other tests have left.
     script = f"from test_retain_weight import *; print(weights_after_a_step(Path({str(tmp_path / 'two')!r}), 2, 4))"
@@ -208,32 +204,19 @@ def test_two_devices_have_one_weight(tmp_path):
     two = [float((tmp_path / f"two-{rank}").read_text()) for rank in range(2)]
     assert two == pytest.approx([one, one], rel=1e-6)
     assert two[0] == two[1]
-    # Of its own rows alone, a device has another.
+    # Of its own rows alone, a rank has another.
     (half,) = weights_after_a_step(tmp_path / "half", 1, 4)
     assert half != pytest.approx(one, rel=1e-3)
 
 
 def test_needs_a_retain_loss(cli):
-    ended = cli(*RUN, "--model.retain_loss", "null")
-    assert ended.code != 0
-    (error,) = ended.errors
+    (error,) = cli(*RUN, "--model.retain_loss", "null").errors
     assert "model.retain_weight is a DualWeight" in error
     assert "model.retain_loss is null" in error
 
 
-def test_a_number_is_still_a_weight(cli):
+def test_a_number_is_a_weight(cli):
     ended = cli(*RUN, "--model.retain_weight", "0.5", "--print_config")
     assert "\n    retain_weight: 0.5\n" in ended.out
-    ended = cli(*RUN, "--model.retain_weight", "-0.5")
-    (error,) = ended.errors
+    (error,) = cli(*RUN, "--model.retain_weight", "-0.5").errors
     assert "model.retain_weight must be a finite number >= 0 (got -0.5)" in error
-
-
-@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_a_retain_loss_that_is_no_number_ends_the_run(loss):
-    """max(0, nan) is 0: the retain term would be gone without a word."""
-    dual = DualWeight(initial=2.0, warmup_epochs=0)
-    dual.observe(torch.tensor(loss))
-    with pytest.raises(TrainingError, match=f"the retain loss is {loss}"):
-        dual.update(0, lambda value: value)
-    assert dual.value == 2.0

@@ -23,7 +23,7 @@ from dipo_pl.report.columns import Better, column_of, columns_of
         ("membership_min_k_auc", "AUC Min-K%", Better.NEAR_UNSEEN, True),
         ("request_2_questions_probability", "P(request 2 questions)", Better.NEAR_RETAIN_ONLY, False),
         ("request_2_refusals", "Refusals(request 2)", Better.NEITHER, False),
-        ("my_own\x1b[31m\n", "my_own?[31m?", Better.NEITHER, False),
+        ("my_own\x1b[31m\n", "my_own?[31m?", Better.NEITHER, True),
     ],
 )  # fmt: skip
 def test_columns(key, title, better, headline):

@@ -159,9 +159,16 @@ def test_markdown_and_latex_mark_the_best_and_escape_names(cli, runs, copied):
         columns = table[1:].split("}")[0]
         body = [line for line in table.splitlines() if line.endswith(r"\\")]
         assert {line.replace(r"\&", "").count("&") + 1 for line in body} == {len(columns)}
-    # A metric that is known by no name here, such as a user's own, is in the full table.
-    alter(strange / "metrics.jsonl", lambda each: each.update(my_own=0.25))
-    assert json.loads(cli("report", strange, "--format", "json").out)["rows"][-1]["metrics"]["my_own"] == 0.25
+
+
+def test_a_users_own_metric_is_shown_without_being_asked_for(cli, copied):
+    run = copied("unlearned-1")
+    alter(run / "metrics.jsonl", lambda each: each.update(my_own=0.25))
+    head, row = (
+        line for line in cli("report", run).out.splitlines() if line.startswith(("model ", "unlearned-1 "))
+    )
+    assert (head.split()[-1], row.split()[-1]) == ("my_own", "0.250")
+    assert json.loads(cli("report", run, "--format", "json").out)["rows"][-1]["metrics"]["my_own"] == 0.25
 
 
 @pytest.mark.parametrize(

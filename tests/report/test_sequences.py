@@ -92,33 +92,53 @@ def test_a_folder_stands_for_its_finished_stages_and_they_stand_for_it(sequence)
     # Stage 5 began with the model of stage 4, which is not shown as a stage.
     assert 4 not in report.sequences[0].by_request()[5]
     assert [each.name for each in read_report([folder], unfinished=True).runs] == names
-
-
-def test_the_folder_of_a_run_is_no_sequence(sequence):
-    folder = sequence(requests=["a"])
-    assert stage_folders(folder) == [folder / "stage-1"]
+    # The folder of a run is no sequence.
     assert stage_folders(folder / "stage-1") == []
     (folder / "manifest.json").write_text("{}")
     assert stage_folders(folder) == []
 
 
-def test_what_a_stage_measured_itself_counts_before_what_the_next_one_began_with(sequence):
-    def change(stage, step, metrics):
-        if stage > 1 and step == 0:
-            metrics["request_1_knowledge"] = 0.55
-
-    (found,) = read_report([sequence(change=change)]).sequences
-    close(found.by_request(), SUSTAINED)
-
-
-def test_without_evaluations_before_training_there_is_no_stage_0(sequence):
-    folder = sequence()
+def without_step_0(folder):
     for number in (1, 2, 3):
         metrics = folder / f"stage-{number}" / "metrics.jsonl"
         metrics.write_text(metrics.read_text().splitlines()[1] + "\n")
-    (found,) = read_report([folder]).sequences
-    assert [each.number for each in found.stages] == [1, 2, 3]
-    close(found.by_request(), {1: {1: 0.1, 2: 0.17, 3: 0.24}, 2: {2: 0.1, 3: 0.17}, 3: {3: 0.1}})
+
+
+def other_value_at_the_start(stage, step, metrics):
+    if stage > 1 and step == 0:
+        metrics["request_1_knowledge"] = 0.55
+
+
+HALVED = {place: {stage: value / 2 for stage, value in known.items()} for place, known in SUSTAINED.items()}
+SINCE = {place: {stage: known[stage] for stage in range(place, 4)} for place, known in SUSTAINED.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "alter_run", "metric", "stages", "expected"),
+    [
+        # What a stage measured itself counts before what the next one began with.
+        (other_value_at_the_start, None, "knowledge", [0, 1, 2, 3], SUSTAINED),
+        # Without evaluations before training there is no stage 0.
+        (None, without_step_0, "knowledge", [1, 2, 3], SINCE),
+        # Probability is shown where knowledge was measured less often.
+        (dropping("request_2_knowledge"), None, "probability", [0, 1, 2, 3], HALVED),
+        (dropping("request"), None, None, [0, 1, 2, 3], {}),
+    ],
+)
+def test_metrics_of_requests(sequence, change, alter_run, metric, stages, expected):
+    folder = sequence(change=change)
+    if alter_run:
+        alter_run(folder)
+    report = read_report([folder])
+    (found,) = report.sequences
+    assert (found.request_metric, [each.number for each in found.stages]) == (metric, stages)
+    close(found.by_request(), expected)
+    if metric:
+        label = plot(report, "sequence_requests").figure().axes[0].get_ylabel()
+        assert label.startswith({"knowledge": "KnowMem", "probability": "P"}[metric] + "(each request)")
+    else:
+        assert "No metric of single requests was measured." in as_text(report)
+        assert plot_names(report) & {"sequence_utility", "sequence_requests"} == {"sequence_utility"}
 
 
 def test_sequences_of_one_name_are_told_apart(sequence):
@@ -155,25 +175,6 @@ def test_no_utility_where_no_metric_is_in_all_stages(sequence):
     assert report.utility_metric is None
     assert plot_names(report) & {"sequence_utility", "sequence_requests"} == {"sequence_requests"}
     assert "KnowMem(retain)" not in stage_table(report.sequences[0], None).head
-
-
-def test_requests_are_told_by_probability_where_knowledge_was_measured_less_often(sequence):
-    report = read_report([sequence(change=dropping("request_2_knowledge"))])
-    (found,) = report.sequences
-    assert found.request_metric == "probability"
-    halved = {
-        place: {stage: value / 2 for stage, value in known.items()} for place, known in SUSTAINED.items()
-    }
-    close(found.by_request(), halved)
-    assert plot(report, "sequence_requests").figure().axes[0].get_ylabel().startswith("P(each request)")
-
-
-def test_without_metrics_of_requests_or_of_utility(sequence):
-    report = read_report([sequence(change=dropping("request"))])
-    assert report.sequences[0].request_metric is None
-    assert report.sequences[0].by_request() == {}
-    assert "No metric of single requests was measured." in as_text(report)
-    assert "<svg" in as_html(report)
     nothing = read_report([sequence("nothing", requests=["a"], change=dropping(""))])
     assert plot_names(nothing) & {"sequence_utility", "sequence_requests"} == set()
     assert as_text(nothing).splitlines()[-1].split() == ["1", "a"]
@@ -199,9 +200,10 @@ def test_retain_only_models_that_differ_are_named(sequence):
         folders[1] / "stage-2-retain_only" / "metrics.jsonl", lambda each: each.update(retain_knowledge=0.5)
     )
     found = lines_of(plot(read_report(folders), "sequence_utility").figure().axes[0])
-    names = ["retain-only of x (sustainability)", "retain-only of y (sustainability)"]
-    assert [each for each in found if each.startswith("retain")] == names
-    assert found[names[1]][1] == [2, 0.5]
+    assert [each for each in found if "retain" in each] == [
+        f"retain-only of {each} (sustainability)" for each in "xy"
+    ]
+    assert found["retain-only of y (sustainability)"][1] == [2, 0.5]
 
 
 def test_the_plot_of_requests_shows_what_comes_back_and_where_it_was_requested(sequence):
@@ -333,7 +335,7 @@ def test_sets_that_depend_on_the_requests_may_differ_between_stages_and_no_other
         assert report.notes == ((said,) if name == "retain" else ())
 
 
-@pytest.mark.parametrize("name", ["forget", "retain", "request_1"])
+@pytest.mark.parametrize("name", ["forget", "retain", "request_1", "request_2"])
 def test_one_stage_of_two_methods_has_the_same_rows(sequence, name):
     folders = [sequence(each) for each in ("dipo", "npo")]
     change_rows(folders[1], 2, name)
@@ -346,16 +348,14 @@ def test_a_request_at_one_place_may_be_another_in_another_sequence(sequence):
     assert len(read_report(folders).sequences) == 2
     change_rows(folders[1], 2, "request_2")
     with pytest.raises(InputError, match="their request_2 rows differ"):
-        read_report([folders[0] / "stage-2", folders[1] / "stage-2"])
+        read_report([each / "stage-2" for each in folders])
 
 
 def test_stages_follow_one_convention(sequence):
-    folder = sequence()
-    alter(
-        folder / "stage-3" / "evaluation" / "step-000004.json", lambda each: each.update(convention="dipo_pl")
-    )
+    last = sequence() / "stage-3" / "evaluation" / "step-000004.json"
+    alter(last, lambda each: each.update(convention="dipo_pl"))
     with pytest.raises(InputError, match="follows the convention 'muse', seq/stage-3 'dipo_pl'"):
-        read_report([folder])
+        read_report([last.parents[2]])
 
 
 def test_ordinary_runs_beside_a_sequence_must_have_the_same_rows(sequence):
@@ -461,7 +461,7 @@ def test_answers_to_different_questions_are_not_side_by_side(four):
         ("three", "sequence must be a mapping (got three)"),
         (
             {"mode": "sustainabilty"},
-            "sequence.mode must be sustainability or scalability (got 'sustainabilty')",
+            "sequence.mode must be sustainability or scalability (got sustainabilty)",
         ),
         ({"requests": "a"}, "sequence.requests must be a list of names (got a)"),
         ({"requests": ["a", 2]}, "sequence.requests must be a list of names (got ['a', 2])"),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dipo_pl.cli.command_parser import Parser, one_line_errors
+from dipo_pl.cli.command_parser import Parser
 from dipo_pl.commands.arithmetic.arguments import two_models
 from dipo_pl.errors import check_share
 
@@ -17,10 +17,6 @@ against utility. Evaluate the model with `dipo-pl validate --config ... --model.
 
 def interpolate(arguments: Sequence[str], debug: bool = False) -> int:
     """Interpolate two models; return the exit code."""
-    return one_line_errors(lambda: _interpolate(arguments), debug)
-
-
-def _interpolate(arguments: Sequence[str]) -> int:
     given = parser().parse_args(arguments)
     check_share("--weight", given.weight, zero=True)
     # torch takes seconds to import.

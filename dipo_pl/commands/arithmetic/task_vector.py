@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dipo_pl.cli.command_parser import Parser, one_line_errors
+from dipo_pl.cli.command_parser import Parser
 from dipo_pl.commands.arithmetic.arguments import two_models
 from dipo_pl.errors import check_number
 
@@ -19,10 +19,6 @@ MUSE, arXiv:2407.06460, whose scripts train for 10 epochs and use scale 5. Evalu
 
 def task_vector(arguments: Sequence[str], debug: bool = False) -> int:
     """Subtract a task vector; return the exit code."""
-    return one_line_errors(lambda: _task_vector(arguments), debug)
-
-
-def _task_vector(arguments: Sequence[str]) -> int:
     given = parser().parse_args(arguments)
     check_number("--scale", given.scale)
     # torch takes seconds to import.

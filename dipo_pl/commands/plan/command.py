@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 
-from dipo_pl.cli.command_parser import Parser, one_line_errors
+from dipo_pl.cli.command_parser import Parser
 from dipo_pl.errors import InputError, check_number
 
 DESCRIPTION = """\
@@ -21,10 +21,6 @@ examples:
 
 def plan(arguments: Sequence[str], debug: bool = False) -> int:
     """Print what a run will need; return the exit code."""
-    return one_line_errors(lambda: _plan(arguments), debug)
-
-
-def _plan(arguments: Sequence[str]) -> int:
     given, further = parser().parse_known_args(arguments)
     check_number("--memory", given.memory, above=0)
     for name in ("rows", "retain_rows", "answer_tokens"):

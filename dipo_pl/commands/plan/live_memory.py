@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+
+from dipo_pl.private_names import CAST, TorchDispatchMode, storage_key, tree_iter
 
 
 class LiveMemory(TorchDispatchMode):
@@ -48,7 +48,7 @@ class LiveMemory(TorchDispatchMode):
         """
         held = 0.0
         for storage in storages(tensors):
-            key, share = storage._cdata, storage.nbytes() / (self.shards if sharded else 1)
+            key, share = storage_key(storage), storage.nbytes() / (self.shards if sharded else 1)
             self._add(storage)
             if key in self._held:
                 self.live += share - self._held[key]
@@ -64,8 +64,8 @@ class LiveMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        if function is torch.ops.aten._to_copy.default and args[0].untyped_storage()._cdata in self.weights:
-            self._casts[result.untyped_storage()._cdata] = result.untyped_storage().nbytes()
+        if function is CAST and storage_key(args[0]) in self.weights:
+            self._casts[storage_key(result)] = result.untyped_storage().nbytes()
         for each in tree_iter(result):
             if isinstance(each, Tensor):
                 self._add(each.untyped_storage())
@@ -77,7 +77,7 @@ class LiveMemory(TorchDispatchMode):
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
+        key, size = storage_key(storage), storage.nbytes()
         if key in self._held or not size:
             return
         self._held[key] = size
@@ -92,7 +92,7 @@ class LiveMemory(TorchDispatchMode):
 
 def storages(tensors: Iterable[Tensor]) -> list[torch.UntypedStorage]:
     """Return the storages of tensors, each once."""
-    return list({each.untyped_storage()._cdata: each.untyped_storage() for each in tensors}.values())
+    return list({storage_key(each): each.untyped_storage() for each in tensors}.values())
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:

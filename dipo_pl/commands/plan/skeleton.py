@@ -4,7 +4,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from dipo_pl.commands.plan.machine import Machine
@@ -12,6 +11,7 @@ from dipo_pl.errors import InputError
 from dipo_pl.models.from_config import FromConfig
 from dipo_pl.models.pretrained import Pretrained
 from dipo_pl.models.source import ModelSource, short_message
+from dipo_pl.private_names import FakeTensorMode
 
 
 class CopyableFakeTensorMode(FakeTensorMode):
@@ -65,13 +65,11 @@ def make_fake(model: PreTrainedModel) -> None:
     """Replace the tensors of a model on the meta device, in place, by fake ones of the active FakeTensorMode."""
     fakes: dict[int, Tensor] = {}
     for module in model.modules():
-        for own in (module._parameters, module._buffers):
-            for name, each in own.items():
-                if each is None:
-                    continue
-                if id(each) not in fakes:
-                    empty = torch.empty(each.shape, dtype=each.dtype)
-                    fakes[id(each)] = (
-                        nn.Parameter(empty, each.requires_grad) if own is module._parameters else empty
-                    )
-                own[name] = fakes[id(each)]
+        own: dict[str, Tensor] = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        own |= dict(module.named_buffers(recurse=False, remove_duplicate=False))
+        for name, each in own.items():
+            if id(each) not in fakes:
+                empty = torch.empty(each.shape, dtype=each.dtype)
+                is_parameter = isinstance(each, nn.Parameter)
+                fakes[id(each)] = nn.Parameter(empty, each.requires_grad) if is_parameter else empty
+            setattr(module, name, fakes[id(each)])

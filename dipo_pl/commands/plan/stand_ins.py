@@ -14,6 +14,7 @@ from dipo_pl.commands.plan.live_memory import LiveMemory
 from dipo_pl.losses.base import Loss, Terms
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import Layer
+from dipo_pl.private_names import storage_key
 from dipo_pl.references.base import Reference, ReferenceContext
 
 # Large enough that small tensors do not matter beside the logits; computed in milliseconds.
@@ -49,7 +50,7 @@ def _measured(loss: Loss) -> tuple[float, float]:
     policy = torch.rand(POSITIONS, WIDTH, generator=torch.Generator().manual_seed(0))
     reference = policy + 0.1 if loss.uses_reference else None
     given = [policy] if reference is None else [policy, reference]
-    inputs = {each.untyped_storage()._cdata for each in given}
+    inputs = {storage_key(each) for each in given}
     targets = torch.arange(POSITIONS)
     tracemalloc.start()
     try:
@@ -61,7 +62,7 @@ def _measured(loss: Loss) -> tuple[float, float]:
     finally:
         tracemalloc.stop()
     gradient = terms.gradient.untyped_storage()
-    return max(0.0, extra), 0.0 if gradient._cdata in inputs else gradient.nbytes() / unit
+    return max(0.0, extra), 0.0 if storage_key(gradient) in inputs else gradient.nbytes() / unit
 
 
 class LossStandIn(Loss):

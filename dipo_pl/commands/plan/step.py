@@ -24,6 +24,7 @@ from dipo_pl.models.hidden_states import Layer, answer_states, decoder_layers, d
 from dipo_pl.models.source import short_message
 from dipo_pl.modules.base import LanguageModule
 from dipo_pl.modules.unlearning import Unlearning
+from dipo_pl.private_names import storage_key
 from dipo_pl.references.base import ReferenceContext
 from dipo_pl.references.stored_states import StoredStates
 
@@ -156,7 +157,7 @@ class _Step:
         """Return the memory of two steps, an evaluation and a generation."""
         with self.live as live:
             weights = self._hold([*self.model.parameters(), *self.model.buffers()], "weights")
-            live.weights |= {each.untyped_storage()._cdata for each in self.model.parameters()}
+            live.weights |= {storage_key(each) for each in self.model.parameters()}
             reference = self._attach_reference()
             optimizer: Any = self.module.optimizer(self.parameters)
             for group in optimizer.param_groups:

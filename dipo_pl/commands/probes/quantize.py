@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dipo_pl.cli.command_parser import Parser, one_line_errors
+from dipo_pl.cli.command_parser import Parser
 from dipo_pl.commands.headline_table import headline_table
 from dipo_pl.commands.probes.finished_run import FinishedRun
 from dipo_pl.errors import InputError
@@ -17,10 +17,6 @@ follow the runs."""
 
 def quantize(arguments: Sequence[str], debug: bool = False) -> int:
     """Evaluate rounded models; return the exit code of the first evaluation that fails, else 0."""
-    return one_line_errors(lambda: _quantize(arguments, debug), debug)
-
-
-def _quantize(arguments: Sequence[str], debug: bool) -> int:
     given, further = parser().parse_known_args(arguments)
     if any(each.split("=")[0] in ("--name", "--output_dir") for each in further):
         raise InputError(

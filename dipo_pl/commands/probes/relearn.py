@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dipo_pl.cli.command_parser import Parser, one_line_errors
+from dipo_pl.cli.command_parser import Parser
 from dipo_pl.commands.probes.finished_run import FinishedRun
 from dipo_pl.errors import InputError, check_count, check_number, check_share
 from dipo_pl.report.model_card import write_model_card
@@ -21,10 +21,6 @@ of relearn.yaml; options of `dipo-pl fit` can follow the runs."""
 
 def relearn(arguments: Sequence[str], debug: bool = False) -> int:
     """Run relearning attacks, except finished ones; return the exit code of the first that fails, else 0."""
-    return one_line_errors(lambda: _relearn(arguments, debug), debug)
-
-
-def _relearn(arguments: Sequence[str], debug: bool) -> int:
     given, further = parser().parse_known_args(arguments)
     check_share("--share", given.share)
     check_count("--steps", given.steps)

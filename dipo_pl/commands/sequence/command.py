@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from dipo_pl.cli.command_parser import Parser, one_line_errors
+from dipo_pl.cli.command_parser import Parser
 from dipo_pl.commands.sequence.requests_file import RequestsFile
 from dipo_pl.commands.sequence.stages import RENAME_OR_REMOVE, Stage
 from dipo_pl.configs import resolve
@@ -38,10 +38,6 @@ examples:
 
 def sequence(arguments: Sequence[str], debug: bool = False) -> int:
     """Run all stages that are not finished; return the exit code of the first that fails, else 0."""
-    return one_line_errors(lambda: _sequence(arguments, debug), debug)
-
-
-def _sequence(arguments: Sequence[str], debug: bool) -> int:
     given, further = parser().parse_known_args(arguments)
     for word in further:
         if (key := word.split("=")[0]) in ("--data.forget", "--data.requests", "--data.requests_to_come"):
