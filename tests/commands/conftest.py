@@ -1,4 +1,4 @@
-"""Run folders as the commands' tests read them, and commands that are killed."""
+"""Run folders as tests read them; commands that are refused or killed."""
 
 import json
 import multiprocessing
@@ -32,6 +32,24 @@ def metrics() -> Callable[[Path], list[dict[str, Any]]]:
         return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
     return read
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def refused(cli: Callable[..., Any], tmp_path: Path) -> Callable[..., str]:
+    """Run `dipo-pl ...`, check that it fails with one line and changes no file, and return the line."""
+
+    def run(*arguments: str) -> str:
+        before = contents(tmp_path)
+        ended = cli(*arguments)
+        assert (ended.code, len(ended.errors)) == (2, 1), ended.err
+        assert contents(tmp_path) == before
+        return ended.errors[0]
+
+    return run
 
 
 @pytest.fixture

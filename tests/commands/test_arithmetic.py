@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from dipo_pl.commands.arithmetic.combination import combine
 from dipo_pl.models.tokenizer import train_tokenizer
 
-TEXTS = ["the archive of the town", "a letter from the harbour", "the town by the harbour"] * 3
+TEXTS = ["the archive of the town", "a letter from the harbor", "the town by the harbor"] * 3
 LAST = "model.norm.weight"
 
 
@@ -51,6 +51,10 @@ def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> N
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def configure(folder: Path, file: str = "config.json", **changes) -> None:
@@ -179,8 +183,8 @@ def test_the_folder_loads_as_the_model_that_was_asked_for(cli, model, tied):
         for mine, theirs in zip(a.parameters(), b.parameters(), strict=True):
             mine.copy_(1.5 * mine - 0.5 * theirs)
         tokenizer = AutoTokenizer.from_pretrained("deep/er/made")
-        ids = tokenizer("the harbour", return_tensors="pt")["input_ids"]
-        assert ids.tolist() == AutoTokenizer.from_pretrained("a")(["the harbour"])["input_ids"]
+        ids = tokenizer("the harbor", return_tensors="pt")["input_ids"]
+        assert ids.tolist() == AutoTokenizer.from_pretrained("a")(["the harbor"])["input_ids"]
         torch.testing.assert_close(made(ids).logits, a(ids).logits, rtol=1e-4, atol=1e-5)
 
 
@@ -189,13 +193,7 @@ def test_files_beside_the_weights(cli, model):
     model("b", 2)
     for name in ("pytorch_model.bin", "modeling_own.py", "tokenizer_own.py", "vocab.bin", "optimizer.pt"):
         (first / name).write_bytes(b"0")
-    for name in (
-        "README.md",
-        "trainer_state.json",
-        "dipo_pl.json",
-        "manifest.json",
-        "model.safetensors.index.json",
-    ):
+    for name in ("README.md", "trainer_state.json", "dipo_pl.json", "manifest.json", f"{WEIGHTS}.index.json"):
         (first / name).write_text("{}")
     (first / "LICENSE").write_text("free")
     (first / "chat_template.jinja").write_text("{{ messages }}")
@@ -214,41 +212,6 @@ def test_files_beside_the_weights(cli, model):
     assert (note["a"]["path"], note["b"]["path"]) == ("a", "b/")
 
 
-def files() -> dict[str, bytes]:
-    return {str(each): each.read_bytes() for each in Path().rglob("*") if each.is_file()}
-
-
-def remove(*names: str) -> Callable[[Path], None]:
-    return lambda folder: [(folder / name).unlink() for name in names] and None
-
-
-def truncate(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def rename(folder: Path) -> None:
-    edit(folder, lambda tensors: tensors.update({"model.other": tensors.pop(LAST)}))
-
-
-def bin_only(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
-def index_only(**content) -> Callable[[Path], None]:
-    def make(folder: Path) -> None:
-        (folder / "model.safetensors").rename(folder / "shard.safetensors")
-        (folder / "model.safetensors.index.json").write_text(json.dumps(content))
-
-    return make
-
-
-def unfinished_run(folder: Path) -> None:
-    shutil.rmtree(folder)
-    folder.mkdir()
-    (folder / "manifest.json").write_text("{}")
-
-
 def other_tokens(folder: Path) -> None:
     text = (folder / "tokenizer.json").read_text()
     (folder / "tokenizer.json").write_text(text.replace('"<pad>"', '"<full>"'))
@@ -261,35 +224,55 @@ def other_merges(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(content))
 
 
-def reshape(folder: Path) -> None:
-    edit(folder, lambda tensors: tensors.update({LAST: tensors[LAST][:8].clone()}))
+def rewrite(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
+    return lambda folder: (folder / WEIGHTS).write_bytes(change((folder / WEIGHTS).read_bytes()))
 
 
+def index_only(**content) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / "shard.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+
+    return make
+
+
+def update(**changes) -> Callable[[Path], None]:
+    """Replace tensors by functions of the last one."""
+    return lambda folder: edit(
+        folder,
+        lambda tensors: tensors.update({name: change(tensors[LAST]) for name, change in changes.items()}),
+    )
+
+
+def unfinished_run(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
+
+
+WEIGHTS = "model.safetensors"
 BROKEN = [
     (shutil.rmtree, "no model folder b: "),
     (unfinished_run, "b has no exported model (no b/hf)"),
     (lambda folder: (folder / "adapter_config.json").write_text("{}"), "b holds an adapter, not a complete model"),
-    (remove("config.json"), "cannot read b/config.json"),
+    (lambda folder: (folder / "config.json").unlink(), "cannot read b/config.json"),
     (lambda folder: (folder / "config.json").write_text("[]"), "b/config.json must hold a JSON object"),
     (lambda folder: configure(folder, quantization_config={}), "b holds quantized weights"),
-    (remove("model.safetensors"), "b has no model.safetensors and no model.safetensors.index.json: "),
-    (bin_only, "b has no *.safetensors, only pytorch_model.bin, a pickle"),
-    (truncate, "cannot read b/model.safetensors ("),
+    (lambda folder: (folder / WEIGHTS).unlink(), "b has no model.safetensors and no model.safetensors.index.json: "),
+    (lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin"), "no *.safetensors, only pytorch_model.bin"),
+    (rewrite(lambda content: content[:-100]), "cannot read b/model.safetensors ("),
     (index_only(), "index.json has no weight_map"),
     (index_only(weight_map={LAST: "away.safetensors"}), "index.json names away.safetensors, which is not in"),
     (index_only(weight_map={LAST: "../b/shard.safetensors"}), "names ../b/shard.safetensors, which is not in"),
     (index_only(weight_map={"lost": "shard.safetensors"}), "cannot read b/shard.safetensors ("),
-    (remove("tokenizer.json", "tokenizer_config.json"), "no tokenizer in the folder b"),
+    (lambda folder: [each.unlink() for each in folder.glob("tokenizer*")], "no tokenizer in the folder b"),
     (lambda folder: configure(folder, model_type="mistral"), "a and b differ in model_type (llama, mistral)"),
     (lambda folder: configure(folder, architectures=["X"]), "architectures (['LlamaForCausalLM'], ['X'])"),
     (lambda folder: configure(folder, vocab_size=5), "a and b differ in vocab_size (280, 5)"),
-    (rename, f"a and b differ in the tensor {LAST} (floating-point [16], absent)"),
-    (lambda folder: edit(folder, lambda t: t.update({"more": t[LAST] + 1})), "tensor more (absent, floating-point [16])"),
-    (reshape, f"in the tensor {LAST} (floating-point [16], floating-point [8])"),
-    (
-        lambda folder: edit(folder, lambda t: t.update({LAST: t[LAST].long()})),
-        f"in the tensor {LAST} (floating-point [16], not floating-point [16])",
-    ),
+    (lambda folder: edit(folder, lambda t: t.pop(LAST)), f"differ in the tensor {LAST} (floating-point [16], absent)"),
+    (update(more=lambda last: last + 1), "tensor more (absent, floating-point [16])"),
+    (update(**{LAST: lambda last: last[:8].clone()}), f"in the tensor {LAST} (floating-point [16], floating-point [8])"),
+    (update(**{LAST: torch.Tensor.long}), f"the tensor {LAST} (floating-point [16], not floating-point [16])"),
     (other_tokens, "a and b differ in the id of the token '<pad>' (2, None)"),
     (other_merges, "a and b differ in merge 0 of the tokenizer"),
     (lambda folder: edit(folder, lambda t: t[LAST].fill_(torch.inf)), f"{LAST} of b is not finite"),
@@ -298,53 +281,39 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("spoil", "message"), BROKEN, ids=[message for _, message in BROKEN])
-def test_a_model_that_does_not_fit(cli, model, spoil, message):
+def test_a_model_that_does_not_fit(refused, model, spoil, message):
     model("a", 1)
     spoil(model("b", 2))
-    before = files()
-    ended = cli("task-vector", "a", "b", "--output", "new/made")
-    assert ended.code == 2
-    (line,) = ended.err.splitlines()
-    assert line.startswith("dipo-pl: error: ")
-    assert message in line
-    assert files() == before
+    assert message in refused("task-vector", "a", "b", "--output", "new/made")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("task-vector", "a", "b"), "dipo-pl task-vector: the following arguments are required: --output"),
-        (("task-vector", "a", "--output", "made"), "are required: REINFORCED"),
-        (("interpolate", "a", "b", "--output", "made", "--scale", "2"), "unrecognized arguments: --scale 2"),
-        (("task-vector", "a", "b", "--output", "made", "--scale", "much"), "invalid float value: 'much'"),
-        (("task-vector", "a", "b", "--output", "made", "--scale", "nan"), "--scale must be a finite number (got nan)"),
-        (("task-vector", "a", "b", "--output", "made", "--scale=-inf"), "a finite number (got -inf)"),
-        (("task-vector", "a", "b", "--output", "made", "--scale", "1e39"), "not finite in torch.float32 with scale 1e+39"),
-        (("interpolate", "a", "b", "--output", "made", "--weight", "1.1"), "--weight must be a share in [0, 1] (got 1.1)"),
-        (("interpolate", "a", "b", "--output", "made", "--weight", "-0.1"), "(got -0.1)"),
-        (("interpolate", "a", "b", "--output", "made", "--weight", "nan"), "(got nan)"),
-        (("interpolate", "a", "b", "--output", "a"), "--output a is one of the models"),
-        (("interpolate", "a", "b", "--output", "./b/"), "--output ./b/ is one of the models"),
-        (("interpolate", "run", "b", "--output", "run"), "--output run is one of the models"),
-        (("interpolate", "run", "b", "--output", "run/hf"), "--output run/hf is one of the models"),
-        (("interpolate", "a", "b", "--output", "full"), "--output full exists already"),
-        (("interpolate", "a", "b", "--output", "full/file"), "--output full/file exists already"),
-        (("task-vector", "a", "a", "--output", "made"), "a and a have equal weights: task-vector needs two different"),
-    ],
-)  # fmt: skip
-def test_bad_arguments(cli, model, arguments, message):
+ON_A_AND_B = [
+    ("task-vector a b", "dipo-pl task-vector: the following arguments are required: --output"),
+    ("task-vector a --output made", "are required: REINFORCED"),
+    ("interpolate a b --output made --scale 2", "unrecognized arguments: --scale 2"),
+    ("task-vector a b --output made --scale much", "invalid float value: 'much'"),
+    ("task-vector a b --output made --scale nan", "--scale must be a finite number (got nan)"),
+    ("task-vector a b --output made --scale=-inf", "--scale must be a finite number (got -inf)"),
+    ("task-vector a b --output made --scale 1e39", "not finite in torch.float32 with scale 1e+39"),
+    ("interpolate a b --output made --weight 1.1", "--weight must be a share in [0, 1] (got 1.1)"),
+    ("interpolate a b --output made --weight -0.1", "--weight must be a share in [0, 1] (got -0.1)"),
+    ("interpolate a b --output made --weight nan", "--weight must be a share in [0, 1] (got nan)"),
+    *((f"interpolate {first} b --output {output}", f"--output {output} is one of the models")
+      for first, output in (("a", "a"), ("a", "./b/"), ("run", "run"), ("run", "run/hf"))),
+    *((f"interpolate a b --output {output}", f"--output {output} exists already") for output in ("full", "full/file")),
+    ("task-vector a a --output made", "a and a have equal weights: task-vector needs two different"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "message"), ON_A_AND_B)
+def test_bad_arguments(refused, model, command, message):
     model("a", 1)
     model("b", 2)
     shutil.copytree("a", "run/hf")
     Path("run/manifest.json").write_text("{}")
     Path("full").mkdir()
     Path("full/file").write_text("mine")
-    before = files()
-    ended = cli(*arguments)
-    assert ended.code == 2
-    (line,) = ended.err.splitlines()
-    assert message in line
-    assert files() == before
+    assert message in refused(*command.split())
 
 
 def test_a_run_folder_stands_for_the_model_it_exported(cli, model):
@@ -356,17 +325,14 @@ def test_a_run_folder_stands_for_the_model_it_exported(cli, model):
     assert same_bits(weights("made"), weights("again"))
 
 
-def test_nothing_stays_of_a_result_that_is_not_finite_in_its_last_shard(cli, model):
+def test_nothing_stays_of_a_result_that_is_not_finite_in_its_last_shard(refused, model):
     model("a", 1, torch.float16, shard=4000)
     model("b", 2, torch.float16)
-    place = json.loads(Path("a/model.safetensors.index.json").read_text())["weight_map"]
-    last = sorted(place.values())[-1]
-    edit(Path("b"), lambda t: [t[name].fill_(6e4) for name in place if place[name] == last])
-    before = files()
-    ended = cli("task-vector", "a", "b", "--output", "new/made", "--scale", "2")
-    assert ended.code == 2
-    assert "is not finite in torch.float16 with scale 2: give a smaller one" in ended.errors[0]
-    assert files() == before
+    files = json.loads(Path("a/model.safetensors.index.json").read_text())["weight_map"]
+    last = sorted(files.values())[-1]
+    edit(Path("b"), lambda tensors: [tensors[name].fill_(6e4) for name in files if files[name] == last])
+    line = refused("task-vector", "a", "b", "--output", "new/made", "--scale", "2")
+    assert "is not finite in torch.float16 with scale 2: give a smaller one" in line
 
 
 def test_nothing_stays_of_a_write_that_fails(cli, model):
@@ -375,7 +341,7 @@ def test_nothing_stays_of_a_write_that_fails(cli, model):
     model("b", 2)
     sizes = sorted(each.stat().st_size for each in Path("a").glob("*.safetensors"))
     assert sizes[0] < sizes[-1] - 1000
-    before = files()
+    before = contents(Path())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[-1] - 1000, hard))
     try:
@@ -386,13 +352,13 @@ def test_nothing_stays_of_a_write_that_fails(cli, model):
     (line,) = ended.err.splitlines()
     assert line.startswith("dipo-pl: failed: ")
     assert "large" in line
-    assert files() == before
+    assert contents(Path()) == before
 
 
 def test_nothing_stays_of_what_is_interrupted(model):
     model("a", 1, shard=8000)
     model("b", 2)
-    before = files()
+    before = contents(Path())
     written = []
 
     def rule(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -404,34 +370,27 @@ def test_nothing_stays_of_what_is_interrupted(model):
     with pytest.raises(KeyboardInterrupt):
         combine({"a": "a", "b": "b"}, "new/made", rule, "sum")
     assert written
-    assert files() == before
+    assert contents(Path()) == before
 
 
-def test_from_target_to_measured_result(cli):
+def test_from_target_to_measured_result(cli, manifest, metrics):
     """Further training on the forget rows makes them more likely; subtracting it makes them less likely."""
-    quick = ("--config", "smoke.yaml", "--samples.rows", "0", "--forget_quality.generate_every", "0")
-    policy = ("--model.policy", "Pretrained", "--model.policy.path")
-    steps = [
-        ("fit", *quick, "--model", "FineTuning", "--data.train_on", "all", "--trainer.max_epochs", "8",
-         "--name", "target"),
-        ("fit", *quick, *policy, "runs/target/hf", "--config", "reinforce.yaml", "--trainer.max_epochs", "4",
-         "--name", "reinforced"),
-        ("task-vector", "runs/target", "runs/reinforced", "--output", "runs/less"),
-        ("interpolate", "runs/target", "runs/less", "--output", "runs/between"),
-        ("validate", *quick, *policy, "runs/less", "--name", "less-measured"),
-        ("validate", *quick, *policy, "runs/between", "--name", "between-measured"),
-    ]  # fmt: skip
-    for each in steps:
-        ended = cli(*each)
+    quick = "--config smoke.yaml --samples.rows 0 --forget_quality.generate_every 0"
+    policy = f"{quick} --model.policy Pretrained --model.policy.path runs"
+    for command in (
+        f"fit {quick} --model FineTuning --data.train_on all --trainer.max_epochs 8 --name target",
+        f"fit {policy}/target/hf --config reinforce.yaml --trainer.max_epochs 4 --name reinforced",
+        "task-vector runs/target runs/reinforced --output runs/less",
+        "interpolate runs/target runs/less --output runs/between",
+        f"validate {policy}/less --name less-measured",
+        f"validate {policy}/between --name between-measured",
+    ):
+        ended = cli(*command.split())
         assert ended.code == 0, ended.err
-    forget = {
-        name: json.loads(Path("runs", name, "metrics.jsonl").read_text().splitlines()[-1])[
-            "forget_probability"
-        ]
-        for name in ("less-measured", "between-measured", "target", "reinforced")
-    }
-    assert list(forget) == sorted(forget, key=lambda name: forget[name])
-    manifest = json.loads(Path("runs/reinforced/manifest.json").read_text())
-    assert manifest["policy"]["source"] == "runs/target/hf"
-    # 20 of an author's rows, in batches of 8.
-    assert manifest["steps"] == 4 * 3
+    names = ("less-measured", "between-measured", "target", "reinforced")
+    forget = [metrics(Path("runs", name))[-1]["forget_probability"] for name in names]
+    assert forget == sorted(forget)
+    reinforced = manifest(Path("runs/reinforced"))
+    assert reinforced["policy"]["source"] == "runs/target/hf"
+    # 20 rows of an author, in batches of 8.
+    assert reinforced["steps"] == 4 * 3
