@@ -54,16 +54,16 @@ def refused(cli: Callable[..., Any], tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture
 def killed(cli: Callable[..., Any]) -> Callable[..., None]:
-    """Run `dipo-pl ...` in a forked process, and kill it at the start of the first epoch of which `when` is true."""
+    """Run `dipo-pl ...` in a forked process, and kill it at a hook of callbacks as soon as `when` is true."""
     from dipo_pl.callbacks.forget_quality import ForgetQuality
 
-    def run(when: Callable[[Any], bool], *arguments: str) -> None:
+    def run(when: Callable[[Any], bool], *arguments: str, hook: str = "on_train_epoch_start") -> None:
         def kill(self: ForgetQuality, trainer: Any, *_: Any) -> None:
             if when(trainer):
                 os.kill(os.getpid(), signal.SIGKILL)
 
         def command() -> None:
-            ForgetQuality.on_train_epoch_start = kill  # type: ignore[method-assign]
+            setattr(ForgetQuality, hook, kill)
             cli(*arguments)
 
         # Forked: importing torch takes seconds.

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -213,6 +214,14 @@ def test_the_peak_of_a_step_is_within_15_percent_of_the_measured_one(case):
     done = subprocess.run([sys.executable, script, case], capture_output=True, text=True, check=True)
     peaks = json.loads(done.stdout.splitlines()[-1])
     assert peaks["planned"] == pytest.approx(peaks["measured"], rel=0.15)
+
+
+def test_accumulated_gradients_are_held_during_the_backward_pass():
+    from measured import Case
+
+    case = Case("GradDiff", vocabulary=16_000, width=48, layers=2, rows=2)
+    kept, freed = (replace(case, accumulates=each).planned() for each in (True, False))
+    assert kept.backward - freed.backward > 0.5 * kept.gradients
 
 
 def test_no_weights_are_made():

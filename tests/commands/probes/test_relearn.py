@@ -142,24 +142,25 @@ def test_forget_quality_is_measured_against_the_same_retain_result(cli, runs, me
 def test_killed_relearning_resumes_exactly(cli, killed, runs, manifest, metrics):
     command = (
         "relearn", "runs/unlearned", *RATE, "--share", "0.6", "--steps", "5", "--every", "2",
-        "--data.batch_size", "4", "--data.global_batch_size", "4",
+        "--data.batch_size", "4", "--data.global_batch_size", "4", "--name",
     )  # fmt: skip
-    killed(lambda trainer: trainer.global_step == 3, *command)
-    run = runs / "unlearned-relearn"
-    assert manifest(run)["status"] == "running"
-    ended = cli(*command)
-    assert ended.code == 0, ended.err
-    assert manifest(run)["resumed_at_steps"] == [3]
-    assert manifest(run)["probe"]["kind"] == "relearning"
-    assert "is finished" in cli(*command).out
-    resumed = run.rename(runs / "resumed")
-    assert cli(*command).code == 0
-    assert metrics(run) == metrics(resumed)
-    ours, theirs = (
-        torch.load(each / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for each in (resumed, run)
-    )
-    assert all(torch.equal(each, theirs[name]) for name, each in ours.items())
+    assert cli(*command, "whole").code == 0
+    assert "is finished" in cli(*command, "whole").out
+    whole = runs / "unlearned-whole"
+    for hook, step in (("on_train_epoch_start", 3), ("on_train_end", 5)):
+        killed(lambda trainer, step=step: trainer.global_step == step, *command, hook, hook=hook)
+        run = runs / f"unlearned-{hook}"
+        assert manifest(run)["status"] == "running"
+        ended = cli(*command, hook)
+        assert ended.code == 0, ended.err
+        assert manifest(run)["resumed_at_steps"] == [step]
+        assert manifest(run)["probe"]["kind"] == "relearning"
+        assert metrics(run) == metrics(whole)
+        ours, theirs = (
+            torch.load(each / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+            for each in (run, whole)
+        )
+        assert all(torch.equal(each, theirs[name]) for name, each in ours.items())
 
 
 def test_rows_of_ones_own_and_adapters(cli, tmp_path, metrics):
