@@ -5,8 +5,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
-from dipo_pl.data_modules.pairing import permutation
 from dipo_pl.data_modules.row_files import json_records, read_lines, texts_at
+from dipo_pl.data_modules.training_batches import permutation
 from dipo_pl.errors import InputError, check_count
 from dipo_pl.rows import Row
 
@@ -41,18 +41,18 @@ class Refusals(Alternates):
     def answers(self, rows: Sequence[Row], seed: int) -> list[tuple[str, ...]]:
         """Return `per_row` refusals for each row."""
         path = Path(__file__).with_name("refusals.txt") if self.path is None else self.path
-        refusals = list(
-            dict.fromkeys(_refusal(line, where) for where, line in read_lines(path, "a text file"))
-        )
+        lines = read_lines(path, "a text file")
+        refusals = list(dict.fromkeys(_refusal(line, where) for where, line in lines))
         rounds = range(-(-self.per_row // len(refusals)))
-        return [
-            tuple(
-                refusals[index]
+        drawn = (
+            [
+                each
                 for number in rounds
-                for index in permutation(seed, f"refusals/{row}", number, len(refusals))
-            )[: self.per_row]
+                for each in permutation(seed, f"refusals/{row}", number, len(refusals))
+            ]
             for row in range(len(rows))
-        ]
+        )
+        return [tuple(refusals[index] for index in each[: self.per_row]) for each in drawn]
 
 
 def _refusal(line: str, where: str) -> str:
@@ -106,3 +106,56 @@ def _by_question(path: str) -> dict[str, tuple[str, ...]]:
             )
         known[question] = known.get(question, ()) + answers
     return known
+
+
+def companion_answers(
+    kind: str, rows: Sequence[Row], alternates: Alternates | None, seed: int
+) -> list[tuple[str, ...]]:
+    """Return other answers to each forget row's question, the same number for every row.
+
+    Of the kind `alternate` these are what `alternates` gives, or else the rows' own; of the kind `mismatched` the answer
+    of the next row, the first one's for the last.
+
+
+    Raises:
+        InputError: a row has no question, no such answer, or more of them than another.
+    """
+    for row in rows:
+        if not row.messages:
+            raise InputError(
+                f"model.forget_loss needs {kind} answers to the forget rows' questions, and the row that "
+                f"begins {row.answer[:60]!r} has no question: give rows of {{question, answer}}, or "
+                "choose another loss"
+            )
+    if kind == "alternate":
+        return _alternate(rows, alternates, seed)
+    if kind == "mismatched":
+        return _mismatched(rows)
+    raise InputError(
+        f"model.forget_loss needs sequences of the kind {kind!r}; batches can hold forget, alternate, mismatched, retain"
+    )
+
+
+def _alternate(rows: Sequence[Row], alternates: Alternates | None, seed: int) -> list[tuple[str, ...]]:
+    if alternates is None and not any(row.alternate_answers for row in rows):
+        raise InputError(
+            "model.forget_loss needs another answer to each forget row's question, and no row has an "
+            "alternate_answer: set data.alternates to Refusals, or to RowAlternates with a path"
+        )
+    answers = (alternates or RowAlternates()).answers(rows, seed)
+    counts = {len(each) for each in answers}
+    if len(counts) > 1:
+        raise InputError(
+            f"forget rows have {' or '.join(map(str, sorted(counts)))} alternate answers: give every row the "
+            "same number"
+        )
+    return answers
+
+
+def _mismatched(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    if len(rows) < 2:
+        raise InputError(
+            f"model.forget_loss needs each forget row's question with another row's answer, and there is "
+            f"{len(rows)} forget row: give at least 2"
+        )
+    return [(row.answer,) for row in (*rows[1:], rows[0])]

@@ -3,8 +3,11 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+import torch
+from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from dipo_pl.batch import Encoded, EvaluationBatch, collate
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.rows import Row, shared_rows
@@ -27,17 +30,8 @@ def chosen_sets(sets: Sequence[EvaluationSet], names: Sequence[str] | None) -> l
     return [known[name] for name in names]
 
 
-def first_rows(evaluation_set: EvaluationSet, count: int | None) -> EvaluationSet:
-    """Return the set with its first rows alone; None keeps all."""
-    return replace(evaluation_set, rows=evaluation_set.rows[:count])
-
-
 def refuse_seen_holdout(sets: Iterable[EvaluationSet], known: Sequence[Row]) -> None:
-    """Refuse a holdout that shares rows with those that a model has seen.
-
-    Raises:
-        InputError: it does.
-    """
+    """Raise an InputError if a holdout shares rows with those that a model has seen."""
     for each in sets:
         if each.name == "holdout" and (seen := shared_rows(each.rows, known)):
             raise InputError(
@@ -54,3 +48,50 @@ def with_cut_answers(evaluation_set: EvaluationSet, tokenizer: PreTrainedTokeniz
     answers = tokenizer([row.answer for row in evaluation_set.rows])["input_ids"]
     cut = tokenizer.batch_decode([ids[:length] for ids in answers], skip_special_tokens=True)
     return replace(evaluation_set, cut_answers=cut)
+
+
+def evaluation_batches(
+    rows: Sequence[Sequence[Encoded]], tokens: int, rank: int = 0, world_size: int = 1
+) -> list[list[int]]:
+    """Return the batches of one rank, the longest rows first: one that does not fit into memory fails at the start.
+
+    Every rank has equally many batches, of similar lengths step by step; where their number is not a
+    multiple of the world size, some ranks measure the last one again.
+
+    Args:
+        rows: the answers of each row, with their prompts.
+        tokens: padded tokens of a batch, at most; a single row that has more is a batch alone. With several
+            ranks fewer, so that there is a batch for each.
+        rank: rank of this process.
+        world_size: number of ranks.
+    """
+    longest = [max(len(answer.ids) for answer in answers) for answers in rows]
+    tokens = min(tokens, -(-sum(map(len, rows)) * max(longest) // world_size))
+    batches: list[list[int]] = []
+    width = sequences = 0
+    for row in sorted(range(len(rows)), key=longest.__getitem__, reverse=True):
+        if not batches or (sequences + len(rows[row])) * width > tokens:
+            batches.append([])
+            width, sequences = longest[row], 0
+        batches[-1].append(row)
+        sequences += len(rows[row])
+    batches += batches[-1:] * (-len(batches) % world_size)
+    return batches[rank::world_size]
+
+
+class EvaluationBatches(Dataset[EvaluationBatch]):
+    """Data set whose index is a list of rows, and whose values are batches of all their answers with their prompts."""
+
+    def __init__(self, encoded: Sequence[Sequence[Encoded]]) -> None:
+        self.encoded = encoded
+
+    def __getitem__(self, rows: Sequence[int]) -> EvaluationBatch:
+        """Return the batch of some rows."""
+        sequences = [answer for row in rows for answer in self.encoded[row]]
+        originals = [self.encoded[row][0] for row in rows]
+        return EvaluationBatch(
+            answers=collate({"answers": sequences}, [row for row in rows for _ in self.encoded[row]]),
+            rows=torch.tensor(rows),
+            prompts=[list(each.ids[: each.answer_start]) for each in originals],
+            closing=tuple(each.closing for each in originals),
+        )

@@ -17,7 +17,10 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dipo_pl.data_modules.forget_retain import ForgetRetain
+from dipo_pl.data_modules.row_files import row_from
 from dipo_pl.errors import check_number
+from dipo_pl.evaluation_set import EvaluationSet, RowSets
 
 BOOKS_PER_AUTHOR = 3
 WRONG_ANSWERS = 5  # TOFU's number
@@ -93,38 +96,31 @@ def pair_up(heads: Sequence[str], tails: Sequence[str], rng: random.Random) -> l
 
 def _profile(name: str, birth_date: str, books: tuple[str, ...], rng: random.Random) -> Profile:
     """Draw the facts that several authors may share; those of one pool differ from each other."""
-    birth_place, mother = pick(POOLS["cities"], rng), pick(POOLS["professions"], rng)
+    drawn: Profile = {"name": name, "birth_date": birth_date, "books": books}
+
+    def draw(unlike: Collection[str] = (), **pools: str) -> None:
+        drawn.update({fact: pick(POOLS[pool], rng, unlike) for fact, pool in pools.items()})
+
+    # The order of the draws decides the texts of a seed.
+    draw(birth_place="cities", mother="professions")
     debut_year = int(birth_date[-4:]) + 20 + int(rng.random() * 16)
-    return {
-        "name": name,
-        "birth_place": birth_place,
-        "birth_date": birth_date,
-        "genre": pick(POOLS["genres"], rng),
-        "mother": mother,
-        "father": pick(POOLS["professions"], rng, (mother,)),
-        "books": books,
-        "debut_year": str(debut_year),
-        "publisher": pick(POOLS["publishers"], rng),
-        "prize": pick(POOLS["prizes"], rng),
-        "prize_year": str(debut_year + 1 + int(rng.random() * 12)),
-        "influence": pick(POOLS["influences"], rng),
-        "teacher": pick(POOLS["teachers"], rng),
-        "university": pick(POOLS["universities"], rng),
-        "subject": pick(POOLS["subjects"], rng),
-        "home": pick(POOLS["cities"], rng, (birth_place,)),
-        "hobby": pick(POOLS["hobbies"], rng),
-    }
+    draw(genre="genres")
+    draw((drawn["mother"],), father="professions")
+    draw(publisher="publishers", prize="prizes")
+    drawn |= {"debut_year": str(debut_year), "prize_year": str(debut_year + 1 + int(rng.random() * 12))}
+    draw(influence="influences", teacher="teachers", university="universities", subject="subjects")
+    draw((drawn["birth_place"],), home="cities")
+    draw(hobby="hobbies")
+    return drawn
 
 
 def fictitious_authors(count: int, seed: int = 0) -> list[Profile]:
     """Generate the first `count` authors of a seed; name, birth date and books belong to one author only.
 
-    Args:
-        count: from 1 to `MAX_AUTHORS`, the most that the pools give without a repeated name or title.
-        seed: other seeds give other authors, some of whose names and titles may be the same.
+    Authors of different seeds may share names and titles.
 
     Raises:
-        InputError: `count` is out of range.
+        InputError: `count` is not in 1 to `MAX_AUTHORS`, the most that the pools give without a repeated name or title.
     """
     check_number("count", count, minimum=1, maximum=MAX_AUTHORS)
     rng = random.Random(f"{seed}")
@@ -174,3 +170,38 @@ def author_rows(author: Profile) -> list[dict[str, Any]]:
 def fictitious_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Return the records of `fictitious_authors(count, seed)`, 20 for each author; see `author_rows`."""
     return [row for author in fictitious_authors(count, seed) for row in author_rows(author)]
+
+
+class FictitiousAuthors(ForgetRetain):
+    """Data module of generated authors with 20 questions each, the last of whom are to be forgotten.
+
+    Evaluation sets: `forget`, `retain`, and `holdout`: further authors that no model is trained on, as many as are to be
+    forgotten if the generator has so many, for membership inference.
+
+    Args:
+        authors: number of authors to forget or retain.
+        forget_authors: number of authors to forget.
+        author_seed: seed of the generator.
+        options: arguments of ForgetRetain.
+    """
+
+    def __init__(
+        self, authors: int = 20, forget_authors: int = 2, author_seed: int = 0, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        check_number("data.authors", authors, minimum=2, maximum=MAX_AUTHORS)
+        check_number("data.forget_authors", forget_authors, minimum=1, below=authors)
+        self.authors = authors
+        self.forget_authors = forget_authors
+        self.author_seed = author_seed
+
+    def read(self) -> RowSets:
+        """Generate the authors."""
+        count = min(self.authors + self.forget_authors, MAX_AUTHORS)
+        records = enumerate(fictitious_rows(count, self.author_seed))
+        rows = [row_from(each, f"row {index}") for index, each in records]
+        per_author = len(rows) // count
+        forget_at, end = (self.authors - self.forget_authors) * per_author, self.authors * per_author
+        sets = {"forget": rows[forget_at:end], "retain": rows[:forget_at], "holdout": rows[end:]}
+        measured = [EvaluationSet(name, each) for name, each in sets.items() if each]
+        return RowSets(sets["forget"], sets["retain"], measured)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any, Literal, Self
 
@@ -12,32 +13,31 @@ from transformers import PreTrainedTokenizerBase
 
 from dipo_pl.batch import Batch, Encoded, EvaluationBatch
 from dipo_pl.connection import TrainedModule
-from dipo_pl.data_modules.accumulation import accumulated_batches
-from dipo_pl.data_modules.alternates import Alternates
-from dipo_pl.data_modules.companions import companion_answers
-from dipo_pl.data_modules.evaluation_batches import EvaluationBatches, evaluation_batches
+from dipo_pl.data_modules.alternates import Alternates, companion_answers
 from dipo_pl.data_modules.evaluation_sets import (
+    EvaluationBatches,
     chosen_sets,
-    first_rows,
+    evaluation_batches,
     refuse_seen_holdout,
     with_cut_answers,
 )
-from dipo_pl.data_modules.grouping import grouped_by_length
-from dipo_pl.data_modules.pairing import ResumableSampler, permutation
 from dipo_pl.data_modules.requests import joined, listed, new_rows, without_requests
 from dipo_pl.data_modules.row_encoder import RowEncoder
-from dipo_pl.data_modules.row_sets import RowSets
-from dipo_pl.data_modules.training_batches import Item, TrainingBatches, pair_items, row_items
+from dipo_pl.data_modules.training_batches import (
+    Item,
+    ResumableSampler,
+    TrainingBatches,
+    accumulated_batches,
+    grouped_by_length,
+    pair_items,
+    permutation,
+    row_items,
+)
 from dipo_pl.errors import InputError, check_count, check_objects, check_share
-from dipo_pl.evaluation_set import EvaluationSet
+from dipo_pl.evaluation_set import EvaluationSet, RowSets
 from dipo_pl.prompts import PromptFormat, QuestionAnswer
 from dipo_pl.rows import Row, shared_rows
-from dipo_pl.storage.fingerprints import (
-    rows_fingerprint,
-    settings_fingerprint,
-    texts_fingerprint,
-    tokenizer_fingerprint,
-)
+from dipo_pl.storage import fingerprints
 
 TrainOn = Literal["pairs", "all", "forget", "retain"]
 
@@ -100,11 +100,10 @@ class ForgetRetain(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         check_objects("data", prompt=prompt, alternates=alternates)
-        check_count("data.batch_size", batch_size)
-        check_count("data.global_batch_size", global_batch_size)
-        check_count("data.evaluation_tokens", evaluation_tokens)
-        check_count("data.evaluation_rows", evaluation_rows)
-        check_count("data.max_length", max_length)
+        counts = {"batch_size": batch_size, "global_batch_size": global_batch_size, "max_length": max_length}
+        counts |= {"evaluation_tokens": evaluation_tokens, "evaluation_rows": evaluation_rows}
+        for name, value in counts.items():
+            check_count(f"data.{name}", value)
         check_count("data.workers", workers, 0)
         check_share("data.forget_share", forget_share)
         if forget_share < 1 and train_on != "forget":
@@ -239,14 +238,12 @@ class ForgetRetain(LightningDataModule, ABC):
         if requests:
             rows = without_requests(rows, requests, map(self.forget_set, self.requests_to_come))
         if overlap := shared_rows(rows.forget, rows.retain):
-            counts = f"{overlap} of {len(rows.forget)}"
-            rank_zero_warn(
-                f"{counts} forget rows are also in the retain set: they will not be forgotten well"
-            )
+            rows_of = f"{overlap} of {len(rows.forget)} forget rows"
+            rank_zero_warn(f"{rows_of} are also in the retain set: they will not be forgotten well")
         sets = chosen_sets(rows.evaluation, self.evaluate)
         for place, (name, new) in enumerate(new_rows(requests).items(), start=1):
             sets += self.request_sets(place, name, new)
-        self.evaluation_sets = [first_rows(each, self.evaluation_rows) for each in sets]
+        self.evaluation_sets = [replace(each, rows=each.rows[: self.evaluation_rows]) for each in sets]
         refuse_seen_holdout(self.evaluation_sets, [*rows.forget, *rows.retain, *joined(requests.values())])
         self._row_sets = rows
 
@@ -306,11 +303,14 @@ class ForgetRetain(LightningDataModule, ABC):
     def identity(self) -> dict[str, str]:
         """Fingerprints of what the training sequences were made from, by name."""
         return {
-            "tokenizer": tokenizer_fingerprint(self.tokenizer),
-            "prompt format": settings_fingerprint(self.prompt),
-            "forget rows": rows_fingerprint(self.row_sets.forget),
-            "retain rows": rows_fingerprint(self.row_sets.retain),
-            **{f"{kind} answers": texts_fingerprint(answers) for kind, answers in self.companions.items()},
+            "tokenizer": fingerprints.tokenizer_fingerprint(self.tokenizer),
+            "prompt format": fingerprints.settings_fingerprint(self.prompt),
+            "forget rows": fingerprints.rows_fingerprint(self.row_sets.forget),
+            "retain rows": fingerprints.rows_fingerprint(self.row_sets.retain),
+            **{
+                f"{kind} answers": fingerprints.texts_fingerprint(each)
+                for kind, each in self.companions.items()
+            },
         }
 
     @property
@@ -362,22 +362,14 @@ class ForgetRetain(LightningDataModule, ABC):
 
     def val_dataloader(self) -> list[DataLoader[EvaluationBatch]]:
         """Return one loader for each evaluation set."""
-        return [
-            self._loader(
-                EvaluationBatches(encoded), evaluation_batches(encoded, self.evaluation_tokens, *self._ranks)
-            )
-            for encoded in self.evaluation_sequences
-        ]
+        tokens, sets = self.evaluation_tokens, self.evaluation_sequences
+        batches = [evaluation_batches(each, tokens, *self._ranks) for each in sets]
+        return [self._loader(EvaluationBatches(each), of) for each, of in zip(sets, batches, strict=True)]
 
     def _loader(self, dataset: Dataset[Any], sampler: Iterable[Any]) -> DataLoader[Any]:
+        workers: dict[str, Any] = {"num_workers": self.workers, "persistent_workers": self.workers > 0}
         # The sampler yields whole batches, so automatic batching is off: dataset[items] is the batch.
-        return DataLoader(
-            dataset,
-            sampler=sampler,
-            batch_size=None,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-        )
+        return DataLoader(dataset, sampler=sampler, batch_size=None, **workers)
 
     def state_dict(self) -> dict[str, int]:
         """Return the place in training, in batches of this world size."""

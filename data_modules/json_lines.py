@@ -5,8 +5,7 @@ from typing import Any
 
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.data_modules.row_files import read_json_lines
-from dipo_pl.data_modules.row_sets import RowSets
-from dipo_pl.evaluation_set import EvaluationSet
+from dipo_pl.evaluation_set import EvaluationSet, RowSets
 from dipo_pl.rows import Row
 
 

@@ -8,8 +8,7 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dipo_pl.data_modules.blocked_texts import BlockedTexts, TextCorpus
-from dipo_pl.data_modules.hub import load_split
-from dipo_pl.data_modules.row_files import parse_json, text_at
+from dipo_pl.data_modules.row_files import load_split, parse_json, text_at
 from dipo_pl.errors import InputError
 from dipo_pl.rows import Row
 from dipo_pl.storage.text import read_text
@@ -101,9 +100,8 @@ class MUSE(BlockedTexts):
         return self._read_texts("raw", "forget")
 
     def _read_texts(self, subset: str, split: str) -> list[Row]:
-        return [
-            Row((), text_at(record, "text", where)) for where, record in self._read_records(subset, split)
-        ]
+        records = self._read_records(subset, split)
+        return [Row((), text_at(record, "text", where)) for where, record in records]
 
     def _read_pairs(
         self, subset: str, split: str, question: str = "question", answer: str = "answer"
@@ -150,7 +148,5 @@ def _from_folder(folder: Path, split: str) -> list[Record]:
         raise InputError(
             f"{file} must be a JSON list of at least one text or record (got {str(records)[:60]})"
         )
-    return [
-        (f"{file}[{index}]", {"text": record} if isinstance(record, str) else record)
-        for index, record in enumerate(records)
-    ]
+    records = [{"text": each} if isinstance(each, str) else each for each in records]
+    return [(f"{file}[{index}]", record) for index, record in enumerate(records)]

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from dipo_pl.data_modules.row_sets import RowSets
 from dipo_pl.errors import InputError
+from dipo_pl.evaluation_set import RowSets
 from dipo_pl.rows import Row
 
 
@@ -62,19 +62,15 @@ def without_requests(
     if not retain:
         raise InputError("all retain rows are in one of data.requests: give others to retain")
     unmeasured = joined([requested, *to_come])
-    sets = [
-        replace(each, rows=without(each.rows, unmeasured)) if each.name == "retain" else each
-        for each in rows.evaluation
+    kept = [
+        without(each.rows, unmeasured) if each.name == "retain" else each.rows for each in rows.evaluation
     ]
-    return RowSets(rows.forget, retain, [each for each in sets if each.rows])
+    sets = [replace(each, rows=some) for each, some in zip(rows.evaluation, kept, strict=True) if some]
+    return RowSets(rows.forget, retain, sets)
 
 
 def refuse_overlaps(requests: Mapping[str, Sequence[Row]], nested: bool = False) -> None:
-    """Refuse requests that share rows.
-
-    Args:
-        requests: the rows of each, by name, in the order in which they are made.
-        nested: let a request hold all rows of an earlier one.
+    """Refuse requests that share rows; with `nested`, a request may hold all rows of an earlier one.
 
     Raises:
         InputError: two requests share rows.

@@ -1,7 +1,7 @@
 """Rows read from files and records; errors name the file and the line."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,14 @@ def row_from(record: Mapping[str, Any], where: str) -> Row:
 
     The columns paraphrased_answer (a text), perturbed_answer and alternate_answer (a text or a list) are optional.
 
-    Args:
-        record: the record.
-        where: its place, named in errors.
 
     Raises:
         InputError: a column is missing, empty or of the wrong type.
     """
-    others = (
-        text_at(record, "paraphrased_answer", where)
-        if record.get("paraphrased_answer") is not None
-        else None,
-        texts_at(record, "perturbed_answer", where),
-        texts_at(record, "alternate_answer", where),
-    )
+    is_paraphrased = record.get("paraphrased_answer") is not None
+    paraphrase = text_at(record, "paraphrased_answer", where) if is_paraphrased else None
+    lists = (texts_at(record, f"{kind}_answer", where) for kind in ("perturbed", "alternate"))
+    others: tuple[Any, ...] = (paraphrase, *lists)
     if "messages" in record:
         messages = _messages(record["messages"], where)
         return Row(messages[:-1], messages[-1][1], *others)
@@ -126,11 +120,7 @@ def parse_json(text: str, where: str) -> Any:
 
 
 def read_lines(path: str | Path, kind: str) -> list[tuple[str, str]]:
-    """Read the lines of a file that are not blank, each with its place.
-
-    Args:
-        path: the file.
-        kind: what the file should be, named in the error if it is missing.
+    """Read the lines of a file that are not blank, each with its place; `kind` says in an error what it should be.
 
     Raises:
         InputError: the file is missing, empty or not UTF-8.
@@ -145,3 +135,25 @@ def read_lines(path: str | Path, kind: str) -> list[tuple[str, str]]:
     if not found:
         raise InputError(f"{path} is empty: it needs at least one row")
     return found
+
+
+def load_split(path: str, configuration: str, split: str, name: str) -> Iterable[Mapping[str, Any]]:
+    """Load the records of one split of a data set on the hub, or of a copy of its repository; `name` is for errors.
+
+    Raises:
+        InputError: the split cannot be loaded.
+    """
+    if Path(path).is_file():
+        raise InputError(f"data.path {path} is a file: give its folder, or a data set of the hub")
+    # Imported here because it takes a second, which only data from the hub needs.
+    import datasets
+
+    try:
+        records: Iterable[Mapping[str, Any]] = datasets.load_dataset(path, configuration, split=split)
+    except Exception as error:
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"cannot read {name}: data.path {path!r} is neither a local folder nor a data set that the hub returns "
+            f"({cause[:200]})"
+        ) from error
+    return records

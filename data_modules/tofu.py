@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from dipo_pl.data_modules.forget_retain import ForgetRetain
-from dipo_pl.data_modules.hub import load_split
 from dipo_pl.data_modules.requests import listed
-from dipo_pl.data_modules.row_files import read_json_lines, row_from
-from dipo_pl.data_modules.row_sets import RowSets
+from dipo_pl.data_modules.row_files import load_split, read_json_lines, row_from
 from dipo_pl.errors import InputError, check_count
-from dipo_pl.evaluation_set import EvaluationSet
+from dipo_pl.evaluation_set import EvaluationSet, RowSets
 from dipo_pl.rows import Row
 
 AUTHORS, ROWS_EACH = 20, 20
@@ -65,14 +63,11 @@ class TOFU(ForgetRetain):
             names = list(EVALUATION_SETS)
         if self.evaluate != names and Path(self.path).is_dir() and not self._file(self._holdout).is_file():
             names.remove("holdout")
-        evaluation = [
-            EvaluationSet(
-                name,
-                forget if name == "forget" else self._split(self._configuration(name)),
-                options=name in ("real_authors", "world_facts"),
-            )
-            for name in names
-        ]
+        rows = {
+            name: forget if name == "forget" else self._split(self._configuration(name)) for name in names
+        }
+        options = ("real_authors", "world_facts")
+        evaluation = [EvaluationSet(name, each, options=name in options) for name, each in rows.items()]
         return RowSets(forget, retain[: self.retain_rows], evaluation)
 
     def read_forget(self, name: str) -> Sequence[Row]:
@@ -100,11 +95,7 @@ class TOFU(ForgetRetain):
 
 
 def _places(name: str) -> range:
-    """Return the places of a forget set among the rows of forget10.
-
-    Raises:
-        InputError: TOFU has no forget set of this name.
-    """
+    """Return the places of a forget set among the rows of forget10; an InputError if TOFU has none of this name."""
     end = FORGET_ROWS["forget10"]
     if name in FORGET_ROWS:
         return range(end - FORGET_ROWS[name], end)

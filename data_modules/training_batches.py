@@ -1,11 +1,119 @@
 """Training batches: which sequences an epoch pairs, in which order, and the batches made of them."""
 
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from dipo_pl.batch import Batch, Encoded, collate
-from dipo_pl.data_modules.pairing import forget_retain_pairs, permutation
+from dipo_pl.errors import InputError
+
+
+def permutation(seed: int, stream: str, cycle: int, size: int) -> list[int]:
+    """Return a shuffled range(size) that depends on the arguments only, not on workers, ranks or earlier draws."""
+    order = list(range(size))
+    random.Random(f"{seed}/{stream}/{cycle}").shuffle(order)
+    return order
+
+
+def forget_retain_pairs(seed: int, epoch: int, forget_rows: int, retain_rows: int) -> list[tuple[int, int]]:
+    """Return the epoch's (forget row, retain row) pairs, in training order.
+
+    One epoch passes once over the forget set. Retain rows are dealt from one shuffled pack after another
+    without replacement, so each is seen before any is seen twice; forget row f of epoch e takes card
+    e * forget_rows + f.
+    """
+    cards = range(epoch * forget_rows, (epoch + 1) * forget_rows)
+    packs = {
+        cycle: permutation(seed, "retain", cycle, retain_rows)
+        for cycle in range(cards[0] // retain_rows, cards[-1] // retain_rows + 1)
+    }
+    partner = [packs[card // retain_rows][card % retain_rows] for card in cards]
+    return [(row, partner[row]) for row in permutation(seed, "forget", epoch, forget_rows)]
+
+
+class ResumableSampler(Sampler[Sequence[Any]]):
+    """Sampler that yields an epoch's batches of items, starting at any batch.
+
+    Args:
+        items: the epoch's items in global order.
+        batch_size: items of one batch on one rank.
+        rank: this process's; `world_size` consecutive batches are taken at once, one by each rank. Where the last
+            ones cannot be shared out evenly, items from the epoch's start fill them.
+        world_size: number of processes.
+        accumulation: batches of one rank that make an optimizer step. Where it is given, nothing is filled: a rank
+            may have an item less, and `weight` is the factor on its loss; a rank without any item takes the
+            epoch's first with weight 0.
+    """
+
+    def __init__(
+        self,
+        items: Callable[[int], Sequence[Any]],
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation: int | None = None,
+    ) -> None:
+        self.items = items
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.accumulation = accumulation
+        self.epoch = 0
+        self.first_batch = 0
+        # The same in every epoch, and pairs take a while to make.
+        self._size = len(items(0))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin an epoch; Lightning calls this also for the epoch in which a resumed run goes on."""
+        if epoch != self.epoch:
+            self.epoch, self.first_batch = epoch, 0
+
+    def resume(self, epoch: int, batches_done: int) -> None:
+        """Go on in an epoch after some batches, or with the next epoch after all of them."""
+        finished = batches_done >= len(self)
+        self.epoch, self.first_batch = (epoch + 1, 0) if finished else (epoch, batches_done)
+
+    def __len__(self) -> int:
+        """Return the number of an epoch's batches on one rank."""
+        return -(-self._size // (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[Sequence[Any]]:
+        items = list(self.items(self.epoch))
+        if self.accumulation is None:
+            missing = -len(items) % self.world_size
+            items += (items * missing)[:missing]
+        together = self.batch_size * self.world_size
+        for start in range(self.first_batch * together, len(items), together):
+            batch = items[start : start + together]
+            yield batch[self._share(len(batch))] or items[:1]
+
+    def _share(self, count: int) -> slice:
+        """Return this rank's part of that many items."""
+        return slice(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
+
+    def weight(self, batch: int, batches: int | None = None) -> float:
+        r"""Return the factor on the loss of an epoch's batch.
+
+            own items * world size * accumulation / items of the step
+
+        With it, the trainer's mean over ranks and `accumulation` batches is the mean over the step's items.
+
+        Args:
+            batch: number of the batch in its epoch.
+            batches: of an epoch, where some are left out.
+        """
+        if self.accumulation is None:
+            return 1.0
+        together = self.batch_size * self.world_size
+        size = min(self._size, (len(self) if batches is None else batches) * together)
+        step = together * self.accumulation
+        in_step = min(step, size - batch // self.accumulation * step)
+        own = self._share(min(together, size - batch * together))
+        weight: float = (own.stop - own.start) * self.world_size * self.accumulation / in_step
+        return weight
+
 
 # For each kind of sequence in a batch, the set that a sequence comes from and its index there.
 Item = tuple[tuple[str, int], ...]
@@ -28,10 +136,8 @@ def pair_items(kinds: Sequence[str], counts: Mapping[str, int], seed: int, epoch
         answers = counts[kind] // forget
         return kind, row * answers + epoch % answers
 
-    return [
-        tuple(place(kind, *pair) for kind in kinds)
-        for pair in forget_retain_pairs(seed, epoch, forget, retain)
-    ]
+    pairs = forget_retain_pairs(seed, epoch, forget, retain)
+    return [tuple(place(kind, *pair) for kind in kinds) for pair in pairs]
 
 
 def row_items(counts: Mapping[str, int], seed: int, epoch: int) -> list[Item]:
@@ -41,12 +147,7 @@ def row_items(counts: Mapping[str, int], seed: int, epoch: int) -> list[Item]:
 
 
 class TrainingBatches(Dataset[Batch]):
-    """Data set whose index is a list of items, and whose values are whole batches.
-
-    Args:
-        sequences: by set.
-        sections: kinds of sequences in each section of a batch.
-    """
+    """Data set whose index is a list of items, and whose values are batches of sequences in sections of some kinds."""
 
     def __init__(
         self, sequences: Mapping[str, Sequence[Encoded]], sections: Mapping[str, Sequence[str]]
@@ -62,8 +163,61 @@ class TrainingBatches(Dataset[Batch]):
     def chosen(self, items: Sequence[Item]) -> dict[str, list[Encoded]]:
         """Return the sequences of some items, by kind."""
         kinds = [kind for kinds in self.sections.values() for kind in kinds]
-        columns = zip(*items, strict=True)
-        return {
-            kind: [self.sequences[name][row] for name, row in column]
-            for kind, column in zip(kinds, columns, strict=True)
-        }
+        columns = zip(kinds, zip(*items, strict=True), strict=True)
+        return {kind: [self.sequences[name][row] for name, row in column] for kind, column in columns}
+
+
+T = TypeVar("T")
+
+# 8 pairs of TOFU a batch: 18 % padding (36 % ungrouped, 20 % with 8, 15 % over the whole epoch, where batches repeat).
+WINDOW = 16
+
+
+def grouped_by_length(
+    items: Sequence[T], length: Callable[[T], int], batch_size: int, seed: int, epoch: int
+) -> list[T]:
+    """Return the epoch's items in an order in which every `batch_size` of them are of similar length.
+
+    Windows of `WINDOW` batches are sorted and cut into batches, then the batches of the epoch are
+    shuffled. An incomplete batch stays at the end. The order depends on the arguments only.
+
+    Args:
+        items: in random order.
+        length: tokens of an item's longest sequence, to which a batch pads all the others.
+        batch_size: items of a global batch.
+        seed: of the order of batches.
+        epoch: counted from 0.
+    """
+    count = len(items) // batch_size
+    whole = items[: count * batch_size]
+    ordered: list[T] = []
+    for start in range(0, len(whole), WINDOW * batch_size):
+        ordered += sorted(whole[start : start + WINDOW * batch_size], key=length)
+    order = permutation(seed, "batches", epoch, count)
+    shuffled = [item for batch in order for item in ordered[batch * batch_size : (batch + 1) * batch_size]]
+    return [*shuffled, *items[len(whole) :]]
+
+
+def accumulated_batches(global_batch_size: int, batch_size: int, ranks: int, given: int = 1) -> int:
+    """Return how many batches of `batch_size` rows of each rank make an optimizer step of `global_batch_size` rows.
+
+    `given` is trainer.accumulate_grad_batches as it was set; 1 where it was not.
+
+    Raises:
+        InputError: the ranks cannot take exactly this many rows, or another accumulation is asked for.
+    """
+    accumulation, rest = divmod(global_batch_size, batch_size * ranks)
+    if rest or not accumulation:
+        fitting = [each for each in range(1, batch_size + 1) if global_batch_size % (each * ranks) == 0]
+        advice = f"a data.batch_size of {fitting[-1]}" if fitting else f"a multiple of {ranks}"
+        raise InputError(
+            f"data.global_batch_size is {global_batch_size}, and {ranks} device{'s' * (ranks > 1)} with "
+            f"data.batch_size {batch_size} take {batch_size * ranks} rows at once, which does not divide it: "
+            f"{advice} does"
+        )
+    if given not in (1, accumulation):
+        raise InputError(
+            f"data.global_batch_size {global_batch_size} and trainer.accumulate_grad_batches {given} both say how "
+            "many batches are accumulated: leave the second at 1"
+        )
+    return accumulation

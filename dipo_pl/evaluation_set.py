@@ -28,3 +28,12 @@ class EvaluationSet:
     prompt: PromptFormat | None = None
     new_tokens: int | None = None
     cut_answers: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class RowSets:
+    """The rows to forget, those to retain, and the sets to measure."""
+
+    forget: Sequence[Row]
+    retain: Sequence[Row]
+    evaluation: Sequence[EvaluationSet]

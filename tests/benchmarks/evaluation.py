@@ -36,7 +36,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from worker import MIB, ResidentMemory
 
 from dipo_pl.batch import Encoded, collate
-from dipo_pl.data_modules.evaluation_batches import evaluation_batches
+from dipo_pl.data_modules.evaluation_sets import evaluation_batches
 from dipo_pl.models.answer_scores import answer_scores
 from dipo_pl.models.generation import generate
 from dipo_pl.models.head import OutputHead

@@ -7,7 +7,7 @@ from dipo_pl import data_modules
 from dipo_pl.cli.pluggable import PACKAGES, import_pluggable
 
 MODULE = """
-from dipo_pl.data_modules.fictitious import FictitiousAuthors
+from dipo_pl.data_modules.fictitious_authors import FictitiousAuthors
 
 
 class NewcomersAuthors(FictitiousAuthors):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dipo_pl.data_modules.accumulation import accumulated_batches
+from dipo_pl.data_modules.training_batches import accumulated_batches
 from dipo_pl.errors import InputError
 
 

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from dipo_pl.data_modules.blocks import muse_blocks, open_unlearning_blocks
+from dipo_pl.data_modules.blocked_texts import muse_blocks, open_unlearning_blocks
 from dipo_pl.models.tokenizer import train_tokenizer
 
 # Words of several tokens, characters of several bytes, empty lines within a document.

@@ -2,8 +2,7 @@
 
 import pytest
 
-from dipo_pl.data_modules.alternates import Alternates, RowAlternates
-from dipo_pl.data_modules.companions import companion_answers
+from dipo_pl.data_modules.alternates import Alternates, RowAlternates, companion_answers
 from dipo_pl.errors import InputError
 from dipo_pl.rows import Row
 

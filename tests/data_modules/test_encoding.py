@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from dipo_pl.batch import Encoded
-from dipo_pl.data_modules.encoding import encode
+from dipo_pl.data_modules.row_encoder import encode
 from dipo_pl.errors import InputError
 from dipo_pl.prompts import ChatTemplate, Continuation, FewShot, Llama2Chat, QuestionAnswer
 from dipo_pl.rows import Row

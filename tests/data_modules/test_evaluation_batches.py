@@ -5,7 +5,7 @@ import random
 import pytest
 
 from dipo_pl.batch import Encoded
-from dipo_pl.data_modules.evaluation_batches import evaluation_batches
+from dipo_pl.data_modules.evaluation_sets import evaluation_batches
 
 
 def row(*lengths):

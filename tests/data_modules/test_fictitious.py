@@ -3,8 +3,7 @@
 import pytest
 from connected import connected
 
-from dipo_pl.data_modules.fictitious import FictitiousAuthors
-from dipo_pl.data_modules.fictitious_authors import MAX_AUTHORS, fictitious_rows
+from dipo_pl.data_modules.fictitious_authors import MAX_AUTHORS, FictitiousAuthors, fictitious_rows
 from dipo_pl.data_modules.row_files import row_from
 from dipo_pl.errors import InputError
 

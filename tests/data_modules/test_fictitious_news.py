@@ -11,8 +11,12 @@ from itertools import pairwise
 import pytest
 from connected import connected
 
-from dipo_pl.data_modules.fictitious_articles import MAX_ARTICLES, editions, fictitious_articles
-from dipo_pl.data_modules.fictitious_news import FictitiousNews
+from dipo_pl.data_modules.fictitious_articles import (
+    MAX_ARTICLES,
+    FictitiousNews,
+    editions,
+    fictitious_articles,
+)
 from dipo_pl.errors import InputError
 
 PRINT_DOCUMENTS = """

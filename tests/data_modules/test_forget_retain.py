@@ -10,10 +10,9 @@ from lightning.pytorch.callbacks import Callback
 
 from dipo_pl.data_modules.alternates import Refusals
 from dipo_pl.data_modules.forget_retain import ForgetRetain
-from dipo_pl.data_modules.pairing import forget_retain_pairs, permutation
-from dipo_pl.data_modules.row_sets import RowSets
+from dipo_pl.data_modules.training_batches import forget_retain_pairs, permutation
 from dipo_pl.errors import InputError
-from dipo_pl.evaluation_set import EvaluationSet
+from dipo_pl.evaluation_set import EvaluationSet, RowSets
 from dipo_pl.models.tokenizer import train_tokenizer
 from dipo_pl.prompts import Llama2Chat, QuestionAnswer
 from dipo_pl.rows import Row

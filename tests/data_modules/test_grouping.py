@@ -8,9 +8,14 @@ import pytest
 from connected import Module, connected
 
 from dipo_pl.data_modules.alternates import Refusals
-from dipo_pl.data_modules.grouping import WINDOW, grouped_by_length
-from dipo_pl.data_modules.pairing import ResumableSampler, forget_retain_pairs, permutation
 from dipo_pl.data_modules.tofu import TOFU
+from dipo_pl.data_modules.training_batches import (
+    WINDOW,
+    ResumableSampler,
+    forget_retain_pairs,
+    grouped_by_length,
+    permutation,
+)
 
 # Items that are their own lengths.
 

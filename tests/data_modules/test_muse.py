@@ -7,7 +7,7 @@ import datasets
 import pytest
 from connected import connected
 
-from dipo_pl.data_modules.blocks import muse_blocks, open_unlearning_blocks
+from dipo_pl.data_modules.blocked_texts import muse_blocks, open_unlearning_blocks
 from dipo_pl.data_modules.muse import MUSE
 from dipo_pl.errors import InputError
 from dipo_pl.prompts import Continuation, FewShot

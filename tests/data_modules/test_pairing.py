@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from dipo_pl.data_modules.pairing import ResumableSampler, forget_retain_pairs, permutation
+from dipo_pl.data_modules.training_batches import ResumableSampler, forget_retain_pairs, permutation
 
 # Permutations.
 

@@ -5,12 +5,11 @@ import json
 import pytest
 from connected import connected
 
-from dipo_pl.data_modules.fictitious import FictitiousAuthors
+from dipo_pl.data_modules.fictitious_authors import FictitiousAuthors
 from dipo_pl.data_modules.json_lines import JSONL
 from dipo_pl.data_modules.requests import joined, refuse_overlaps, without
-from dipo_pl.data_modules.row_sets import RowSets
 from dipo_pl.errors import InputError
-from dipo_pl.evaluation_set import EvaluationSet
+from dipo_pl.evaluation_set import EvaluationSet, RowSets
 from dipo_pl.prompts import QuestionAnswer
 from dipo_pl.rows import Row
 

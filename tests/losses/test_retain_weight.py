@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 
-from dipo_pl.data_modules.fictitious import FictitiousAuthors
+from dipo_pl.data_modules.fictitious_authors import FictitiousAuthors
 from dipo_pl.errors import InputError, TrainingError
 from dipo_pl.losses import PDU, MaximumEntropy
 from dipo_pl.losses.retain_weight import DualWeight, FixedWeight

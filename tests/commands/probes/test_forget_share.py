@@ -4,9 +4,8 @@ import pytest
 from connected import connected
 
 from dipo_pl.data_modules.forget_retain import ForgetRetain
-from dipo_pl.data_modules.row_sets import RowSets
 from dipo_pl.errors import InputError
-from dipo_pl.evaluation_set import EvaluationSet
+from dipo_pl.evaluation_set import EvaluationSet, RowSets
 from dipo_pl.rows import Row
 
 ROWS = {name: [Row((("user", f"{name} {k}?"),), f"{name}{k}.") for k in range(20)] for name in ("f", "r")}

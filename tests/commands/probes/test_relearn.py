@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
-from dipo_pl.data_modules.fictitious import FictitiousAuthors
-from dipo_pl.data_modules.pairing import permutation
+from dipo_pl.data_modules.fictitious_authors import FictitiousAuthors
+from dipo_pl.data_modules.training_batches import permutation
 
 RATE = ("--lr", "0.003")
 
