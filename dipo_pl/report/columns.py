@@ -49,18 +49,12 @@ class Column:
 
     def distance(self, value: float, retain_only: float | None) -> float:
         """Return the distance from the best possible value, up to a constant; NaN if that is unknown."""
-        match self.better:
-            case Better.HIGHER:
-                return -value
-            case Better.LOWER:
-                return value
-            case Better.NEAR_ZERO:
-                return abs(value)
-            case Better.NEAR_UNSEEN:
-                return abs(value - (0.5 if retain_only is None else retain_only))
-            case Better.NEAR_RETAIN_ONLY if retain_only is not None:
-                return abs(value - retain_only)
-        return math.nan
+        if self.better in (Better.HIGHER, Better.LOWER):
+            return value if self.better is Better.LOWER else -value
+        unknown = math.nan if retain_only is None else retain_only
+        near_unseen = 0.5 if retain_only is None else retain_only
+        best = {Better.NEAR_ZERO: 0.0, Better.NEAR_UNSEEN: near_unseen, Better.NEAR_RETAIN_ONLY: unknown}
+        return abs(value - best.get(self.better, math.nan))
 
 
 MEMBERSHIP_SCORES = {
@@ -103,25 +97,18 @@ class _Part(NamedTuple):
 
 
 _SAME = (Better.NEAR_RETAIN_ONLY, Better.HIGHER)
+_LESS = (Better.LOWER, Better.LOWER)
 _BOTH = ("forget", "retain")
 _PARTS = {
     "knowledge": _Part("KnowMem", "ROUGE-L F1 of generated answers to questions", *_SAME, _BOTH),
     "probability": _Part("P", "mean probability of the true answers, per token", *_SAME, _BOTH),
-    "rouge_l_recall": _Part(
-        "ROUGE", "ROUGE-L recall of the true answers by the generated ones", *_SAME, _BOTH
-    ),
-    "truth_ratio": _Part(
-        "TR", "truth ratio R, min(R, 1/R) on the forget set and max(0, 1 - R) elsewhere", *_SAME
-    ),
-    "exact_memorization": _Part(
-        "EM", "share of the true answers' tokens that are the most probable ones", *_SAME
-    ),
+    "rouge_l_recall": _Part("ROUGE", "ROUGE-L recall of the true answers by generated ones", *_SAME, _BOTH),
+    "truth_ratio": _Part("TR", "truth ratio R: min(R, 1/R) on the forget set, else max(0, 1 - R)", *_SAME),
+    "exact_memorization": _Part("EM", "share of true answer tokens that are the most probable ones", *_SAME),
     "extraction_strength": _Part(
         "ES", "share of the true answer completed from the rest", *_SAME, ("forget",)
     ),
-    "repetition": _Part(
-        "Repetition", "repeated n-grams in generations", Better.LOWER, Better.LOWER, ("forget",)
-    ),
+    "repetition": _Part("Repetition", "repeated n-grams in generations", *_LESS, ("forget",)),
     "distinct_2": _Part("Distinct-2", "share of distinct bigrams in generations"),
     "word_entropy": _Part("Entropy", "entropy of the words of generations"),
     "refusals": _Part("Refusals", "share of generations that refuse to answer"),
@@ -156,23 +143,18 @@ def _order(key: str) -> tuple[int, int, int, int, str]:
     return 2, 0, 0, 0, key
 
 
-def _headline(key: str, title: str, meaning: str, better: Better, digits: int = 3) -> Column:
-    return Column(key, title, meaning, better, True, digits)
-
-
 def _described() -> Iterable[Column]:
     higher, ratios = Better.HIGHER, "the truth ratios of the model and the retain-only model"
     test = f"p-value of a Kolmogorov-Smirnov test between {ratios}"
-    yield _headline("forget_quality", "Forget Quality", test, higher)
-    yield _headline(
-        "forget_quality_log10_p", "log10 p", "log10 of Forget Quality; does not underflow", higher, 2
-    )
+    yield Column("forget_quality", "Forget Quality", test, higher, True)
+    log10_p = "log10 of Forget Quality; does not underflow"
+    yield Column("forget_quality_log10_p", "log10 p", log10_p, higher, True, digits=2)
     statistic = f"Kolmogorov-Smirnov statistic: largest gap between the distributions of {ratios}"
-    yield _headline("forget_quality_ks_statistic", "KS", statistic, Better.LOWER)
+    yield Column("forget_quality_ks_statistic", "KS", statistic, Better.LOWER, True)
     utility = "harmonic mean of probability, ROUGE-L recall and truth ratio on the sets that are kept"
-    yield _headline("model_utility", "Model Utility", utility, higher)
+    yield Column("model_utility", "Model Utility", utility, higher, True)
     verbatim = "forget set: ROUGE-L F1 of generated continuations of its passages"
-    yield _headline("forget_verbatim", "VerbMem", verbatim, Better.NEAR_RETAIN_ONLY)
+    yield Column("forget_verbatim", "VerbMem", verbatim, Better.NEAR_RETAIN_ONLY, True)
     for name, text in (_FORGET_SETS | _RETAIN_SETS | _OTHER_SETS).items():
         for key, part in _PARTS.items():
             better = Better.NEITHER if name in _OTHER_SETS else part.on_retain
@@ -183,7 +165,7 @@ def _described() -> Iterable[Column]:
     for name, title in MEMBERSHIP_SCORES.items():
         yield Column(f"membership_{name}_auc", f"AUC {title}", attack, Better.NEAR_UNSEEN, name == "min_k")
     leak = "Min-K% AUC relative to the retain-only model's, in percent; negative: forgot too little, positive: too much"
-    yield _headline("priv_leak", "PrivLeak", leak, Better.NEAR_ZERO, 1)
+    yield Column("priv_leak", "PrivLeak", leak, Better.NEAR_ZERO, True, digits=1)
 
 
 _KNOWN = {each.key: each for each in _described()}

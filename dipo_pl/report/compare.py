@@ -110,10 +110,8 @@ def _difference(one: Run, other: Run, may_differ: Container[str]) -> str | None:
     if a.convention != b.convention:
         return f"{one.name} follows the convention {a.convention!r}, {other.name} {b.convention!r}"
     # The prompt of a set may hold examples, which depend on its rows.
-    settings = {
-        name: value for name, value in b.settings.items() if name.removesuffix(" prompt") not in may_differ
-    }
-    if setting := a.other_settings(settings):
+    names = (each for each in b.settings if each.removesuffix(" prompt") not in may_differ)
+    if setting := a.other_settings({name: b.settings[name] for name in names}):
         return f"they were measured with different settings ({setting}; there is {one.name})"
     for name, here in a.sets.items():
         there = b.sets.get(name)

@@ -115,10 +115,9 @@ def read_report(paths: Sequence[Path], retain_only: Path | None = None, unfinish
 
 
 def _in_order(runs: Sequence[Run]) -> list[Run]:
-    plain = sorted(
-        (each for each in runs if not each.probe),
-        key=lambda run: _REFERENCES.index(run.kind) if run.kind in _REFERENCES else len(_REFERENCES),
-    )
+    order = {kind: place for place, kind in enumerate(_REFERENCES)}
+    plain = [each for each in runs if not each.probe]
+    plain.sort(key=lambda run: order.get(run.kind, len(order)))
     probes = sorted((each for each in runs if each.probe), key=lambda each: (each.kind, -each.bits))
     ordered = []
     for run in plain:
@@ -169,23 +168,14 @@ def _rows_before(runs: Sequence[Run], usual: frozenset[str]) -> list[Row]:
         if run.kind is Kind.UNLEARNED and run.first is not None and not follows:
             first.setdefault(str(lookup(run.manifest, "policy", "weights_at_start") or run.name), run)
     found = [run for weights, run in first.items() if weights not in targets]
-    return [
-        Row(
-            "before unlearning" if len(found) == 1 else f"before {run.name}",
-            Kind.BEFORE,
-            run.evaluations[0].comparable(usual),
-            run,
-        )
-        for run in found
-    ]
+    names = [Kind.BEFORE] if len(found) == 1 else [f"before {run.name}" for run in found]
+    metrics = (run.evaluations[0].comparable(usual) for run in found)
+    return [Row(*each) for each in zip(names, [Kind.BEFORE] * len(found), metrics, found, strict=True)]
 
 
 def _notes_on_references(runs: Sequence[Run]) -> list[str]:
-    against = {
-        str(run.retain_result): run.name
-        for run in runs
-        if run.kind is Kind.UNLEARNED and run.stage is None and run.retain_result is not None
-    }
+    plain = [each for each in runs if each.kind is Kind.UNLEARNED and each.stage is None]
+    against = {str(each.retain_result): each.name for each in plain if each.retain_result is not None}
     if len(against) < 2:
         return []
     named = "; ".join(f"{name} against {path}" for path, name in against.items())
@@ -193,12 +183,11 @@ def _notes_on_references(runs: Sequence[Run]) -> list[str]:
 
 
 def _notes_on_sequences(sequences: Sequence[RequestSequence]) -> list[str]:
-    def fingerprints(sequence: RequestSequence) -> set[str | None]:
+    notes = []
+    for sequence in sequences:
         sets = (each.run.result.sets for each in sequence.stages)
-        return {each["retain"].fingerprint for each in sets if "retain" in each}
-
-    return [
-        f"{each.name}: retain rows differ between stages, since requested rows are removed from them"
-        for each in sequences
-        if len(fingerprints(each)) > 1
-    ]
+        if len({each["retain"].fingerprint for each in sets if "retain" in each}) > 1:
+            notes.append(
+                f"{sequence.name}: retain rows differ between stages, since requested rows are removed from them"
+            )
+    return notes

@@ -122,11 +122,7 @@ def write_png(path: Path, *plots: Plot) -> None:
 
 
 def inline_svg(plot: Plot) -> str:
-    """Return an `<svg>` element with title and description, which loads nothing.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
+    """Return an `<svg>` element with title and description, which loads nothing."""
     written = io.StringIO()
     with _plain_text(plot.name):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))

@@ -12,6 +12,8 @@ from dipo_pl.report.sequences import RequestSequence, stage_table
 from dipo_pl.report.table import Table, markdown_escaped
 from dipo_pl.version import __version__
 
+_ABOUT = ("name", "kind", "convention", "seed", "epoch", "step", "path")
+
 
 def tables(report: Report) -> list[Table]:
     """Return the tables that text formats have: results in short, seeds, sequences."""
@@ -21,12 +23,7 @@ def tables(report: Report) -> list[Table]:
 
 
 def as_text(report: Report, width: int | None = None) -> str:
-    """Return the tables for a terminal, best values with an asterisk.
-
-    Args:
-        report: content.
-        width: characters a line; tables continue in further blocks of columns.
-    """
+    """Return the tables for a terminal of `width` characters a line, best values with an asterisk."""
     results, *others = (each.to_text(width) for each in tables(report))
     notes = "".join(f"- {printable(each)}\n" for each in report.notes)
     head = f"Convention {report.convention}\n"
@@ -55,49 +52,35 @@ def as_csv(report: Report) -> str:
         for one in report.sequences
         for each in one.stages
     }
-    metrics = [each.key for each in report.results.columns]
-    columns = [
-        "name",
-        "kind",
-        "convention",
-        "seed",
-        "epoch",
-        "step",
-        "path",
-        "sequence",
-        "mode",
-        "stage",
-        "request",
-    ]
+    known = [*_ABOUT, "sequence", "mode", "stage", "request"]
     out = io.StringIO()
-    writer = csv.DictWriter(out, [*columns, *metrics], lineterminator="\n")
+    writer = csv.DictWriter(
+        out, [*known, *(each.key for each in report.results.columns)], lineterminator="\n"
+    )
     writer.writeheader()
     for row in report.results.rows:
         run = row.run
-        evaluation = run.evaluations[0] if row.kind is Kind.BEFORE else run.chosen
-        about = [
+        of = run.evaluations[0] if row.kind is Kind.BEFORE else run.chosen
+        about = (
             row.name,
             row.kind,
             run.result.convention,
             run.manifest.get("seed"),
-            evaluation.epoch,
-            evaluation.step,
+            of.epoch,
+            of.step,
             run.path,
-        ]
+        )
         # A metric may be called like one of the columns before it.
-        writer.writerow(row.metrics | dict(zip(columns, about, strict=False)) | stages.get(row.name, {}))
+        writer.writerow(row.metrics | dict(zip(_ABOUT, about, strict=True)) | stages.get(row.name, {}))
     return out.getvalue()
 
 
 def as_json(report: Report) -> str:
     """Return all of the report: runs with fingerprints and evaluations, results, seeds, sequences, what was left out."""
     results = report.results
-    best = {
-        column.key: [
-            row.name for index, row in enumerate(results.rows) if (index, column.key) in results.best
-        ]
-        for column in results.columns
-    }
+    best: dict[str, list[str]] = {column.key: [] for column in results.columns}
+    for index, key in sorted(results.best):
+        best[key].append(results.rows[index].name)
     content = {
         "dipo_pl": __version__,
         "created": report.created,

@@ -53,11 +53,9 @@ def _models(runs: Sequence[Run]) -> list[tuple[str, EvaluationResult]]:
         if run.kind is Kind.UNLEARNED and run.first is not None and run.first is not run.generated:
             texts = repr([[row.get("generation") for row in each.rows] for each in run.first.sets.values()])
             before.setdefault(texts, ([], run.first))[0].append(run.name)
-    several = len(before) > 1
-    models = [
-        (f"before {', '.join(names)}" if several else str(Kind.BEFORE), result)
-        for names, result in before.values()
-    ]
+    models = [(f"before {', '.join(names)}", result) for names, result in before.values()]
+    if len(models) == 1:
+        models = [(str(Kind.BEFORE), models[0][1])]
     for run in runs:
         if run.generated is not None and not (run.kind is Kind.TARGET and before):
             step = "" if run.generated is run.result else f" (step {run.generated.step})"

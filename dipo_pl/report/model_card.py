@@ -21,12 +21,7 @@ def write_model_card(run: RunFolder) -> None:
 
 
 def model_card(run: RunFolder, step: int) -> str:
-    """Return Markdown with the metadata of the Hugging Face hub.
-
-    Args:
-        run: a run that has started.
-        step: training step of the exported weights.
-    """
+    """Return Markdown with the metadata of the Hugging Face hub, for weights exported at a training step."""
     manifest = run.read_manifest()
     config = load_yaml(run.config.read_text(encoding="utf-8"))
     model, records = config["model"]["init_args"], {each["step"]: each for each in run.read_metrics()}
@@ -60,17 +55,14 @@ def model_card(run: RunFolder, step: int) -> str:
 def _metadata(config: dict[str, Any]) -> dict[str, Any]:
     model = config["model"]["init_args"]
     adapter_only = (config.get("export") or {}).get("adapter", False)
-    path = _hub_id(model["policy"])
-    base = (
-        {"base_model": path, "base_model_relation": "adapter" if adapter_only else "finetune"} if path else {}
-    )
+    found: dict[str, Any] = {"library_name": "peft" if adapter_only else "transformers"}
+    found["pipeline_tag"] = "text-generation"
+    if path := _hub_id(model["policy"]):
+        found |= {"base_model": path, "base_model_relation": "adapter" if adapter_only else "finetune"}
     losses = (model[key]["class_path"].rpartition(".")[2].lower() for key in _METHOD[:2] if model.get(key))
-    tags = (
-        ["machine-unlearning", "dipo-pl", *dict.fromkeys(losses)] if "forget_loss" in model else ["dipo-pl"]
-    )
+    unlearned = ["machine-unlearning", "dipo-pl", *dict.fromkeys(losses)]
     lora = ["lora"] if model["policy"]["init_args"].get("adapter") is not None else []
-    library = "peft" if adapter_only else "transformers"
-    return {"library_name": library, "pipeline_tag": "text-generation", **base, "tags": tags + lora}
+    return found | {"tags": (unlearned if "forget_loss" in model else ["dipo-pl"]) + lora}
 
 
 def _hub_id(policy: dict[str, Any]) -> str | None:

@@ -64,10 +64,8 @@ def _quantized(report: Report) -> list[tuple[Run, str]]:
     groups: dict[str, list[tuple[Run, str]]] = {}
     for probe in report.of_kind(Kind.QUANTIZED):
         attacked = attacked_run(probe, report.runs)
-        first = [(attacked, "as trained")] if attacked else []
-        groups.setdefault(attacked.name if attacked else probe.name, first).append(
-            (probe, f"int{probe.bits or '?'}")
-        )
+        group = groups.setdefault((attacked or probe).name, [(attacked, "as trained")] if attacked else [])
+        group.append((probe, f"int{probe.bits or '?'}"))
     return [each for group in groups.values() for each in group]
 
 

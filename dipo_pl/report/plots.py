@@ -16,10 +16,7 @@ from dipo_pl.report.sequences import RequestSequence
 
 _RATIO = "log_truth_ratio"
 _RELEARNING = (
-    "forget_probability",
-    "forget_rouge_l_recall",
-    "held_back_probability",
-    "held_back_rouge_l_recall",
+    *(f"{rows}_{part}" for rows in ("forget", "held_back") for part in ("probability", "rouge_l_recall")),
     "forget_quality_log10_p",
 )
 _STAGES = "requests processed (0: before the first)"

@@ -13,16 +13,7 @@ import yaml
 from dipo_pl.errors import InputError
 from dipo_pl.metrics.result import EvaluationResult
 from dipo_pl.report.columns import MEMBERSHIP_SCORES
-from dipo_pl.report.run import (
-    SCALABILITY,
-    SUSTAINABILITY,
-    Evaluation,
-    Kind,
-    Run,
-    StageEntry,
-    lookup,
-    printable,
-)
+from dipo_pl.report.run import MODES, Evaluation, Kind, Run, StageEntry, lookup, printable
 from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.storage.text import load_yaml
 
@@ -34,10 +25,6 @@ _KINDS |= dict.fromkeys(("log_truth_ratio", *MEMBERSHIP_SCORES), (int, float))
 
 def read_run(path: Path, unfinished: bool = False) -> Run:
     """Return the run in a folder or the evaluation in a file, also one of TOFU or open-unlearning.
-
-    Args:
-        path: run folder or evaluation file.
-        unfinished: accept a run that is in progress or has failed.
 
     Raises:
         InputError: nothing is there, the run is not finished, or its files are damaged.
@@ -52,15 +39,8 @@ def read_run(path: Path, unfinished: bool = False) -> Run:
             )
     except InputError as error:
         raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-        RuntimeError,
-    ) as error:
+    except Exception as error:
+        # Damaged content can fail in any way.
         raise InputError(f"{path} cannot be read ({_one_line(error)})") from error
     return run
 
@@ -132,12 +112,8 @@ def _read_folder(folder: RunFolder, unfinished: bool) -> Run:
 
 def _evaluation(record: dict[str, Any]) -> Evaluation:
     epoch = record.get("epoch")
-    return Evaluation(
-        None if epoch is None else float(epoch),
-        record["step"],
-        _numbers(record),
-        tuple(record.get("utility_sets", ())),
-    )
+    epoch = None if epoch is None else float(epoch)
+    return Evaluation(epoch, record["step"], _numbers(record), tuple(record.get("utility_sets", ())))
 
 
 def _kind(manifest: dict[str, Any], config: dict[str, Any]) -> Kind:
@@ -158,14 +134,11 @@ def _stage(given: Any) -> StageEntry | None:
         return None
     _expect(isinstance(given, dict), "sequence", "a mapping", given)
     mode, number, requests = (given.get(each) for each in ("mode", "stage", "requests"))
-    modes = (SUSTAINABILITY, SCALABILITY)
-    _expect(mode in modes, "sequence.mode", " or ".join(modes), mode)
+    _expect(mode in MODES, "sequence.mode", " or ".join(MODES), mode)
     named = isinstance(requests, list) and requests and all(isinstance(each, str) for each in requests)
     _expect(named, "sequence.requests", "a list of names", requests)
-    count = len(requests)
-    _expect(
-        type(number) is int and number == count, "sequence.stage", f"{count}, the number of requests", number
-    )
+    count, fits = len(requests), type(number) is int and number == len(requests)
+    _expect(fits, "sequence.stage", f"{count}, the number of requests", number)
     return StageEntry(mode, number, tuple(map(printable, requests)))
 
 
@@ -179,12 +152,8 @@ def _check(result: EvaluationResult) -> None:
             raise InputError(f"the set {name!r} is empty")
         for index, row in enumerate(measured.rows):
             for key in row.keys() & _KINDS.keys():
-                _expect(
-                    isinstance(row[key], _KINDS[key]),
-                    f"{key} of {name} row {index}",
-                    "of another kind",
-                    row[key],
-                )
+                fits = isinstance(row[key], _KINDS[key])
+                _expect(fits, f"{key} of {name} row {index}", "of another kind", row[key])
 
 
 def _expect(fits: Any, key: str, what: str, value: Any) -> None:

@@ -58,22 +58,14 @@ class Results:
 
     def table(self) -> Table:
         """Return the results as texts."""
-        return Table(
-            "Results",
-            self.legend,
-            ["model", "kind", *(each.title for each in self.columns)],
-            [
-                [row.name, row.kind, *(self.text(index, each) for each in self.columns)]
-                for index, row in enumerate(self.rows)
-            ],
-            labels=2,
-            best=frozenset(
-                (index, place)
-                for place, column in enumerate(self.columns, start=2)
-                for index in range(len(self.rows))
-                if (index, column.key) in self.best
-            ),
-        )
+        head = ["model", "kind", *(each.title for each in self.columns)]
+        keys = [each.key for each in self.columns]
+        best = frozenset((row, keys.index(key) + 2) for row, key in self.best if key in keys)
+        rows = [
+            [row.name, row.kind, *(self.text(index, each) for each in self.columns)]
+            for index, row in enumerate(self.rows)
+        ]
+        return Table("Results", self.legend, head, rows, labels=2, best=best)
 
 
 def make_results(rows: Sequence[Row], one_task: bool = True) -> Results:
@@ -84,11 +76,8 @@ def make_results(rows: Sequence[Row], one_task: bool = True) -> Results:
     retain_only = next((row.metrics for row in rows if row.kind is Kind.RETAIN_ONLY), {})
     best: set[tuple[int, str]] = set()
     for column in columns:
-        values = {
-            index: row.metrics[column.key]
-            for index, row in enumerate(rows)
-            if row.kind.competes and column.key in row.metrics
-        }
+        known = (index for index, row in enumerate(rows) if row.kind.competes and column.key in row.metrics)
+        values = {index: rows[index].metrics[column.key] for index in known}
         distances = {each: column.distance(values[each], retain_only.get(column.key)) for each in values}
         if len(distances) < 2 or any(each != each for each in distances.values()):
             continue

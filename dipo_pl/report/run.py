@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from dipo_pl.metrics.result import EvaluationResult
 
 FORGET = "forget"
-SUSTAINABILITY, SCALABILITY = "sustainability", "scalability"
+# Each stage starts from the model of the stage before, or all from the first model.
+MODES = SUSTAINABILITY, SCALABILITY = "sustainability", "scalability"
 _UTILITY_PARTS = ("probability", "rouge_l_recall", "truth_ratio")
 # Settings that name a run or seed it, and do not change the method.
 _NAMES_AND_SEEDS = (
@@ -46,13 +47,7 @@ class Kind(StrEnum):
 
 
 class StageEntry(NamedTuple):
-    """Position of a run in a sequence of requests.
-
-    Attributes:
-        mode: `sustainability` if each stage starts from the previous model, `scalability` if all start from the first.
-        number: counted from 1.
-        requests: names of the forget sets requested so far, one a stage.
-    """
+    """Position, from 1, of a run in a sequence of requests, and the forget sets requested so far, one a stage."""
 
     mode: str
     number: int
@@ -143,12 +138,7 @@ class Run:
         return path is not None and self.path.resolve() == Path(path).resolve()
 
     def scores(self, name: str, of: str = FORGET) -> list[float]:
-        """Return one value for every row of an evaluation set; nothing if a row has none.
-
-        Args:
-            name: name of the value; `loss` is the loss of the true answer.
-            of: name of the set.
-        """
+        """Return a value of every row of a set, such as `loss` (of the true answer); nothing if a row has none."""
         rows = self.result.sets[of].rows if of in self.result.sets else []
         found = [(row.get("nll") or [None])[0] if name == "loss" else row.get(name) for row in rows]
         values = [float(each) for each in found if each is not None]
@@ -170,9 +160,5 @@ def printable(text: str) -> str:
 def _without_names_and_seeds(config: Any, prefix: str = "") -> Any:
     if not isinstance(config, dict):
         return config
-    paths = {name: f"{prefix}.{name}".lstrip(".") for name in config}
-    return {
-        name: _without_names_and_seeds(config[name], path)
-        for name, path in paths.items()
-        if path not in _NAMES_AND_SEEDS
-    }
+    kept = [name for name in config if f"{prefix}{name}" not in _NAMES_AND_SEEDS]
+    return {name: _without_names_and_seeds(config[name], f"{prefix}{name}.") for name in kept}

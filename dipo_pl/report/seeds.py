@@ -24,11 +24,7 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """Runs of one config under different seeds.
-
-    Attributes:
-        metrics: intervals of the metrics that all runs have, by name.
-    """
+    """Runs of one config under different seeds, with the intervals of the metrics that all of them have."""
 
     name: str
     runs: tuple[Run, ...]
@@ -37,12 +33,10 @@ class SeedGroup:
 
 
 def bootstrap_mean(values: Sequence[float]) -> Interval:
-    """Return the mean with a percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13).
+    """Return the mean of at least two values with a percentile bootstrap interval.
 
-    With few values the interval is too narrow: it never reaches beyond the smallest and the largest.
-
-    Args:
-        values: at least two.
+    With few values the interval is too narrow: it never reaches beyond the smallest and the largest. Source: Efron and
+    Tibshirani 1993, chapter 13.
     """
     # Imported here because it takes a second, and most reports have no repeated seeds.
     import numpy as np

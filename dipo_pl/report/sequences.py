@@ -47,7 +47,7 @@ class RequestSequence:
     """Requests that were processed one after another.
 
     Attributes:
-        mode: `sustainability` if each stage starts from the previous model, `scalability` if all start from the first.
+        mode: one of `MODES`.
         requests: names of the forget sets, in order.
         stages: those that were found, in order.
     """
@@ -65,12 +65,9 @@ class RequestSequence:
     @property
     def request_metric(self) -> str | None:
         """Metric that is shown of single requests: knowledge, or probability if that is known at more stages."""
+        made = [(each, place) for each in self.stages for place in range(1, each.number + 1)]
         counts = {
-            part: sum(
-                f"request_{place}_{part}" in stage.metrics
-                for stage in self.stages
-                for place in range(1, stage.number + 1)
-            )
+            part: sum(f"request_{place}_{part}" in stage.metrics for stage, place in made)
             for part in _REQUEST_METRICS
         }
         most = max(counts, key=counts.__getitem__)
@@ -123,10 +120,7 @@ def find_sequences(runs: Sequence[Run], utility_parts: frozenset[str]) -> tuple[
 
 
 def utility_metric(sequences: Sequence[RequestSequence]) -> str | None:
-    """Return the first metric of utility that all stages of all sequences have.
-
-    The model before the first request may lack it.
-    """
+    """Return the first metric of utility that all stages of all sequences have, except the model before them."""
     stages = [each for sequence in sequences for each in sequence.stages if each.number]
     return next((key for key in _UTILITY if stages and all(key in each.metrics for each in stages)), None)
 
@@ -161,33 +155,21 @@ def _sequence(stages: Sequence[Run], runs: Sequence[Run], parts: frozenset[str])
 
 
 def stage_table(sequence: RequestSequence, utility: str | None) -> Table:
-    """Return the request and the metrics of each stage.
-
-    Args:
-        sequence: a row for each of its stages.
-        utility: key of the metric of utility.
-    """
-    keys = [
-        key for key in (utility, *_FORGET_METRICS) if any(key in each.metrics for each in sequence.stages)
-    ]
-    columns = [column_of(key) for key in keys if key]
+    """Return the request and the metrics of each stage, of which `utility` is the key of the metric of utility."""
+    known = set().union(*(each.metrics for each in sequence.stages))
+    columns = [column_of(key) for key in (utility, *_FORGET_METRICS) if key in known]
     requests = sequence.by_request()
+    caption = "No metric of single requests was measured."
+    if requests:
+        caption = (
+            f"Request 1, 2, ...: {sequence.request_meaning}, before the request too where known. A value that rises after "
+            "the stage of its request means that forgotten rows come back."
+        )
     of_request = column_of(f"request_1_{sequence.request_metric}")
-    return Table(
-        f"{TITLE}: {sequence.title}",
-        f"Request 1, 2, ...: {sequence.request_meaning}, before the request too where known. A value that rises after the "
-        "stage of its request means that forgotten rows come back."
-        if requests
-        else "No metric of single requests was measured.",
-        ["stage", "request", *(each.title for each in columns), *(f"request {place}" for place in requests)],
-        [
-            [
-                str(stage.number),
-                stage.request,
-                *(each.text(stage.metrics.get(each.key)) for each in columns),
-                *(of_request.text(known.get(stage.number)) for known in requests.values()),
-            ]
-            for stage in sequence.stages
-        ],
-        labels=2,
-    )
+    rows = []
+    for stage in sequence.stages:
+        cells = [each.text(stage.metrics.get(each.key)) for each in columns]
+        cells += [of_request.text(values.get(stage.number)) for values in requests.values()]
+        rows.append([str(stage.number), stage.request, *cells])
+    head = ["stage", "request", *(each.title for each in columns), *(f"request {each}" for each in requests)]
+    return Table(f"{TITLE}: {sequence.title}", caption, head, rows, labels=2)

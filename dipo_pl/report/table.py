@@ -3,7 +3,7 @@
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from textwrap import fill
 
@@ -41,8 +41,7 @@ class Table:
     def to_text(self, width: int | None = None) -> str:
         """Return title, caption and table for a terminal, best cells with an asterisk.
 
-        Args:
-            width: characters a line; the table continues in further blocks of columns.
+        A table wider than `width` characters continues in further blocks of columns.
         """
         about = fill(printable(f"{self.title}. {self.caption}"), width or 120)
         columns = list(zip(self.head, *self.rows, strict=True))
@@ -50,13 +49,8 @@ class Table:
         widths = [max(map(len, column)) for column in labels]
         names = ["  ".join(map(str.ljust, row, widths)) for row in zip(*labels, strict=True)]
         mark = " " if self.best else ""
-        cells = [
-            [
-                (row[place] or "-") + ("*" if (index, place) in self.best else mark)
-                for place in range(self.labels, len(columns))
-            ]
-            for index, row in enumerate(self.rows)
-        ]
+        cells = self._cells(lambda cell, best, _: (cell or "-") + ("*" if best else mark))
+        cells = [row[self.labels :] for row in cells]
         if len(columns) == self.labels:
             table = "\n".join(names)
         else:
@@ -68,34 +62,30 @@ class Table:
 
     def to_markdown(self) -> str:
         """Return title, caption and table in Markdown, best cells in bold."""
-        rows = [
-            [
-                f"**{cell}**" if (index, place) in self.best else markdown_escaped(cell)
-                for place, cell in enumerate(row)
-            ]
-            for index, row in enumerate(self.rows)
-        ]
+        rows = self._cells(lambda cell, best, _: f"**{cell}**" if best else markdown_escaped(cell))
         rule = [":--" if place < self.labels else "--:" for place in range(len(self.head))]
-        lines = [
-            f"| {' | '.join(each)} |\n" for each in (list(map(markdown_escaped, self.head)), rule, *rows)
-        ]
+        head = [markdown_escaped(each) for each in self.head]
+        lines = [f"| {' | '.join(each)} |\n" for each in (head, rule, *rows)]
         return f"{markdown_escaped(f'{self.title}. {self.caption}')}\n\n{''.join(lines)}"
 
     def to_latex(self) -> str:
         """Return a tabular for the package booktabs, best cells in bold, title and caption in a comment."""
-        cells = [
-            [
-                latex_escaped(cell) or "--"
-                if place < self.labels
-                else _latex_number(cell, (index, place) in self.best)
-                for place, cell in enumerate(row)
-            ]
-            for index, row in enumerate(self.rows)
-        ]
+
+        def cell_text(cell: str, best: bool, is_label: bool) -> str:
+            return latex_escaped(cell) or "--" if is_label else _latex_number(cell, best)
+
+        cells = self._cells(cell_text)
         columns = "l" * self.labels + "r" * (len(self.head) - self.labels)
         head = list(map(latex_escaped, self.head))
         tabular = pd.DataFrame(cells).to_latex(index=False, escape=False, header=head, column_format=columns)
         return f"% {printable(f'{self.title}. {self.caption}')}\n{tabular}"
+
+    def _cells(self, text: Callable[[str, bool, bool], str]) -> list[list[str]]:
+        """Return the text of each cell, a function of the cell, whether it is best, and whether it is a label."""
+        return [
+            [text(cell, (row, place) in self.best, place < self.labels) for place, cell in enumerate(cells)]
+            for row, cells in enumerate(self.rows)
+        ]
 
 
 def terminal_width() -> int | None:

@@ -27,8 +27,7 @@ def plan(arguments: Sequence[str], debug: bool = False) -> int:
         if getattr(given, name) is not None and given.tokens is None:
             raise InputError(f"--{name} needs --tokens, the length of the longest sequence: give both")
     # torch and transformers take seconds to import.
-    from dipo_pl.commands.plan.estimate import estimate
-    from dipo_pl.commands.plan.remedies import remedies
+    from dipo_pl.commands.plan.estimate import estimate, remedies
     from dipo_pl.commands.plan.table import record, table, verdict
     from dipo_pl.commands.plan.workload import Lengths
 
@@ -53,17 +52,11 @@ def parser() -> Parser:
     made = Parser("plan", DESCRIPTION, epilog=EXAMPLES)
     made.add_argument("--devices", type=int, help="devices of a node (default: trainer.devices)")
     made.add_argument("--nodes", type=int, help="number of nodes (default: trainer.num_nodes)")
-    made.add_argument(
-        "--memory",
-        type=float,
-        metavar="GIB",
-        help="memory of a device: does the run fit, or what would make it fit?",
-    )
+    fits = "memory of a device: does the run fit, or what would make it fit?"
+    made.add_argument("--memory", type=float, metavar="GIB", help=fits)
     made.add_argument("--tokens", type=int, help="tokens of the longest sequence; the data are not read")
     made.add_argument("--answer_tokens", type=int, help="tokens of its answer (default: all but one)")
     made.add_argument("--rows", type=int, help="rows of an epoch (forget rows), with --tokens")
-    made.add_argument(
-        "--retain_rows", type=int, help="retain rows of stored states (default: as many as --rows)"
-    )
+    made.add_argument("--retain_rows", type=int, help="retain rows of stored states (default: --rows)")
     made.add_argument("--json", action="store_true", help="print bytes and counts as JSON")
     return made

@@ -1,25 +1,14 @@
-"""The devices of a run, and which tensors they share."""
+"""The devices of a run."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 
 from dipo_pl.errors import InputError, check_number
 
-Part = Literal["weights", "gradients", "moments"]
-
-ALL: tuple[Part, ...] = ("weights", "gradients", "moments")
-# Sharded parts by the name of the strategy or of its class.
-SHARDED: dict[str, tuple[Part, ...]] = {
-    "auto": (),
-    "ddp": (),
-    "SingleDeviceStrategy": (),
-    "DDPStrategy": (),
-    "fsdp": ALL,
-    "fsdp2": ALL,
-    "FSDP2Strategy": ALL,
-}
+SHARDED = ("fsdp", "fsdp2", "FSDP2Strategy")
+STRATEGIES = ("auto", "ddp", "SingleDeviceStrategy", "DDPStrategy", *SHARDED)
 MOST_DEVICES = 10_000
 PRECISIONS = {
     "32-true": ("float32", None), "32": ("float32", None),
@@ -37,7 +26,7 @@ class Machine:
     Attributes:
         devices: number of devices of all nodes together.
         strategy: name of the strategy.
-        sharded: parts of which each device holds 1 / `devices`.
+        sharded: whether each device holds 1 / `devices` of weights, gradients and optimizer moments.
         on_cpu: whether the run computes on CPUs.
         dtype: dtype that weights are cast to, or None.
         autocast: dtype of autocast, or None.
@@ -46,7 +35,7 @@ class Machine:
 
     devices: int
     strategy: str
-    sharded: tuple[Part, ...]
+    sharded: bool
     on_cpu: bool
     dtype: str | None
     autocast: str | None
@@ -54,12 +43,7 @@ class Machine:
 
     @classmethod
     def of(cls, trainer: dict[str, Any], devices: int | None = None, nodes: int | None = None) -> Self:
-        """Return the machine that a configuration asks for.
-
-        Args:
-            trainer: the configuration's `trainer`.
-            devices: devices of a node, in place of the trainer's.
-            nodes: number of nodes, in place of the trainer's.
+        """Return the machine that `trainer` of a configuration asks for, or the one with the given numbers per node.
 
         Raises:
             InputError: a strategy or precision is not known, or the number of devices cannot be found out.
@@ -74,7 +58,7 @@ class Machine:
         if strategy.startswith("ddp_"):
             strategy = "ddp"
         precision = str(trainer["precision"] or "32-true")
-        for name, value, known in (("strategy", strategy, SHARDED), ("precision", precision, PRECISIONS)):
+        for name, value, known in (("strategy", strategy, STRATEGIES), ("precision", precision, PRECISIONS)):
             if value not in known:
                 raise InputError(
                     f"trainer.{name} must be one of {', '.join(known)}, whose memory can be planned (got {value})"
@@ -88,7 +72,7 @@ class Machine:
         return cls(
             count,
             strategy,
-            SHARDED.get(strategy, ()) if count > 1 else (),
+            count > 1 and strategy in SHARDED,
             on_cpu=trainer["accelerator"] == "cpu",
             # Weights are cast for a true precision other than the default.
             dtype=None if dtype == "float32" else dtype,

@@ -1,24 +1,90 @@
-"""Stand-ins for losses and stored reference states, which allocate the same memory and compute nothing."""
+"""Stand-ins that take the same memory and compute nothing: models without weights, losses, stored reference states."""
 
 import tracemalloc
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from dipo_pl.batch import Batch
 from dipo_pl.commands.plan.live_memory import LiveMemory
+from dipo_pl.commands.plan.machine import Machine
+from dipo_pl.errors import InputError
 from dipo_pl.losses.base import Loss, Terms
+from dipo_pl.models.from_config import FromConfig
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import Layer
-from dipo_pl.private_names import storage_key
+from dipo_pl.models.pretrained import Pretrained
+from dipo_pl.models.source import ModelSource, short_message
+from dipo_pl.private_names import FakeTensorMode, storage_key
 from dipo_pl.references.base import Reference, ReferenceContext
 
 # Large enough that small tensors do not matter beside the logits; computed in milliseconds.
 POSITIONS, WIDTH = 16, 8192
+
+
+class CopyableFakeTensorMode(FakeTensorMode):
+    """FakeTensorMode in which a model can be copied with deepcopy."""
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self
+
+
+def skeleton(policy: ModelSource, machine: Machine, vocabulary: int | None) -> PreTrainedModel:
+    """Return the policy's model in train mode on the meta device, made from its configuration alone.
+
+    Args:
+        policy: source of the model.
+        machine: its dtype is the model's.
+        vocabulary: tokens of the tokenizer, for a model that is made from a configuration.
+
+    Raises:
+        InputError: the policy is quantized, or its model cannot be made.
+    """
+    if policy.quantization is not None:
+        raise InputError(
+            f"model.policy.quantization is {policy.quantization}, and a quantized policy cannot be trained: leave it out"
+        )
+    config: Any = policy.configuration()
+    options: dict[str, Any] = {"attn_implementation": policy.attention} if policy.attention else {}
+    if isinstance(policy, FromConfig):
+        if vocabulary is not None:
+            text = config.get_text_config()
+            text.vocab_size = vocabulary
+            # A padding token beyond the vocabulary is refused, and the tokenizer's is not known.
+            text.bos_token_id = text.eos_token_id = text.pad_token_id = None
+    elif isinstance(policy, Pretrained):
+        dtype = config.dtype if policy.dtype == "auto" else getattr(torch, policy.dtype)
+        options |= {"dtype": dtype or torch.float32, "trust_remote_code": policy.trust_remote_code}
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **options)
+    except Exception as error:
+        raise InputError(
+            f"cannot make the model of {policy.source} from its configuration: {short_message(error)}"
+        ) from error
+    if policy.adapter is not None:
+        policy.adapter.apply(model)
+    if machine.dtype is not None:
+        model.to(getattr(torch, machine.dtype))
+    return policy.prepare(model)
+
+
+def make_fake(model: PreTrainedModel) -> None:
+    """Replace the tensors of a model on the meta device, in place, by fake ones of the active FakeTensorMode."""
+    fakes: dict[int, Tensor] = {}
+    for module in model.modules():
+        own: dict[str, Tensor] = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        own |= dict(module.named_buffers(recurse=False, remove_duplicate=False))
+        for name, each in own.items():
+            if id(each) not in fakes:
+                empty = torch.empty(each.shape, dtype=each.dtype)
+                is_parameter = isinstance(each, nn.Parameter)
+                fakes[id(each)] = nn.Parameter(empty, each.requires_grad) if is_parameter else empty
+            setattr(module, name, fakes[id(each)])
 
 
 @dataclass(frozen=True)
@@ -35,11 +101,7 @@ class LossMemory:
 
     @classmethod
     def of(cls, loss: Loss) -> Self:
-        """Return the memory of a loss.
-
-        Raises:
-            InputError: the loss refuses its input.
-        """
+        """Return the memory of a loss."""
         # The first call also counts what it imports.
         _measured(loss)
         return cls(*_measured(loss))
@@ -66,11 +128,7 @@ def _measured(loss: Loss) -> tuple[float, float]:
 
 
 class LossStandIn(Loss):
-    """Loss that allocates the memory of another one, whose computation may depend on values.
-
-    Args:
-        loss: the loss it stands for.
-    """
+    """Loss that allocates the memory of another one, whose computation may depend on values."""
 
     def __init__(self, loss: Loss) -> None:
         self.memory = LossMemory.of(loss)
@@ -120,7 +178,7 @@ class StoredStatesStandIn(Reference):
 
     def states(self, batch: Batch, layers: Collection[Layer] = (None,)) -> dict[Layer, Tensor]:
         """Return empty hidden states of each layer."""
-        count = len(batch.positions)
+        shapes = self._states.items()
         return {
-            layer: torch.empty(count, width, dtype=dtype) for layer, (width, dtype) in self._states.items()
+            layer: torch.empty(len(batch.positions), width, dtype=dtype) for layer, (width, dtype) in shapes
         }

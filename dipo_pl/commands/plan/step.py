@@ -1,7 +1,7 @@
 """Memory of a training step, followed operation by operation on a model without weights."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,14 @@ from transformers import DynamicCache, PreTrainedModel
 
 from dipo_pl.batch import Batch, Encoded, collate
 from dipo_pl.commands.plan.live_memory import LiveMemory, storage_bytes
-from dipo_pl.commands.plan.machine import Machine, Part
-from dipo_pl.commands.plan.skeleton import CopyableFakeTensorMode, make_fake, skeleton
-from dipo_pl.commands.plan.stand_ins import LossStandIn, StoredStatesStandIn
+from dipo_pl.commands.plan.machine import Machine
+from dipo_pl.commands.plan.stand_ins import (
+    CopyableFakeTensorMode,
+    LossStandIn,
+    StoredStatesStandIn,
+    make_fake,
+    skeleton,
+)
 from dipo_pl.errors import InputError
 from dipo_pl.losses.retain_weight import FixedWeight
 from dipo_pl.models.generation import RESERVE
@@ -51,25 +56,16 @@ class Memory:
     """Bytes on one device and in files, and numbers of parameters, each counted once.
 
     Attributes:
-        trained: parameters that are trained, those of adapters included.
-        frozen: parameters that are not trained.
-        adapter: parameters of adapters.
-        weights: this device's weights of the policy.
+        trained, frozen, adapter: parameters that are trained, that are not, and those of adapters.
+        weights, moments, gradients: this device's part.
         reference: this device's tensors of the reference.
-        moments: this device's optimizer state.
-        gradients: this device's gradients.
         activations: tensors that the forward pass keeps for the backward pass.
         casts: copies of weights that autocast makes during the forward pass.
         head: peak of the logits of a group of positions and their gradients.
-        forward: peak of the forward pass, with everything that is held at that time.
-        backward: the same of the backward pass.
-        optimizer: the same of the optimizer step.
-        evaluation: the same of an evaluation.
-        generation: the same of generation.
+        forward, backward, optimizer, evaluation, generation: peaks, with everything that is held at that time.
         cache: keys and values during generation.
         overhead: gathered layers of FSDP2, or buckets of DDP.
-        checkpoint: tensors of a checkpoint.
-        export: tensors of the exported model.
+        checkpoint, export: tensors of a checkpoint and of the exported model.
         state_bytes: hidden states of one position in a store of the reference, by layer.
     """
 
@@ -113,7 +109,7 @@ def memory_of(
     Args:
         module: what is trained; it cannot be used afterwards.
         shapes: the largest batches.
-        machine: the devices and how they share the work.
+        machine: the devices.
         vocabulary: tokens of the tokenizer, for a model that is made from a configuration.
         adapter_export: whether adapters are exported instead of the model.
 
@@ -146,7 +142,7 @@ class _Step:
         # Any: Lightning declares that a training step may return more than a tensor.
         self.module: Any = module
         self.model, self.shapes, self.machine = model, shapes, machine
-        self.live = LiveMemory(machine.devices)
+        self.live = LiveMemory(machine.devices if machine.sharded else 1)
         if module.token_budget is None:
             module.token_budget = default_token_budget(torch.device("cpu" if machine.on_cpu else "cuda"))
         self.parameters = [each for each in model.parameters() if each.requires_grad]
@@ -156,7 +152,7 @@ class _Step:
     def memory(self, adapter_export: bool) -> Memory:
         """Return the memory of two steps, an evaluation and a generation."""
         with self.live as live:
-            weights = self._hold([*self.model.parameters(), *self.model.buffers()], "weights")
+            weights = live.hold([*self.model.parameters(), *self.model.buffers()], sharded=True)
             live.weights |= {storage_key(each) for each in self.model.parameters()}
             reference = self._attach_reference()
             optimizer: Any = self.module.optimizer(self.parameters)
@@ -170,16 +166,12 @@ class _Step:
             step = self._second_step(optimizer)
             evaluation = self._evaluation()
             cache = self._cache()
-            generation = live.live + cache
         tensors = self.model.state_dict()
-        frozen = {
-            name
-            for name, each in self.model.named_parameters(remove_duplicate=False)
-            if not each.requires_grad
-        }
+        parameters = self.model.named_parameters(remove_duplicate=False)
+        frozen = {name for name, each in parameters if not each.requires_grad}
         adapters = {name for name in tensors if ".lora_" in name}
         exported = adapters if adapter_export else tensors.keys() - adapters
-        state = [each for group in optimizer.state.values() for each in _tensors(group)]
+        kept = storage_bytes(tensors[name] for name in tensors.keys() - frozen)
         return Memory(
             trained=sum(each.numel() for each in self.parameters),
             frozen=sum(each.numel() for each in self.model.parameters() if not each.requires_grad),
@@ -190,25 +182,17 @@ class _Step:
             gradients=gradients,
             **step,
             evaluation=evaluation,
-            generation=generation,
+            generation=live.live + cache,
             cache=cache,
             overhead=self._overhead(gradients),
-            checkpoint=storage_bytes(tensors[name] for name in tensors.keys() - frozen)
-            + storage_bytes(state),
+            checkpoint=kept + storage_bytes(_state(optimizer)),
             export=storage_bytes(tensors[name] for name in exported),
             state_bytes={layer: width * dtype.itemsize for layer, (width, dtype) in self.states.items()},
         )
 
-    def _hold(self, tensors: Iterable[Tensor], part: Part) -> float:
-        return self.live.hold(tensors, sharded=part in self.machine.sharded)
-
-    def _share(self, part: Part) -> int:
-        """Return the number of devices that share a part."""
-        return self.machine.devices if part in self.machine.sharded else 1
-
     def _hold_gradient(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
-        self._hold([parameter.grad], "gradients")
+        self.live.hold([parameter.grad], sharded=True)
 
     def _attach_reference(self) -> float:
         module = self.module
@@ -231,7 +215,7 @@ class _Step:
         )
         module.reference.attach(self.model, context)
         if (copy := self._reference_model) is not None:
-            self._hold([*copy.parameters(), *copy.buffers()], "weights")
+            self.live.hold([*copy.parameters(), *copy.buffers()], sharded=True)
         return self.live.live - before
 
     @property
@@ -268,9 +252,9 @@ class _Step:
         del loss
         before = self.live.live
         optimizer.step()
-        self._hold((each for group in optimizer.state.values() for each in _tensors(group)), "moments")
+        self.live.hold(_state(optimizer), sharded=True)
         gradients = storage_bytes(each.grad for each in self.parameters if each.grad is not None)
-        return self.live.live - before, gradients / self._share("gradients")
+        return self.live.live - before, gradients / self.live.shards
 
     def _second_step(self, optimizer: Any) -> dict[str, float]:
         """Take a step in Lightning's order; return its peaks and the memory of its parts."""
@@ -307,7 +291,7 @@ class _Step:
             "head": head,
             "forward": forward,
             "backward": backward,
-            "optimizer": before + (live.peak - before) / self._share("moments"),
+            "optimizer": before + (live.peak - before) / live.shards,
         }
 
     @torch.no_grad()
@@ -339,7 +323,7 @@ class _Step:
         if self.machine.strategy == "ddp":
             # Buckets, which gradients are copied to.
             return gradients
-        if "weights" not in self.machine.sharded:
+        if not self.machine.sharded:
             return 0.0
         layers = [storage_bytes(layer.parameters()) for layer in decoder_layers(self.model)]
         outside = storage_bytes(self.model.parameters()) - sum(layers)
@@ -347,5 +331,6 @@ class _Step:
         return 2 * max(layers) + (1 if self._reference_model is None else 2) * outside
 
 
-def _tensors(state: Mapping[str, Any]) -> Iterator[Tensor]:
-    return (each for each in state.values() if isinstance(each, Tensor))
+def _state(optimizer: Any) -> list[Tensor]:
+    states = optimizer.state.values()
+    return [each for state in states for each in state.values() if isinstance(each, Tensor)]

@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from dipo_pl.commands.plan.estimate import GIB, USABLE, Plan
-from dipo_pl.commands.plan.machine import Part
-from dipo_pl.commands.plan.remedies import Settings
+from dipo_pl.commands.plan.estimate import GIB, USABLE, Plan, Settings
 
 
 def table(plan: Plan) -> list[str]:
@@ -16,38 +14,31 @@ def table(plan: Plan) -> list[str]:
     rows, width = workload.shapes.evaluation
     unit, size = ("GiB", GIB) if memory.peak >= GIB else ("MiB", 2**20)
 
-    def line(name: str, number: str | None, note: str = "") -> str:
-        return f"  {name:<28}{number or 'unknown':>12}   {note}".rstrip()
+    def count(name: str, value: float | None, note: str = "", form: str = ",") -> str:
+        return f"  {name:<28}{'unknown' if value is None else format(value, form):>12}   {note}".rstrip()
 
     def amount(name: str, value: float | None, note: str = "") -> str:
-        return line(name, None if value is None else f"{value / size:,.2f}", note)
-
-    def count(name: str, value: int | None, note: str = "") -> str:
-        return line(name, None if value is None else f"{value:,}", note)
-
-    def share(part: Part) -> str:
-        return f"1 of {machine.devices} shards" if part in machine.sharded else ""
+        return count(name, None if value is None else value / size, note, ",.2f")
 
     def peak(name: str, value: float, note: str = "") -> str:
         return amount(name, value + memory.overhead, note)
 
+    share = f"1 of {machine.devices} shards" if machine.sharded else ""
     if machine.sharded_checkpoints:
         written = f"{machine.devices} shards, one written by each rank"
     else:
-        written = "gathered in the memory of rank 0" if "weights" in machine.sharded else ""
+        written = "gathered in the memory of rank 0" if machine.sharded else ""
+    longest = max(len(each.ids) for each in sequences)
+    answers = "" if workload.answer_tokens is None else f"{workload.answer_tokens:,} in answers"
     return [
         plan.title,
         "",
         f"memory of a device, {unit}",
-        amount("weights", memory.weights, share("weights")),
+        amount("weights", memory.weights, share),
         amount("reference", memory.reference),
-        amount("gradients", memory.gradients, share("gradients")),
-        amount("optimizer moments", memory.moments, share("moments")),
-        amount(
-            "activations",
-            memory.activations,
-            f"{len(sequences)} x {max(len(each.ids) for each in sequences)} tokens",
-        ),
+        amount("gradients", memory.gradients, share),
+        amount("optimizer moments", memory.moments, share),
+        amount("activations", memory.activations, f"{len(sequences)} x {longest} tokens"),
         amount("weights cast by autocast", memory.casts),
         amount(
             "logits and their gradients", memory.head, "of a group of positions, with the head's gradient"
@@ -73,11 +64,7 @@ def table(plan: Plan) -> list[str]:
         count("batches per epoch", workload.batches, "on each device"),
         count("epochs", workload.epochs),
         count("steps", workload.steps),
-        count(
-            "tokens per epoch",
-            workload.tokens,
-            "" if workload.answer_tokens is None else f"{workload.answer_tokens:,} in answers",
-        ),
+        count("tokens per epoch", workload.tokens, answers),
     ]
 
 
@@ -89,11 +76,10 @@ def verdict(plan: Plan, memory: float, remedies: Mapping[Settings, Plan]) -> lis
     lines = [f"does not fit: {plan.memory.peak / GIB:,.1f} GiB of {usable}"]
     if not remedies:
         return [*lines, "does not fit with all settings that save memory either: use more devices"]
-    lines.append("fits with")
-    return [
-        *lines,
-        *(f"  {' '.join(words):<76} {each.memory.peak / GIB:,.1f} GiB" for words, each in remedies.items()),
-    ]
+    fitting = (
+        f"  {' '.join(words):<76} {each.memory.peak / GIB:,.1f} GiB" for words, each in remedies.items()
+    )
+    return [*lines, "fits with", *fitting]
 
 
 def record(plan: Plan, memory: float | None, remedies: Mapping[Settings, Plan]) -> dict[str, Any]:

@@ -79,34 +79,26 @@ def workload_of_lengths(
     module: LanguageModule, data: ForgetRetain, config: Mapping[str, Any], machine: Machine, lengths: Lengths
 ) -> Workload:
     """Return the work of a run on rows of given lengths."""
-    answer = lengths.answer_tokens or lengths.tokens - 1
+    answer, rows = lengths.answer_tokens or lengths.tokens - 1, lengths.rows
     row = Encoded((0,) * lengths.tokens, lengths.tokens - answer)
     kinds = [kind for kinds in module.sections.values() for kind in kinds]
-    rows = lengths.rows
-    measured = max(1, data.evaluation_tokens // lengths.tokens)
-    epoch = None if rows is None else rows * len(kinds)
-    compared = _compared(module)
-    stored = None
-    if rows is not None:
-        stored = sum((lengths.retain_rows or rows) if name == "retain" else rows for name in compared)
-    batches = None if rows is None else -(-rows // (data.batch_size * machine.devices))
     data.trainer = ranks = _ranks(module, config, machine)
     data.derive_accumulation()
     accumulation = ranks.accumulate_grad_batches
-    return Workload(
-        Shapes(
-            training={name: [row] * data.batch_size for name in kinds},
-            evaluation=(measured, lengths.tokens),
-            generation=_generation(config, lengths.tokens - answer, CACHE_TOKENS),
-            accumulates=accumulation > 1,
-        ),
-        _known_vocabulary(module),
-        rows,
-        *_steps(config["trainer"], batches, accumulation),
-        None if epoch is None else epoch * lengths.tokens,
-        None if epoch is None else epoch * answer,
-        None if stored is None else stored * answer,
+    batches = tokens = answers = stored = None
+    if rows is not None:
+        batches = -(-rows // (data.batch_size * machine.devices))
+        tokens, answers = (rows * len(kinds) * each for each in (lengths.tokens, answer))
+        retain_rows = lengths.retain_rows or rows
+        stored = answer * sum(retain_rows if name == "retain" else rows for name in _compared(module))
+    shapes = Shapes(
+        training={name: [row] * data.batch_size for name in kinds},
+        evaluation=(max(1, data.evaluation_tokens // lengths.tokens), lengths.tokens),
+        generation=_generation(config, lengths.tokens - answer, CACHE_TOKENS),
+        accumulates=accumulation > 1,
     )
+    steps = _steps(config["trainer"], batches, accumulation)
+    return Workload(shapes, _known_vocabulary(module), rows, *steps, tokens, answers, stored)
 
 
 def workload_of_data(
@@ -133,33 +125,21 @@ def workload_of_data(
             rows += len(items)
             tokens += sum(lengths)
             answers += sum(each.answer_length for section in batch.values() for each in section)
-            if (size := len(lengths) * max(lengths)) > largest[0]:
-                largest = size, batch
+            largest = max(largest, (len(lengths) * max(lengths), batch), key=lambda each: each[0])
         for loader, encoded in zip(data.val_dataloader(), data.evaluation_sequences, strict=True):
             sampler: Any = loader.sampler
             for items in sampler:
                 widths = [len(each.ids) for item in items for each in encoded[item]]
                 if widths and len(widths) * max(widths) > math.prod(measured):
                     measured = len(widths), max(widths)
-    prompt = max(
-        each.answer_start for encoded in data.evaluation_sequences for row in encoded for each in row[:1]
-    )
+    prompt = max(row[0].answer_start for encoded in data.evaluation_sequences for row in encoded)
     room = sum(len(each.rows) for each in data.evaluation_sets) * (prompt + _new_tokens(config))
-    stored = [each for name in _compared(module) for each in sequences[name]]
-    return Workload(
-        Shapes(
-            largest[1],
-            measured,
-            _generation(config, prompt, min(CACHE_TOKENS, room)),
-            ranks.accumulate_grad_batches > 1,
-        ),
-        len(data.tokenizer),
-        rows,
-        *_steps(config["trainer"], batches, ranks.accumulate_grad_batches),
-        tokens,
-        answers,
-        sum(each.answer_length for each in stored),
-    )
+    stored = sum(each.answer_length for name in _compared(module) for each in sequences[name])
+    accumulation = ranks.accumulate_grad_batches
+    generation = _generation(config, prompt, min(CACHE_TOKENS, room))
+    shapes = Shapes(largest[1], measured, generation, accumulation > 1)
+    steps = _steps(config["trainer"], batches, accumulation)
+    return Workload(shapes, len(data.tokenizer), rows, *steps, tokens, answers, stored)
 
 
 def _compared(module: LanguageModule) -> tuple[str, ...]:
@@ -199,18 +179,19 @@ def _steps(
 ) -> tuple[int | None, int | None, int | None]:
     """Return batches of an epoch, epochs and optimizer steps, within the trainer's limits."""
     most, epochs = trainer["max_steps"], trainer["max_epochs"]
+    most = None if most == -1 else most
     if batches is None:
-        return None, epochs, most if most not in (None, -1) else None
+        return None, epochs, most
     limit = trainer["limit_train_batches"]
     if limit is not None:
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     # Lightning also steps at the last batch of an epoch.
     an_epoch = -(-batches // accumulation)
-    if epochs is None and most in (None, -1):
+    if epochs is None and most is None:
         # Default of Lightning.
         epochs = 1000
     steps = None if epochs in (None, -1) else epochs * an_epoch
-    if most not in (None, -1):
+    if most is not None:
         steps = most if steps is None else min(steps, most)
         epochs = -(-steps // an_epoch) if an_epoch else 0
     return batches, epochs, steps

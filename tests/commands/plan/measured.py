@@ -92,7 +92,7 @@ class Case:
 
     def planned(self):
         shapes = Shapes(self.training(), (1, 2), (0, 2), self.accumulates)
-        machine = Machine(1, "single device", (), True, None, "bfloat16" if self.autocast else None)
+        machine = Machine(1, "single device", False, True, None, "bfloat16" if self.autocast else None)
         return memory_of(self.module(), shapes, machine, self.vocabulary)
 
 

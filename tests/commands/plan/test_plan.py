@@ -14,10 +14,9 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from dipo_pl.commands.plan.estimate import Plan
+from dipo_pl.commands.plan.estimate import Plan, remedies
 from dipo_pl.commands.plan.live_memory import LiveMemory, storage_bytes
 from dipo_pl.commands.plan.machine import Machine
-from dipo_pl.commands.plan.remedies import remedies
 from dipo_pl.commands.plan.stand_ins import LossMemory
 from dipo_pl.commands.plan.step import Shapes, memory_of
 from dipo_pl.commands.plan.table import verdict
@@ -147,7 +146,7 @@ def plan_of(peak: float, devices: int = 2) -> Plan:
         "model": {"init_args": {"policy": policy}},
     }
     memory = SimpleNamespace(peak=peak * 2**30, reference=1, evaluation=peak * 2**30, overhead=0)
-    return Plan("", config, SimpleNamespace(devices=devices, sharded=()), None, memory, 0)
+    return Plan("", config, SimpleNamespace(devices=devices, sharded=False), None, memory, 0)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +236,7 @@ def test_no_weights_are_made():
         False,
     )
     memory = memory_of(
-        case.module(), shapes, Machine(1, "single device", (), True, None, None), 2_000_000_000
+        case.module(), shapes, Machine(1, "single device", False, True, None, None), 2_000_000_000
     )
     assert memory.trained > 10**12
     assert memory.moments == pytest.approx(8 * memory.trained, rel=1e-6)

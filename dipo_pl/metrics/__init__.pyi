@@ -1,0 +1,13 @@
+from dipo_pl.metrics.base import EvaluationMetric as EvaluationMetric
+from dipo_pl.metrics.base import MeasuredSet as MeasuredSet
+from dipo_pl.metrics.fluency import Fluency as Fluency
+from dipo_pl.metrics.forget_quality import ForgetQuality as ForgetQuality
+from dipo_pl.metrics.knowledge import Knowledge as Knowledge
+from dipo_pl.metrics.membership import Membership as Membership
+from dipo_pl.metrics.memorization import Memorization as Memorization
+from dipo_pl.metrics.model_utility import ModelUtility as ModelUtility
+from dipo_pl.metrics.observations import Observations as Observations
+from dipo_pl.metrics.probability import Probability as Probability
+from dipo_pl.metrics.rouge import Rouge as Rouge
+from dipo_pl.metrics.truth_ratio import TruthRatio as TruthRatio
+from dipo_pl.metrics.verbatim import Verbatim as Verbatim
