@@ -59,10 +59,15 @@ class RequestsFile:
         if missing := [name for name, key in keys.items() if key.default is MISSING and name not in content]:
             raise InputError(f"{path} lacks the key {missing[0]!r}, which every sequence has")
         read = cls(**content | {name: value for name, value in given.items() if value is not None})
-        read._check(path)
+        read.check(path)
         return read
 
-    def _check(self, path: Path) -> None:
+    def check(self, path: Path) -> None:
+        """Check the types and values of all keys.
+
+        Raises:
+            InputError: a value is not one that the key can have; `path` is the file that is named.
+        """
         several = "a list of at least one text"
         requests = self.requests if _are_texts(self.requests) else []
         duplicate = next((each for each in requests if requests.count(each) > 1), None)

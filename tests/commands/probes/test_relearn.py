@@ -3,14 +3,21 @@
 import json
 import math
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
 import yaml
 
+from dipo_pl.callbacks.forget_quality import ForgetQuality
+from dipo_pl.commands.probes.probe import Relearning
 from dipo_pl.data_modules.fictitious_authors import FictitiousAuthors
+from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.data_modules.training_batches import permutation
+from dipo_pl.rows import Row
 
 RATE = ("--lr", "0.003")
 
@@ -182,6 +189,32 @@ def test_rows_of_ones_own_and_adapters(cli, tmp_path, metrics):
     assert config["model"]["init_args"]["policy"]["init_args"]["adapter"] is None
     trajectory = metrics(Path("runs/mine-relearn"))
     assert trajectory[-1]["relearned_probability"] > trajectory[0]["relearned_probability"]
+
+
+@dataclass
+class Result:
+    sets: dict
+    metrics: dict
+    saved: ClassVar[list] = []
+
+    def save(self, run) -> None:
+        self.saved.append(self.metrics)
+
+
+def test_evaluated_texts_that_are_not_forget_rows_are_in_neither_part(monkeypatch, tmp_path):
+    trained, other, part = (Row((("user", name),), "answer") for name in ("trained", "other", "part"))
+    values = [{"probability": probability} for probability in (0.9, 0.5, 0.1)]
+    result = Result({"forget": SimpleNamespace(rows=values)}, {})
+    data = SimpleNamespace(
+        row_sets=SimpleNamespace(forget=[other, trained]),
+        trained_forget_rows=[1],
+        evaluation_sets=[SimpleNamespace(name="forget", rows=[trained, other, part])],
+    )
+    monkeypatch.setattr(ForgetQuality, "of", lambda trainer: SimpleNamespace(result=result))
+    monkeypatch.setattr(ForgetRetain, "of", lambda trainer: data)
+    trainer = SimpleNamespace(is_global_zero=True, default_root_dir=tmp_path, loggers=[])
+    Relearning("runs/first", 1).on_validation_end(trainer, None)
+    assert Result.saved == [{"relearned_probability": 0.9, "held_back_probability": 0.5}]
 
 
 def test_a_model_that_was_only_measured(cli, runs, metrics):

@@ -168,6 +168,16 @@ def test_a_store_of_reference_states_is_each_stages_own(cli, inputs):
     assert sorted(path.name for path in (inputs / "states").iterdir()) == ["stage-1", "stage-2"]
 
 
+def test_a_sample_of_weights_is_of_both_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr("dipo_pl.commands.sequence.weights_sample.SAMPLE", 4)
+    samples = set()
+    for content in (b"0123456789", b"1123456789", b"0123456780", b"01234567890"):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        samples.add(weights_sample(tmp_path))
+    assert len(samples) == 4
+    assert weights_sample(tmp_path / "none") is None
+
+
 class TestRefused:
     """Refused commands change nothing."""
 
