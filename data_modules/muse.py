@@ -148,5 +148,5 @@ def _from_folder(folder: Path, split: str) -> list[Record]:
         raise InputError(
             f"{file} must be a JSON list of at least one text or record (got {str(records)[:60]})"
         )
-    records = [{"text": each} if isinstance(each, str) else each for each in records]
-    return [(f"{file}[{index}]", record) for index, record in enumerate(records)]
+    found = ({"text": each} if isinstance(each, str) else each for each in records)
+    return [(f"{file}[{index}]", record) for index, record in enumerate(found)]
