@@ -68,11 +68,7 @@ class CollapseGuard(Callback):
         self._reported = set(state_dict["reported"])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report new signs.
-
-        Raises:
-            TrainingError: there is a sign, and `stop` is set.
-        """
+        """Report new signs; raise TrainingError if there is a sign, and `stop` is set."""
         training = trainer.state.fn == "fit" and not trainer.sanity_checking
         module: Any = pl_module
         if not training or ForgetQuality.of(trainer).result is None or "pairs" not in module.trains_on:

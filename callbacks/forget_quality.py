@@ -1,7 +1,7 @@
 """Callback that evaluates forgetting and utility at each validation: before, during and after training."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,15 +17,8 @@ from dipo_pl.distributed import is_sharded
 from dipo_pl.errors import InputError, TrainingError, check_count
 from dipo_pl.evaluation.retain_result import check_comparable, read_result
 from dipo_pl.evaluation_set import EvaluationSet
-from dipo_pl.metrics.base import (
-    FORGET,
-    EvaluationMetric,
-    MeasuredSet,
-    all_values,
-    collection,
-    members,
-    set_result,
-)
+from dipo_pl.metrics import base
+from dipo_pl.metrics.base import FORGET, EvaluationMetric, MeasuredSet
 from dipo_pl.metrics.conventions import CONVENTIONS, UTILITY_SETS, ConventionName
 from dipo_pl.metrics.observations import Observations
 from dipo_pl.metrics.result import EvaluationResult, SetResult
@@ -107,13 +100,9 @@ class ForgetQuality(Callback):
             known.Memorization(), known.Membership(), known.Fluency(), known.Verbatim(), known.Knowledge()
         ]  # fmt: skip
         self.metrics: list[EvaluationMetric] = [
-            known.Probability(),
-            known.TruthRatio(),
-            known.Rouge(),
-            known.ForgetQuality(),
-            *(further if metrics is None else metrics),
-            known.ModelUtility(self.utility_sets),
-        ]
+            known.Probability(), known.TruthRatio(), known.Rouge(), known.ForgetQuality(),
+            *(further if metrics is None else metrics), known.ModelUtility(self.utility_sets),
+        ]  # fmt: skip
         names = [type(each).__name__ for each in self.metrics]
         if twice := [name for name in names if names.count(name) > 1]:
             raise InputError(f"forget_quality.metrics would have {twice[0]} twice: leave one of them out")
@@ -191,10 +180,9 @@ class ForgetQuality(Callback):
             raise InputError(
                 "forget_quality.retain_result is given, but data.evaluate leaves out the forget set"
             )
-        self.retain = read_result(self.retain_result)
-        check_comparable(
-            self.retain, self.retain_result, self.convention.name, sets[FORGET].rows, self._settings(trainer)
-        )
+        self.retain, settings = read_result(self.retain_result), self._settings(trainer)
+        rows = sets[FORGET].rows
+        check_comparable(self.retain, self.retain_result, self.convention.name, rows, settings)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether answers are generated, and make the metrics of each evaluation set."""
@@ -208,7 +196,7 @@ class ForgetQuality(Callback):
         self._collections = []
         for each in ForgetRetain.of(trainer).evaluation_sets:
             measured = MeasuredSet(each, self.convention, self._new_tokens(each) > 0, self._retain_set(each))
-            self._collections.append(collection(self.metrics, measured).to(pl_module.device))
+            self._collections.append(base.collection(self.metrics, measured).to(pl_module.device))
 
     def on_validation_batch_end(
         self,
@@ -232,7 +220,7 @@ class ForgetQuality(Callback):
                 f"an answer's loss is not finite at step {trainer.global_step}: the model's weights are broken"
             )
         metrics = self._collections[dataloader_idx]
-        if any("gradient_norm" in each.inputs for each in members(metrics)):
+        if any("gradient_norm" in each.inputs for each in base.members(metrics)):
             with trainer.precision_plugin.forward_context():
                 seen = replace(seen, gradient_norm=torch.tensor(module.gradient_norms(batch)))
         length = self._new_tokens(ForgetRetain.of(trainer).evaluation_sets[dataloader_idx])
@@ -253,15 +241,13 @@ class ForgetQuality(Callback):
         self.result = None
         for length in list(self._waiting):
             self._generate(pl_module, length)
-        found, self._collections = [set_result(each) for each in self._collections], []
+        found, self._collections = [base.set_result(each) for each in self._collections], []
         names = [each.name for each in ForgetRetain.of(trainer).evaluation_sets]
         sets = {name: each for name, each in zip(names, found, strict=True) if each is not None}
         if len(sets) < len(found):
-            rank_zero_info(
-                "only some rows were measured (a limit on batches is set): nothing is reported of them"
-            )
+            rank_zero_info("only some rows were measured (a limit on batches is set): nothing is reported")
             return
-        values = all_values(sets, self.metrics, self.retain)
+        values = base.all_values(sets, self.metrics, self.retain)
         made = (_epochs_done(trainer), trainer.global_step, list(self.utility_sets), self._settings(trainer))
         self.result = EvaluationResult(self.convention.name, values, sets, *made)
         if self._generates or self.generate_every == 0:
@@ -269,9 +255,7 @@ class ForgetQuality(Callback):
         if not trainer.sanity_checking:
             pl_module.log_dict(values, logger=False, sync_dist=True)
         if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                named = {f"evaluation/{name}": value for name, value in values.items()}
-                logger.log_metrics(named, trainer.global_step)
+            log_evaluation(trainer, values)
             self.result.save(RunFolder(trainer.default_root_dir))
             rank_zero_info(_summary(trainer.global_step, values))
 
@@ -297,18 +281,17 @@ class ForgetQuality(Callback):
         """Return what else changes values; results with different ones are not compared."""
         data = ForgetRetain.of(trainer)
         prompts = {"prompt": data.prompt} | {
-            f"{each.name} prompt": each.prompt for each in data.evaluation_sets if each.prompt is not None
+            f"{each.name} prompt": each.prompt for each in data.evaluation_sets
         }
-        generation = {"max_new_tokens": self.max_new_tokens} if self.generate_every else {}
-        return {
-            **{
-                name: f"{type(each).__name__} ({settings_fingerprint(each)[:8]})"
-                for name, each in prompts.items()
-            },
-            **generation,
-            **data.settings,
-            **{name: value for each in self.metrics for name, value in each.settings.items()},
+        named = {name: each for name, each in prompts.items() if each is not None}
+        settings: dict[str, Any] = {
+            name: f"{type(each).__name__} ({settings_fingerprint(each)[:8]})" for name, each in named.items()
         }
+        settings |= {"max_new_tokens": self.max_new_tokens} if self.generate_every else {}
+        settings |= data.settings
+        for metric in self.metrics:
+            settings |= metric.settings
+        return settings
 
     def _retain_set(self, evaluation_set: EvaluationSet) -> SetResult | None:
         """Return the retain-only model's result on these same rows; None if its set of that name has others."""
@@ -316,6 +299,12 @@ class ForgetQuality(Callback):
         if found is None or found.fingerprint != rows_fingerprint(evaluation_set.rows):
             return None
         return found
+
+
+def log_evaluation(trainer: Trainer, values: Mapping[str, float]) -> None:
+    """Log values of an evaluation at the current step."""
+    for logger in trainer.loggers:
+        logger.log_metrics({f"evaluation/{key}": value for key, value in values.items()}, trainer.global_step)
 
 
 def _epochs_done(trainer: Trainer) -> float:
@@ -327,6 +316,5 @@ def _epochs_done(trainer: Trainer) -> float:
 
 
 def _summary(step: int, values: dict[str, float]) -> str:
-    return f"step {step}: " + ", ".join(
-        f"{title} {values[key]:.3g}" for title, key in headlines(values).items() if key in values
-    )
+    shown = {title: key for title, key in headlines(values).items() if key in values}
+    return f"step {step}: " + ", ".join(f"{title} {values[key]:.3g}" for title, key in shown.items())

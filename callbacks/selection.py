@@ -40,11 +40,7 @@ class SelectionRule(ABC):
         """
 
     def check(self, evaluation: ForgetQuality) -> None:
-        """Check before the first evaluation that the rule can be applied.
-
-        Raises:
-            InputError: it cannot.
-        """
+        """Check before the first evaluation that the rule can be applied; raise InputError if it cannot."""
         if evaluation.retain is None:
             raise InputError(
                 f"selection.rule {type(self).__name__} needs a retain-only model: give its result as "
@@ -150,11 +146,7 @@ class Selection(Callback):
         self.stop = stop
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that the rule can be applied.
-
-        Raises:
-            InputError: a metric that it needs will not be measured.
-        """
+        """Check that the rule can be applied; raise InputError if a metric that it needs will not be measured."""
         if self.rule is None or stage != "fit":
             return
         self.rule.check(ForgetQuality.of(trainer))

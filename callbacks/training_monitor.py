@@ -36,22 +36,14 @@ class TrainingMonitor(Callback):
         self._started = time.perf_counter()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Refuse a non-finite loss.
-
-        Raises:
-            TrainingError: the loss is not finite.
-        """
+        """Refuse a non-finite loss; raise TrainingError if the loss is not finite."""
         if not torch.isfinite(loss):
             self._stop(trainer, f"the loss is {loss.item()}")
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Log the gradient norm and the learning rate.
-
-        Raises:
-            TrainingError: the norm is not finite.
-        """
+        """Log the gradient norm and the learning rate; raise TrainingError if the norm is not finite."""
         norm = total_norm(pl_module.parameters())
         # With fp16 the gradient scaler handles overflows: it skips the step and lowers its scale.
         if getattr(trainer.precision_plugin, "scaler", None) is None and not torch.isfinite(norm):

@@ -40,11 +40,7 @@ class WeightChange(Callback):
             self._first_step = checkpoint["global_step"]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare the weights with those before training.
-
-        Raises:
-            TrainingError: no weight has changed.
-        """
+        """Compare the weights with those before training; raise TrainingError if no weight has changed."""
         weights = trained_weights(pl_module, trainer)
         unchanged = False
         if trainer.is_global_zero:

@@ -148,11 +148,7 @@ class ForgetRetain(LightningDataModule, ABC):
 
     @abstractmethod
     def read(self) -> RowSets:
-        """Read the rows.
-
-        Raises:
-            InputError: a file or column is missing or malformed.
-        """
+        """Read the rows; raise InputError if a file or column is missing or malformed."""
 
     def read_forget(self, name: str) -> Sequence[Row]:
         """Read the rows of one forget set.

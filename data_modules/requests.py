@@ -9,11 +9,7 @@ from dipo_pl.rows import Row
 
 
 def listed(names: str | Sequence[str]) -> list[str]:
-    """Return the name of one forget set, or of several, as a list.
-
-    Raises:
-        InputError: there is none.
-    """
+    """Return the name of one forget set, or of several, as a list; raise InputError if there is none."""
     if isinstance(names, str):
         return [names]
     if not names:

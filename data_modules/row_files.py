@@ -36,11 +36,7 @@ def row_from(record: Mapping[str, Any], where: str) -> Row:
 
 
 def text_at(record: Any, key: str, where: str) -> str:
-    """Return the text of a column.
-
-    Raises:
-        InputError: the record has no such column, or it is not a non-empty text.
-    """
+    """Return the text of a column; raise InputError if the record has no such column, or it is not a non-empty text."""
     value = record.get(key) if isinstance(record, Mapping) else record
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{where}: '{key}' must be a non-empty text (got {repr(value)[:60]})")

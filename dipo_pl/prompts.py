@@ -34,11 +34,7 @@ class PromptFormat(ABC):
 
     @abstractmethod
     def render(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> Rendered:
-        """Return the row's prompt for the tokenizer.
-
-        Raises:
-            InputError: the format cannot express the row.
-        """
+        """Return the row's prompt for the tokenizer; raise InputError if the format cannot express the row."""
 
     def question_of(self, row: Row) -> str | None:
         """Return the row's only message, or None for a plain text.

@@ -63,11 +63,7 @@ def is_finished(arguments: Sequence[str]) -> bool:
 
 
 def data_module(config: dict[str, Any]) -> "ForgetRetain":
-    """Return the data module of a resolved configuration.
-
-    Raises:
-        InputError: one of its arguments is wrong.
-    """
+    """Return the data module of a resolved configuration; raise InputError if one of its arguments is wrong."""
     made: ForgetRetain = _made("data", config)
     return made
 

@@ -191,11 +191,7 @@ class RunCLI(LightningCLI):
         """Do nothing: Lightning's constructor calls this before anyone has looked at the run folder."""
 
     def instantiate(self) -> None:
-        """Make model, data and trainer.
-
-        Raises:
-            InputError: a constructor refuses a value.
-        """
+        """Make model, data and trainer; raise InputError if a constructor refuses a value."""
         super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

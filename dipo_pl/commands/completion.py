@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from dipo_pl.cli.command_parser import Parser
 from dipo_pl.commands import commands
@@ -42,9 +43,8 @@ def completion(arguments: Sequence[str], debug: bool = False) -> int:
     for name, command in commands().items():
         module = import_module(command.function.partition(":")[0])
         options = module.parser() if hasattr(module, "parser") else all_options(name)
-        added = parsers.add_parser(
-            name, help=command.help, parents=[options], add_help=False, conflict_handler="resolve"
-        )
+        settings: dict[str, Any] = {"parents": [options], "add_help": False, "conflict_handler": "resolve"}
+        added = parsers.add_parser(name, help=command.help, **settings)
         for each in options_of(added):
             if "--config" in each.option_strings:
                 each.complete = dict.fromkeys(SHELLS, "_dipo_pl_configs")  # type: ignore[attr-defined]

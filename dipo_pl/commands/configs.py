@@ -15,6 +15,5 @@ def configs(arguments: Sequence[str], debug: bool = False) -> int:
 
 def parser() -> Parser:
     """Return the parser of the command's arguments."""
-    return Parser(
-        "configs", "List the shipped configs; `dipo-pl fit --config NAME` takes each by its bare name."
-    )
+    about = "List the shipped configs; `dipo-pl fit --config NAME` takes each by its bare name."
+    return Parser("configs", about)

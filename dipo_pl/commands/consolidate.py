@@ -48,11 +48,10 @@ def consolidate(arguments: Sequence[str], debug: bool = False) -> int:
     before = index.stat()
     check_checkpoint(folder, "give another checkpoint, for example previous.ckpt in the same folder")
     with replacing(output) as temporary, tempfile.TemporaryDirectory(dir=temporary.parent) as scratch:
-        content = full_checkpoint(
-            read_sharded(folder), lambda shape, dtype: _on_disk(shape, dtype, Path(scratch) / "tensor")
-        )
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
+        file = Path(scratch) / "tensor"
+        content = full_checkpoint(read_sharded(folder), lambda shape, dtype: _on_disk(shape, dtype, file))
+        with open(temporary, "wb") as opened:
+            torch.save(content, opened)
         if not index.is_file() or index.stat() != before:
             raise InputError(f"{folder} was replaced meanwhile: wait until its run has ended")
     print(f"the checkpoint is in {output}: dipo-pl fit --config ... --ckpt_path {output}")
@@ -62,26 +61,20 @@ def consolidate(arguments: Sequence[str], debug: bool = False) -> int:
 def parser() -> Parser:
     """Return the parser of the command's arguments."""
     made = Parser("consolidate", DESCRIPTION)
-    made.add_argument(
-        "path", metavar="PATH", type=Path, help="folder of a sharded checkpoint, or of a run: its last.ckpt"
-    )
+    path = "folder of a sharded checkpoint, or of a run: its last.ckpt"
+    made.add_argument("path", metavar="PATH", type=Path, help=path)
     made.add_argument("--output", required=True, metavar="FILE", help="a new file")
     return made
 
 
 def _new_file(text: str) -> Path:
-    """Return the path of a file that can be made.
-
-    Raises:
-        InputError: it exists, or cannot be a file.
-    """
+    """Return the path of a file that can be made; raise InputError if it exists, or cannot be a file."""
     path = Path(text)
     try:
         exists = path.exists()
     except OSError as error:
-        raise InputError(
-            f"--output {text[:100]} cannot be a file ({error.strerror}): give another"
-        ) from error
+        why = f"cannot be a file ({error.strerror})"
+        raise InputError(f"--output {text[:100]} {why}: give another") from error
     if not text:
         raise InputError("--output must name a file (got '')")
     if exists:

@@ -22,13 +22,10 @@ Finished steps are not repeated."""
 
 @dataclass(frozen=True)
 class Corpus:
-    """Data of a demo.
+    """Data of a demo, and the description of each of its steps.
 
     Attributes:
         run: name of the unlearning run and of its config; those of the target have `_target` after it.
-        target_step: description of the target's training.
-        retain_only_step: description of the retain-only model's training.
-        unlearning_step: description of unlearning.
         shown_set: evaluation set whose generated answers are printed.
         own_forget_set: whether the forget set differs from the target's, so that the retain-only model is evaluated
             again on the unlearning run's data.
@@ -97,12 +94,8 @@ def demo(arguments: Sequence[str], debug: bool = False) -> int:
 def parser() -> Parser:
     """Return the parser of the command's arguments."""
     made = Parser("demo", DESCRIPTION)
-    made.add_argument(
-        "--corpus",
-        choices=list(CORPORA),
-        default="authors",
-        help="authors in the format of TOFU, or news in that of MUSE (default: authors)",
-    )
+    corpora = "authors in the format of TOFU, or news in that of MUSE (default: authors)"
+    made.add_argument("--corpus", choices=list(CORPORA), default="authors", help=corpora)
     made.add_argument("--output_dir", default="runs", help="folder of the run folders (default: runs)")
     return made
 
@@ -111,12 +104,9 @@ def _steps(corpus: Corpus, folder: Path) -> list[tuple[str, list[str]]]:
     """Return description and command of each step."""
     fit = ["fit", "--output_dir", str(folder), "--config", f"{corpus.target}.yaml"]
     unlearning = ["--output_dir", str(folder), "--config", f"{corpus.run}.yaml"]
-    path = "--model.policy.path"
-    retain_result = "--forget_quality.retain_result"
-    steps = [
-        (corpus.target_step, fit),
-        (corpus.retain_only_step, [*fit, "--config", "retain_only.yaml"]),
-    ]
+    path, retain_result = "--model.policy.path", "--forget_quality.retain_result"
+    retain_only = [*fit, "--config", "retain_only.yaml"]
+    steps = [(corpus.target_step, fit), (corpus.retain_only_step, retain_only)]
     if corpus.own_forget_set:
         evaluation = ["validate", *unlearning, "--name", corpus.retain_result, retain_result, "null"]
         evaluation += [path, str(folder / corpus.retain_only / "hf")]

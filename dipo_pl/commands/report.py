@@ -24,10 +24,9 @@ _FORMATS: dict[str, tuple[str, Callable[[Report], str]]] = {
     "json": ("report.json", as_json),
     "latex": ("report.tex", as_latex),
 }
-# One file for each plot.
-_PNG = "png"
-# A folder for each run; not a default, since it holds results of one convention only.
-_OPEN_UNLEARNING = "open_unlearning"
+# One file for each plot; and a folder for each run, not a default, since it holds results of one convention only.
+_PNG, _OPEN_UNLEARNING = "png", "open_unlearning"
+
 
 _EXAMPLES = """\
 examples:
@@ -92,9 +91,8 @@ def _write(found: Report, folder: Path, formats: Sequence[str]) -> list[Path]:
                 write_png(path, plot)
                 written.append(path)
     except (OSError, WriteError) as error:
-        raise InputError(
-            f"cannot write to --output {folder} ({error.strerror}): give another folder"
-        ) from error
+        why = f"cannot write to --output {folder} ({error.strerror})"
+        raise InputError(f"{why}: give another folder") from error
     if {_PNG, "html"} & {*formats} and not drawable():
         print(f"dipo-pl: {HOW_TO_GET_PLOTS}", file=sys.stderr)
     return written
@@ -114,22 +112,15 @@ def _formats(given: str | None) -> list[str] | None:
 
 def parser() -> Parser:
     """Return the parser of the command's arguments."""
-    made = Parser(
-        "report",
-        "Compare runs: a table in the terminal, and with --output files and a page.",
-        epilog=_EXAMPLES,
-    )
+    about = "Compare runs: a table in the terminal, and with --output files and a page."
+    made = Parser("report", about, epilog=_EXAMPLES)
     made.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN",
         help="run folder, folder of a sequence of requests, evaluation file of a run, TOFU_EVAL.json or MUSE_EVAL.json of "
         "open-unlearning, or TOFU's aggregated log",
     )  # fmt: skip
-    made.add_argument(
-        "--output",
-        type=folder,
-        metavar="DIR",
-        help="folder to write files to; without it the table is printed",
-    )
+    output = "folder to write files to; without it the table is printed"
+    made.add_argument("--output", type=folder, metavar="DIR", help=output)
     made.add_argument(
         "--format", metavar="LIST",
         help=f"separated by commas, of {', '.join(_FORMATS)} and {_PNG} (plots); with --output all of these by default; "
@@ -139,7 +130,6 @@ def parser() -> Parser:
         "--retain-only", type=Path, metavar="RUN",
         help="run of the model that never saw the forget set, if the configs do not name it",
     )  # fmt: skip
-    made.add_argument(
-        "--unfinished", action="store_true", help="include runs that are in progress or have failed"
-    )
+    unfinished = "include runs that are in progress or have failed"
+    made.add_argument("--unfinished", action="store_true", help=unfinished)
     return made

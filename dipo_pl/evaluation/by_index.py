@@ -48,11 +48,7 @@ def same_rows(columns: Mapping[str, list[Any]], where: str) -> int:
 
 
 def finite(value: Any, where: str) -> float:
-    """Return the value as a number.
-
-    Raises:
-        InputError: it is no number, NaN or infinite.
-    """
+    """Return the value as a number; raise InputError if it is no number, NaN or infinite."""
     if isinstance(value, int | float) and math.isfinite(value):
         return float(value)
     raise InputError(

@@ -121,11 +121,7 @@ class DualWeight(RetainWeight):
         self._observed.append(torch.stack([weight * retain_loss.detach(), retain_loss.new_tensor(weight)]))
 
     def update(self, epoch: int, over_ranks: Callable[[Tensor], Tensor]) -> None:
-        """Take one step of the multiplier.
-
-        Raises:
-            TrainingError: the retain loss is not finite.
-        """
+        """Take one step of the multiplier; raise TrainingError if the retain loss is not finite."""
         if epoch >= self.warmup_epochs:
             weighted, weight = over_ranks(torch.stack(self._observed).sum(0)).tolist()
             retain_loss = weighted / weight

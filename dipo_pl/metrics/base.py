@@ -134,11 +134,7 @@ class EvaluationMetric(Metric):
         return copy
 
     def update(self, seen: Observations) -> None:
-        """Keep the inputs of a batch.
-
-        Raises:
-            ValueError: an input does not have one entry for each row.
-        """
+        """Keep the inputs of a batch; raise ValueError if an input does not have one entry for each row."""
         self.rows.append(seen.rows.to(self.device, torch.int64, copy=True))
         for name in self.inputs:
             cells = [self._cell(name, each) for each in getattr(seen, name)]

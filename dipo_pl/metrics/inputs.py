@@ -116,11 +116,7 @@ def as_token_values(name: str, answers: Answers) -> list[Tensor]:
 def reject(
     name: str, rows: Tensor | Sequence[Tensor], bad: Callable[[Tensor], Tensor], requirement: str, advice: str
 ) -> None:
-    """Refuse values for which `bad` holds, and name their rows.
-
-    Raises:
-        ValueError: `bad` holds for a value.
-    """
+    """Refuse values for which `bad` holds, and name their rows; raise ValueError if `bad` holds for a value."""
     found = {row: each[bad(each)] for row, each in enumerate(rows) if bool(bad(each).any())}
     if found:
         shown = ", ".join(map(str, [*found][:5])) + (", ..." if len(found) > 5 else "")
@@ -133,11 +129,7 @@ def reject(
 def check_lengths(
     name: str, values: Sequence[Any] | Tensor, other_name: str, others: Sequence[Any] | Tensor
 ) -> None:
-    """Refuse two arguments that describe different numbers of rows.
-
-    Raises:
-        ValueError: the numbers differ.
-    """
+    """Refuse two arguments that describe different numbers of rows; raise ValueError if the numbers differ."""
     if len(values) != len(others):
         raise ValueError(
             f"{name} and {other_name} must have as many rows (got {len(values)} and {len(others)})"
@@ -159,11 +151,7 @@ def check_tokens(name: str, answers: Sequence[Tensor], other_name: str, others: 
 
 
 def check_texts(name: str, texts: Sequence[str]) -> None:
-    """Refuse what is no list of strings.
-
-    Raises:
-        ValueError: `texts` is a single string, or an entry is no string.
-    """
+    """Refuse what is no list of strings; raise ValueError if `texts` is a single string, or an entry is no string."""
     # A string is a sequence of strings too, and would be scored letter by letter.
     if isinstance(texts, str):
         raise ValueError(f"{name} must be a list of strings (got the string {texts!r}): put it in a list")

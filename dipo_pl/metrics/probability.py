@@ -57,11 +57,7 @@ class Probability(EvaluationMetric):
     inputs = ("nll",)
 
     def per_row(self, seen: Observations) -> dict[str, Tensor]:
-        """Return `probability`.
-
-        Raises:
-            InputError: rows of a set of options have no wrong answers.
-        """
+        """Return `probability`; raise InputError if rows of a set of options have no wrong answers."""
         if not self.measured.evaluation_set.options:
             return {"probability": answer_probability(seen.nll[:, 0])}
         if not self.measured.has_wrong_answers:

@@ -76,11 +76,7 @@ class EvaluationResult:
 
     @classmethod
     def read(cls, path: Path) -> "EvaluationResult":
-        """Return the result in a file.
-
-        Raises:
-            InputError: there is no such file, or it holds something else.
-        """
+        """Return the result in a file; raise InputError if there is no such file, or it holds something else."""
         try:
             given = json.loads(path.read_text(encoding="utf-8"))
             sets = {name: SetResult(**each) for name, each in given.pop("sets").items()}

@@ -88,21 +88,13 @@ class LanguageModule(LightningModule, ABC):
 
     @property
     def data(self) -> TrainingData:
-        """The data module.
-
-        Raises:
-            RuntimeError: none has been connected.
-        """
+        """The data module; RuntimeError if none has been connected."""
         if self._data is None:
             raise RuntimeError("no data module is connected: call trainer.fit(module, datamodule=...)")
         return self._data
 
     def setup(self, stage: str) -> None:
-        """Refuse to train a quantized policy.
-
-        Raises:
-            InputError: the policy is quantized.
-        """
+        """Refuse to train a quantized policy; raise InputError if the policy is quantized."""
         self._is_trained = stage == "fit"
         if stage == "fit" and self.policy.quantization is not None:
             raise InputError(
@@ -112,11 +104,7 @@ class LanguageModule(LightningModule, ABC):
 
     @property
     def language_model(self) -> PreTrainedModel:
-        """The policy's model.
-
-        Raises:
-            RuntimeError: it has not been loaded yet.
-        """
+        """The policy's model; RuntimeError if it has not been loaded yet."""
         if self.model is None:
             raise RuntimeError("the policy is used before configure_model() has loaded it")
         return self.model

@@ -29,21 +29,13 @@ class AdapterOff(Reference):
 
     @property
     def policy(self) -> PreTrainedModel:
-        """The policy.
-
-        Raises:
-            RuntimeError: `attach` has not been called.
-        """
+        """The policy; RuntimeError if `attach` has not been called."""
         if self._policy is None:
             raise RuntimeError("AdapterOff is used before attach() has given it a model")
         return self._policy
 
     def attach(self, policy: PreTrainedModel, context: ReferenceContext) -> None:
-        """Keep the policy itself.
-
-        Raises:
-            InputError: the policy has no adapters.
-        """
+        """Keep the policy itself; raise InputError if the policy has no adapters."""
         self._policy = policy
         for name, layer in adapted_layers(policy).items():
             parent, _, attribute = name.rpartition(".")

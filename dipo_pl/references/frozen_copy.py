@@ -23,11 +23,7 @@ class FrozenCopy(Reference):
 
     @property
     def model(self) -> PreTrainedModel:
-        """The copy.
-
-        Raises:
-            RuntimeError: `attach` has not been called.
-        """
+        """The copy; RuntimeError if `attach` has not been called."""
         if self._model is None:
             raise RuntimeError("FrozenCopy is used before attach() has given it a model")
         return self._model

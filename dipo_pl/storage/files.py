@@ -15,11 +15,7 @@ from dipo_pl.errors import InputError, WriteError, causes
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file, whole or not at all.
-
-    Raises:
-        WriteError: the file cannot be written; the old one stays.
-    """
+    """Write a UTF-8 file, whole or not at all; raise WriteError if the file cannot be written; the old one stays."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -51,11 +51,7 @@ class RunFolder:
         return [each for each in (self.last_checkpoint, self.previous_checkpoint) if each.exists()]
 
     def read_manifest(self) -> dict[str, Any]:
-        """Return the manifest, empty where there is none.
-
-        Raises:
-            InputError: manifest.json is a folder.
-        """
+        """Return the manifest, empty where there is none; raise InputError if manifest.json is a folder."""
         try:
             manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -83,11 +79,7 @@ class RunFolder:
         return next((each for each in self.read_metrics() if each["step"] == step), {})
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return one record for each evaluation, in order of steps.
-
-        Raises:
-            InputError: a line is not such a record.
-        """
+        """Return one record for each evaluation, in order of steps; raise InputError if a line is not such a record."""
         if self.metrics.is_dir():
             raise InputError(f"{self.metrics} is a folder: remove it, or give another --name")
         if not self.metrics.is_file():

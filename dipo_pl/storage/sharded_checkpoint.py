@@ -186,11 +186,7 @@ def _split(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, DTe
 
 
 def _write_shards(shards: Mapping[str, DTensor], folder: Path, path: Path) -> dict[str, int]:
-    """Write this rank's shards and return the checksum of each file.
-
-    Raises:
-        WriteError: they cannot be written.
-    """
+    """Write this rank's shards and return the checksum of each file; raise WriteError if they cannot be written."""
     # Empty ones would be chunks that others overlap.
     own = {name: each for name, each in shards.items() if each.to_local().numel()}
     with writing(path), _plain_errors():

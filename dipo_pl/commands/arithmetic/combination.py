@@ -33,8 +33,9 @@ def combine(models: Mapping[str, str], output: str, rule: Rule, command: str, **
         models: two folders by role, such as `target` and `reinforced`.
         output: folder to write; it must be absent or empty.
         rule: function of a tensor of the first model and that of the same name of the second.
-        command: name of the command, for messages and the record.
-        **settings: parameters of the rule, for messages and the record.
+        command: name of the command, for messages and the record, as the parameters of the rule in `settings`.
+        **settings: see `command`.
+
 
     Raises:
         InputError: a model cannot be read, the two do not match or are the same, the output exists, or the result is
@@ -64,21 +65,17 @@ def combine(models: Mapping[str, str], output: str, rule: Rule, command: str, **
             save_file(shard, temporary / file, metadata={"format": "pt"})
         of_first, of_second, of_result = map(_fingerprint, digests)
         if of_first == of_second:
-            raise InputError(
-                f"{first.path} and {second.path} have equal weights: {command} needs two different models"
-            )
+            both = f"{first.path} and {second.path}"
+            raise InputError(f"{both} have equal weights: {command} needs two different models")
         for each in first.companions:
             shutil.copyfile(each, temporary / each.name)
-        sources = {
-            role: {"path": given, "weights": weights}
-            for (role, given), weights in zip(models.items(), (of_first, of_second), strict=True)
-        }
-        note: dict[str, Any] = {"command": command, **settings, **sources}
+        note: dict[str, Any] = {"command": command, **settings}
+        for (role, given), weights in zip(models.items(), (of_first, of_second), strict=True):
+            note[role] = {"path": given, "weights": weights}
         note |= {"weights": of_result, "dipo_pl": __version__}
         write_text(temporary / NOTE, json.dumps(note, indent=2) + "\n")
-    print(
-        f"the model is in {output}: evaluate it with dipo-pl validate --config ... --model.policy.path {output}"
-    )
+    evaluate = f"dipo-pl validate --config ... --model.policy.path {output}"
+    print(f"the model is in {output}: evaluate it with {evaluate}")
 
 
 def _combined(

@@ -22,13 +22,10 @@ def interpolate(arguments: Sequence[str], debug: bool = False) -> int:
     # torch takes seconds to import.
     from dipo_pl.commands.arithmetic.combination import combine
 
-    combine(
-        {"a": given.a, "b": given.b},
-        given.output,
-        lambda a, b: interpolated(a, b, given.weight),
-        "interpolate",
-        weight=given.weight,
-    )
+    def rule(a: "Tensor", b: "Tensor") -> "Tensor":
+        return interpolated(a, b, given.weight)
+
+    combine({"a": given.a, "b": given.b}, given.output, rule, "interpolate", weight=given.weight)
     return 0
 
 
@@ -40,12 +37,6 @@ def parser() -> Parser:
 
 
 def interpolated(a: "Tensor", b: "Tensor", weight: float) -> "Tensor":
-    """Return (1 - weight) W_A + weight W_B, which is exactly W_A where the two are equal.
-
-    Args:
-        a: tensor of any shape.
-        b: tensor of the same shape and dtype.
-        weight: weight of `b`.
-    """
+    """Return (1 - weight) W_A + weight W_B of two tensors of one shape and dtype, exactly W_A where they are equal."""
     # The sum would turn -0 into 0.
     return (b if weight else a) if weight in (0, 1) else a.lerp(b, weight)

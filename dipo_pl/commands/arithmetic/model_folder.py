@@ -19,14 +19,8 @@ from dipo_pl.storage.run_folder import RunFolder
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 COMPANIONS = (
-    "config.json",
-    "generation_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "merges.txt",
-    "chat_template*",
-    "LICENSE*",
-    "NOTICE*",
+    *(f"{name}.json" for name in ("config", "generation_config", "special_tokens_map", "added_tokens")),
+    *("merges.txt", "chat_template*", "LICENSE*", "NOTICE*"),
     *TOKENIZER_FILES,
 )
 # Code and pickles, which the patterns above could match.
@@ -63,9 +57,8 @@ class ModelFolder:
         run = RunFolder(path)
         if run.manifest.is_file() and not (path / "config.json").is_file():
             if not run.hf.is_dir():
-                raise InputError(
-                    f"{given} has no exported model (no {run.hf}): train it again with export.enabled true"
-                )
+                lacks = f"{given} has no exported model (no {run.hf})"
+                raise InputError(f"{lacks}: train it again with export.enabled true")
             path = run.hf
         Pretrained(str(path)).refuse_unusable_folder()
         config = _read_json(path / "config.json")
@@ -108,11 +101,7 @@ class ModelFolder:
         return sorted([*kept, *self.path.glob(INDEX)] if SINGLE not in self.shards else kept)
 
     def tensor(self, name: str) -> Tensor:
-        """Return a tensor.
-
-        Raises:
-            InputError: the file does not hold the tensor, or is damaged.
-        """
+        """Return a tensor; an InputError if the file does not hold it or is damaged."""
         with _opened(self.path / self.files[name]) as tensors:
             tensor: Tensor = tensors.get_tensor(name)
         return tensor

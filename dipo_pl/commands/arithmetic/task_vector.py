@@ -24,13 +24,11 @@ def task_vector(arguments: Sequence[str], debug: bool = False) -> int:
     # torch takes seconds to import.
     from dipo_pl.commands.arithmetic.combination import combine
 
-    combine(
-        {"target": given.target, "reinforced": given.reinforced},
-        given.output,
-        lambda target, reinforced: negated(target, reinforced, given.scale),
-        "task-vector",
-        scale=given.scale,
-    )
+    def rule(target: "Tensor", reinforced: "Tensor") -> "Tensor":
+        return negated(target, reinforced, given.scale)
+
+    models = {"target": given.target, "reinforced": given.reinforced}
+    combine(models, given.output, rule, "task-vector", scale=given.scale)
     return 0
 
 
@@ -42,15 +40,10 @@ def parser() -> Parser:
 
 
 def negated(target: "Tensor", reinforced: "Tensor", scale: float) -> "Tensor":
-    """Return W_target - scale (W_reinforced - W_target).
+    """Return W_target - scale (W_reinforced - W_target) of two tensors of one shape and dtype.
 
     Source: Ilharco et al., Editing Models with Task Arithmetic, arXiv:2212.04089, section 3 (negation), with the
     target in place of the pre-trained model, as in MUSE, arXiv:2407.06460.
-
-    Args:
-        target: tensor of any shape.
-        reinforced: tensor of the same shape and dtype.
-        scale: factor of the task vector.
     """
     # The sum would turn -0 into 0.
     return target if scale == 0 else target - scale * (reinforced - target)

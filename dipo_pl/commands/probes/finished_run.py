@@ -77,9 +77,8 @@ class FinishedRun:
         folder = path.with_name(f"{path.name}-{name}")
         probe = RunFolder(folder).read_manifest().get("probe")
         if probe is not None and probe.get("weights") != self.weights:
-            raise InputError(
-                f"{folder} is a probe of {self.path} before that run was trained again: remove {folder}"
-            )
+            stale = f"{folder} is a probe of {self.path} before that run was trained again"
+            raise InputError(f"{stale}: remove {folder}")
         return folder
 
     def probe(
@@ -99,7 +98,7 @@ class FinishedRun:
             callback: `class_path` and `init_args` of the Probe, without `of` and `weights`.
             settings: other options by key.
             further: options from the command line, which come last.
-            debug: print the traceback of an error.
+            debug: whether to print the traceback of an error.
         """
         # Lightning takes seconds to import.
         from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -125,9 +124,7 @@ def _policy(run: RunFolder, manifest: Mapping[str, Any], policy: Mapping[str, An
     kept = {key: own[key] for key in ("attention", "trust_remote_code") if own.get(key)}
     if manifest.get("command") == "validate" and policy["class_path"].split(".")[-1] == "Pretrained":
         if own.get("quantization") is not None:
-            raise InputError(
-                f"{run.path} evaluated a quantized model: probe a run of the model before quantization"
-            )
+            raise InputError(f"{run.path} evaluated a quantized model: probe a run of the unquantized model")
         return kept | {key: own[key] for key in ("path", "revision", "dtype", "tokenizer") if own.get(key)}
     if (run.hf / "adapter_config.json").is_file():
         raise InputError(

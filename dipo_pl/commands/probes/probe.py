@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 
-from dipo_pl.callbacks.forget_quality import ForgetQuality
+from dipo_pl.callbacks.forget_quality import ForgetQuality, log_evaluation
 from dipo_pl.callbacks.manifest import ManifestEntry
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.metrics.truth_ratio import truth_ratio_closeness
@@ -63,14 +63,8 @@ class Relearning(Probe):
 
     def record(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Return share and steps."""
-        data = ForgetRetain.of(trainer)
-        return {
-            "kind": "relearning",
-            "of": self.of,
-            "weights": self.weights,
-            "share": data.forget_share,
-            "steps": self.steps,
-        }
+        attack = {"share": ForgetRetain.of(trainer).forget_share, "steps": self.steps}
+        return {"kind": "relearning", "of": self.of, "weights": self.weights, **attack}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End a resumed run that has taken all its steps."""
@@ -99,13 +93,10 @@ class Relearning(Probe):
         for row, values in zip(measured, result.sets["forget"].rows, strict=True):
             if row.conversation in known:
                 parts["relearned" if row.conversation in trained else "held_back"].append(values)
-        metrics = {
-            f"{part}_{name}": mean for part, rows in parts.items() for name, mean in _means(rows).items()
-        }
+        means = {part: _means(rows) for part, rows in parts.items()}
+        metrics = {f"{part}_{name}": mean for part, named in means.items() for name, mean in named.items()}
         replace(result, metrics=result.metrics | metrics).save(RunFolder(trainer.default_root_dir))
-        for logger in trainer.loggers:
-            named = {f"evaluation/{name}": value for name, value in metrics.items()}
-            logger.log_metrics(named, trainer.global_step)
+        log_evaluation(trainer, metrics)
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

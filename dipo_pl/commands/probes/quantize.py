@@ -53,11 +53,6 @@ def parser() -> Parser:
     """Return the parser of the command's arguments."""
     made = Parser("quantize", DESCRIPTION)
     made.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run")
-    made.add_argument(
-        "--bits",
-        type=int,
-        choices=(8, 4),
-        action="append",
-        help="bits of a weight; repeatable (default: 8 and 4)",
-    )
+    bits = "bits of a weight; repeatable (default: 8 and 4)"
+    made.add_argument("--bits", type=int, choices=(8, 4), action="append", help=bits)
     return made

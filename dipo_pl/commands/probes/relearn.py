@@ -52,10 +52,8 @@ def relearn(arguments: Sequence[str], debug: bool = False) -> int:
             "trainer.max_epochs": given.steps,
             "trainer.val_check_interval": given.every,
         }
-        callback = {
-            "class_path": "dipo_pl.commands.probes.probe.Relearning",
-            "init_args": {"steps": given.steps},
-        }
+        steps = {"steps": given.steps}
+        callback = {"class_path": "dipo_pl.commands.probes.probe.Relearning", "init_args": steps}
         if code := each.probe("fit", folders[str(each.path)], callback, settings, further, debug):
             return code
         rank_zero_only(write_model_card)(RunFolder(each.path))
@@ -67,9 +65,8 @@ def parser() -> Parser:
     """Return the parser of the command's arguments."""
     made = Parser("relearn", DESCRIPTION)
     made.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run")
-    made.add_argument(
-        "--share", type=float, help="share of the forget rows to train on, in (0, 1] (default: 0.1)"
-    )
+    share = "share of the forget rows to train on, in (0, 1] (default: 0.1)"
+    made.add_argument("--share", type=float, help=share)
     made.add_argument("--steps", type=int, default=20, help="optimizer steps (default: 20)")
     made.add_argument("--lr", type=float, help="learning rate (default: 1e-5, too small for a small model)")
     made.add_argument("--every", type=int, help="steps between evaluations (default: 2)")

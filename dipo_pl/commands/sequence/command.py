@@ -77,9 +77,8 @@ def parser() -> Parser:
     made.add_argument("file", metavar="FILE", help="file of requests, or bare name of a shipped one")
     made.add_argument("--mode", help="sustainability or scalability (default: the file's)")
     made.add_argument("--retain_only", help="model that never saw any of the requests (default: the file's)")
-    made.add_argument(
-        "--config", "-c", action="append", default=[], help="overlay after the file's configs; repeatable"
-    )
+    overlay = "overlay after the file's configs; repeatable"
+    made.add_argument("--config", "-c", action="append", default=[], help=overlay)
     made.add_argument("--name", help="name of the sequence's folder (default: file, overlays and mode)")
     made.add_argument("--output_dir", default="runs", help="parent of that folder (default: runs)")
     return made
@@ -121,11 +120,7 @@ def _check_config(config: dict[str, Any]) -> None:
 
 
 def _stages(plan: RequestsFile, folder: Path, config: dict[str, Any]) -> list[Stage]:
-    """Return all stages.
-
-    Raises:
-        InputError: the rows of a request cannot be read, or two requests overlap.
-    """
+    """Return all stages; raise InputError if the rows of a request cannot be read, or two requests overlap."""
     # These import torch, which takes seconds.
     from dipo_pl.cli.run import data_module
     from dipo_pl.data_modules.requests import joined, refuse_overlaps

@@ -22,21 +22,10 @@ class StageRecord(ManifestEntry):
     entry = "sequence"
 
     def __init__(
-        self,
-        name: str,
-        mode: str,
-        requests: Sequence[str],
-        start: str | None = None,
-        retain_only: str | None = None,
+        self, name: str, mode: str, requests: Sequence[str], start: str | None, retain_only: str | None
     ) -> None:
-        self._record = {
-            "name": name,
-            "mode": mode,
-            "stage": len(requests),
-            "requests": list(requests),
-            "start": start,
-            "retain_only": retain_only,
-        }
+        self._record: dict[str, Any] = {"name": name, "mode": mode, "stage": len(requests)}
+        self._record |= {"requests": list(requests), "start": start, "retain_only": retain_only}
 
     def record(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Return the stage's place in its sequence."""

@@ -1,5 +1,6 @@
 """Stages of a sequence: the options of their runs, and checks of what is in their folders."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,9 +8,26 @@ from typing import Any
 
 from dipo_pl.cli.command_parser import as_options
 from dipo_pl.commands.sequence.requests_file import RequestsFile
-from dipo_pl.commands.sequence.weights_sample import weights_sample
 from dipo_pl.errors import InputError
 from dipo_pl.storage.run_folder import RunFolder
+
+# Bytes read of each end of a file: training changes nearly all weights.
+SAMPLE = 2**20
+
+
+def weights_sample(folder: Path) -> str | None:
+    """Return the SHA-256 of names, sizes and both ends of the *.safetensors files; None if there are none."""
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(SAMPLE))
+            file.seek(max(0, size - SAMPLE))
+            digest.update(file.read(SAMPLE))
+    return digest.hexdigest() if files else None
+
 
 NO_SELECTION = ["--selection.rule", "null", "--selection.stop", "false", "--export.best", "false"]
 REMOVE = "remove this and all later stages"
@@ -170,11 +188,7 @@ class Stage:
         return {"class_path": "dipo_pl.commands.sequence.stage_record.StageRecord", "init_args": record}
 
     def fit_words(self, arguments: Sequence[str]) -> list[str]:
-        """Return the command that trains this stage.
-
-        Args:
-            arguments: options of `fit` that all stages share.
-        """
+        """Return the command that trains this stage, with the options of `fit` that all stages share."""
         callbacks = self.config["trainer"].get("callbacks") or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         settings = self._settings(self.run, self.start) | {"trainer.callbacks": [*callbacks, self._record]}
@@ -198,18 +212,12 @@ class Stage:
 
     def _settings(self, run: RunFolder, model: Path) -> dict[str, Any]:
         data, policy = self.config["data"], self.config["model"]["init_args"]["policy"]
-        own = {
-            "forget": self.forget,
-            "requests": self.requests,
-            "requests_to_come": self.sequence.requests[self.number :],
-        }
+        own = {"forget": self.forget, "requests": self.requests}
+        own |= {"requests_to_come": self.sequence.requests[self.number :]}
         return {
             # As a whole: as options of their own, some names would be parsed as other YAML values.
-            "data": {"class_path": data["class_path"], "init_args": data["init_args"] | own},
-            "model.policy": {
-                "class_path": policy["class_path"],
-                "init_args": policy["init_args"] | {"path": str(model)},
-            },
+            "data": data | {"init_args": data["init_args"] | own},
+            "model.policy": policy | {"init_args": policy["init_args"] | {"path": str(model)}},
             "name": run.path.name,
             "output_dir": str(self.folder),
         }

@@ -9,7 +9,7 @@ import yaml
 from safetensors.torch import load_file
 from sequence_inputs import NAMES, write_requests, write_rows
 
-from dipo_pl.commands.sequence.weights_sample import weights_sample
+from dipo_pl.commands.sequence.stages import weights_sample
 from dipo_pl.storage.files import locked
 
 RUN = ("sequence", "deletions.yaml", "--name", "s")
@@ -169,7 +169,7 @@ def test_a_store_of_reference_states_is_each_stages_own(cli, inputs):
 
 
 def test_a_sample_of_weights_is_of_both_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr("dipo_pl.commands.sequence.weights_sample.SAMPLE", 4)
+    monkeypatch.setattr("dipo_pl.commands.sequence.stages.SAMPLE", 4)
     samples = set()
     for content in (b"0123456789", b"1123456789", b"0123456780", b"01234567890"):
         (tmp_path / "model.safetensors").write_bytes(content)
