@@ -20,7 +20,7 @@ USABLE = 0.9
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will need.
+    """Estimate of the resources that a run will need.
 
     Attributes:
         title: model, method and devices in one line.
