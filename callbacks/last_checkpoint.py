@@ -1,4 +1,4 @@
-"""When a run writes the checkpoint that it resumes from: at epochs, at steps, and after a signal."""
+"""Callback that writes the checkpoint that a run resumes from: at epochs, at steps, and after a signal."""
 
 import math
 from pathlib import Path

@@ -23,6 +23,8 @@ def resolve(name: str) -> Path:
         InputError: there is no such file.
     """
     path = Path(name)
+    if not name:
+        raise InputError("--config must name a config (got ''): see dipo-pl configs")
     if path.is_file():
         return path
     if path.parent == Path() and (found := shipped().get(path.name)):

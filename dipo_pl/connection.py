@@ -1,4 +1,4 @@
-"""What data module and LightningModule ask of each other; `ForgetRetain.setup` introduces them."""
+"""Interfaces of data module and LightningModule to each other; `ForgetRetain.setup` connects them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
@@ -9,7 +9,7 @@ from dipo_pl.batch import Encoded
 
 
 class TrainingData(Protocol):
-    """What a LightningModule asks of its data module."""
+    """Interface of a data module to its LightningModule."""
 
     @property
     def training_sequences(self) -> Mapping[str, Sequence[Encoded]]:
@@ -29,7 +29,7 @@ class TrainingData(Protocol):
 
 @runtime_checkable
 class TrainedModule(Protocol):
-    """What a data module asks of the LightningModule that it serves."""
+    """Interface of a LightningModule to its data module."""
 
     @property
     def trains_on(self) -> tuple[str, ...]:

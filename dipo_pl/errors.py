@@ -6,35 +6,35 @@ from pathlib import Path
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used: the message names the thing, shows the value, says what to do."""
+    """Error of wrong input: the message names the argument or file, shows the value and says what to do."""
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on (a loss that is not finite, say); what was saved before stays whole."""
+    """Error that ends a run, such as a loss that is not finite; files that were written before stay complete."""
 
 
 class WriteError(TrainingError):
-    """A file or folder cannot be written; what stood there before still does.
+    """Error of a file or folder that cannot be written; the old one stays.
 
     Attributes:
-        strerror: why, in the system's words.
+        strerror: message of the operating system.
     """
 
     def __init__(self, path: Path, cause: OSError) -> None:
         self.strerror = cause.strerror
         self._made_of = path, cause
         super().__init__(
-            f"cannot write {path} ({self.strerror}): what was there before is whole; make room or allow it, and give the "
-            "same command again"
+            f"cannot write {path} ({self.strerror}): free disk space or change the permissions, and give the same command "
+            "again; an earlier version of it is unchanged"
         )
 
     def __reduce__(self) -> tuple[type["WriteError"], tuple[Path, OSError]]:
-        # One rank tells it to the others.
+        # Errors are sent to other ranks.
         return WriteError, self._made_of
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and what it came of, each once: what is raised a second time, by another thread say, may come of itself."""
+    """Yield an error and its causes, each once: an error that is raised twice, such as by two threads, may cause itself."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

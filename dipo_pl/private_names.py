@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_iter
 
 if TYPE_CHECKING:
     from lightning import LightningModule, Trainer
-    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
     from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 Launched = list[subprocess.Popen[bytes]]
@@ -81,11 +80,6 @@ def set_data_parallel(strategy: "ModelParallelStrategy") -> None:
     """Make all ranks data parallel, before the mesh is made; the number of ranks is not known when one is constructed."""
     strategy._data_parallel_size = strategy.num_nodes * strategy.num_processes
     strategy._tensor_parallel_size = 1
-
-
-def subcommand_parser(cli: "LightningCLI", subcommand: str) -> "LightningArgumentParser":
-    """Return the parser of one subcommand."""
-    return cli._parser(subcommand)
 
 
 def options_of(parser: ArgumentParser) -> list[Action]:

@@ -7,10 +7,8 @@ from argparse import ArgumentParser
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 
-import lightning.pytorch.cli
 import pytest
 import torch
-import torchmetrics
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
@@ -32,10 +30,7 @@ def parameters(function):
 # Private methods that classes of the project override or call through super().
 OVERRIDDEN = {
     torch.nn.Module._apply: ["self", "fn", "recurse"],
-    lightning.pytorch.cli.LightningCLI._parse_ckpt_path: ["self"],
-    lightning.pytorch.cli.LightningCLI._parser: ["self", "subcommand"],
     ModelCheckpoint._save_topk_checkpoint: ["self", "trainer", "monitor_candidates"],
-    torchmetrics.Metric._wrap_compute: ["self", "compute"],
 }
 
 

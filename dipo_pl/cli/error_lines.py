@@ -37,8 +37,10 @@ def one_line(message: str) -> str:
         return _plain(" ".join(message.split()), base)
     text = " or ".join(dict.fromkeys(_plain(cause, base) for cause in causes)) or " ".join(message.split())
     is_shown = any(each in text for each in ("(got ", "no class", "not allowed"))
-    if given is not None and not is_shown and not given.startswith(("NestedArg", "Namespace")):
+    if given is not None and not is_shown and not given.startswith(("NestedArg", "Namespace", "[Namespace")):
         text += f" (got {given if len(given) <= 80 else given[:80] + '...'})"
+    # A key may be followed by its full path.
+    keys = [key for key, after in zip(keys, [*keys[1:], ""], strict=True) if not after.startswith(f"{key}.")]
     # The message on a nested value has been through here before, and begins with its own key.
     is_nested = re.match(r"[a-z_][\w.]*: ", text) is not None
     return f"{'.'.join(keys)}{'.' if is_nested else ': '}{text}"
@@ -57,8 +59,9 @@ def concrete_classes(base: type[Any]) -> list[type[Any]]:
 def _plain(cause: str, base: str | None) -> str:
     if match := re.fullmatch(r"Option '(.*)' is not accepted", cause):
         return f"there is no option {match[1]!r} (--print_config shows all)"
-    if match := re.fullmatch(r"Expected a dot import path string: (.*)", cause):
-        return f"there is no class {match[1]}{_known(base, match[1])}"
+    if match := re.fullmatch(r"Expected a dot import path string: ?(.*)", cause):
+        known = _known(base, match[1])
+        return f"there is no class {match[1]}{known}" if match[1] else f"name a class (got ''){known}"
     if re.match(r"Expected an instantiatable class|Not a valid subclass of", cause):
         return f"name a class first{_known(base)}"
     cause = re.sub(r"Type typing\.Callable.* expects a function or a callable class: ", "", cause)
@@ -69,9 +72,9 @@ def _plain(cause: str, base: str | None) -> str:
     if match := re.match(r"Unable to load config '(.*)'", cause):
         return f"must be a mapping of keys (got {match[1]})"
     cause = re.sub(r"\. Got value: Namespace\(class_path='([\w.]+)'.*", r" (got \1)", cause)
-    cause = re.sub(r"\. Got value: (.*)", r" (got \1)", cause)
+    cause = re.sub(r"\. Got value: ?(.*)", lambda found: f" (got {found[1] or repr('')})", cause)
     cause = re.sub(r"Expected a typing\.Literal\[([^\]]*)\]", r"must be one of \1", cause)
-    return re.sub(r"Expected a <class '(\w+)'>", r"must be of type \1", cause)
+    return re.sub(r"Expected a <class '(?:[\w.]+\.)?(\w+)'>", r"must be of type \1", cause)
 
 
 def _known(base: str | None, given: str = "") -> str:

@@ -1,7 +1,7 @@
 """Early check of configs and option names, before PyTorch and Lightning are imported, which takes seconds.
 
-The names that a class takes are read from its source. What the source does not tell (classes of other packages,
-`**kwargs`) and all values are left to the parser.
+The names that a class takes are read from its source. Most classes of other packages, and all values, are left to the
+parser.
 """
 
 import ast
@@ -36,6 +36,14 @@ SINGLE = ("name", "output_dir", "ckpt_path", "seed_everything")
 # Arguments whose value is a class with arguments of its own.
 CLASSES = ("model", "data")
 TRAINER = "lightning.pytorch.trainer.trainer.Trainer"
+# Classes of other packages whose source is read: package and file.
+EXTERNAL = {
+    "Trainer": ("lightning", "pytorch/trainer/trainer.py"),
+    "ModelCheckpoint": ("lightning", "pytorch/callbacks/model_checkpoint.py"),
+    **{name: ("torch", f"optim/{name.lower()}.py") for name in ("Adam", "AdamW", "SGD")},
+}
+# Names of earlier versions.
+RENAMED = {"measures": "metrics", "figure": "metric"}
 
 
 def check_options(words: Sequence[str]) -> None:
@@ -74,7 +82,8 @@ def read_config(name: str) -> Any:
     try:
         content = load_yaml(read_text(resolve(name)))
     except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"in the config {name}: {' '.join(str(error).split())}") from error
+        said = " ".join(str(error).split()).replace(' in "<unicode string>",', " at")
+        raise InputError(f"in the config {name}: {said}") from error
     if isinstance(content, dict) and {"configs", "requests"} <= content.keys():
         raise InputError(
             f"{name} holds requests, not the configuration of a run: use dipo-pl sequence {name}"
@@ -95,7 +104,8 @@ class _Check:
     def config(self, name: str) -> None:
         content = read_config(name)
         if not isinstance(content, dict):
-            return
+            shown = "an empty file" if content is None else repr(content)[:80]
+            raise InputError(f"the config {name} must be a mapping of keys (got {shown})")
         for key in CLASSES:
             value = content.get(key)
             if isinstance(value, dict) and "class_path" not in value and key not in self.classes:
@@ -106,6 +116,8 @@ class _Check:
         try:
             for key, value in content.items():
                 self._top_level(str(key))
+                if value is None and key not in SINGLE:
+                    raise InputError(f"{key} must be a mapping of keys (got null)")
                 self._value(str(key), value)
         except InputError as error:
             raise InputError(f"in the config {name}: {error}") from None
@@ -131,21 +143,27 @@ class _Check:
     def _top_level(self, name: str) -> None:
         known = (*SINGLE, *CLASSES, "trainer", *CALLBACKS)
         if name not in known:
-            raise InputError(f"there is no option {name!r}{near(name, known)}")
+            raise InputError(f"there is no option {name!r}{near(name, known) or ' (--help shows all)'}")
 
     def _argument(self, key: str, name: str) -> None:
         named = self.classes.get(key)
         known = None if named is None else argument_names(named)
         if known is not None and name not in (*known, "class_path", "dict_kwargs"):
-            raise InputError(f"{key}: there is no option {name!r}{near(name, known)}")
+            new = RENAMED.get(name)
+            advice = f" (it is called {new} now)" if new in known else near(name, known)
+            raise InputError(f"{key}: there is no option {name!r}{advice or ' (--print_config shows all)'}")
 
     def _value(self, key: str, value: Any) -> None:
         if isinstance(value, dict):
             if "class_path" in value:
-                self._class(key, str(value["class_path"]))
+                if not isinstance(named := value["class_path"], str):
+                    raise InputError(f"{key}.class_path must name a class (got {named!r})")
+                self._class(key, named)
             is_bare = not {"class_path", "init_args", "dict_kwargs"} & value.keys()
-            arguments = value if is_bare else value.get("init_args")
-            for name, each in (arguments if isinstance(arguments, dict) else {}).items():
+            arguments = value if is_bare else value.get("init_args") or {}
+            if not isinstance(arguments, dict):
+                raise InputError(f"{key}.init_args must be a mapping of keys (got {arguments!r})")
+            for name, each in arguments.items():
                 self._argument(key, str(name))
                 self._value(f"{key}.{name}", each)
         elif isinstance(value, str) and ("." in key or key in CLASSES):
@@ -160,12 +178,21 @@ class _Check:
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield the options of a command line as name and value; `+`, which appends to a list, is left out."""
+    """Yield the options of a command line as name and value; `+`, which appends to a list, is left out.
+
+    Raises:
+        InputError: a word is neither an option nor the value of one.
+    """
+    is_value = False
     for word, after in zip(words, [*words[1:], "--"], strict=False):
         name, given, value = word.partition("=")
-        if word.startswith("--") or word in ("-c", "-h"):
-            value = value if given else "" if after.startswith("--") else after
-            yield name.lstrip("-").removesuffix("+"), value
+        if is_value:
+            is_value = False
+        elif word.startswith("--") or word in ("-c", "-h"):
+            is_value = not given and not after.startswith("--")
+            yield name.lstrip("-").removesuffix("+"), after if is_value else value
+        elif not word.startswith("-"):
+            raise InputError(f"unexpected argument {word!r}: options begin with --, such as --config {word}")
 
 
 @cache
@@ -184,35 +211,39 @@ def argument_names(named: str) -> tuple[str, ...] | None:
     for each in node.body:
         if isinstance(each, ast.FunctionDef) and each.name == "__init__":
             given = each.args
-            names = tuple(each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs))
-            return None if given.vararg or given.kwarg else names[1:]
-    return argument_names(ast.unparse(node.bases[0])) if len(node.bases) == 1 else None
+            names = tuple(each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs))[1:]
+            # jsonargparse takes those of the base class for `**options`.
+            inherited = _inherited(node) if given.kwarg else ()
+            return None if inherited is None else (*names, *inherited)
+    return _inherited(node)
+
+
+def _inherited(node: ast.ClassDef) -> tuple[str, ...] | None:
+    bases = [each for each in map(ast.unparse, node.bases) if each != "ABC"]
+    return () if not bases else argument_names(bases[0]) if len(bases) == 1 else None
 
 
 @cache
 def _source(named: str) -> ast.ClassDef | None:
     module, _, name = named.rpartition(".")
-    path = (
-        _trainer_file()
-        if named == TRAINER
-        else None
-        if module and not named.startswith("dipo_pl.")
-        else class_files().get(name)
-    )
-    if path is None or not path.is_file():
-        return None
-    nodes = ast.parse(path.read_text(encoding="utf-8")).body
-    return next((each for each in nodes if isinstance(each, ast.ClassDef) and each.name == name), None)
+    paths: list[Path | None] = []
+    if not module or module.startswith("dipo_pl"):
+        paths = [PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py"), class_files().get(name)]
+    package, file = EXTERNAL.get(name, ("", ""))
+    if package and module.partition(".")[0] in ("", package):
+        paths.append(_external_file(package, file))
+    for path in paths:
+        nodes = ast.parse(path.read_text(encoding="utf-8")).body if path and path.is_file() else []
+        for each in nodes:
+            if isinstance(each, ast.ClassDef) and each.name == name:
+                return each
+    return None
 
 
-def _trainer_file() -> Path | None:
+def _external_file(package: str, file: str) -> Path | None:
     # The specification of a package alone imports nothing; that of a module in it would import the package.
-    spec = find_spec("lightning")
-    return (
-        None
-        if spec is None or spec.origin is None
-        else Path(spec.origin).parent / "pytorch/trainer/trainer.py"
-    )
+    spec = find_spec(package)
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / file
 
 
 @cache

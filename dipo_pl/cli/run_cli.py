@@ -17,11 +17,12 @@ from dipo_pl.callbacks.manifest import Manifest
 from dipo_pl.callbacks.training_monitor import TrainingMonitor
 from dipo_pl.callbacks.weight_change import WeightChange
 from dipo_pl.cli.named_classes import guard_configs, refuse_functions
+from dipo_pl.cli.null_check import refuse_nulls
 from dipo_pl.cli.option_check import CALLBACKS
 from dipo_pl.cli.pluggable import import_pluggable
 from dipo_pl.cli.run_parser import ConfigFile, RunParser, with_classes_for_help
 from dipo_pl.data_modules.forget_retain import ForgetRetain
-from dipo_pl.errors import InputError
+from dipo_pl.errors import InputError, check_count, check_number
 from dipo_pl.modules.base import LanguageModule
 from dipo_pl.private_names import leave_signals_alone
 from dipo_pl.storage.checkpoints import AtomicCheckpointIO
@@ -159,6 +160,9 @@ class RunCLI(LightningCLI):
         refuse_functions(config)
         if config.trainer is None:
             raise InputError("trainer must be a mapping of keys (got null)")
+        refuse_nulls(config)
+        check_count("trainer.accumulate_grad_batches", config.trainer.accumulate_grad_batches)
+        check_number("trainer.gradient_clip_val", config.trainer.gradient_clip_val, minimum=0)
         for key in ("val_check_interval", "check_val_every_n_epoch"):
             if config.trainer[key] == 0:
                 raise InputError(f"trainer.{key} must be greater than 0 (got 0)")
@@ -168,6 +172,8 @@ class RunCLI(LightningCLI):
         check_name(config.name)
         if not config.output_dir:
             raise InputError("--output_dir must name a folder (got '')")
+        if config.ckpt_path == "":
+            raise InputError("--ckpt_path must name a checkpoint (got ''): leave it out to start without one")
         # As the trainer normalizes its own.
         config.output_dir = os.path.normpath(os.path.expanduser(config.output_dir))
         if config.trainer.fast_dev_run:
@@ -209,7 +215,7 @@ class RunCLI(LightningCLI):
 
     @property
     def has_default_logger(self) -> bool:
-        """Whether no logger is configured."""
+        """True if no logger is configured."""
         return self.config_init.trainer.logger in (None, True)
 
     def default_logger(self, **options: Any) -> TensorBoardLogger:

@@ -1,6 +1,7 @@
 """Check of what a start finds in its run folder: nothing, a run to resume, a finished run, another run."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pydoc import locate
 from typing import Any
 
 import yaml
@@ -65,6 +66,12 @@ def check_run_folder(
 
 def _refuse_another_configuration(run: RunFolder, config: Mapping[str, Any]) -> None:
     before, now = _configuration_before(run), redact_values(config)
+    for path in _class_paths(before):
+        if path.startswith("dipo_pl.") and locate(path) is None:
+            raise InputError(
+                f"{run.path} holds a run of another version of dipo-pl ({path} does not exist in this one): resume it with "
+                "that version, give another --name, or remove that folder"
+            )
     for each in (before, now):
         # Which requests are known to follow changes with every new one.
         each["data"].get("init_args", {}).pop("requests_to_come", None)
@@ -88,6 +95,15 @@ def _configuration_before(run: RunFolder) -> dict[str, Any]:
         raise InputError(
             f"cannot read {run.config} ({' '.join(str(error).split())}): give another --name, or remove {run.path}"
         ) from error
+
+
+def _class_paths(config: Any) -> Iterator[str]:
+    if isinstance(config, dict):
+        if isinstance(path := config.get("class_path"), str):
+            yield path
+        config = list(config.values())
+    for each in config if isinstance(config, list) else ():
+        yield from _class_paths(each)
 
 
 def _at(config: Any, key: str) -> Any:

@@ -91,7 +91,7 @@ class Session:
 
     @property
     def _has_begun(self) -> bool:
-        """Whether the run has written its manifest, after which nothing that it wrote is removed."""
+        """True once the run has written its manifest, after which nothing that it wrote is removed."""
         return self._cli is not None and self._cli.manifest.written
 
     def _discard(self) -> None:

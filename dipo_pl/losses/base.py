@@ -1,4 +1,4 @@
-"""What a loss is: a term at each position, summed over its sequence, and a function of that sum."""
+"""Base of losses: a term at each position, summed over its sequence, and a function of that sum."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -34,8 +34,8 @@ class ReferenceKL(Loss):
         """Return the terms and their gradient pi - ref."""
         assert reference_logits is not None
         gap = reference_logits - logits
-        normaliser, reference_normaliser = softmax_(logits), softmax_(reference_logits)
-        values = torch.linalg.vecdot(reference_logits, gap) + (normaliser - reference_normaliser)
+        normalizer, reference_normalizer = softmax_(logits), softmax_(reference_logits)
+        values = torch.linalg.vecdot(reference_logits, gap) + (normalizer - reference_normalizer)
         return Terms(values, logits.sub_(reference_logits), {})
 
     def sequence_loss(self, sums: Tensor, lengths: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ class RetainWeight(ABC):
     @property
     @abstractmethod
     def state(self) -> dict[str, float]:
-        """What changes during training, by name: logged, and saved in checkpoints."""
+        """Values that change during training, by name: logged, and saved in checkpoints."""
 
     @abstractmethod
     def load(self, checkpoint: Mapping[str, float]) -> None:

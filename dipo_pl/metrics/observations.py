@@ -1,4 +1,4 @@
-"""Observations: what a model makes of rows of an evaluation set, before any metric is computed."""
+"""Observations: outputs of a model for rows of an evaluation set, before any metric is computed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ NOTHING = torch.empty(0)
 
 @dataclass(frozen=True)
 class Observations:
-    """What a model makes of R rows of one evaluation set; fields that nobody asked for are empty.
+    """Outputs of a model for R rows of one evaluation set; fields that no metric needs are empty.
 
     Attributes:
         rows: [R] int64, the positions of the rows in their set.

@@ -25,6 +25,7 @@ from dipo_pl.models.head import OutputHead
 from dipo_pl.models.prompt_packing import row_states
 from dipo_pl.models.source import ModelSource
 from dipo_pl.private_names import trainer_of
+from dipo_pl.storage.checkpoints import FORMAT, FORMAT_KEY
 from dipo_pl.storage.fingerprints import weights_fingerprint
 from dipo_pl.strategies.fsdp import FSDP2Strategy
 
@@ -157,6 +158,7 @@ class LanguageModule(LightningModule, ABC):
         """Leave out the parameters that are not trained, and add what a resumed run is checked against."""
         weights = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: weights[name] for name in weights if name not in self.frozen}
+        checkpoint[FORMAT_KEY] = FORMAT
         checkpoint["frozen_weights"] = self.frozen_weights
         checkpoint["starting_weights"] = self.starting_weights
         checkpoint["optimizer"] = self._optimizer_name

@@ -11,7 +11,7 @@ from dipo_pl.report.run import printable
 
 
 class Better(Enum):
-    """Which of two values is better, in the words of the report."""
+    """Direction in which a value is better, as the report writes it."""
 
     HIGHER = "higher is better"
     LOWER = "lower is better"

@@ -1,4 +1,4 @@
-"""Which runs may be compared, and which retain-only model each is compared with."""
+"""Checks of which runs may be compared, and with which retain-only model."""
 
 from collections.abc import Container, Sequence
 from dataclasses import replace

@@ -75,7 +75,7 @@ class Plot:
 
     @property
     def description(self) -> str:
-        """What it shows, for people who do not see it."""
+        """Description of the plot for screen readers."""
         return f"{'; '.join(self.values)}."
 
     def figure(self) -> "Figure":

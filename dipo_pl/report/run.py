@@ -113,7 +113,7 @@ class Run:
 
     @property
     def probe(self) -> dict[str, Any]:
-        """For a relearning or quantization attack: its kind, the attacked run, its settings; else empty."""
+        """Kind, attacked run and settings of a relearning or quantization attack; empty for other runs."""
         return dict(self.manifest.get("probe") or {})
 
     @property

@@ -16,6 +16,9 @@ from dipo_pl.storage.files import remove, replacing, sync, writing
 from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.storage.sharded_checkpoint import INDEX, check_shards, full_checkpoint, read_sharded
 
+# Version of what modules and callbacks save, which LanguageModule stores in each checkpoint under this name.
+FORMAT_KEY, FORMAT = "dipo_pl_format", 2
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoint files that are written beside the target, synced and renamed.
@@ -69,12 +72,14 @@ def check_checkpoint(path: Path, advice: str, thorough: bool = True) -> None:
         thorough: read all of it and compare it with its checksums.
 
     Raises:
-        InputError: it is not a checkpoint of a training, is damaged, or holds more than tensors and plain values, which
-            could be code.
+        InputError: it is not a checkpoint of a training, is damaged, was written by another version of dipo-pl, or holds
+            more than tensors and plain values, which could be code.
     """
     try:
         content = read_checkpoint(path)
         content["loops"]["fit_loop"], content["state_dict"], content["global_step"]
+        if content.get(FORMAT_KEY) != FORMAT:
+            raise ValueError("another version of dipo-pl has written it")
         if thorough:
             _check_archive(path / INDEX if path.is_dir() else path)
             if path.is_dir():
@@ -102,7 +107,7 @@ def newest_readable(run: RunFolder, thorough: bool) -> Path | None:
     errors: list[InputError] = []
     for checkpoint in run.to_resume_from:
         try:
-            refuse_unreadable(checkpoint, thorough)
+            check_checkpoint(checkpoint, "remove it to start afresh, or give another as ckpt_path", thorough)
         except InputError as error:
             errors.append(error)
             continue
@@ -119,7 +124,7 @@ def newest_readable(run: RunFolder, thorough: bool) -> Path | None:
 
 
 def refuse_unreadable(checkpoint: Path, thorough: bool) -> None:
-    """Refuse a checkpoint that does not exist or cannot be used.
+    """Refuse a checkpoint, named as ckpt_path, that does not exist or cannot be used.
 
     Raises:
         InputError: see `check_checkpoint`.
@@ -128,7 +133,7 @@ def refuse_unreadable(checkpoint: Path, thorough: bool) -> None:
         raise InputError(
             f"no checkpoint {checkpoint}: give a file or a folder of shards, or leave ckpt_path out"
         )
-    check_checkpoint(checkpoint, "remove it to start afresh, or give another as ckpt_path", thorough)
+    check_checkpoint(checkpoint, "give another as ckpt_path, or leave ckpt_path out", thorough)
 
 
 def refuse_fewer_epochs(checkpoint: Path, max_epochs: int | None) -> None:

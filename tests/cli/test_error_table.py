@@ -206,6 +206,18 @@ def config_without_keys(run: Path) -> None:
     (run / "config.yaml").write_text("- a\n- b\n")
 
 
+def config_of_another_version(run: Path) -> None:
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("dipo_pl.Unlearning", "dipo_pl.unlearning.Unlearning"))
+
+
+def checkpoint_of_another_version(run: Path) -> None:
+    for path in (run / "checkpoints").iterdir():
+        checkpoint = torch.load(path, weights_only=True)
+        del checkpoint["dipo_pl_format"]
+        torch.save(checkpoint, path)
+
+
 def unfinished(run: Path) -> None:
     manifest = json.loads((run / "manifest.json").read_text())
     (run / "manifest.json").write_text(json.dumps(manifest | {"status": "running"}))
@@ -283,10 +295,36 @@ SETTINGS = [
     ),
     Case("fit --config no/such.yaml", "no config file no/such.yaml"),
     Case("fit --config broken.yaml", "in the config broken.yaml", broken_yaml),
-    Case("fit --config empty.yaml", "give --model and --data, or a --config that has it", empty_file),
+    Case("fit --config empty.yaml", "empty.yaml must be a mapping of keys (got an empty file)", empty_file),
+    Case("fit --config ''", "--config must name a config (got ''): see dipo-pl configs"),
+    Case(
+        "fit smoke.yaml",
+        "unexpected argument 'smoke.yaml': options begin with --, such as --config smoke.yaml",
+    ),
+    Case("--name a b", "unexpected argument 'b'"),
     Case("fit", "give --model and --data, or a --config that has it (see dipo-pl configs)"),
     Case("fly", "no command 'fly'"),
-    Case("--foo 1", "there is no option 'foo'"),
+    Case("--foo 1", "there is no option 'foo' (--help shows all)"),
+    Case("--data.author 3", "data: there is no option 'author' (did you mean authors?)"),
+    Case(
+        "--forget_quality.measures '[Membership]'",
+        "forget_quality: there is no option 'measures' (it is called metrics now)",
+    ),
+    Case("--data ''", "data: name a class (got ''): use FictitiousAuthors, "),
+    Case("--data.authors ''", "data.authors: must be of type int (got '')"),
+    Case("--data.authors null", "data.authors must not be null: give a value, or leave it out"),
+    Case("--model.retain_weight null", "model.retain_weight must not be null"),
+    Case("--model.constructor.filter.rate null", "model.constructor.filter.rate must not be null"),
+    Case(
+        "--forget_quality.metrics '[{class_path: Membership, init_args: {k: null}}]'",
+        "forget_quality.metrics[0].k must not be null",
+    ),
+    Case("--trainer.accumulate_grad_batches null", "trainer.accumulate_grad_batches: must be of type int"),
+    Case("--forget_quality.max_new_tokens null", "forget_quality.max_new_tokens: must be of type int"),
+    Case("--trainer.accumulate_grad_batches 0", "trainer.accumulate_grad_batches must be at least 1 (got 0)"),
+    Case("--trainer.gradient_clip_val -1", "trainer.gradient_clip_val must be a finite number >= 0 (got -1)"),
+    Case("--trainer '{max_epochs: x}'", "error: trainer.max_epochs: must be"),
+    Case("--ckpt_path ''", "--ckpt_path must name a checkpoint (got ''): leave it out"),
     Case("--model.betta 1", "model: there is no option 'betta'"),
     Case("--model.forget_loss.betta 1", "model.forget_loss: there is no option 'betta'"),
     Case("--model.forget_loss.beta x", "model.forget_loss.beta: must be of type float (got x)"),
@@ -428,6 +466,27 @@ CONFIG_FILES = [
         MINE,
         "in the config mine.yaml: the key 'lr' is given twice (line 1)",
         file("mine.yaml", "model: {init_args: {optimizer: {init_args: {lr: 1, lr: 2}}}}"),
+    ),
+    Case(MINE, "the config mine.yaml must be a mapping of keys (got ['a'])", file("mine.yaml", "- a")),
+    Case(
+        MINE,
+        "in the config mine.yaml: data must be a mapping of keys (got null)",
+        file("mine.yaml", "data:\n"),
+    ),
+    Case(
+        MINE,
+        "mine.yaml: mapping values are not allowed in this context at line 1, column 5",
+        file("mine.yaml", "a: b: c"),
+    ),
+    Case(
+        MINE,
+        "in the config mine.yaml: data.class_path must name a class (got ['a'])",
+        overlay("data.class_path", ["a"]),
+    ),
+    Case(
+        MINE,
+        "in the config mine.yaml: data.init_args must be a mapping of keys (got 3)",
+        overlay("data.init_args", 3),
     ),
     Case(MINE, "aliases expand it to more than 100,000 values (line 5)", file("mine.yaml", BOMB)),
     Case(
@@ -631,6 +690,21 @@ RESUMING = [
         run_of_smoke(),
     ),
     Case("--trainer.max_epochs -1", "training has no end", run_of_smoke()),
+    Case(
+        "--trainer.max_epochs 3",
+        "runs/smoke holds a run of another version of dipo-pl (dipo_pl.unlearning.Unlearning does not exist in this one)",
+        run_of_smoke(config_of_another_version),
+    ),
+    Case(
+        "--name other --ckpt_path runs/smoke/checkpoints/last.ckpt",
+        "runs/smoke/checkpoints/last.ckpt (another version of dipo-pl has written it): give another as ckpt_path",
+        run_of_smoke(checkpoint_of_another_version),
+    ),
+    Case(
+        "--trainer.max_epochs 3",
+        "another version of dipo-pl has written it): remove it and previous.ckpt to start afresh",
+        run_of_smoke(checkpoint_of_another_version),
+    ),
     Case(
         "--trainer.max_epochs 3", "cannot read runs/smoke/config.yaml", run_of_smoke(without("config.yaml"))
     ),

@@ -77,7 +77,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(cli, process, tmp_path, who
     )
     assert ended.code == 1
     (line,) = ended.errors
-    assert "cannot write runs/smoke/checkpoints/next.ckpt (File too large): what was there before" in line
+    assert "cannot write runs/smoke/checkpoints/next.ckpt (File too large): free disk space" in line
     assert step_of("last") == 3
     assert sorted(each.name for each in Path("runs/smoke/checkpoints").iterdir()) == ["last.ckpt"]
     again = cli(*RUN, "--trainer.max_epochs", "3")
@@ -113,7 +113,7 @@ class FaultyDisk(Callback):
     [
         (
             "full",
-            "cannot write runs/smoke/evaluation/step-000006.json (No space left on device): what was there",
+            "cannot write runs/smoke/evaluation/step-000006.json (No space left on device): free disk space",
         ),
         ("read-only", "Read-only file system: "),
     ],

@@ -22,7 +22,7 @@ Settings = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will need.
+    """Estimate of the resources that a run will need.
 
     Attributes:
         title: model, method and devices in one line.

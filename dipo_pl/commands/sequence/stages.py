@@ -69,7 +69,7 @@ class Stage:
 
     @property
     def finished(self) -> bool:
-        """Whether the stage's run is finished."""
+        """True if the stage's run is finished."""
         return self.run.read_manifest().get("status") == "finished"
 
     @property
