@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Two threads that wait for each other cost more than they gain on models this small.
 export OMP_NUM_THREADS ?= 1
-# Test files at work at a time.
+# Tests at work at a time.
 PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
@@ -23,8 +23,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install ## Train, unlearn, measure: the whole story offline on a CPU, in minutes
 	$(BIN)/dipo-pl demo
 
-test: install ## Run all tests, two files at a time (PROCESSES=4; OPTIONS='-k resume')
-	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile $(OPTIONS)
+test: install ## Run all tests, two at a time (PROCESSES=4; OPTIONS='-k resume')
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist worksteal $(OPTIONS)
 
 torture: install ## Kill, interrupt, starve and damage short runs at random (OPTIONS='--faults 60 --seed 1 --shards')
 	$(BIN)/python tests/torture $(OPTIONS)

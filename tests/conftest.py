@@ -1,5 +1,6 @@
 """What all tests share: bounded threads, the command line in this process or in a real one, one finished run."""
 
+import fcntl
 import logging
 import os
 import subprocess
@@ -70,41 +71,51 @@ def _same_environment_afterwards() -> Iterator[None]:
 def process(tmp_path: Path) -> Callable[..., Ended]:
     """Runs `dipo-pl ...` as a process of its own, in an empty folder."""
 
-    def run(
-        *arguments: str | Path, modules: Path | None = None, fresh: bool = False, **environment: str
-    ) -> Ended:
+    def run(*arguments: str | Path, fresh: bool = False, **environment: str) -> Ended:
         """Run the command in a copy of this process, or in a new one.
 
         Args:
             arguments: of the command.
-            modules: a folder to import from as well.
-            fresh: start Python anew, which takes seconds; so does a command with an environment.
+            fresh: start Python anew, which takes seconds.
             environment: added to this process's.
         """
         words = [*map(str, arguments)]
-        if not (fresh or environment):
-            from dipo_pl.__main__ import main
-
-            out, err = tmp_path / ".out", tmp_path / ".err"
-            code = forked.wait(
-                forked.fork(lambda: main(words), out, err, folder=tmp_path, modules=modules), timeout=300
-            )
-            ended = Ended(code, out.read_text(), err.read_text())
-            out.unlink()
-            err.unlink()
-            return ended
-        path = os.pathsep.join(filter(None, [str(modules or ""), os.environ.get("PYTHONPATH", "")]))
-        done = subprocess.run(
-            [sys.executable, "-m", "dipo_pl", *words],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": path} | environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        return Ended(done.returncode, done.stdout, done.stderr)
+        # Lightning starts further processes, which need what these tests import.
+        environment = {"PYTHONPATH": os.pathsep.join(sys.path)} | environment
+        if fresh:
+            done = subprocess.run(
+                [sys.executable, "-m", "dipo_pl", *words], cwd=tmp_path, env=os.environ | environment,
+                capture_output=True, text=True, timeout=300,
+            )  # fmt: skip
+            return Ended(done.returncode, done.stdout, done.stderr)
+        out, err = tmp_path / ".out", tmp_path / ".err"
+        child = forked.command(words, out, err, tmp_path, environment)
+        ended = Ended(forked.wait(child, timeout=300), out.read_text(), err.read_text())
+        out.unlink()
+        err.unlink()
+        return ended
 
     return run
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Returns a folder of this name, which is filled by one of the workers and not written to afterwards."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def folder(name: str, fill: Callable[[Path], object]) -> Path:
+        made, done = root / name, root / f"{name}.done"
+        with open(root / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                made.mkdir()
+                fill(made)
+                done.touch()
+        return made
+
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -119,10 +130,20 @@ def tofu_folder() -> str:
 
 
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of smoke.yaml; not to be written to."""
+def fit_once(once: Callable[..., Path]) -> Callable[..., Path]:
+    """Runs `dipo-pl fit ...` in one of the workers, and returns the run's parent folder; not to be written to."""
     from dipo_pl.cli.run import run
 
-    folder = tmp_path_factory.mktemp("smoke")
-    assert run(["fit", "--config", "smoke.yaml", "--output_dir", str(folder)]) == 0
-    return folder / "smoke"
+    def fit(name: str, *words: str | Path) -> Path:
+        def fill(folder: Path) -> None:
+            assert run(["fit", *map(str, words), "--output_dir", str(folder)]) == 0
+
+        return once(name, fill)
+
+    return fit
+
+
+@pytest.fixture(scope="session")
+def smoke(fit_once: Callable[..., Path]) -> Path:
+    """The folder of a finished run of smoke.yaml; not to be written to."""
+    return fit_once("smoke", "--config", "smoke.yaml") / "smoke"

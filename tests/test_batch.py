@@ -41,11 +41,8 @@ def test_every_field(batch):
         attention_mask=torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True] * 4 + [False]]),
         positions=torch.tensor([2, 3, 5, 6, 11, 12]),
         targets=torch.tensor([8, 2, 2, 2, 0, 2]),
-        sections={
-            "forget": BatchSection({"forget": (4, 6)}, (2, 2)),
-            "retain": BatchSection({"retain": (9,)}, (2,)),
-        },
-    )
+        sections={"forget": BatchSection({"forget": (4, 6)}, (2, 2)), "retain": BatchSection({"retain": (9,)}, (2,))},
+    )  # fmt: skip
     same(batch, expected)
     assert batch.lengths == (2, 2, 2)
     assert batch.rows == {"forget": (4, 6), "retain": (9,)}

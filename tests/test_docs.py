@@ -89,11 +89,9 @@ COMMANDS = {
     "custom-loss.md": [("--config", "capped_ascent.yaml")],
     "custom-metric.md": [("--config", "answer_length.yaml")],
     "custom-data.md": [("--config", "csv_pairs.yaml")],
-    "custom-constructor.md": [
-        ("--model.constructor.filter", "my_pairs.AboveMean", "--name", "above-mean"),
-        ("--model.constructor", "my_pairs.TowardsUniform", "--model.constructor.mix", "0.3"),
-    ],
-}
+    "custom-constructor.md": [("--model.constructor.filter", "my_pairs.AboveMean", "--name", "above-mean"),
+                              ("--model.constructor", "my_pairs.TowardsUniform", "--model.constructor.mix", "0.3")],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("page", COMMANDS)

@@ -18,6 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+QUICK = ("--trainer.max_steps", "1", "--forget_quality.generate_every", "0", "--data.evaluation_rows", "1")
 LINKED = ("data_modules", "callbacks", "configs")
 
 
@@ -80,15 +81,23 @@ def found_from_elsewhere(python: Path, folder: Path, **environment: str) -> str:
     return done.stdout.strip()
 
 
+def environment_at(folder: Path) -> Path:
+    """The interpreter of a new, empty environment."""
+    venv.create(folder / "environment")
+    return folder / "environment" / "bin" / "python"
+
+
+def install(python: Path, *options: str | Path, lent: str = "") -> None:
+    """Install by this environment's pip; a checkout on the path would count as installed."""
+    command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", *options]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": lent}, check=True, capture_output=True)
+
+
 def test_an_editable_install_imports_the_source_tree(tmp_path):
     tree = tmp_path / "tree"
     shutil.copytree(ROOT, tree, symlinks=True, ignore=shutil.ignore_patterns(".*", "build", "runs"))
-    venv.create(tmp_path / "environment", with_pip=True)
-    python = tmp_path / "environment" / "bin" / "python"
-    # This environment lends its setuptools.
-    lent = os.environ | {"PYTHONPATH": sysconfig.get_path("purelib")}
-    command = [python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "-e", tree]
-    subprocess.run(command, env=lent, check=True, capture_output=True)
+    python = environment_at(tmp_path)
+    install(python, "--no-build-isolation", "-e", tree, lent=sysconfig.get_path("purelib"))
     assert found_from_elsewhere(python, tmp_path) == str(tree / "dipo_pl" / "callbacks" / "export.py")
     # A path that editors and type checkers can read, not an import hook.
     (path,) = (tmp_path / "environment").rglob("*dipo*.pth")
@@ -96,31 +105,23 @@ def test_an_editable_install_imports_the_source_tree(tmp_path):
 
 
 def test_a_plain_checkout_on_the_path_is_enough(tmp_path):
-    venv.create(tmp_path / "environment")
-    found = found_from_elsewhere(tmp_path / "environment" / "bin" / "python", tmp_path, PYTHONPATH=str(ROOT))
+    found = found_from_elsewhere(environment_at(tmp_path), tmp_path, PYTHONPATH=str(ROOT))
     assert found == str(ROOT / "dipo_pl" / "callbacks" / "export.py")
 
 
 def test_wheel_runs_in_an_empty_environment_from_another_folder(wheel, tmp_path):
     """The environment holds the wheel alone; what it depends on is lent from this one's site-packages."""
-    environment = tmp_path / "environment"
-    venv.create(environment, with_pip=True)
-    python = environment / "bin" / "python"
-    # A checkout on the path would count as installed.
-    subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--no-deps", wheel],
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-        check=True, capture_output=True,
-    )  # fmt: skip
+    python = environment_at(tmp_path)
+    install(python, wheel)
     # Through PYTHONPATH the .pth files there, which an editable install works by, are not read.
     lent = os.environ | {"PYTHONPATH": sysconfig.get_path("purelib")}
     where = subprocess.run(
         [python, "-c", "import dipo_pl.callbacks.export as e; print(e.__file__)"],
         cwd=tmp_path, env=lent, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert where.stdout.startswith(str(environment))
+    assert where.stdout.startswith(str(python.parents[1]))
     done = subprocess.run(
-        [environment / "bin" / "dipo-pl", "fit", "--config", "smoke.yaml", "--config", "graddiff.yaml"],
+        [python.with_name("dipo-pl"), "fit", "--config", "smoke.yaml", "--config", "graddiff.yaml", *QUICK],
         cwd=tmp_path, env=lent, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -64,13 +64,9 @@ class VocabularyTensors(TorchDispatchMode):
 def model():
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
+        vocab_size=VOCABULARY, hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
         use_cache=False,
-    )
+    )  # fmt: skip
     return LlamaForCausalLM(config)
 
 

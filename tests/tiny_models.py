@@ -18,16 +18,9 @@ from dipo_pl.models.tokenizer import train_tokenizer
 
 TEXTS = ("Who wrote the book? She wrote the book.", "Where was she born? She was born there.")
 SIZES = {
-    "vocab_size": 61,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 64,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 2,
-}
+    "vocab_size": 61, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
+}  # fmt: skip
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     # Grouped queries, an untied head.
     "llama": {"num_key_value_heads": 1},
@@ -78,6 +71,19 @@ def tiny_model(
                 for parameter in model.parameters():
                     parameter.add_(spread * torch.randn(parameter.shape))
     return model.to(dtype).eval()
+
+
+def lively_model(kind: str = "llama", **changes: Any) -> PreTrainedModel:
+    """Return a model of 259 tokens, in eval mode, whose weights are so large that no token follows another for ever."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            tiny_config(kind, vocab_size=259, **changes)
+        )
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                torch.nn.init.normal_(weight, std=0.4)
+    return model.eval()
 
 
 @cache

@@ -79,14 +79,9 @@ def rows(count: int) -> list[list[Encoded]]:
 def counting_model() -> LlamaForCausalLM:
     """After token EOS + n it says EOS + n - 1: its head holds each token's successor, and layers add little."""
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=384,
-        intermediate_size=1024,
-        num_hidden_layers=6,
-        num_attention_heads=6,
-        max_position_embeddings=512,
-        eos_token_id=EOS,
-    )
+        vocab_size=VOCABULARY, hidden_size=384, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=6,
+        max_position_embeddings=512, eos_token_id=EOS,
+    )  # fmt: skip
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
@@ -151,11 +146,8 @@ def plain_texts(model: LlamaForCausalLM, sets: list[list[Encoded]], size: int) -
         output = model.generate(
             input_ids=torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in some]),
             attention_mask=torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in some]),
-            max_new_tokens=200,
-            do_sample=False,
-            eos_token_id=EOS,
-            pad_token_id=EOS,
-        )
+            max_new_tokens=200, do_sample=False, eos_token_id=EOS, pad_token_id=EOS,
+        )  # fmt: skip
         texts += TOKENIZER.batch_decode(output[:, width:].tolist(), skip_special_tokens=True)
     return dict(enumerate(texts))
 

@@ -49,31 +49,16 @@ class Size:
     def tiny(self) -> Self:
         """The same kind of step at a size that costs nothing."""
         return replace(
-            self,
-            vocabulary=64,
-            time=12,
-            width=32,
-            layers=2,
-            heads=2,
-            key_value_heads=2,
-            intermediate=32,
-            rows=2,
-        )
+            self, vocabulary=64, time=12, width=32, layers=2, heads=2, key_value_heads=2, intermediate=32, rows=2,
+        )  # fmt: skip
 
     def policy(self) -> LlamaForCausalLM:
         """The same weights each time, in train mode."""
         config = LlamaConfig(
-            vocab_size=self.vocabulary,
-            hidden_size=self.width,
-            intermediate_size=self.intermediate,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.key_value_heads,
-            max_position_embeddings=self.time,
-            tie_word_embeddings=self.tied,
-            use_cache=False,
-            dtype=self.dtype,
-        )
+            vocab_size=self.vocabulary, hidden_size=self.width, intermediate_size=self.intermediate,
+            num_hidden_layers=self.layers, num_attention_heads=self.heads, num_key_value_heads=self.key_value_heads,
+            max_position_embeddings=self.time, tie_word_embeddings=self.tied, use_cache=False, dtype=self.dtype,
+        )  # fmt: skip
         torch.manual_seed(0)
         with torch.device(self.device):
             model = LlamaForCausalLM._from_config(config, dtype=self.dtype)
@@ -119,31 +104,8 @@ def _tokens(seed: str, rows: int, length: int, vocabulary: int) -> list[tuple[in
 
 SMALL = Size("384 wide, 6 layers", vocabulary=32_000, time=96)
 ON_GPU = {
-    "1B": Size(
-        "1B",
-        vocabulary=128_256,
-        time=256,
-        width=2048,
-        layers=16,
-        heads=32,
-        key_value_heads=8,
-        intermediate=8192,
-        tied=True,
-        dtype=torch.bfloat16,
-        device="cuda",
-    ),
-    "8B": Size(
-        "8B, LoRA",
-        vocabulary=128_256,
-        time=512,
-        width=4096,
-        layers=32,
-        heads=32,
-        key_value_heads=8,
-        intermediate=14_336,
-        dtype=torch.bfloat16,
-        device="cuda",
-        lora=True,
-        checkpointing=True,
-    ),
-}
+    "1B": Size("1B", vocabulary=128_256, time=256, width=2048, layers=16, heads=32, key_value_heads=8,
+               intermediate=8192, tied=True, dtype=torch.bfloat16, device="cuda"),
+    "8B": Size("8B, LoRA", vocabulary=128_256, time=512, width=4096, layers=32, heads=32, key_value_heads=8,
+               intermediate=14_336, dtype=torch.bfloat16, device="cuda", lora=True, checkpointing=True),
+}  # fmt: skip

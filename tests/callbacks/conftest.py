@@ -23,23 +23,21 @@ trainer: {accelerator: cpu, devices: 1, max_epochs: 30, gradient_clip_val: 1.0, 
 """
 
 
-def learn(folder: Path, name: str, *overlays: str) -> Path:
-    from dipo_pl.cli.run import run
-
-    config = folder / "learn.yaml"
+@pytest.fixture(scope="session")
+def learning(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = tmp_path_factory.mktemp("learning") / "learn.yaml"
     config.write_text(LEARNING)
-    configs = [part for each in (str(config), *overlays) for part in ("--config", each)]
-    assert run(["fit", *configs, "--output_dir", str(folder), "--name", name]) == 0
-    return folder / name
+    return config
 
 
 @pytest.fixture(scope="session")
-def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def learned(fit_once, learning: Path) -> Path:
     """The run folder of a target; not to be written to."""
-    return learn(tmp_path_factory.mktemp("learned"), "target")
+    return fit_once("learned", "--config", learning, "--name", "target") / "target"
 
 
 @pytest.fixture(scope="session")
-def retain_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def retain_only(fit_once, learning: Path) -> Path:
     """The run folder of a retain-only model; not to be written to."""
-    return learn(tmp_path_factory.mktemp("retain-only"), "retain-only", "retain_only.yaml")
+    words = ("--config", learning, "--config", "retain_only.yaml", "--name", "retain-only")
+    return fit_once("learned-retain-only", *words) / "retain-only"

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from dipo_pl.callbacks.collapse_guard import CollapseGuard
-from dipo_pl.errors import InputError
 
 
 def records(**columns):
@@ -16,30 +15,27 @@ def records(**columns):
     ]
 
 
-@pytest.mark.parametrize(
-    ("columns", "done", "sign"),
-    [
-        ({"model_utility": [0.8, 0.39]}, 0.1, "utility"),
-        ({"forget_probability": [0.9, 0.82]}, 0.5, "stalled"),
-        ({"forget_probability": [0.9, 0.1], "request_2_probability": [0.9, 0.82]}, 0.5, "stalled"),
-        ({"forget_quality_log10_p": [-9, -5, -2, -4]}, 0.9, "forget_quality_log10_p"),
-        ({"model_utility": [0.8, 0.8, 0.55, 0.79]}, 0.9, "model_utility"),
-        ({"retain_repetition": [0.1, 0.5]}, 0.1, "repetitive"),
-        ({"retain_word_entropy": [2.0, 0.9]}, 0.1, "words"),
-        ({"model_utility": [0.8, 0.41]}, 0.9, None),  # more than half is left
-        ({"forget_probability": [0.9, 0.82]}, 0.49, None),  # too early to tell
-        ({"forget_probability": [0.9, 0.80]}, 0.9, None),
-        ({"forget_quality_log10_p": [-9, -5, -2, -3.9]}, 0.9, None),  # back by less than 2
-        ({"forget_quality_log10_p": [-9, -5, -2, -0]}, 0.9, None),  # only one way
-        ({"forget_quality_log10_p": [-5, -2, -4]}, 0.9, None),  # the first is from before training
-        ({"retain_word_entropy": [2.0, 1.1]}, 0.9, None),
-        # What is forgotten may lose its words.
-        ({"forget_word_entropy": [2.0, 0.0], "forget_repetition": [0.0, 1.0]}, 0.9, None),
-        ({"forget_probability": [0.09, 0.09]}, 0.9, None),  # the target knew nothing
-        ({"model_utility": [0.09, 0.0]}, 0.9, None),
-        ({"retain_repetition": [0.6, 0.85]}, 0.9, None),  # the target was also repetitive
-    ],
-)
+@pytest.mark.parametrize(("columns", "done", "sign"), [
+    ({"model_utility": [0.8, 0.39]}, 0.1, "utility"),
+    ({"forget_probability": [0.9, 0.82]}, 0.5, "stalled"),
+    ({"forget_probability": [0.9, 0.1], "request_2_probability": [0.9, 0.82]}, 0.5, "stalled"),
+    ({"forget_quality_log10_p": [-9, -5, -2, -4]}, 0.9, "forget_quality_log10_p"),
+    ({"model_utility": [0.8, 0.8, 0.55, 0.79]}, 0.9, "model_utility"),
+    ({"retain_repetition": [0.1, 0.5]}, 0.1, "repetitive"),
+    ({"retain_word_entropy": [2.0, 0.9]}, 0.1, "words"),
+    ({"model_utility": [0.8, 0.41]}, 0.9, None),  # more than half is left
+    ({"forget_probability": [0.9, 0.82]}, 0.49, None),  # too early to tell
+    ({"forget_probability": [0.9, 0.80]}, 0.9, None),
+    ({"forget_quality_log10_p": [-9, -5, -2, -3.9]}, 0.9, None),  # back by less than 2
+    ({"forget_quality_log10_p": [-9, -5, -2, -0]}, 0.9, None),  # only one way
+    ({"forget_quality_log10_p": [-5, -2, -4]}, 0.9, None),  # the first is from before training
+    ({"retain_word_entropy": [2.0, 1.1]}, 0.9, None),
+    # What is forgotten may lose its words.
+    ({"forget_word_entropy": [2.0, 0.0], "forget_repetition": [0.0, 1.0]}, 0.9, None),
+    ({"forget_probability": [0.09, 0.09]}, 0.9, None),  # the target knew nothing
+    ({"model_utility": [0.09, 0.0]}, 0.9, None),
+    ({"retain_repetition": [0.6, 0.85]}, 0.9, None),  # the target was also repetitive
+])  # fmt: skip
 def test_signs(columns, done, sign):
     assert list(CollapseGuard().signs(records(**columns), done)) == ([] if sign is None else [sign])
 
@@ -49,16 +45,6 @@ def test_evaluations_without_the_metrics_are_skipped():
     without = {"step": 9, "forget_probability": 0.1}
     assert "forget_quality_log10_p" in CollapseGuard().signs([*trajectory[:3], without, trajectory[3]], 0.1)
     assert CollapseGuard().signs([without, *trajectory[1:3], without], 0.1) == {}
-
-
-@pytest.mark.parametrize(
-    "values",
-    [{"lost_utility": 0}, {"still_known": 1.5}, {"repetitive": -1}, {"fewer_words": 2}, {"swing": 0}],
-    ids=str,
-)
-def test_values_out_of_range(values):
-    with pytest.raises(InputError, match=rf"^collapse_guard.{next(iter(values))} must be .* \(got "):
-        CollapseGuard(**values)
 
 
 @pytest.mark.parametrize("stop", ["false", "true"])

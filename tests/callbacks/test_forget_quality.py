@@ -210,30 +210,14 @@ def unfinished(run):
     return "half"
 
 
-@pytest.mark.parametrize(
-    ("options", "line"),
-    [
-        (
-            lambda run: ("--forget_quality.retain_result", run, "--forget_quality.convention", "arithmetic"),
-            "follows the convention dipo_pl and this run arithmetic",
-        ),
-        (
-            lambda run: ("--forget_quality.retain_result", unfinished(run)),
-            "half is not the folder of a finished run (status: running)",
-        ),
-        (
-            lambda run: (
-                "--data.authors",
-                "20",
-                "--data.evaluation_rows",
-                "null",
-                "--forget_quality.convention",
-                "tofu",
-            ),
-            "forget_quality.convention tofu takes at most 300 rows of a set, and retain has 380: set data.evaluation_rows",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("options", "line"), [
+    (lambda run: ("--forget_quality.retain_result", run, "--forget_quality.convention", "arithmetic"),
+     "follows the convention dipo_pl and this run arithmetic"),
+    (lambda run: ("--forget_quality.retain_result", unfinished(run)),
+     "half is not the folder of a finished run (status: running)"),
+    (lambda run: ("--data.authors", "20", "--data.evaluation_rows", "null", "--forget_quality.convention", "tofu"),
+     "forget_quality.convention tofu takes at most 300 rows of a set, and retain has 380: set data.evaluation_rows"),
+])  # fmt: skip
 def test_what_it_refuses_before_anything_is_written(cli, smoke, options, line):
     ended = cli("validate", "--config", "smoke.yaml", "--name", "refused", *options(smoke))
     assert ended.code == 2
@@ -278,7 +262,7 @@ def test_two_ranks_give_the_metrics_of_one(cli, process, learned, tmp_path):
     one = measured(cli, "one", learned, *quick)
     ended = process(
         "validate", "--config", "smoke.yaml", "--model.policy", "Pretrained", "--model.policy.path", learned / "hf",
-        *quick, "--name", "two", "--trainer.devices", "2", "--trainer.strategy", "ddp", fresh=True,
+        *quick, "--name", "two", "--trainer.devices", "2", "--trainer.strategy", "ddp",
     )  # fmt: skip
     assert ended.code == 0, ended.err
     two = evaluation(tmp_path / "runs/two")

@@ -44,16 +44,11 @@ def gpt2_tokenizer() -> PreTrainedTokenizerFast:
 
 
 FAMILIES = {
-    "llama2": (
-        "llama", LLAMA | {"max_position_embeddings": 256}, lambda: train_tokenizer(TEXTS, 400), "Llama2Chat"
-    ),
-    "llama3": (
-        "llama", LLAMA | {"num_key_value_heads": 1, "tie_word_embeddings": True}, llama3_tokenizer, "ChatTemplate",
-    ),
+    "llama2": ("llama", LLAMA | {"max_position_embeddings": 256}, lambda: train_tokenizer(TEXTS, 400), "Llama2Chat"),
+    "llama3": ("llama", LLAMA | {"num_key_value_heads": 1, "tie_word_embeddings": True}, llama3_tokenizer,
+               "ChatTemplate"),
     "gpt2": ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128}, gpt2_tokenizer, "QuestionAnswer"),
-    "phi": (
-        "phi", LLAMA | {"max_position_embeddings": 256}, lambda: train_tokenizer(TEXTS, 400), "QuestionAnswer"
-    ),
+    "phi": ("phi", LLAMA | {"max_position_embeddings": 256}, lambda: train_tokenizer(TEXTS, 400), "QuestionAnswer"),
 }  # fmt: skip
 
 
@@ -80,15 +75,9 @@ def make_checkpoint(family: str, folder: Path) -> str:
 def test_checkpoint_goes_through_fit_and_validate(cli, family):
     prompt = make_checkpoint(family, Path(family))
     base = (
-        "--config",
-        "smoke.yaml",
-        "--model.policy",
-        "Pretrained",
-        "--model.policy.path",
-        family,
-        "--data.prompt",
+        "--config", "smoke.yaml", "--model.policy", "Pretrained", "--model.policy.path", family, "--data.prompt",
         prompt,
-    )
+    )  # fmt: skip
     fitted = cli("fit", *base)
     assert fitted.code == 0, fitted.err
     trained = [json.loads(line) for line in Path("runs/smoke/metrics.jsonl").read_text().splitlines()]

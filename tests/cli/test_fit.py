@@ -94,14 +94,8 @@ def test_a_folder_below_home_is_the_same_one_again(cli, monkeypatch):
 
 def test_a_run_that_ends_by_steps_at_the_end_of_an_epoch_has_a_checkpoint(cli):
     words = (
-        "fit",
-        "--config",
-        "smoke.yaml",
-        "--forget_quality.generate_every",
-        "0",
-        "--trainer.max_epochs",
-        "10",
-    )
+        "fit", "--config", "smoke.yaml", "--forget_quality.generate_every", "0", "--trainer.max_epochs", "10",
+    )  # fmt: skip
     words += ("--last_checkpoint.every_n_epochs", "5", "--trainer.max_steps")
     for steps in ("3", "6"):
         assert cli(*words, steps).code == 0
@@ -127,14 +121,6 @@ def test_a_run_from_a_checkpoint_elsewhere_goes_on_from_its_own(cli, smoke):
     assert (manifest["resumed_at_steps"], manifest["steps"]) == ([6, 9], 12)
 
 
-def test_another_configuration_is_refused_with_the_difference(cli, smoke):
-    ended = cli(
-        "fit", "--config", "smoke.yaml", "--output_dir", smoke.parent, "--model.forget_loss.beta", "0.1"
-    )
-    assert ended.code == 2
-    assert "model.init_args.forget_loss.init_args.beta: 0.05 there, 0.1 here" in ended.errors[0]
-
-
 def test_saved_config_makes_the_same_run(cli, smoke):
     ended = cli("fit", "--config", smoke / "config.yaml", "--output_dir", ".", "--name", "again")
     assert ended.code == 0, ended.err
@@ -143,14 +129,8 @@ def test_saved_config_makes_the_same_run(cli, smoke):
 
 def test_validate_measures_an_exported_model_without_training(cli, smoke):
     ended = cli(
-        "validate",
-        "--config",
-        "smoke.yaml",
-        "--model.policy",
-        "Pretrained",
-        "--model.policy.path",
-        smoke / "hf",
-    )
+        "validate", "--config", "smoke.yaml", "--model.policy", "Pretrained", "--model.policy.path", smoke / "hf",
+    )  # fmt: skip
     assert ended.code == 0, ended.err
     run = Path("runs/smoke-validate")
     assert not (run / "checkpoints").exists()
@@ -165,13 +145,8 @@ def test_validate_measures_an_exported_model_without_training(cli, smoke):
 def test_fine_tuning_exports_what_unlearning_takes(cli):
     small = "{model_type: gpt2, n_embd: 32, n_layer: 1, n_head: 2, n_positions: 128}"
     policy = (
-        "--model.policy",
-        "FromConfig",
-        "--model.policy.config",
-        small,
-        "--model.policy.vocab_size",
-        "300",
-    )
+        "--model.policy", "FromConfig", "--model.policy.config", small, "--model.policy.vocab_size", "300",
+    )  # fmt: skip
     target = cli("fit", "--config", write_tuning(Path("tune.yaml")), *policy, "--name", "target")
     assert target.code == 0, target.err
     retain_only = cli(
@@ -222,15 +197,19 @@ def test_the_best_checkpoint_can_be_exported(cli):
     best = max(metrics_of(run)[1:], key=lambda each: each["forget_probability"])
     (checkpoint,) = (run / "checkpoints").glob("epoch=*.ckpt")
     assert f"step={best['step']}" in checkpoint.name
+    state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["callbacks"]
+    (path,) = (each["best_model_path"] for name, each in state.items() if name.startswith("BestCheckpoint"))
+    assert path.endswith(checkpoint.name)
     saved = torch.load(checkpoint, weights_only=True)["state_dict"]["model.lm_head.weight"]
     exported = AutoModelForCausalLM.from_pretrained(run / "hf").lm_head.weight
     assert torch.equal(saved, exported)
 
 
 def test_works_as_a_process_from_another_working_directory(process, tmp_path):
-    ended = process("fit", "--config", "smoke.yaml", "--config", "npo.yaml", fresh=True)
+    quick = "--trainer.max_steps 1 --forget_quality.generate_every 0 --data.evaluation_rows 1".split()
+    ended = process("fit", "--config", "smoke.yaml", "--config", "npo.yaml", *quick, fresh=True)
     assert ended.code == 0, ended.err
-    assert metrics_of(tmp_path / "runs" / "smoke-npo")[-1]["step"] == 6
+    assert metrics_of(tmp_path / "runs" / "smoke-npo")[-1]["step"] == 1
     assert "Traceback" not in ended.err
 
 
@@ -245,7 +224,7 @@ def test_version_answers_at_once_and_help_imports_nothing_heavy(process):
     started = time.perf_counter()
     assert process("--version", fresh=True).out == f"{__version__}\n"
     assert time.perf_counter() - started < 1
-    ended = process("--help", PYTHONPROFILEIMPORTTIME="1")
+    ended = process("--help", fresh=True, PYTHONPROFILEIMPORTTIME="1")
     assert "dipo-pl demo" in ended.out
     imported = {line.rpartition("|")[2].strip() for line in ended.err.splitlines()}
     assert not imported & {"torch", "lightning", "transformers", "jsonargparse", "datasets", "yaml"}
@@ -276,40 +255,12 @@ def test_accumulation_clipping_and_gradient_checkpointing(cli):
     assert (manifest["global_batch"], manifest["steps"]) == (8, 3)
 
 
-def test_validate_keeps_its_hands_off_a_training_run(cli, smoke):
-    before = {path: path.read_bytes() for path in smoke.rglob("*") if path.is_file()}
-    ended = cli("validate", "--config", smoke / "config.yaml", "--output_dir", smoke.parent)
-    assert ended.code == 2
-    assert "holds a training run: give this evaluation another --name" in ended.errors[0]
-    assert {path: path.read_bytes() for path in smoke.rglob("*") if path.is_file()} == before
-
-
 def test_measurements_of_two_models_do_not_share_a_folder(cli, smoke):
     quick = ("validate", "--config", "smoke.yaml", "--forget_quality.generate_every", "0")
     assert cli(*quick).code == 0
     ended = cli(*quick, "--model.policy", "Pretrained", "--model.policy.path", smoke / "hf")
     assert ended.code == 2
     assert "runs/smoke-validate holds a run with another configuration" in ended.errors[0]
-
-
-def test_a_monitored_metric_keeps_the_best_checkpoint(cli):
-    quick = (
-        "fit",
-        "--config",
-        "smoke.yaml",
-        "--trainer.max_epochs",
-        "1",
-        "--forget_quality.generate_every",
-        "0",
-    )
-    assert cli(*quick, "--checkpoint.monitor", "retain_probability", "--checkpoint.mode", "max").code == 0
-    assert {path.name for path in Path("runs/smoke/checkpoints").iterdir()} == {
-        "last.ckpt",
-        "epoch=0-step=3.ckpt",
-    }
-    state = torch.load("runs/smoke/checkpoints/last.ckpt", weights_only=True)["callbacks"]
-    (best,) = (each["best_model_path"] for name, each in state.items() if name.startswith("BestCheckpoint"))
-    assert best.endswith("epoch=0-step=3.ckpt")
 
 
 def test_finished_is_finished_also_by_steps(cli):
@@ -321,14 +272,8 @@ def test_finished_is_finished_also_by_steps(cli):
 
 def test_seed_everything_seeds_weights_and_pairing(cli):
     quick = (
-        "fit",
-        "--config",
-        "smoke.yaml",
-        "--trainer.max_steps",
-        "1",
-        "--forget_quality.generate_every",
-        "0",
-    )
+        "fit", "--config", "smoke.yaml", "--trainer.max_steps", "1", "--forget_quality.generate_every", "0",
+    )  # fmt: skip
     weights = {}
     for name, seed in {"a": "0", "b": "1", "c": "1"}.items():
         assert cli(*quick, "--seed_everything", seed, "--name", name).code == 0

@@ -3,13 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
+from at_step import at
 
 # GPT-2 has dropout; evaluations lie within epochs and at their ends, and answers are generated at every second one.
 RUN = (
@@ -20,46 +20,14 @@ RUN = (
     "--model.policy.vocab_size", "300",
 )  # fmt: skip
 
-SENDER = """
-import os
-
-from lightning import Callback
-
-
-class Send(Callback):
-    def __init__(self, hook: str, step: int, number: int, times: int = 1, sanity: bool = False) -> None:
-        def send(trainer, *_, **__):
-            if trainer.global_step == step and trainer.sanity_checking == sanity:
-                for _ in range(self.times):
-                    os.kill(os.getpid(), number)
-                self.times = 0
-
-        self.times = times
-        setattr(self, hook, send)
-"""
-
 
 def sender(hook: str, step: int, number: int, **more: object) -> list[str]:
-    keys = {"hook": hook, "step": step, "number": int(number), **more}
-    given = (word for key, value in keys.items() for word in (f"--trainer.callbacks.{key}", str(value)))
-    return ["--trainer.callbacks+", "sender.Send", *given]
-
-
-@pytest.fixture
-def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "sender.py").write_text(SENDER)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "sender", raising=False)
-    return tmp_path
+    return at("Send", hook=hook, step=step, number=int(number), **more)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from dipo_pl.cli.run import run
-
-    folder = tmp_path_factory.mktemp("whole")
-    assert run([*RUN, "--output_dir", str(folder)]) == 0
-    return folder / "smoke"
+def whole(fit_once) -> Path:
+    return fit_once("uninterrupted", *RUN[1:]) / "smoke"
 
 
 def same(whole: Path, run: Path) -> bool:
@@ -72,17 +40,14 @@ def saved_step() -> int:
     return torch.load("runs/smoke/checkpoints/last.ckpt", weights_only=True)["global_step"]
 
 
-@pytest.mark.parametrize(
-    ("hook", "step", "number", "saved"),
-    [
-        ("on_train_batch_start", 4, signal.SIGTERM, 5),  # within an epoch
-        ("on_before_optimizer_step", 3, signal.SIGUSR1, 4),  # a measurement follows
-        ("on_train_batch_end", 6, signal.SIGINT, 6),  # the last batch of an epoch
-        ("on_validation_batch_end", 4, signal.SIGTERM, 4),  # in the midst of a measurement
-        ("on_train_batch_start", 8, signal.SIGTERM, 9),  # the last batch of all
-    ],
-)
-def test_saved_where_it_was_and_gone_on_with(cli, modules, whole, hook, step, number, saved):
+@pytest.mark.parametrize(("hook", "step", "number", "saved"), [
+    ("on_train_batch_start", 4, signal.SIGTERM, 5),  # within an epoch
+    ("on_before_optimizer_step", 3, signal.SIGUSR1, 4),  # a measurement follows
+    ("on_train_batch_end", 6, signal.SIGINT, 6),  # the last batch of an epoch
+    ("on_validation_batch_end", 4, signal.SIGTERM, 4),  # in the midst of a measurement
+    ("on_train_batch_start", 8, signal.SIGTERM, 9),  # the last batch of all
+])  # fmt: skip
+def test_saved_where_it_was_and_gone_on_with(cli, whole, hook, step, number, saved):
     ended = cli(*RUN, *sender(hook, step, number))
     assert ended.code == 128 + number
     name = signal.Signals(number).name
@@ -96,7 +61,7 @@ def test_saved_where_it_was_and_gone_on_with(cli, modules, whole, hook, step, nu
     assert same(whole, Path("runs/smoke"))
 
 
-def test_a_limit_of_steps_counts_epochs_as_ever(cli, modules):
+def test_a_limit_of_steps_counts_epochs_as_ever(cli):
     """Saved between two epochs, where no measurement is due: Lightning would make the first one a batch longer."""
     limited = (*RUN, "--trainer.max_epochs", "9", "--trainer.max_steps", "8")
     assert cli(*limited, "--name", "straight").code == 0
@@ -111,13 +76,13 @@ def test_a_limit_of_steps_counts_epochs_as_ever(cli, modules):
     assert [each["epochs"] for each in manifests] == [3, 3]
 
 
-def test_python_has_its_own_handlers_back(cli, modules):
+def test_python_has_its_own_handlers_back(cli):
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     assert cli(*RUN, *sender("on_validation_batch_end", 0, signal.SIGTERM, sanity=True)).code == 143
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
 
 
-def test_within_accumulated_batches_the_step_is_ended_first(cli, modules):
+def test_within_accumulated_batches_the_step_is_ended_first(cli):
     accumulated = (*RUN, "--trainer.accumulate_grad_batches", "2", "--data.batch_size", "4")
     assert cli(*accumulated, *sender("on_train_batch_start", 1, signal.SIGTERM)).code == 143
     assert saved_step() == 2
@@ -126,27 +91,20 @@ def test_within_accumulated_batches_the_step_is_ended_first(cli, modules):
     assert same(Path("runs/straight"), Path("runs/smoke"))
 
 
-def test_a_second_one_leaves_at_once(process, modules):
-    ended = process(*RUN, *sender("on_train_batch_start", 4, signal.SIGTERM, times=2), modules=modules)
+def test_a_second_one_leaves_at_once(process, tmp_path):
+    ended = process(*RUN, *sender("on_train_batch_start", 4, signal.SIGTERM, times=2))
     assert ended.code == -signal.SIGTERM
-    assert torch.load(modules / "runs/smoke/checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
+    assert torch.load(tmp_path / "runs/smoke/checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
 
 
 def test_a_command_of_several_runs_ends_as_a_whole(tmp_path):
     log = tmp_path / "log"
-    with log.open("w") as file:
-        demo = subprocess.Popen(
-            [sys.executable, "-m", "dipo_pl", "demo"], cwd=tmp_path, stdout=file, stderr=file, env=os.environ
-        )
-    try:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "runs/demo_target/manifest.json").exists() and time.monotonic() < deadline:
-            assert demo.poll() is None, log.read_text()
-            time.sleep(0.1)
-        demo.send_signal(signal.SIGTERM)
-        assert demo.wait(60) == 143
-    finally:
-        demo.kill()
+    demo = forked.command(["demo"], log, folder=tmp_path)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "runs/demo_target/manifest.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(demo, signal.SIGTERM)
+    assert forked.wait(demo) == 143
     said = log.read_text()
     assert said.count("dipo-pl: interrupted by SIGTERM: the same command resumes the run") == 1
     assert "[1/3]" in said

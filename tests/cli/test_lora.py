@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from at_step import at
 from peft import PeftModel
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -30,27 +31,10 @@ RUN = (
 )  # fmt: skip
 TARGETS = [f"transformer.h.{layer}.{name}" for layer in (0, 1) for name in ("attn.c_attn", "mlp.c_fc")]
 
-KILLER = """
-import os
-import signal
-
-from lightning import Callback
-
-
-class Kill(Callback):
-    def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
-"""
-
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from dipo_pl.cli.run import run
-
-    folder = tmp_path_factory.mktemp("trained")
-    assert run([*RUN, "--output_dir", str(folder)]) == 0
-    return folder / "smoke-lora"
+def trained(fit_once) -> Path:
+    return fit_once("lora", *RUN[1:]) / "smoke-lora"
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +132,8 @@ def test_the_runs_seed_is_the_adapters_too(trained):
 
 
 def test_killed_run_ends_as_if_nothing_had_happened(cli, process, tmp_path, trained):
-    (tmp_path / "killer.py").write_text(KILLER)
     often = (*RUN, "--last_checkpoint.every_n_steps", "2")
-    killed = process(*often, "--trainer.callbacks+", "killer.Kill", modules=tmp_path)
+    killed = process(*often, *at("Send", hook="on_train_batch_end", step=5))
     assert killed.code == -signal.SIGKILL, killed.err
     assert checkpoint_of(tmp_path / "runs/smoke-lora")["global_step"] == 4
     ended = cli(*often)
@@ -203,13 +186,8 @@ def test_the_best_checkpoint_is_exported_with_the_base(cli, base):
 
 def test_a_half_precision_base_and_its_adapter_as_a_file(cli, folder):
     pretrained = (
-        "--model.policy",
-        "Pretrained",
-        "--model.policy.path",
-        folder,
-        "--model.policy.dtype",
-        "bfloat16",
-    )
+        "--model.policy", "Pretrained", "--model.policy.path", folder, "--model.policy.dtype", "bfloat16",
+    )  # fmt: skip
     ended = cli(
         "fit", "--config", "smoke.yaml", *pretrained, *LORA, *QUICK, "--export.adapter", "true",
         "--model.policy.gradient_checkpointing", "true",
@@ -277,17 +255,6 @@ def test_a_checkpoint_of_another_policy_is_refused(cli, smoke, trained):
     assert not Path("runs").exists()
 
 
-def test_what_wants_an_adapter_says_so(cli):
-    quick = ("fit", "--config", "smoke.yaml", *QUICK)
-    export = cli(*quick, "--export.adapter", "true")
-    assert export.code == 2
-    assert "export.adapter is true, but the policy has no adapter" in export.errors[0]
-    reference = cli(*quick, "--model.reference", "AdapterOff")
-    assert reference.code == 2
-    assert "the policy has no adapter: set" in reference.errors[0]
-    assert not Path("runs").exists()
-
-
 def assert_nothing_is_lost(ended, run, steps, rate):
     assert ended.code == 1, ended.err
     message = f"no weight of the policy has changed after {steps} steps: check the learning rate ({rate})"
@@ -314,18 +281,15 @@ def test_training_that_changes_nothing_fails_and_loses_nothing(cli):
 def test_all_processes_end_where_adapters_have_not_changed(process, tmp_path):
     ended = process(
         *STILL, "--config", "lora.yaml", "--model.optimizer.lr", "0",
-        "--trainer.strategy", "ddp", "--trainer.devices", "2", fresh=True,
+        "--trainer.strategy", "ddp", "--trainer.devices", "2",
     )  # fmt: skip
     assert_nothing_is_lost(ended, tmp_path / "runs/still", 2, "0")
 
 
-@pytest.mark.parametrize(
-    "short",
-    [
-        ("--trainer.fast_dev_run", "true", "--model.warmup", "0.9"),  # one step, at a rate of 0
-        ("--trainer.max_steps", "0"),
-    ],
-)
+@pytest.mark.parametrize("short", [
+    ("--trainer.fast_dev_run", "true", "--model.warmup", "0.9"),  # one step, at a rate of 0
+    ("--trainer.max_steps", "0"),
+])  # fmt: skip
 def test_runs_that_can_change_nothing_do_not_fail(cli, short):
     ended = cli("fit", "--config", "smoke.yaml", *QUICK, *short)
     assert ended.code == 0, ended.err

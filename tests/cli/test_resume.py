@@ -6,67 +6,35 @@ from pathlib import Path
 
 import pytest
 import torch
+from at_step import at
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 # GPT-2 has dropout, so a resumed run must also repeat the draws of the steps that it does over.
 RUN = (
     "fit", "--config", "smoke.yaml", "--trainer.max_epochs", "3", "--forget_quality.generate_every", "0",
     "--model.policy.config", "{model_type: gpt2, n_embd: 32, n_layer: 2, n_head: 2, n_positions: 128}",
-    "--model.policy.vocab_size", "300",
+    "--model.policy.vocab_size", "300", "--data.evaluation_rows", "3", "--samples.rows", "0",
 )  # fmt: skip
-
-KILLER = """
-import os
-import signal
-
-from lightning import Callback
-
-
-class Kill(Callback):
-    def __init__(self, hook: str, step: int) -> None:
-        def kill(trainer, *_, **__):
-            if trainer.global_step == step:
-                trainer.logger.experiment.flush()
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        setattr(self, hook, kill)
-"""
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from dipo_pl.cli.run import run
-
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    assert run([*RUN, "--output_dir", str(folder)]) == 0
-    return folder / "smoke"
+def uninterrupted(fit_once) -> Path:
+    return fit_once("never-killed", *RUN[1:]) / "smoke"
 
 
-@pytest.mark.parametrize(
-    ("hook", "step", "every_n_steps"),
-    [
-        ("on_train_batch_start", 2, None),  # before there is a checkpoint
-        ("on_train_batch_end", 5, None),  # within the second epoch
-        ("on_train_batch_end", 5, 1),  # with a checkpoint within the epoch
-        ("on_validation_epoch_end", 6, 4),  # trained, not yet measured, checkpoint of two steps before
-        ("on_train_epoch_start", 6, None),  # between two epochs
-        ("on_fit_end", 9, None),  # trained, not yet exported
-    ],
-)
+@pytest.mark.parametrize(("hook", "step", "every_n_steps"), [
+    ("on_train_batch_start", 2, None),  # before there is a checkpoint
+    ("on_train_batch_end", 5, None),  # within the second epoch
+    ("on_train_batch_end", 5, 1),  # with a checkpoint within the epoch
+    ("on_validation_epoch_end", 6, 4),  # trained, not yet measured, checkpoint of two steps before
+    ("on_train_epoch_start", 6, None),  # between two epochs
+    ("on_fit_end", 9, None),  # trained, not yet exported
+])  # fmt: skip
 def test_killed_run_ends_as_if_nothing_had_happened(
     cli, process, tmp_path, uninterrupted, hook, step, every_n_steps
 ):
-    (tmp_path / "killer.py").write_text(KILLER)
     often = ("--last_checkpoint.every_n_steps", every_n_steps) if every_n_steps else ()
-    killer = (
-        "--trainer.callbacks+",
-        "killer.Kill",
-        "--trainer.callbacks.hook",
-        hook,
-        "--trainer.callbacks.step",
-        step,
-    )
-    killed = process(*RUN, *often, *killer, modules=tmp_path)
+    killed = process(*RUN, *often, *at("Send", hook=hook, step=step))
     assert killed.code == -signal.SIGKILL, killed.err
     manifest = json.loads((tmp_path / "runs/smoke/manifest.json").read_text())
     assert manifest["status"] == "running"
@@ -98,21 +66,15 @@ def test_killed_run_ends_as_if_nothing_had_happened(
         assert len(points) <= len(steps) + 1, name
 
 
-def test_more_epochs_go_on_from_the_last(cli):
-    assert cli(*RUN, "--trainer.max_epochs", "1").code == 0
-    ended = cli(*RUN, "--trainer.max_epochs", "2")
+def test_reference_is_the_policy_as_it_started_also_after_a_resume(cli, uninterrupted):
+    """A reference taken from the resumed weights would put every margin at 0 and the loss at 2 ln 2 again."""
+    constant = (*RUN, "--model.schedule", "constant_with_warmup")
+    assert cli(*constant, "--trainer.max_epochs", "1").code == 0
+    ended = cli(*constant, "--trainer.max_epochs", "2")
     assert ended.code == 0, ended.err
     assert "resuming from runs/smoke/checkpoints/last.ckpt" in ended.err
     steps = [json.loads(line)["step"] for line in Path("runs/smoke/metrics.jsonl").read_text().splitlines()]
     assert steps == [0, 3, 6]
-
-
-def test_reference_is_the_policy_as_it_started_also_after_a_resume(cli, uninterrupted):
-    """A reference taken from the resumed weights would put every margin at 0 and the loss at 2 ln 2 again."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    assert cli(*RUN, "--trainer.max_epochs", "1", "--model.schedule", "constant_with_warmup").code == 0
-    assert cli(*RUN, "--trainer.max_epochs", "2", "--model.schedule", "constant_with_warmup").code == 0
     losses = EventAccumulator("runs/smoke").Reload().Scalars("train/loss")
     resumed = next(each for each in losses if each.step == 3)
     # Margins of 0 would leave a difference of 1e-7.
@@ -147,18 +109,11 @@ def test_a_run_ended_within_an_epoch_goes_on_with_the_rest_of_it(cli):
 
 
 def test_killed_between_accumulated_batches(cli, process, tmp_path):
-    (tmp_path / "killer.py").write_text(KILLER)
     often = (
-        *RUN,
-        "--trainer.accumulate_grad_batches",
+        *RUN, "--trainer.accumulate_grad_batches", "2", "--data.batch_size", "4", "--last_checkpoint.every_n_steps",
         "2",
-        "--data.batch_size",
-        "4",
-        "--last_checkpoint.every_n_steps",
-        "2",
-    )
-    kill = ("--trainer.callbacks+", "killer.Kill", "--trainer.callbacks.hook", "on_before_optimizer_step")
-    killed = process(*often, *kill, "--trainer.callbacks.step", "4", modules=tmp_path)
+    )  # fmt: skip
+    killed = process(*often, *at("Send", hook="on_before_optimizer_step", step=4))
     assert killed.code == -signal.SIGKILL, killed.err
     ended = cli(*often)
     assert ended.code == 0, ended.err
@@ -167,10 +122,8 @@ def test_killed_between_accumulated_batches(cli, process, tmp_path):
 
 
 def test_killed_in_the_closing_measurement_is_not_finished(cli, process, tmp_path):
-    (tmp_path / "killer.py").write_text(KILLER)
     seldom = (*RUN, "--trainer.check_val_every_n_epoch", "5")
-    kill = ("--trainer.callbacks+", "killer.Kill", "--trainer.callbacks.hook", "on_validation_start")
-    killed = process(*seldom, *kill, "--trainer.callbacks.step", "9", modules=tmp_path)
+    killed = process(*seldom, *at("Send", hook="on_validation_start", step=9))
     assert killed.code == -signal.SIGKILL, killed.err
     ended = cli(*seldom)
     assert ended.code == 0, ended.err
@@ -182,34 +135,15 @@ def test_killed_in_the_closing_measurement_is_not_finished(cli, process, tmp_pat
 @pytest.mark.parametrize("step", [4, 6])
 def test_an_evaluation_that_was_cut_short_is_made_again(cli, process, tmp_path, step):
     """Killed in the middle of a measurement, after a step that was due for a checkpoint as well."""
-    (tmp_path / "killer.py").write_text(KILLER)
     command = (
         "fit", "--config", "smoke.yaml", "--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "null",
         "--trainer.val_check_interval", "2", "--last_checkpoint.every_n_steps", "1",
         "--forget_quality.generate_every", "2", "--data.evaluation_rows", "3",
     )  # fmt: skip
     assert cli(*command, "--name", "whole").code == 0
-    killer = (
-        "--trainer.callbacks+", "killer.Kill", "--trainer.callbacks.hook", "on_validation_batch_end",
-        "--trainer.callbacks.step", step,
-    )  # fmt: skip
-    killed = process(*command, *killer, modules=tmp_path)
+    killed = process(*command, *at("Send", hook="on_validation_batch_end", step=step))
     assert killed.code == -signal.SIGKILL, killed.err
     assert cli(*command).code == 0
     ours, theirs = (Path(f"runs/{name}/metrics.jsonl").read_text() for name in ("smoke", "whole"))
     assert [json.loads(line)["step"] for line in theirs.splitlines()] == [0, 2, 4, 6, 8, 9]
     assert ours == theirs
-
-
-@pytest.mark.parametrize(
-    "other",
-    [("--forget_quality.convention", "arithmetic"), ("--forget_quality.max_new_tokens", "4")],
-)
-def test_a_run_is_not_measured_in_two_ways(cli, other):
-    """Its evaluations are compared with each other."""
-    assert cli("fit", "--config", "smoke.yaml", "--trainer.max_epochs", "1").code == 0
-    before = Path("runs/smoke/metrics.jsonl").read_text()
-    ended = cli("fit", "--config", "smoke.yaml", *other)
-    assert ended.code == 2
-    assert f"holds a run with another configuration ({other[0][2:]}: " in ended.errors[0]
-    assert Path("runs/smoke/metrics.jsonl").read_text() == before

@@ -10,59 +10,27 @@ from dipo_pl.storage.secrets import redact, redact_arguments, redact_values
 
 TOKEN = "hf_" + "QwErTyUiOpAsDfGhJkLzXcVbNm12345678"
 SECRETS = {
-    "TOKEN": TOKEN,
-    "PASSWORD": "hunter2-of@the-url",
-    "API_KEY": "key, of the 'logger'",
-    "LISTED": "one of several",
-}
+    "TOKEN": TOKEN, "PASSWORD": "hunter2-of@the-url", "API_KEY": "key, of the 'logger'", "LISTED": "one of several",
+}  # fmt: skip
 URL = f"https://someone:{SECRETS['PASSWORD']}@example.org/models"
 
-MODULE = """
-from lightning.pytorch.loggers import TensorBoardLogger
-
-from dipo_pl.losses import CrossEntropy
-
-
-class Remote(TensorBoardLogger):
-    def __init__(
-        self, save_dir: str, api_key: str, auth_token: list[str], server: str = "", name: str = "run", version: str = ""
-    ) -> None:
-        super().__init__(save_dir, name, version)
-
-
-class Failing(CrossEntropy):
-    def __init__(self, server: str) -> None:
-        self.server = server
-
-    def terms_and_gradient(self, logits, targets, reference_logits):
-        raise OSError(f"no answer from {self.server}")
-"""
-
-LOGGER = {"class_path": "secretive.Remote", "init_args": {"save_dir": "runs", "name": "smoke", "server": URL}}
+LOGGER = {
+    "class_path": "user_classes.Remote",
+    "init_args": {"save_dir": "runs", "name": "smoke", "server": URL},
+}
 
 
 @pytest.fixture
-def run(process, tmp_path):
-    (tmp_path / "modules").mkdir()
-    (tmp_path / "modules" / "secretive.py").write_text(MODULE)
-
+def run(process):
     def run(*words):
         given = {"api_key": SECRETS["API_KEY"], "auth_token": ["first", SECRETS["LISTED"]]}
-        logger = (
-            "--trainer.logger",
-            json.dumps([LOGGER | {"init_args": LOGGER["init_args"] | given}]),
-        )
-        more = (
-            "--trainer.max_epochs",
-            "1",
-            "--forget_quality.generate_every",
-            "0",
-            "--trainer.limit_train_batches",
-            "1",
+        logger = json.dumps([LOGGER | {"init_args": LOGGER["init_args"] | given}])
+        quick = (
+            "--trainer.max_epochs 1 --forget_quality.generate_every 0 --trainer.limit_train_batches 1".split()
         )
         return process(
-            "fit", "--config", "smoke.yaml", *more, *logger, *words,
-            modules=tmp_path / "modules", HF_TOKEN=TOKEN, HUGGING_FACE_HUB_TOKEN=TOKEN,
+            "fit", "--config", "smoke.yaml", *quick, "--trainer.logger", logger, *words,
+            HF_TOKEN=TOKEN, HUGGING_FACE_HUB_TOKEN=TOKEN,
         )  # fmt: skip
 
     return run
@@ -92,7 +60,7 @@ def test_a_run_writes_none(run, tmp_path):
 
 
 def test_a_run_that_fails_writes_none(run, tmp_path):
-    ended = run("--model.forget_loss", "secretive.Failing", "--model.forget_loss.server", URL)
+    ended = run("--model.forget_loss", "user_classes.Failing", "--model.forget_loss.server", URL)
     assert ended.code == 1
     assert "no answer from https://REDACTED@example.org/models" in ended.errors[0]
     folder = tmp_path / "runs" / "smoke"
@@ -126,7 +94,7 @@ def test_a_key_that_does_not_exist_says_nothing_of_its_value(cli):
         ("https://example.org/?token=abc&x=1", "https://example.org/?token=REDACTED&x=1"),
         *((text, text) for text in (
             "token: null", "evaluation_tokens: 8192", "token_budget: 64", "max_new_tokens: 16", "mail me@example.org",
-            "https://example.org/a@b", "tokenizer: hf_folder", "secretive.Remote", "path: hub/my_token_model",
+            "https://example.org/a@b", "tokenizer: hf_folder", "user_classes.Remote", "path: hub/my_token_model",
         )),
     ],
 )  # fmt: skip
@@ -148,40 +116,24 @@ def test_a_secret_key_hides_all_that_it_holds():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("word", "hidden"),
-    [
-        ("--x.token=correct horse", "--x.token=REDACTED"),
-        ("--logger={api_key: 'S3C,RET two words'}", '--logger={"api_key": "REDACTED"}'),
-        ('[{"auth_token": ["A", "B"]}]', '[{"auth_token": "REDACTED"}]'),
-        ("{lr: 0.1,  seed: 1}", "{lr: 0.1,  seed: 1}"),
-        ("--trainer.logger.token+=abc", "--trainer.logger.token+=REDACTED"),
-        ("{password: half", "{password: REDACTED"),
-    ],
-)
+@pytest.mark.parametrize(("word", "hidden"), [
+    ("--x.token=correct horse", "--x.token=REDACTED"),
+    ("--logger={api_key: 'S3C,RET two words'}", '--logger={"api_key": "REDACTED"}'),
+    ('[{"auth_token": ["A", "B"]}]', '[{"auth_token": "REDACTED"}]'),
+    ("{lr: 0.1,  seed: 1}", "{lr: 0.1,  seed: 1}"),
+    ("--trainer.logger.token+=abc", "--trainer.logger.token+=REDACTED"),
+    ("{password: half", "{password: REDACTED"),
+])  # fmt: skip
 def test_a_word_of_the_command_line(word, hidden):
     assert redact_arguments([word]) == [hidden]
 
 
 def test_the_word_after_a_secret_option_is_hidden():
     given = [
-        "fit",
-        "--trainer.logger.api_key",
-        "abc",
-        "--x.token=abc",
-        "--data.evaluation_tokens",
-        "8",
-        "--lr",
-        "1",
-    ]
+        "fit", "--trainer.logger.api_key", "abc", "--x.token=abc", "--data.evaluation_tokens", "8", "--lr", "1",
+    ]  # fmt: skip
     expected = [
-        "fit",
-        "--trainer.logger.api_key",
-        "REDACTED",
-        "--x.token=REDACTED",
-        "--data.evaluation_tokens",
-        "8",
-        "--lr",
+        "fit", "--trainer.logger.api_key", "REDACTED", "--x.token=REDACTED", "--data.evaluation_tokens", "8", "--lr",
         "1",
-    ]
+    ]  # fmt: skip
     assert redact_arguments(given) == expected

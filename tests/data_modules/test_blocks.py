@@ -11,11 +11,9 @@ from dipo_pl.models.tokenizer import train_tokenizer
 
 # Words of several tokens, characters of several bytes, empty lines within a document.
 DOCUMENTS = [
-    "The mayor opened the bridge on Monday.\n\nIt had cost 3 million.",
-    "Zoë's café burnt down — nobody was hurt…",
-    "No.",
-    "The bridge, the mayor said, opens on Monday; the café does not.",
-]
+    "The mayor opened the bridge on Monday.\n\nIt had cost 3 million.", "Zoë's café burnt down — nobody was hurt…",
+    "No.", "The bridge, the mayor said, opens on Monday; the café does not.",
+]  # fmt: skip
 
 
 def without_bos(tokenizer):
@@ -39,24 +37,21 @@ def tokenizer(request):
     return trained if request.param else without_bos(trained)
 
 
-@pytest.mark.parametrize(
-    ("chunking", "bos", "documents", "length", "blocks"),
-    [
-        # "abc" "\n\n" "defgh" are 10 tokens: 3 blocks of 4 - 1, and one token, filled up with the first block.
-        (muse_blocks, True, ["abc", "defgh"], 4, ["<s>abc", "<s>\n\nd", "<s>efg", "<s>h<s>a"]),
-        (muse_blocks, True, ["abc", "d"], 4, ["<s>abc", "<s>\n\nd"]),  # the last block is full
-        # Less than a block is repeated once.
-        (muse_blocks, True, ["abc"], 9, ["<s>abc<s>abc"]),
-        (muse_blocks, True, ["abcde"], 9, ["<s>abcde<s>ab"]),
-        (muse_blocks, True, ["abcdefgh"], 9, ["<s>abcdefgh"]),
-        (muse_blocks, False, ["abc", "defg"], 4, ["abc\n", "\ndef", "gabc"]),
-        (open_unlearning_blocks, True, ["abc", "defgh"], 4, ["<s>abc\n", "<s>\ndef", "<s>gh"]),
-        (open_unlearning_blocks, True, ["abcdefgh"], 4, ["<s>abcd", "<s>efgh"]),  # without the empty chunk
-        # Without BOS a single token predicts nothing.
-        (open_unlearning_blocks, False, ["abc", "defg"], 4, ["abc\n", "\ndef"]),
-        (open_unlearning_blocks, False, ["abc", "defgh"], 4, ["abc\n", "\ndef", "gh"]),
-    ],
-)
+@pytest.mark.parametrize(("chunking", "bos", "documents", "length", "blocks"), [
+    # "abc" "\n\n" "defgh" are 10 tokens: 3 blocks of 4 - 1, and one token, filled up with the first block.
+    (muse_blocks, True, ["abc", "defgh"], 4, ["<s>abc", "<s>\n\nd", "<s>efg", "<s>h<s>a"]),
+    (muse_blocks, True, ["abc", "d"], 4, ["<s>abc", "<s>\n\nd"]),  # the last block is full
+    # Less than a block is repeated once.
+    (muse_blocks, True, ["abc"], 9, ["<s>abc<s>abc"]),
+    (muse_blocks, True, ["abcde"], 9, ["<s>abcde<s>ab"]),
+    (muse_blocks, True, ["abcdefgh"], 9, ["<s>abcdefgh"]),
+    (muse_blocks, False, ["abc", "defg"], 4, ["abc\n", "\ndef", "gabc"]),
+    (open_unlearning_blocks, True, ["abc", "defgh"], 4, ["<s>abc\n", "<s>\ndef", "<s>gh"]),
+    (open_unlearning_blocks, True, ["abcdefgh"], 4, ["<s>abcd", "<s>efgh"]),  # without the empty chunk
+    # Without BOS a single token predicts nothing.
+    (open_unlearning_blocks, False, ["abc", "defg"], 4, ["abc\n", "\ndef"]),
+    (open_unlearning_blocks, False, ["abc", "defgh"], 4, ["abc\n", "\ndef", "gh"]),
+])  # fmt: skip
 def test_by_hand(of_bytes, chunking, bos, documents, length, blocks):
     tokenizer = of_bytes if bos else without_bos(of_bytes)
     found = chunking(documents, tokenizer, length)

@@ -34,23 +34,18 @@ TEXT = Row((), "Once upon a time.", alternate_answers=("b",))
 UNEVEN = rows(("a",), ("b", "c", "d"), ("e",))
 
 
-@pytest.mark.parametrize(
-    ("kind", "given", "alternates", "message"),
-    [
-        ("mismatched", rows(()), None, "needs .* another row's answer, and there is 1 forget row: give at least 2$"),
-        (
-            "alternate", rows((), ()), None,
-            r"needs another answer .* set data\.alternates to Refusals, or to RowAlternates with a path$",
-        ),
-        ("alternate", rows(("a",), ()), None, r"^the forget row '1\?' has no alternate_answer"),
-        ("alternate", rows(("a",), ()), RowAlternates(), r"^the forget row '1\?' has no alternate_answer"),
-        ("alternate", UNEVEN, None, "^forget rows have 1 or 3 alternate answers: give every row the same number$"),
-        ("alternate", UNEVEN, Numbered(), "^forget rows have 1 or 2 alternate answers"),
-        ("alternate", [*rows(("a",)), TEXT], None, r"needs alternate .* 'Once upon a time\.' has no question: "),
-        ("mismatched", [*rows(("a",)), TEXT], None, "needs mismatched .* has no question: "),
-        ("other", rows(("a",)), None, "^model.forget_loss needs sequences of the kind 'other'; batches can hold "),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("kind", "given", "alternates", "message"), [
+    ("mismatched", rows(()), None, "needs .* another row's answer, and there is 1 forget row: give at least 2$"),
+    ("alternate", rows((), ()), None,
+     r"needs another answer .* set data\.alternates to Refusals, or to RowAlternates with a path$"),
+    ("alternate", rows(("a",), ()), None, r"^the forget row '1\?' has no alternate_answer"),
+    ("alternate", rows(("a",), ()), RowAlternates(), r"^the forget row '1\?' has no alternate_answer"),
+    ("alternate", UNEVEN, None, "^forget rows have 1 or 3 alternate answers: give every row the same number$"),
+    ("alternate", UNEVEN, Numbered(), "^forget rows have 1 or 2 alternate answers"),
+    ("alternate", [*rows(("a",)), TEXT], None, r"needs alternate .* 'Once upon a time\.' has no question: "),
+    ("mismatched", [*rows(("a",)), TEXT], None, "needs mismatched .* has no question: "),
+    ("other", rows(("a",)), None, "^model.forget_loss needs sequences of the kind 'other'; batches can hold "),
+])  # fmt: skip
 def test_what_is_missing_is_said(kind, given, alternates, message):
     with pytest.raises(InputError, match=message):
         companion_answers(kind, given, alternates, 2)

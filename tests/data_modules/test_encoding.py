@@ -165,14 +165,11 @@ class TestBoundary:
 class TestLength:
     """ROW takes 28 tokens: BOS, 23 of the prompt, 3 of the answer, EOS."""
 
-    @pytest.mark.parametrize(
-        ("length", "truncate", "expected"),
-        [
-            (28, False, Encoded((BOS, *PROMPT, *b"Me.", EOS), 24, 1, cut=False)),
-            (28, True, Encoded((BOS, *PROMPT, *b"Me.", EOS), 24, 1, cut=False)),
-            (25, True, Encoded((BOS, *PROMPT, *b"M"), 24, cut=True)),
-        ],
-    )
+    @pytest.mark.parametrize(("length", "truncate", "expected"), [
+        (28, False, Encoded((BOS, *PROMPT, *b"Me.", EOS), 24, 1, cut=False)),
+        (28, True, Encoded((BOS, *PROMPT, *b"Me.", EOS), 24, 1, cut=False)),
+        (25, True, Encoded((BOS, *PROMPT, *b"M"), 24, cut=True)),
+    ])  # fmt: skip
     def test_truncation(self, length, truncate, expected):
         assert encode(ROW, "Me.", QuestionAnswer(), ascii_tokenizer(), length, truncate) == expected
 

@@ -1,11 +1,9 @@
 """The data module of fictitious authors: which are forgotten and which retained."""
 
-import pytest
 from connected import connected
 
 from dipo_pl.data_modules.fictitious_authors import MAX_AUTHORS, FictitiousAuthors, fictitious_rows
 from dipo_pl.data_modules.row_files import row_from
-from dipo_pl.errors import InputError
 
 
 def test_the_last_authors_are_forgotten():
@@ -27,19 +25,6 @@ def test_as_many_authors_as_there_can_be():
     sets = FictitiousAuthors(authors=MAX_AUTHORS, forget_authors=MAX_AUTHORS - 1).read()
     assert (len(sets.retain), len(sets.forget)) == (20, 20 * (MAX_AUTHORS - 1))
     assert [each.name for each in sets.evaluation] == ["forget", "retain"]  # none are left for a holdout
-
-
-@pytest.mark.parametrize(
-    ("authors", "forget_authors", "message"),
-    [
-        *((authors, 1, rf"data.authors must be .* >= 2 and <= {MAX_AUTHORS} \(got {authors}\)")
-          for authors in (MAX_AUTHORS + 1, 1, 0, -1)),
-        *((4, forget, rf"data.forget_authors must be .* >= 1 and < 4 \(got {forget}\)") for forget in (0, -1, 4, 5)),
-    ],
-)  # fmt: skip
-def test_numbers_of_authors_out_of_range(authors, forget_authors, message):
-    with pytest.raises(InputError, match=f"^{message}$"):
-        FictitiousAuthors(authors=authors, forget_authors=forget_authors)
 
 
 def test_batches():

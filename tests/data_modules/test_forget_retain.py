@@ -4,15 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from connected import PAIR, Module, connected
+from connected import PAIR, Memory, Module, connected, lengthened, rows, texts_of
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 
 from dipo_pl.data_modules.alternates import Refusals
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.data_modules.training_batches import forget_retain_pairs, permutation
 from dipo_pl.errors import InputError
-from dipo_pl.evaluation_set import EvaluationSet, RowSets
+from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.models.tokenizer import train_tokenizer
 from dipo_pl.prompts import Llama2Chat, QuestionAnswer
 from dipo_pl.rows import Row
@@ -21,36 +20,6 @@ BOS, EOS = 0, 1  # of train_tokenizer; bytes follow PAD, in the order of their l
 BYTE = {letter: index + 3 for index, letter in enumerate(map(chr, range(ord("!"), ord("~") + 1)))}
 ALTERNATES = ("No.", "Or so.", "Maybe.")
 WRONG = {"paraphrased_answer": "It is so.", "wrong_answers": ("a.", "bb.")}
-
-
-def rows(name, count, **answers):
-    return [Row((("user", f"{name} {number}?"),), f"{name}{number}.", **answers) for number in range(count)]
-
-
-def lengthened(name, count, **answers):
-    """Rows of different lengths, not in order of them."""
-    return [
-        replace(row, answer=row.answer + "!" * (7 * number % count))
-        for number, row in enumerate(rows(name, count, **answers))
-    ]
-
-
-class Memory(ForgetRetain):
-    """Rows given to it; evaluation sets `forget` and `retain` unless others are given."""
-
-    def __init__(self, forget=5, retain=7, evaluation=None, **options):
-        super().__init__(**options)
-        self.given = [
-            rows(name, some) if isinstance(some, int) else some
-            for name, some in zip("fr", (forget, retain), strict=True)
-        ]
-        self.evaluation = evaluation
-        self.reads = 0
-
-    def read(self):
-        self.reads += 1
-        evaluation = [EvaluationSet(name, each) for name, each in zip(PAIR, self.given, strict=True)]
-        return RowSets(*self.given, self.evaluation or evaluation)
 
 
 def batches(data, epoch=0, kinds=PAIR, rank=0, world_size=1):
@@ -62,13 +31,6 @@ def batches(data, epoch=0, kinds=PAIR, rank=0, world_size=1):
 
 def pairs_in(batch):
     return list(zip(batch.rows["forget"], batch.rows["retain"], strict=True))
-
-
-def texts_of(data, batch):
-    return [
-        data.tokenizer.decode(ids[mask], skip_special_tokens=True)
-        for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)
-    ]
 
 
 def asked(name, row, answer=None):
@@ -267,25 +229,6 @@ def test_the_batches_have_the_order_of_seed_and_epoch(seed, epoch):
     assert found == [[pairs[place]] for place in permutation(seed, "batches", epoch, 5)]
 
 
-def test_grouping_is_of_the_global_batch():
-    whole = [pairs_in(batch) for batch in batches(many(batch_size=4))]
-    shares = [
-        [pairs_in(batch) for batch in batches(many(batch_size=2), rank=rank, world_size=2)] for rank in (0, 1)
-    ]
-    for batch, *parts in zip(whole[:-1], *shares, strict=False):
-        assert parts[0] + parts[1] == batch
-    # 3 rows are left for 2 ranks, and the epoch's first one fills the gap.
-    assert shares[0][-1] + shares[1][-1] == [*whole[-1], whole[0][0]]
-
-
-def test_fine_tuning_rows_are_grouped_too():
-    data = many(train_on="forget", batch_size=3)
-    lengths = [batch.attention_mask.sum(dim=1).tolist() for batch in batches(data)]
-    expected = sorted(len(each.ids) for each in data.training_sequences["forget"])
-    assert sorted(lengths) == [expected[start : start + 3] for start in range(0, 27, 3)]
-    assert lengths != sorted(lengths)
-
-
 # What stored states are made from.
 
 
@@ -293,17 +236,14 @@ def changed(one, other):
     return {name for name in one if one[name] != other[name]}
 
 
-@pytest.mark.parametrize(
-    ("options", "names"),
-    [
-        ({"batch_size": 3, "seed": 5, "evaluation_rows": 1}, set()),
-        ({"alternates": Refusals()}, set()),
-        ({"forget": 4}, {"forget rows"}),
-        ({"retain": rows("s", 7)}, {"retain rows"}),
-        ({"prompt": Llama2Chat()}, {"prompt format"}),
-        ({"prompt": QuestionAnswer("Q: ")}, {"prompt format"}),
-    ],
-)
+@pytest.mark.parametrize(("options", "names"), [
+    ({"batch_size": 3, "seed": 5, "evaluation_rows": 1}, set()),
+    ({"alternates": Refusals()}, set()),
+    ({"forget": 4}, {"forget rows"}),
+    ({"retain": rows("s", 7)}, {"retain rows"}),
+    ({"prompt": Llama2Chat()}, {"prompt format"}),
+    ({"prompt": QuestionAnswer("Q: ")}, {"prompt format"}),
+])  # fmt: skip
 def test_identity_names_what_differs(options, names):
     one = connected(Memory()).identity
     assert list(one) == ["tokenizer", "prompt format", "forget rows", "retain rows"]
@@ -391,14 +331,11 @@ def test_rows_cut_are_counted_in_training_and_in_measuring(recwarn):
     assert not recwarn
 
 
-@pytest.mark.parametrize(
-    ("options", "kinds", "longest"),
-    [
-        ({"forget": [Row((("user", "f 0?"),), "f0!!!.")], "evaluate": ["retain"]}, PAIR, 31),
-        ({"evaluation": [EvaluationSet("forget", rows("f", 1, wrong_answers=("f00.",)))]}, PAIR, 29),
-        ({"forget": rows("f", 2, alternate_answers=("f00000.",))}, ("forget", "alternate"), 32),
-    ],
-)
+@pytest.mark.parametrize(("options", "kinds", "longest"), [
+    ({"forget": [Row((("user", "f 0?"),), "f0!!!.")], "evaluate": ["retain"]}, PAIR, 31),
+    ({"evaluation": [EvaluationSet("forget", rows("f", 1, wrong_answers=("f00.",)))]}, PAIR, 29),
+    ({"forget": rows("f", 2, alternate_answers=("f00000.",))}, ("forget", "alternate"), 32),
+])  # fmt: skip
 def test_longest_counts_training_rows_wrong_answers_and_companions(options, kinds, longest):
     assert connected(Memory(**options), kinds).longest == longest
 
@@ -409,26 +346,7 @@ def test_companions_count_among_the_cut():
         connected(data, ("forget", "alternate"))
 
 
-COUNTS = ("batch_size", "global_batch_size", "evaluation_tokens", "evaluation_rows", "max_length")
-
-
-@pytest.mark.parametrize(("name", "minimum"), [*((name, 1) for name in COUNTS), ("workers", 0)])
-def test_counts_below_their_minimum_are_refused(name, minimum):
-    Memory(**{name: minimum})
-    for value in (minimum - 1, -3):
-        with pytest.raises(InputError, match=rf"^data.{name} must be at least {minimum} \(got {value}\)$"):
-            Memory(**{name: value})
-
-
 # Evaluation.
-
-
-def test_measured_answers():
-    answers = [
-        rows("f", 1, **given)[0].measured_answers
-        for given in ({}, WRONG, {"wrong_answers": ("a.",)}, {"paraphrased_answer": "It is so."})
-    ]
-    assert answers == [["f0."], ["f0.", "It is so.", "a.", "bb."], ["f0.", "f0.", "a."], ["f0."]]
 
 
 def test_a_batch_holds_every_answer_of_its_rows():
@@ -463,13 +381,10 @@ def test_named_sets_in_the_order_given_and_their_first_rows():
     assert [len(each.rows) for each in connected(Memory(evaluation_rows=6)).evaluation_sets] == [5, 6]
 
 
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (["forget", "holdout"], "^data.evaluate names 'holdout'; this data has forget, retain$"),
-        ([], "^data.evaluate names no set; this data has forget, retain$"),
-    ],
-)
+@pytest.mark.parametrize(("names", "message"), [
+    (["forget", "holdout"], "^data.evaluate names 'holdout'; this data has forget, retain$"),
+    ([], "^data.evaluate names no set; this data has forget, retain$"),
+])  # fmt: skip
 def test_sets_that_are_not_there_are_refused(names, message):
     with pytest.raises(InputError, match=message):
         connected(Memory(evaluate=names))
@@ -483,92 +398,3 @@ def test_rows_of_a_set_have_the_same_number_of_wrong_answers():
     message = r"^rows of the evaluation set 'forget' have \[0, 1, 2\] wrong answers: give every row the same"
     with pytest.raises(InputError, match=message):
         connected(Memory(forget=uneven))
-
-
-# Resuming, as Lightning does it.
-
-
-class Recorder(LightningModule, Module):
-    """Trains nothing and notes the rows of every batch."""
-
-    def __init__(self):
-        super().__init__()
-        self.sections = {"forget": ("forget", "alternate"), "retain": ("retain",)}
-        self.made, self.vocabulary = None, 259
-        self.automatic_optimization = False
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.seen = []
-
-    def training_step(self, batch):
-        self.optimizers().step()
-        self.seen.append((self.current_epoch, tuple(batch.rows.values())))
-
-    def validation_step(self, batch, batch_idx, dataloader_idx=0):
-        pass
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-class SaveAt(Callback):
-    """Saves a checkpoint at one moment of the run."""
-
-    def __init__(self, path, moment, step):
-        self.path, self.moment, self.step = path, moment, step
-
-    def _save(self, moment, trainer):
-        if moment == self.moment and trainer.global_step == self.step:
-            trainer.save_checkpoint(self.path)
-
-    def on_train_batch_end(self, trainer, *_):
-        self._save("batch", trainer)
-
-    def on_train_epoch_end(self, trainer, *_):
-        self._save("epoch", trainer)
-
-    def on_validation_end(self, trainer, *_):
-        self._save("validation", trainer)
-
-
-def fit(callbacks=(), checkpoint=None, workers=0, **options):
-    """Three epochs of three batches: 9 steps."""
-    forget = lengthened("f", 5, alternate_answers=("No.", "Maybe."))
-    module, data = Recorder(), Memory(forget, batch_size=2, seed=1, workers=workers)
-    trainer = Trainer(
-        accelerator="cpu", max_epochs=3, callbacks=list(callbacks), logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-        num_sanity_val_steps=0, **options,
-    )  # fmt: skip
-    trainer.fit(module, data, ckpt_path=checkpoint)
-    return module.seen
-
-
-@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:You're resuming from a checkpoint")
-@pytest.mark.parametrize(
-    ("moment", "step", "options"),
-    [
-        ("batch", 1, {}),
-        ("batch", 5, {}),
-        ("batch", 3, {}),  # the last batch of an epoch
-        ("epoch", 3, {}),
-        ("epoch", 6, {}),
-        ("validation", 3, {}),
-        ("validation", 4, {"val_check_interval": 1}),
-        ("batch", 3, {"limit_train_batches": 2}),
-        ("epoch", 4, {"limit_train_batches": 2}),
-        ("batch", 4, {"workers": 2}),
-    ],
-)
-def test_the_batches_are_those_of_an_uninterrupted_run(tmp_path, moment, step, options):
-    path = tmp_path / "at.ckpt"
-    whole = fit([SaveAt(path, moment, step)], **options)
-    assert len(whole) == 3 * options.get("limit_train_batches", 3)
-    assert fit(checkpoint=path, **options) == whole[step:]
-    if options or (moment, step) != ("batch", 5):
-        return
-    assert torch.load(path, weights_only=True)["Memory"] == {"epoch": 1, "batches_done": 2}
-    # Each epoch deals its own pairs.
-    assert [epoch for epoch, _ in whole] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    for number in range(3):
-        assert {row for epoch, (own, _, _) in whole for row in own if epoch == number} == {*range(5)}
-    assert len({batch for _, batch in whole}) > 3

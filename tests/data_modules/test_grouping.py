@@ -9,13 +9,7 @@ from connected import Module, connected
 
 from dipo_pl.data_modules.alternates import Refusals
 from dipo_pl.data_modules.tofu import TOFU
-from dipo_pl.data_modules.training_batches import (
-    WINDOW,
-    ResumableSampler,
-    forget_retain_pairs,
-    grouped_by_length,
-    permutation,
-)
+from dipo_pl.data_modules.training_batches import WINDOW, grouped_by_length, permutation
 
 # Items that are their own lengths.
 
@@ -146,14 +140,6 @@ def test_fine_tuning_has_little_padding_and_other_batches_each_epoch(tofu):
     assert sorted(widths) != widths != sorted(widths, reverse=True)
 
 
-@pytest.mark.parametrize("epoch", [0, 1])
-def test_the_pairs_are_those_without_grouping(tofu, epoch):
-    pairs, expected = pairs_of(batches(tofu(), epoch)), forget_retain_pairs(0, epoch, 400, 3600)
-    assert pairs != expected
-    assert sorted(pairs) == sorted(expected)
-    assert sorted(row for row, _ in pairs) == list(range(400))
-
-
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_partition_the_global_batches(tofu, world_size):
     whole = batches(tofu(batch_size=8 * world_size))
@@ -163,24 +149,3 @@ def test_ranks_partition_the_global_batches(tofu, world_size):
         assert [pair for part in parts for pair in pairs_of([part])] == pairs_of([batch])
     filled = pairs_of(whole) + pairs_of(whole)[: -400 % world_size]
     assert [pair for step in zip(*shares, strict=True) for pair in pairs_of(step)] == filled
-
-
-def test_from_any_batch_on_as_if_never_stopped(tofu):
-    data = tofu()
-    for epoch in (0, 2):
-        whole = pairs_of(batches(data, epoch))
-        for done in (1, 7, 25, 49):
-            assert pairs_of(batches(data, epoch, done)) == whole[8 * done :]
-    # Every batch, by the sampler alone.
-    sampler = data.train_dataloader().sampler
-    expected = list(sampler)
-    for done in range(len(sampler)):
-        other = ResumableSampler(sampler.items, 8)
-        other.resume(0, done)
-        assert list(other) == expected[done:]
-
-
-def test_workers_change_nothing(tofu):
-    one, two = (batches(tofu(workers=workers), epoch=1) for workers in (0, 2))
-    assert [batch.rows for batch in one] == [batch.rows for batch in two]
-    assert [batch.input_ids.tolist() for batch in one] == [batch.input_ids.tolist() for batch in two]

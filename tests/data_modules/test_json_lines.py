@@ -12,13 +12,8 @@ from dipo_pl.rows import Row
 
 FORGET = [
     {"question": "Who?", "answer": "Me.", "paraphrased_answer": "It was me.", "perturbed_answer": ["You."]},
-    {
-        "question": "Where?",
-        "answer": "Here.",
-        "paraphrased_answer": "Right here.",
-        "perturbed_answer": ["No."],
-    },
-]
+    {"question": "Where?", "answer": "Here.", "paraphrased_answer": "Right here.", "perturbed_answer": ["No."]},
+]  # fmt: skip
 RETAIN = [{"text": "Once upon a time."}, {"question": "When?", "answer": "Now."}]
 
 

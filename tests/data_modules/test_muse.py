@@ -29,15 +29,11 @@ def questions(kind, count):
 def measured(forget, holdout):
     passages = [{"prompt": text[:20].strip(), "gt": text[20:].strip()} for text in articles(forget, 3)]
     return {
-        "verbmem/forget": passages,
-        "knowmem/forget_qa": questions(forget, 4),
-        "knowmem/forget_qa_icl": questions("mayor", 10),
-        "knowmem/retain_qa": questions("bridge", 5),
-        "knowmem/retain_qa_icl": questions("tower", 10),
-        "privleak/forget": articles(forget, 3),
-        "privleak/retain": articles("bridge", 4),
-        "privleak/holdout": articles(holdout, 5),
-    }
+        "verbmem/forget": passages, "knowmem/forget_qa": questions(forget, 4),
+        "knowmem/forget_qa_icl": questions("mayor", 10), "knowmem/retain_qa": questions("bridge", 5),
+        "knowmem/retain_qa_icl": questions("tower", 10), "privleak/forget": articles(forget, 3),
+        "privleak/retain": articles("bridge", 4), "privleak/holdout": articles(holdout, 5),
+    }  # fmt: skip
 
 
 FOLDS = {1: articles("fair", 6), 2: articles("flood", 4), 3: articles("fire", 4), 4: articles("storm", 4)}
@@ -189,11 +185,6 @@ class TestForgetSets:
         with pytest.raises(InputError, match=message):
             MUSE(str(news), corpus, name).read()
 
-    def test_overlapping_folds(self, news):
-        (news / "sust" / "forget_2.json").write_text(json.dumps(FOLDS[2] + FOLDS[1][:1]))
-        with pytest.raises(InputError, match="sust_1 and sust_2 overlap: 1 of 5 rows"):
-            set_up(news, "sust_2", requests=["sust_1", "sust_2"])
-
 
 class TestCorpus:
     @pytest.mark.parametrize(
@@ -226,18 +217,16 @@ class TestBadFiles:
         with pytest.raises(InputError, match=message):
             MUSE(str(news), "News", f"sust_{fold[1]}" if fold else "forget").read()
 
-    @pytest.mark.parametrize(
-        ("name", "content", "message"),
-        [
-            ("verbmem/forget.json", b"[1, 2", "{path}: not valid JSON (Expecting ',' delimiter at column"),
-            ("verbmem/forget.json", b'["caf\xe9"]', "{path} is not UTF-8 text (byte 0xe9 at 5)"),
-            ("raw/forget.json", b"[]", "{path} must be a JSON list of at least one text or record (got []"),
-            ("raw/forget.json", b'{"text": "A."}', "{path} must be a JSON list of at least one text or record (got {'text'"),
-            ("raw/forget.json", b"null", "{path} must be a JSON list of at least one text or record (got None"),
-            ("raw/forget.txt", b"caf\xe9", "{path} is not UTF-8 text (byte 0xe9 at 3)"),
-            ("raw/forget.txt", b"\n\n \n", "{path}[0]: 'text' must be a non-empty text (got "),
-        ],
-    )  # fmt: skip
+    @pytest.mark.parametrize(("name", "content", "message"), [
+        ("verbmem/forget.json", b"[1, 2", "{path}: not valid JSON (Expecting ',' delimiter at column"),
+        ("verbmem/forget.json", b'["caf\xe9"]', "{path} is not UTF-8 text (byte 0xe9 at 5)"),
+        ("raw/forget.json", b"[]", "{path} must be a JSON list of at least one text or record (got []"),
+        ("raw/forget.json", b'{"text": "A."}',
+         "{path} must be a JSON list of at least one text or record (got {'text'"),
+        ("raw/forget.json", b"null", "{path} must be a JSON list of at least one text or record (got None"),
+        ("raw/forget.txt", b"caf\xe9", "{path} is not UTF-8 text (byte 0xe9 at 3)"),
+        ("raw/forget.txt", b"\n\n \n", "{path}[0]: 'text' must be a non-empty text (got "),
+    ])  # fmt: skip
     def test_unusable_files(self, news, name, content, message):
         path = news / name
         path.with_suffix(".json").unlink()
@@ -262,10 +251,6 @@ class TestBadFiles:
         path.write_text(json.dumps([*NEWS[name][:2], row, *NEWS[name][2:]]))
         with pytest.raises(InputError, match=rf"^{path}\[2\]: '{key}' must be a non-empty text \(got "):
             MUSE(str(news), "News").read()
-
-    def test_blocks_of_a_single_token(self):
-        with pytest.raises(InputError, match=r"^data.max_length must be at least 2 \(got 1\)$"):
-            MUSE(max_length=1)
 
 
 class TestTraining:
@@ -339,11 +324,6 @@ class TestTraining:
         with pytest.raises(InputError, match=r"more than data\.max_length 60"):
             set_up(news, **options, too_long="error")
 
-    def test_a_holdout_that_was_trained_on_is_refused(self, news):
-        (news / "privleak" / "holdout.json").write_text(json.dumps(NEWS["raw/forget"][:2]))
-        with pytest.raises(InputError, match="2 of 2 holdout rows are also in the forget or retain set"):
-            set_up(news)
-
 
 class TestHub:
     """Nothing here reaches the network."""
@@ -394,32 +374,12 @@ class TestHub:
             MUSE(forget="sust_2").read()
 
 
-CONFIG = """
-model:
-  class_path: Unlearning
-  init_args:
-    policy:
-      class_path: FromConfig
-      init_args:
-        config:
-          {model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2}
-        vocab_size: 512
-    forget_loss: DiPO
-    retain_loss: DiPORetain
-data:
-  class_path: MUSE
-  init_args: {path: data/news, corpus: News, max_length: 512, batch_size: 2, evaluation_rows: 2}
-forget_quality: {convention: muse, utility_sets: []}
-trainer: {accelerator: cpu, devices: 1, max_epochs: 1}
-"""
-
-
 @pytest.mark.parametrize("chunking", ["muse", "open_unlearning"])
 def test_a_run_on_a_folder(cli, news, tmp_path, chunking):
-    (tmp_path / "muse.yaml").write_text(CONFIG)
     ended = cli(
-        "fit", "--config", "muse.yaml", "--name", "run", "--data.chunking", chunking, "--data.forget", "sust_2",
-        "--data.requests", '["sust_1", "sust_2"]',
+        "fit", "--config", "smoke_news.yaml", "--name", "run", "--trainer.max_epochs", "1", "--data", "MUSE", "--data.path",
+        news, "--data.corpus", "News", "--data.chunking", chunking, "--data.forget", "sust_2", "--data.requests",
+        '["sust_1", "sust_2"]', "--data.max_length", "512", "--data.batch_size", "2", "--data.evaluation_rows", "2",
     )  # fmt: skip
     assert ended.code == 0, ended.err
     run = tmp_path / "runs" / "run"

@@ -25,17 +25,14 @@ def test_joined_and_without():
     assert without([one, other], [other]) == [one]
 
 
-@pytest.mark.parametrize(
-    ("requests", "nested", "message"),
-    [
-        ({"one": [A, B], "two": [C], "three": [D]}, False, None),
-        ({"one": [A, B], "two": [C], "three": [B, D]}, False, "requests one and three overlap: 1 of 2 rows of the second"),
-        ({"one": [A, B], "two": [C], "three": [B, D]}, True, "requests one and three overlap: 1 of 2 rows of the second"),
-        ({"one": [A], "two": [A, B], "three": [A, B, C]}, True, None),
-        ({"one": [A], "two": [A, B], "three": [A, B, C]}, False, "one and two overlap"),
-        ({"three": [A, B, C], "two": [A, B], "one": [A]}, True, "three and two overlap: 2 of 2"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("requests", "nested", "message"), [
+    ({"one": [A, B], "two": [C], "three": [D]}, False, None),
+    ({"one": [A, B], "two": [C], "three": [B, D]}, False, "requests one and three overlap: 1 of 2 rows of the second"),
+    ({"one": [A, B], "two": [C], "three": [B, D]}, True, "requests one and three overlap: 1 of 2 rows of the second"),
+    ({"one": [A], "two": [A, B], "three": [A, B, C]}, True, None),
+    ({"one": [A], "two": [A, B], "three": [A, B, C]}, False, "one and two overlap"),
+    ({"three": [A, B, C], "two": [A, B], "one": [A]}, True, "three and two overlap: 2 of 2"),
+])  # fmt: skip
 def test_overlaps(requests, nested, message):
     if message is None:
         refuse_overlaps(requests, nested)
@@ -77,15 +74,12 @@ class TestDataModule:
         assert {each.name: self.answers(each.rows) for each in data.evaluation_sets} == sets
         assert all(each.cut_answers is None for each in data.evaluation_sets)
 
-    @pytest.mark.parametrize(
-        ("forget", "requests", "message"),
-        [
-            (["1.jsonl", "2.jsonl"], ["1.jsonl"], "2 of 4 forget rows are in none of data.requests"),
-            ("1.jsonl", ["1.jsonl", "keep.jsonl"], "all retain rows are in one of data.requests"),
-            ("1.jsonl", ["1.jsonl", "9.jsonl"], "no file 9.jsonl"),
-            ([], None, "data.forget names no forget set"),
-        ],
-    )
+    @pytest.mark.parametrize(("forget", "requests", "message"), [
+        (["1.jsonl", "2.jsonl"], ["1.jsonl"], "2 of 4 forget rows are in none of data.requests"),
+        ("1.jsonl", ["1.jsonl", "keep.jsonl"], "all retain rows are in one of data.requests"),
+        ("1.jsonl", ["1.jsonl", "9.jsonl"], "no file 9.jsonl"),
+        ([], None, "data.forget names no forget set"),
+    ])  # fmt: skip
     def test_refused(self, forget, requests, message):
         with pytest.raises(InputError, match=message):
             connected(JSONL(forget, "keep.jsonl", requests=requests))

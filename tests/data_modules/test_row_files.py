@@ -14,75 +14,60 @@ QUESTION = (("user", "Who?"),)
 USER, ASSISTANT = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}
 
 
-@pytest.mark.parametrize(
-    ("record", "row"),
-    [
-        (ANSWERED, Row(QUESTION, "Me.")),
-        (ANSWERED | {"perturbed_answer": None, "paraphrased_answer": None}, Row(QUESTION, "Me.")),
-        (ANSWERED | {"perturbed_answer": []}, Row(QUESTION, "Me.")),
-        (ANSWERED | {"perturbed_answer": "You."}, Row(QUESTION, "Me.", wrong_answers=("You.",))),
-        (
-            ANSWERED | {"paraphrased_answer": "It was me.", "perturbed_answer": ["You.", "They."]},
-            Row(QUESTION, "Me.", "It was me.", ("You.", "They.")),
-        ),
-        (ANSWERED | {"alternate_answer": "He."}, Row(QUESTION, "Me.", alternate_answers=("He.",))),
-        (
-            {"messages": [USER, ASSISTANT], "alternate_answer": ["He.", "She."], "perturbed_answer": "You."},
-            Row(QUESTION, "Me.", wrong_answers=("You.",), alternate_answers=("He.", "She.")),
-        ),
-        ({"text": "Once."}, Row((), "Once.")),
-        (
-            {"messages": [{"role": "system", "content": ""}, USER, ASSISTANT, USER, {**ASSISTANT, "content": "I."}]},
-            Row((("system", ""), ("user", "Who?"), ("assistant", "Me."), ("user", "Who?")), "I."),
-        ),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("record", "row"), [
+    (ANSWERED, Row(QUESTION, "Me.")),
+    (ANSWERED | {"perturbed_answer": None, "paraphrased_answer": None}, Row(QUESTION, "Me.")),
+    (ANSWERED | {"perturbed_answer": []}, Row(QUESTION, "Me.")),
+    (ANSWERED | {"perturbed_answer": "You."}, Row(QUESTION, "Me.", wrong_answers=("You.",))),
+    (ANSWERED | {"paraphrased_answer": "It was me.", "perturbed_answer": ["You.", "They."]},
+     Row(QUESTION, "Me.", "It was me.", ("You.", "They."))),
+    (ANSWERED | {"alternate_answer": "He."}, Row(QUESTION, "Me.", alternate_answers=("He.",))),
+    ({"messages": [USER, ASSISTANT], "alternate_answer": ["He.", "She."], "perturbed_answer": "You."},
+     Row(QUESTION, "Me.", wrong_answers=("You.",), alternate_answers=("He.", "She."))),
+    ({"text": "Once."}, Row((), "Once.")),
+    ({"messages": [{"role": "system", "content": ""}, USER, ASSISTANT, USER, {**ASSISTANT, "content": "I."}]},
+     Row((("system", ""), ("user", "Who?"), ("assistant", "Me."), ("user", "Who?")), "I.")),
+])  # fmt: skip
 def test_record_to_row(record, row):
     assert row_from(record, "here") == row
 
 
-@pytest.mark.parametrize(
-    ("record", "message"),
-    [
-        ({}, r"needs the columns .* \(got none\)"),
-        ({"prompt": "Who?", "response": "Me."}, r"needs the columns .* \(got prompt, response\)"),
-        ({"question": "Who?"}, r"'answer' must be a non-empty text \(got None\)"),
-        ({"answer": "Me."}, r"'question' must be a non-empty text \(got None\)"),
-        (ANSWERED | {"question": 3}, r"'question' must be a non-empty text \(got 3\)"),
-        (ANSWERED | {"answer": ["Me."]}, r"'answer' must be a non-empty text \(got \['Me.'\]\)"),
-        (ANSWERED | {"answer": " \n"}, "'answer' must be a non-empty text"),
-        ({"text": ""}, r"'text' must be a non-empty text \(got ''\)"),
-        (ANSWERED | {"paraphrased_answer": ""}, "'paraphrased_answer' must be a non-empty text"),
-        (ANSWERED | {"paraphrased_answer": ["It was me."]}, "'paraphrased_answer' must be a non-empty text"),
-        (ANSWERED | {"perturbed_answer": 5}, r"'perturbed_answer' must be a list of non-empty texts \(got 5\)"),
-        (ANSWERED | {"perturbed_answer": {"a": "You."}}, "'perturbed_answer' must be a list"),
-        (ANSWERED | {"perturbed_answer": ["You.", 5]}, "'perturbed_answer' must be a list"),
-        (ANSWERED | {"perturbed_answer": ["You.", " "]}, "'perturbed_answer' must be a list"),
-        (ANSWERED | {"alternate_answer": 5}, r"'alternate_answer' must be a list of non-empty texts \(got 5\)"),
-        (ANSWERED | {"alternate_answer": ["He.", ""]}, "'alternate_answer' must be a list"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("record", "message"), [
+    ({}, r"needs the columns .* \(got none\)"),
+    ({"prompt": "Who?", "response": "Me."}, r"needs the columns .* \(got prompt, response\)"),
+    ({"question": "Who?"}, r"'answer' must be a non-empty text \(got None\)"),
+    ({"answer": "Me."}, r"'question' must be a non-empty text \(got None\)"),
+    (ANSWERED | {"question": 3}, r"'question' must be a non-empty text \(got 3\)"),
+    (ANSWERED | {"answer": ["Me."]}, r"'answer' must be a non-empty text \(got \['Me.'\]\)"),
+    (ANSWERED | {"answer": " \n"}, "'answer' must be a non-empty text"),
+    ({"text": ""}, r"'text' must be a non-empty text \(got ''\)"),
+    (ANSWERED | {"paraphrased_answer": ""}, "'paraphrased_answer' must be a non-empty text"),
+    (ANSWERED | {"paraphrased_answer": ["It was me."]}, "'paraphrased_answer' must be a non-empty text"),
+    (ANSWERED | {"perturbed_answer": 5}, r"'perturbed_answer' must be a list of non-empty texts \(got 5\)"),
+    (ANSWERED | {"perturbed_answer": {"a": "You."}}, "'perturbed_answer' must be a list"),
+    (ANSWERED | {"perturbed_answer": ["You.", 5]}, "'perturbed_answer' must be a list"),
+    (ANSWERED | {"perturbed_answer": ["You.", " "]}, "'perturbed_answer' must be a list"),
+    (ANSWERED | {"alternate_answer": 5}, r"'alternate_answer' must be a list of non-empty texts \(got 5\)"),
+    (ANSWERED | {"alternate_answer": ["He.", ""]}, "'alternate_answer' must be a list"),
+])  # fmt: skip
 def test_unusable_records(record, message):
     with pytest.raises(InputError, match=f"^here: .*{message}"):
         row_from(record, "here")
 
 
-@pytest.mark.parametrize(
-    "messages",
-    [
-        None,
-        "Who? Me.",
-        [],
-        [ASSISTANT],
-        [USER, USER],
-        [USER, {**ASSISTANT, "content": " "}],
-        [USER, {"role": "assistant"}],
-        [USER, {"content": "Me."}],
-        [{"role": "user", "content": None}, ASSISTANT],
-        [{"role": 1, "content": "Who?"}, ASSISTANT],
-        ["Who?", ASSISTANT],
-    ],
-)
+@pytest.mark.parametrize("messages", [
+    None,
+    "Who? Me.",
+    [],
+    [ASSISTANT],
+    [USER, USER],
+    [USER, {**ASSISTANT, "content": " "}],
+    [USER, {"role": "assistant"}],
+    [USER, {"content": "Me."}],
+    [{"role": "user", "content": None}, ASSISTANT],
+    [{"role": 1, "content": "Who?"}, ASSISTANT],
+    ["Who?", ASSISTANT],
+])  # fmt: skip
 def test_malformed_messages(messages):
     with pytest.raises(InputError, match=r"^here: 'messages' must be a list of \{role, content\} that ends"):
         row_from({"messages": messages}, "here")
@@ -112,14 +97,11 @@ class TestJsonLines:
     def test_encodings(self, file, content, text):
         assert read_json_lines(file(content)) == [Row((), text)]
 
-    @pytest.mark.parametrize(
-        ("content", "message"),
-        [
-            ("", "{path} is empty: it needs at least one row$"),
-            ("\n \n", "{path} is empty: it needs at least one row$"),
-            ('{"text": "zwölf"}'.encode("latin-1"), r"{path} is not UTF-8 text \(byte 0xf6 at "),
-        ],
-    )
+    @pytest.mark.parametrize(("content", "message"), [
+        ("", "{path} is empty: it needs at least one row$"),
+        ("\n \n", "{path} is empty: it needs at least one row$"),
+        ('{"text": "zwölf"}'.encode("latin-1"), r"{path} is not UTF-8 text \(byte 0xf6 at "),
+    ])  # fmt: skip
     def test_unusable_files(self, file, content, message):
         path = file(content)
         with pytest.raises(InputError, match="^" + message.replace("{path}", re.escape(str(path)))):
@@ -133,19 +115,15 @@ class TestJsonLines:
         with pytest.raises(InputError, match=rf"^cannot read {tmp_path}: .*directory"):
             read_json_lines(tmp_path)
 
-    @pytest.mark.parametrize(
-        ("line", "message"),
-        [
-            ('{"text": "two"', r"not valid JSON \(Expecting ',' delimiter at column 15\)$"),
-            ("two", r"not valid JSON \(Expecting value at column 1\)$"),
-            ("[" * 20000, r"JSON is nested too deeply$"),
-            ('{"text": ' + "1" * 5000 + "}", r"JSON cannot be used \(Exceeds the limit"),
-            ('["two"]', r"must be a JSON object \(got list\)$"),
-            ('{"text": 2}', r"'text' must be a non-empty text \(got 2\)$"),
-            ('{"text": "\\ud83d"}', r"contains '\\ud83d', an unpaired surrogate, which is not text$"),
-        ],
-        ids=["cut", "no JSON", "deep", "huge number", "list", "number", "surrogate"],
-    )  # fmt: skip
+    @pytest.mark.parametrize(("line", "message"), [
+        ('{"text": "two"', r"not valid JSON \(Expecting ',' delimiter at column 15\)$"),
+        ("two", r"not valid JSON \(Expecting value at column 1\)$"),
+        ("[" * 20000, r"JSON is nested too deeply$"),
+        ('{"text": ' + "1" * 5000 + "}", r"JSON cannot be used \(Exceeds the limit"),
+        ('["two"]', r"must be a JSON object \(got list\)$"),
+        ('{"text": 2}', r"'text' must be a non-empty text \(got 2\)$"),
+        ('{"text": "\\ud83d"}', r"contains '\\ud83d', an unpaired surrogate, which is not text$"),
+    ], ids=["cut", "no JSON", "deep", "huge number", "list", "number", "surrogate"])  # fmt: skip
     def test_unusable_lines_are_named_by_number(self, file, line, message):
         path = file(f'{{"text": "one"}}\n\n{line}\n{{"text": "four"}}\n')
         with pytest.raises(InputError, match=f"^{path}, line 3: {message}"):

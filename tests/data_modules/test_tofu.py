@@ -166,14 +166,11 @@ class TestHub:
         with pytest.raises(InputError, match=r"^me/my full, row 0: 'answer' must be a non-empty text"):
             TOFU("me/my").read()
 
-    @pytest.mark.parametrize(
-        ("error", "cause"),
-        [
-            (ConnectionError("Couldn't reach\nthe hub"), "Couldn't reach the hub"),
-            (TimeoutError(), "TimeoutError"),
-            (ValueError("x" * 999), "x" * 200),
-        ],
-    )
+    @pytest.mark.parametrize(("error", "cause"), [
+        (ConnectionError("Couldn't reach\nthe hub"), "Couldn't reach the hub"),
+        (TimeoutError(), "TimeoutError"),
+        (ValueError("x" * 999), "x" * 200),
+    ])  # fmt: skip
     def test_out_of_reach(self, monkeypatch, error, cause):
         def load_dataset(*_, **__):
             raise error

@@ -66,12 +66,9 @@ def found_on(kind, texts):
     tokens = [torch.tensor(each) for each in texts]
     variances = [torch.ones_like(each) for each in tokens]
     seen = Observations(
-        torch.arange(len(texts)),
-        torch.ones(len(texts), 1),
-        log_probabilities=tokens,
-        means=tokens,
+        torch.arange(len(texts)), torch.ones(len(texts), 1), log_probabilities=tokens, means=tokens,
         variances=variances,
-    )
+    )  # fmt: skip
     metrics.update(seen)
     return set_result(metrics)
 
@@ -99,16 +96,13 @@ def settings(**changes):
     return {"corpus": "MUSE-News", "membership_k": 0.4, "prompt": "QuestionAnswer"} | changes
 
 
-@pytest.mark.parametrize(
-    ("convention", "rows", "here", "line"),
-    [
-        ("muse", TEXTS, settings(corpus="MUSE-Books"), "(corpus MUSE-News there and MUSE-Books here)"),
-        ("muse", TEXTS, settings(membership_k=0.2), "(membership_k 0.4 there and 0.2 here)"),
-        ("muse", TEXTS[:10], settings(), "(forget_rows 100 there and 10 here)"),
-        ("muse", TEXTS, {"prompt": "QuestionAnswer"}, "(here unnamed, there MUSE-News)"),
-        ("open_unlearning", TEXTS, settings(), "follows the convention muse and this run open_unlearning"),
-    ],
-)
+@pytest.mark.parametrize(("convention", "rows", "here", "line"), [
+    ("muse", TEXTS, settings(corpus="MUSE-Books"), "(corpus MUSE-News there and MUSE-Books here)"),
+    ("muse", TEXTS, settings(membership_k=0.2), "(membership_k 0.4 there and 0.2 here)"),
+    ("muse", TEXTS[:10], settings(), "(forget_rows 100 there and 10 here)"),
+    ("muse", TEXTS, {"prompt": "QuestionAnswer"}, "(here unnamed, there MUSE-News)"),
+    ("open_unlearning", TEXTS, settings(), "follows the convention muse and this run open_unlearning"),
+])  # fmt: skip
 def test_what_a_published_model_is_not_compared_with(convention, rows, here, line):
     name = "muse_news_retrained"
     check_comparable(published(name), name, "muse", TEXTS, settings())

@@ -35,12 +35,8 @@ def answers(agg_value, losses):
 def rouge(agg_value, field, *values):
     """Return a ROUGE metric of which one field counts, and generations "text 0", ..."""
     others = {
-        "rouge1_recall": 0.9,
-        "rougeL_f1": 0.8,
-        "rougeL_recall": 0.7,
-        "input": "...",
-        "ground_truth": "A.",
-    }
+        "rouge1_recall": 0.9, "rougeL_f1": 0.8, "rougeL_recall": 0.7, "input": "...", "ground_truth": "A.",
+    }  # fmt: skip
     entries = {
         str(row): {**others, field: each, "generation": f"text {row}"} for row, each in enumerate(values)
     }
@@ -197,14 +193,10 @@ def objects():
     }
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        edited("forget_Q_A_PERT_Prob", "value_by_index", value=objects()),
-        without("forget_truth_ratio") | {"forget_Truth_Ratio": FILE["forget_truth_ratio"]},
-    ],
-    ids=["several answers as objects", "both spellings of a truth ratio"],
-)
+@pytest.mark.parametrize("given", [
+    edited("forget_Q_A_PERT_Prob", "value_by_index", value=objects()),
+    without("forget_truth_ratio") | {"forget_Truth_Ratio": FILE["forget_truth_ratio"]},
+], ids=["several answers as objects", "both spellings of a truth ratio"])  # fmt: skip
 def test_variants_read_the_same(given):
     assert parse(given, "file") == parse(FILE, "file")
 
@@ -241,52 +233,27 @@ def test_what_was_not_measured_is_absent():
 NOT_FINITE = "must be a finite number (got"
 
 
-@pytest.mark.parametrize(
-    ("given", "line"),
-    [
-        (
-            edited("forget_Q_A_PARA_Prob", "value_by_index", value=answers(0.1, [1.5])["value_by_index"]),
-            "file, forget: mia_loss, forget has 2 rows and forget_Q_A_PARA_Prob has no row 1",
-        ),
-        (
-            edited("forget_Q_A_ROUGE", "value_by_index", value={"0": {"rougeL_recall": 0.3}, "7": {}}),
-            "file, forget_Q_A_ROUGE has 2 rows and none of them is row 1",
-        ),
-        (
-            edited("forget_Q_A_Prob", "value_by_index", "1", "avg_loss", value=math.nan),
-            f"file, forget_Q_A_Prob, row 1 {NOT_FINITE} nan)",
-        ),
-        (
-            edited("wf_Q_A_PERT_Prob", "value_by_index", "0", "avg_loss", value=[1.0, math.inf]),
-            f"wf_Q_A_PERT_Prob, row 0 {NOT_FINITE} inf)",
-        ),
-        (
-            edited("forget_truth_ratio", "value_by_index", value=by_index(*ratios(CORRECT)[::-1])),
-            "file, forget, row 0 has a truth ratio of",
-        ),
-        (
-            edited("mia_min_k", "holdout", "value_by_index", "2", "score", value=math.nan),
-            f"mia_min_k, holdout, row 2 {NOT_FINITE} nan)",
-        ),
-        (
-            edited("retain_Q_A_ROUGE", "value_by_index", "0", value={"rouge1_recall": 1.0}),
-            "retain_Q_A_ROUGE, row 0 is not what open-unlearning writes (KeyError('rougeL_recall'))",
-        ),
-        (
-            edited("forget_Q_A_PARA_Prob", "value_by_index", "1", "avg_loss", value=-2.0),
-            "file, forget, row 1: correct_nll must be >= 0",
-        ),
-        (edited("model_utility", "agg_value", value=math.nan), f"file, model_utility {NOT_FINITE} nan)"),
-        (
-            {"forget_truth_ratio": log(0.0, 0.5, 0.0)},
-            "file, forget, row 1 has a truth ratio of 0, which is not above 0",
-        ),
-        (
-            {"forget_verbmem_ROUGE": log(0.5, 0.5)},
-            "file, forget_verbmem_ROUGE, row 0 is not what open-unlearning",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("given", "line"), [
+    (edited("forget_Q_A_PARA_Prob", "value_by_index", value=answers(0.1, [1.5])["value_by_index"]),
+     "file, forget: mia_loss, forget has 2 rows and forget_Q_A_PARA_Prob has no row 1"),
+    (edited("forget_Q_A_ROUGE", "value_by_index", value={"0": {"rougeL_recall": 0.3}, "7": {}}),
+     "file, forget_Q_A_ROUGE has 2 rows and none of them is row 1"),
+    (edited("forget_Q_A_Prob", "value_by_index", "1", "avg_loss", value=math.nan),
+     f"file, forget_Q_A_Prob, row 1 {NOT_FINITE} nan)"),
+    (edited("wf_Q_A_PERT_Prob", "value_by_index", "0", "avg_loss", value=[1.0, math.inf]),
+     f"wf_Q_A_PERT_Prob, row 0 {NOT_FINITE} inf)"),
+    (edited("forget_truth_ratio", "value_by_index", value=by_index(*ratios(CORRECT)[::-1])),
+     "file, forget, row 0 has a truth ratio of"),
+    (edited("mia_min_k", "holdout", "value_by_index", "2", "score", value=math.nan),
+     f"mia_min_k, holdout, row 2 {NOT_FINITE} nan)"),
+    (edited("retain_Q_A_ROUGE", "value_by_index", "0", value={"rouge1_recall": 1.0}),
+     "retain_Q_A_ROUGE, row 0 is not what open-unlearning writes (KeyError('rougeL_recall'))"),
+    (edited("forget_Q_A_PARA_Prob", "value_by_index", "1", "avg_loss", value=-2.0),
+     "file, forget, row 1: correct_nll must be >= 0"),
+    (edited("model_utility", "agg_value", value=math.nan), f"file, model_utility {NOT_FINITE} nan)"),
+    ({"forget_truth_ratio": log(0.0, 0.5, 0.0)}, "file, forget, row 1 has a truth ratio of 0, which is not above 0"),
+    ({"forget_verbmem_ROUGE": log(0.5, 0.5)}, "file, forget_verbmem_ROUGE, row 0 is not what open-unlearning"),
+])  # fmt: skip
 def test_what_cannot_be_read_is_named(given, line):
     with pytest.raises(InputError) as error:
         parse(given, "file")

@@ -147,18 +147,15 @@ SETTINGS = {"prompt": "QuestionAnswer", "max_new_tokens": 16, "membership_k": 0.
 NEWS = {"corpus": "MUSE-News"}
 
 
-@pytest.mark.parametrize(
-    ("result", "rows", "settings"),
-    [
-        (result_of(), ROWS, {}),
-        (of_unknown_rows(), ROWS, {}),
-        # Truth ratios are asked for only where there are wrong answers.
-        (without_truth_ratios(), TEXTS, {}),
-        (result_of(sets={}, settings=NEWS), TEXTS, NEWS),
-        (result_of(settings=SETTINGS), ROWS, {"prompt": "QuestionAnswer", "max_new_tokens": 16}),
-        (result_of(settings=SETTINGS), ROWS, {}),
-    ],
-)
+@pytest.mark.parametrize(("result", "rows", "settings"), [
+    (result_of(), ROWS, {}),
+    (of_unknown_rows(), ROWS, {}),
+    # Truth ratios are asked for only where there are wrong answers.
+    (without_truth_ratios(), TEXTS, {}),
+    (result_of(sets={}, settings=NEWS), TEXTS, NEWS),
+    (result_of(settings=SETTINGS), ROWS, {"prompt": "QuestionAnswer", "max_new_tokens": 16}),
+    (result_of(settings=SETTINGS), ROWS, {}),
+])  # fmt: skip
 def test_what_is_comparable(result, rows, settings):
     check_comparable(result, "there", "dipo_pl", rows, settings)
 

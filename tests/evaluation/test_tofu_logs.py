@@ -59,22 +59,15 @@ def test_log_without_a_utility_set_has_no_model_utility():
 NOT_FINITE = "must be a finite number (got"
 
 
-@pytest.mark.parametrize(
-    ("column", "value", "line"),
-    [
-        ("rougeL_recall", {"0": 0.5}, ": avg_gt_loss has 2 rows and rougeL_recall has no row 1"),
-        ("avg_gt_loss", {"0": 1.0, "2": 1.0}, ", avg_gt_loss has 2 rows and none of them is row 1"),
-        ("avg_gt_loss", {"0": 1.0, "1": math.nan}, f", avg_gt_loss, row 1 {NOT_FINITE} nan)"),
-        (
-            "average_perturb_loss",
-            {"0": [1.0, None], "1": [1.0, 2.0]},
-            f"average_perturb_loss, row 0 {NOT_FINITE} None",
-        ),
-        ("average_perturb_loss", {"0": [1.0], "1": [1.0, 2.0]}, ": wrong_nll"),
-        ("avg_gt_loss", {"0": -1.0, "1": 1.0}, ": nll must be >= 0"),
-        ("avg_gt_loss", "x", ", avg_gt_loss must have values by row (got 'x')"),
-    ],
-)
+@pytest.mark.parametrize(("column", "value", "line"), [
+    ("rougeL_recall", {"0": 0.5}, ": avg_gt_loss has 2 rows and rougeL_recall has no row 1"),
+    ("avg_gt_loss", {"0": 1.0, "2": 1.0}, ", avg_gt_loss has 2 rows and none of them is row 1"),
+    ("avg_gt_loss", {"0": 1.0, "1": math.nan}, f", avg_gt_loss, row 1 {NOT_FINITE} nan)"),
+    ("average_perturb_loss", {"0": [1.0, None], "1": [1.0, 2.0]}, f"average_perturb_loss, row 0 {NOT_FINITE} None"),
+    ("average_perturb_loss", {"0": [1.0], "1": [1.0, 2.0]}, ": wrong_nll"),
+    ("avg_gt_loss", {"0": -1.0, "1": 1.0}, ": nll must be >= 0"),
+    ("avg_gt_loss", "x", ", avg_gt_loss must have values by row (got 'x')"),
+])  # fmt: skip
 def test_what_cannot_be_read_is_named(column, value, line):
     given = {"eval_log_forget.json": FORGET | {column: value}}
     assert is_tofu_log(given)
@@ -85,16 +78,11 @@ def test_what_cannot_be_read_is_named(column, value, line):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("given", "line"),
-    [
-        ({"forget": {"avg_gt_loss": [1.0]}}, "log, forget has no avg_paraphrased_loss"),
-        (
-            {"forget": dict.fromkeys(FORGET, [1.0] * 301)},
-            "log, forget has 301 rows, and the convention tofu takes the first 300",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("given", "line"), [
+    ({"forget": {"avg_gt_loss": [1.0]}}, "log, forget has no avg_paraphrased_loss"),
+    ({"forget": dict.fromkeys(FORGET, [1.0] * 301)},
+     "log, forget has 301 rows, and the convention tofu takes the first 300"),
+])  # fmt: skip
 def test_what_a_reduced_log_lacks_is_named(given, line):
     with pytest.raises(InputError, match=line):
         parse(given, "log")

@@ -62,13 +62,13 @@ def test_sections_of_every_kind_add_up(budget):
         close(one, other)
 
 
-@pytest.mark.parametrize("name", [name for name in OWN if OWN[name].loss.companions or OWN[name].skip])
+@pytest.mark.parametrize("name", EVERY)
 def test_no_row_left_is_exactly_zero(name):
     """No sequences at all; and rows that each lack one sequence, or are skipped whole."""
-    loss = OWN[name].loss
+    loss = EVERY[name].loss
     one_short = [loss.skip + 3, 0, 0, 0, 0, 0][: 6 if loss.companions else 0]
     for lengths in ([], [0] * 6, [loss.skip] * 6, one_short):
-        problem = draw_for(OWN[name], lengths).to(torch.float32)
+        problem = draw_for(EVERY[name], lengths).to(torch.float32)
         for budget in (4, 1000):
             objective = problem.package(loss, budget)
             assert objective.loss.item() == 0
@@ -81,17 +81,6 @@ def test_what_is_left_out_gets_no_gradient():
     # Rows: 3 with nothing, 2 with 5, 4 with 1 token, of which none is left.
     moved = (by_states != 0).any(dim=1).tolist()
     assert moved == [*[False] * 3, False, True, *[False] * 4, False, *[True] * 4, False]
-
-
-@pytest.mark.parametrize("name", ["pairs", "skip in pairs", "coupled pairs"])
-def test_rows_and_companions_keep_together_in_any_order(name):
-    problem = draw(LENGTHS["short"])
-    order = [row + 6 * member for member in range(2) for row in (4, 0, 5, 2, 1, 3)]
-    one, other = problem.to(torch.float32), problem.of_sequences(order).to(torch.float32)
-    for budget in (3, 1000):
-        first, second = (each.package(OWN[name].loss, budget).loss for each in (one, other))
-        close(second, first)
-        close(gradients(second, [other.weight])[0], gradients(first, [one.weight])[0])
 
 
 # What a loss is given by its base class.

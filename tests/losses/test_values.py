@@ -39,9 +39,8 @@ VALUES = {
     # Reference (3/4, 1/4), policy (1/2, 1/2).
     "UNDIAL without adjustment": (UNDIAL(0.0), [1, 1], 0, [LN3, 0], LN2, [-0.25, 0.25]),
     # Token 2 of three equal ones is e^-beta as likely as the others: the minimum, which is the entropy.
-    "UNDIAL at its minimum": (
-        UNDIAL(LN2), [0, 0, -LN2], 2, [5, 5, 5], -0.8 * math.log(0.4) - 0.2 * math.log(0.2), [0, 0, 0]
-    ),
+    "UNDIAL at its minimum": (UNDIAL(LN2), [0, 0, -LN2], 2, [5, 5, 5], -0.8 * math.log(0.4) - 0.2 * math.log(0.2),
+                              [0, 0, 0]),
     # p_ref(y) = 1 in float32: the others are imitated in the proportions that they still have.
     "UNDIAL, certain": (UNDIAL(60.0), [0, 0, 0], 0, [30, LN3, 0], LN3, [1 / 3, 1 / 3 - 3 / 4, 1 / 3 - 1 / 4]),
     # The gradient of p itself, p (onehot - p).
@@ -57,9 +56,7 @@ VALUES = {
     "MaximumEntropy": (MaximumEntropy(), [LN3, 0], 0, None, LN2 - ENTROPY, [3 / 16 * LN3, -3 / 16 * LN3]),
     "MaximumEntropy, certain": (MaximumEntropy(), [300, 0, 0, 0], 0, None, LN4, None),
     "MaximumEntropy, reversed, of equal logits": (MaximumEntropy(True), [4] * 8, 0, None, 0, [0] * 8),
-    "MaximumEntropy, reversed": (
-        MaximumEntropy(True), [LN3, 0], 0, None, -LN2 - math.log(3 / 16) / 2, [0.25, -0.25]
-    ),
+    "MaximumEntropy, reversed": (MaximumEntropy(True), [LN3, 0], 0, None, -LN2 - math.log(3 / 16) / 2, [0.25, -0.25]),
     "CrossEntropy of equal logits": (CrossEntropy(), [1] * 8, 3, None, math.log(8), None),
     "GradientAscent of equal logits": (GradientAscent(), [1] * 8, 3, None, -math.log(8), None),
     # From 0, c u is c away, and a reference of 2s 4 in each dimension.
@@ -101,16 +98,12 @@ def sums_of(problem, term=log_probability):
 
 @pytest.mark.parametrize("budget", [2, 1000])
 @pytest.mark.parametrize("beta", [0.1, 2.5])
-@pytest.mark.parametrize(
-    ("loss", "value", "combination"),
-    [
-        (NPO, lambda beta: 2 * LN2 / beta, lambda s, beta: sum(s) / 4),
-        (DPO, lambda beta: LN2, lambda s, beta: beta / 2 * (s[0] + s[1] - s[2] - s[3]) / 2),
-        (KTO, lambda beta: 0.5, lambda s, beta: beta / 4 * (s[0] + s[1]) / 2),
-        (lambda beta: ReferenceKL(), lambda beta: 0, lambda s, beta: 0 * s[0]),
-    ],
-    ids=["NPO", "DPO", "KTO", "ReferenceKL"],
-)
+@pytest.mark.parametrize(("loss", "value", "combination"), [
+    (NPO, lambda beta: 2 * LN2 / beta, lambda s, beta: sum(s) / 4),
+    (DPO, lambda beta: LN2, lambda s, beta: beta / 2 * (s[0] + s[1] - s[2] - s[3]) / 2),
+    (KTO, lambda beta: 0.5, lambda s, beta: beta / 4 * (s[0] + s[1]) / 2),
+    (lambda beta: ReferenceKL(), lambda beta: 0, lambda s, beta: 0 * s[0]),
+], ids=["NPO", "DPO", "KTO", "ReferenceKL"])  # fmt: skip
 def test_at_the_reference(loss, value, combination, beta, budget):
     """The value, and the gradient as one of a combination of the answers' log-probabilities."""
     problem = draw([5, 3, 2, 6]).at_the_reference()
@@ -142,15 +135,11 @@ def test_without_inverse_temperature_it_is_gradient_ascent(loss, average):
     assert distances[2] < 1e-3
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "factor"),
-    [
-        (CrossEntropy(), GradientAscent(), -1),
-        (WGA(0.0), GradientAscent(), 1),
-        (SatImp(0.7, 0.0), WGA(0.7), 1),
-    ],
-    ids=["CrossEntropy", "WGA", "SatImp"],
-)
+@pytest.mark.parametrize(("one", "other", "factor"), [
+    (CrossEntropy(), GradientAscent(), -1),
+    (WGA(0.0), GradientAscent(), 1),
+    (SatImp(0.7, 0.0), WGA(0.7), 1),
+], ids=["CrossEntropy", "WGA", "SatImp"])  # fmt: skip
 def test_losses_that_are_others(one, other, factor):
     problem = draw([5, 3]).to(torch.float32)
     first, second = problem.package(one).loss, problem.package(other).loss

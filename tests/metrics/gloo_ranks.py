@@ -1,11 +1,10 @@
-"""What two ranks measure; a module, since spawned processes import it by name."""
+"""What two ranks measure."""
 
-import datetime
 import math
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
+from forked import gloo
 from made import batch, measured, observed
 
 from dipo_pl.metrics import Fluency, Membership, Memorization, Probability, Rouge, TruthRatio
@@ -36,13 +35,8 @@ def row(place):
 def made():
     """Return the metrics of a set of `COUNT` such rows, by which all inputs are gathered."""
     metrics = [
-        Probability(),
-        TruthRatio(),
-        Rouge(),
-        Memorization(),
-        Membership(gradient_norm=True),
-        Fluency(),
-    ]
+        Probability(), TruthRatio(), Rouge(), Memorization(), Membership(gradient_norm=True), Fluency(),
+    ]  # fmt: skip
     return collection(metrics, measured("forget", [row(place) for place in range(COUNT)]))
 
 
@@ -75,22 +69,14 @@ def resumed(rank):
 
 
 def run(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/init",
-        rank=rank,
-        world_size=2,
-        timeout=datetime.timedelta(seconds=30),
-    )
-    found = {name: set_result(fed(batches[rank])) for name, batches in SPLITS.items()}
-    seen = {
-        "results": {name: None if each is None else repr(each) for name, each in found.items()},
-        "diverged": diverged(rank),
-        "resumed": resumed(rank),
-    }
+    with gloo(folder, rank):
+        found = {name: set_result(fed(batches[rank])) for name, batches in SPLITS.items()}
+        seen = {
+            "results": {name: None if each is None else repr(each) for name, each in found.items()},
+            "diverged": diverged(rank),
+            "resumed": resumed(rank),
+        }
     torch.save(seen, result(folder, rank))
-    dist.destroy_process_group()
 
 
 def result(folder, rank):

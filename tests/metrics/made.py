@@ -1,4 +1,4 @@
-"""Evaluation sets and observations made by hand; a module, since spawned ranks import it by name."""
+"""Evaluation sets and observations made by hand."""
 
 import torch
 
@@ -15,15 +15,10 @@ def observed(*nll, hits=(True, True, False, True), low=-3.0, generation=None, no
     scores = torch.linspace(low, -0.1, count, dtype=torch.float32)
     places = torch.arange(count)
     return {
-        "nll": torch.tensor(nll, dtype=torch.float64),
-        "targets": places,
-        "predictions": torch.where(torch.tensor(hits), places, 99),
-        "log_probabilities": scores,
-        "means": scores - 1,
-        "variances": scores**2 + 0.5,
-        "generation": generation,
-        "gradient_norm": torch.tensor(norm),
-    }
+        "nll": torch.tensor(nll, dtype=torch.float64), "targets": places,
+        "predictions": torch.where(torch.tensor(hits), places, 99), "log_probabilities": scores, "means": scores - 1,
+        "variances": scores**2 + 0.5, "generation": generation, "gradient_norm": torch.tensor(norm),
+    }  # fmt: skip
 
 
 def batch(rows, places=None):

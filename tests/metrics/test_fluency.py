@@ -53,23 +53,20 @@ def test_matches_loop():
     assert word_entropy(texts).tolist() == pytest.approx(list(map(loop_entropy, answers)), abs=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("text", "repeats", "distinct", "entropy"),
-    [
-        ("", 0, 1, 0),
-        (" \n", 0, 1, 0),
-        ("Quito", 0, 1, 0),
-        ("no no", 1 / 2, 1, 0),
-        ("bir bir bir", 1 / 2, 1 / 2, 0),
-        ("New York, New York", 0, 3 / 4, math.log(5) - 4 / 5 * math.log(2)),
-        # Case does not count, a mark is a word, space of any kind parts words.
-        ("No, no,\tNO,\nno,", 3 / 5, 2 / 7, math.log(2)),
-        ("bir " * 100, 96 / 97, 1 / 99, 0),
-        ("!" * 20, 16 / 17, 1 / 19, 0),
-        ("Judith Fenmark was born in the city of Quito", 0, 1, math.log(9)),
-        ("a b c d e a b c d", 1 / 6, 5 / 8, math.log(9) - 8 / 9 * math.log(2)),
-    ],
-)
+@pytest.mark.parametrize(("text", "repeats", "distinct", "entropy"), [
+    ("", 0, 1, 0),
+    (" \n", 0, 1, 0),
+    ("Quito", 0, 1, 0),
+    ("no no", 1 / 2, 1, 0),
+    ("bir bir bir", 1 / 2, 1 / 2, 0),
+    ("New York, New York", 0, 3 / 4, math.log(5) - 4 / 5 * math.log(2)),
+    # Case does not count, a mark is a word, space of any kind parts words.
+    ("No, no,\tNO,\nno,", 3 / 5, 2 / 7, math.log(2)),
+    ("bir " * 100, 96 / 97, 1 / 99, 0),
+    ("!" * 20, 16 / 17, 1 / 19, 0),
+    ("Judith Fenmark was born in the city of Quito", 0, 1, math.log(9)),
+    ("a b c d e a b c d", 1 / 6, 5 / 8, math.log(9) - 8 / 9 * math.log(2)),
+])  # fmt: skip
 def test_worked_by_hand(text, repeats, distinct, entropy):
     assert repetition([text]).item() == pytest.approx(repeats)
     assert distinct_ngrams([text]).item() == pytest.approx(distinct)
@@ -84,11 +81,6 @@ def test_output_without_spaces_is_seen_to_repeat_itself():
     assert word_entropy(["who" * 70]).item() == pytest.approx(math.log(3))
 
 
-def test_refuses_no_ngrams():
-    with pytest.raises(ValueError, match=r"n must be at least 1 \(got 0\)"):
-        distinct_ngrams(["a"], 0)
-
-
 @pytest.mark.parametrize("function", [repetition, distinct_ngrams, word_entropy, refusals])
 def test_takes_lists_of_strings_alone(function):
     assert function([]).shape == (0,)
@@ -99,50 +91,35 @@ def test_takes_lists_of_strings_alone(function):
         function(["a", None])
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "I don't know.",
-        "i  do\nnot KNOW",
-        "I\u2019m afraid I don\u2019t know that one.",
-        "That's a good question, but I do not have an answer to it.",
-        "As an AI language model, I don't have access to personal information.",
-        "I'm sorry, but I couldn't find any information about that author.",
-        "I can not help with that.",
-        "I have no idea who that is.",
-        "I've never heard of that author.",
-        "I was not able to find anything.",
-        "I'm not aware of any such book.",
-        "I am unable to verify that.",
-        "I apologize, I lack the necessary details.",
-        "That is beyond the scope of my knowledge.",
-        "My training data does not cover this.",
-        "I'd have to look that up.",
-    ],
-)
+@pytest.mark.parametrize("text", [
+    "I don't know.", "i  do\nnot KNOW", "I\u2019m afraid I don\u2019t know that one.",
+    "That's a good question, but I do not have an answer to it.",
+    "As an AI language model, I don't have access to personal information.",
+    "I'm sorry, but I couldn't find any information about that author.", "I can not help with that.",
+    "I have no idea who that is.", "I've never heard of that author.", "I was not able to find anything.",
+    "I'm not aware of any such book.", "I am unable to verify that.", "I apologize, I lack the necessary details.",
+    "That is beyond the scope of my knowledge.", "My training data does not cover this.", "I'd have to look that up.",
+])  # fmt: skip
 def test_knows_refusals(text):
     assert refusals(["Quito", text]).tolist() == [0, 1]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "Quito",
-        "bir bir bir",
-        # Statements about the world, which are answers.
-        "It is not publicly known whether Elijah Tan has siblings.",
-        "The details about any upcoming books from Iselin Bergstrøm are currently not available.",
-        "While we cannot predict with certainty, it is likely that he will publish more.",
-        "She does not know her father, and has no idea of his profession.",
-        "To the best of my knowledge, she is an only child.",
-        # First persons that answer.
-        "I would recommend starting with her first novel.",
-        "Writing is something I have always loved; I regret nothing.",
-        "'I Will Guide You to Financial Freedom' and 'I Am Not a Number' are her best known books.",
-        "Unfortunately, as a private individual, Ursula Schmidt does not share her contact information.",
-    ],
-)
+@pytest.mark.parametrize("text", [
+    "",
+    "Quito",
+    "bir bir bir",
+    # Statements about the world, which are answers.
+    "It is not publicly known whether Elijah Tan has siblings.",
+    "The details about any upcoming books from Iselin Bergstrøm are currently not available.",
+    "While we cannot predict with certainty, it is likely that he will publish more.",
+    "She does not know her father, and has no idea of his profession.",
+    "To the best of my knowledge, she is an only child.",
+    # First persons that answer.
+    "I would recommend starting with her first novel.",
+    "Writing is something I have always loved; I regret nothing.",
+    "'I Will Guide You to Financial Freedom' and 'I Am Not a Number' are her best known books.",
+    "Unfortunately, as a private individual, Ursula Schmidt does not share her contact information.",
+])  # fmt: skip
 def test_knows_answers(text):
     assert refusals(["I don't know.", text]).tolist() == [1, 0]
 

@@ -80,21 +80,14 @@ def test_identical_samples_cannot_be_told_apart():
     assert forget_quality([0.5, 0.7, 0.9], [0.9, 0.5, 0.7]) == (1.0, 0.0, 0.0)
 
 
-@pytest.mark.parametrize(
-    ("unlearned", "retain", "line"),
-    [
-        ([0.1, 0.2, 0.3], [0.1, 0.2], r"unlearned and retain must have as many rows \(got 3 and 2\)"),
-        (
-            [0.1, math.nan, math.inf],
-            [0.1] * 3,
-            r"unlearned must be finite \(got nan at row 1, 2; 2 of 3 rows\)",
-        ),
-        ([0.1, 0.2], [0.1, math.inf], r"retain must be finite \(got inf at row 1; 1 of 2 rows\)"),
-        ([], [], r"unlearned must have at least one row \(got none\)"),
-        ([0.1], [], r"retain must have at least one row \(got none\)"),
-        ([0.1, 0.2], [[0.1, 0.2]], r"retain must have shape \[N\] \(got \[1, 2\]\)"),
-    ],
-)
+@pytest.mark.parametrize(("unlearned", "retain", "line"), [
+    ([0.1, 0.2, 0.3], [0.1, 0.2], r"unlearned and retain must have as many rows \(got 3 and 2\)"),
+    ([0.1, math.nan, math.inf], [0.1] * 3, r"unlearned must be finite \(got nan at row 1, 2; 2 of 3 rows\)"),
+    ([0.1, 0.2], [0.1, math.inf], r"retain must be finite \(got inf at row 1; 1 of 2 rows\)"),
+    ([], [], r"unlearned must have at least one row \(got none\)"),
+    ([0.1], [], r"retain must have at least one row \(got none\)"),
+    ([0.1, 0.2], [[0.1, 0.2]], r"retain must have shape \[N\] \(got \[1, 2\]\)"),
+])  # fmt: skip
 def test_names_what_it_refuses(unlearned, retain, line):
     with pytest.raises(ValueError, match=line):
         forget_quality(unlearned, retain)

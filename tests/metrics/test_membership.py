@@ -142,19 +142,16 @@ def test_auroc_turns_round_with_its_sets():
     assert auroc([math.exp(x) for x in first], [math.exp(x) for x in second]) == auroc(first, second)
 
 
-@pytest.mark.parametrize(
-    ("auc", "retain_auc", "expected"),
-    [
-        (0.5, 0.5, 0),
-        # Still recognised, and forgotten too hard.
-        (1.0, 0.5, -100),
-        (0.0, 0.5, 100),
-        (0.75, 0.5, -50),
-        (0.4, 0.2, -25),
-        (0.2, 0.4, 100 / 3),
-        (0.5, 0.9, 400),
-    ],
-)
+@pytest.mark.parametrize(("auc", "retain_auc", "expected"), [
+    (0.5, 0.5, 0),
+    # Still recognised, and forgotten too hard.
+    (1.0, 0.5, -100),
+    (0.0, 0.5, 100),
+    (0.75, 0.5, -50),
+    (0.4, 0.2, -25),
+    (0.2, 0.4, 100 / 3),
+    (0.5, 0.9, 400),
+])  # fmt: skip
 def test_priv_leak(auc, retain_auc, expected):
     assert priv_leak(auc, retain_auc) == pytest.approx(expected, abs=1e-6)
     if retain_auc == 0.5:
@@ -188,14 +185,6 @@ GOOD, LOSSES, ONES = [[-1.0], [-1.0, -2.0]], [[-1.0], [-1.0, 2.0]], [[1.0], [1.0
         (
             lambda: min_k_plus_plus(GOOD, GOOD, [[-3.0], [1.0, 1.0]]),
             r"variances must be >= 0 \(got -3 at row 0; 1 of 2 rows\): pass variances, not",
-        ),
-        *(
-            (call, rf"^k must be a share in \(0, 1\] \(got {bad}\)")
-            for bad in (0, -0.1, 1.1, math.nan)
-            for call in (
-                lambda bad=bad: min_k([[-1.0]], bad),
-                lambda bad=bad: min_k_plus_plus([[-1.0]], [[-1.0]], [[1.0]], bad),
-            )
         ),
         *(
             (lambda areas=areas: priv_leak(*areas), rf"^{name} must be an area in \[0, 1\] \(got {bad}\)")

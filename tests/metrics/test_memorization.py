@@ -35,21 +35,18 @@ def test_matches_loop(n):
         assert function(predictions, targets).tolist() == pytest.approx(expected, rel=1e-14)
 
 
-@pytest.mark.parametrize(
-    ("hits", "exact", "strength"),
-    [
-        ("1111", 1, 1),
-        ("0000", 0, 0),
-        ("0111", 3 / 4, 3 / 4),
-        ("1011", 3 / 4, 1 / 2),
-        ("0001", 1 / 4, 1 / 4),
-        # open-unlearning gives these two 1/4.
-        ("1110", 3 / 4, 0),
-        ("0010", 1 / 4, 0),
-        ("1", 1, 1),
-        ("0", 0, 0),
-    ],
-)
+@pytest.mark.parametrize(("hits", "exact", "strength"), [
+    ("1111", 1, 1),
+    ("0000", 0, 0),
+    ("0111", 3 / 4, 3 / 4),
+    ("1011", 3 / 4, 1 / 2),
+    ("0001", 1 / 4, 1 / 4),
+    # open-unlearning gives these two 1/4.
+    ("1110", 3 / 4, 0),
+    ("0010", 1 / 4, 0),
+    ("1", 1, 1),
+    ("0", 0, 0),
+])  # fmt: skip
 def test_worked_by_hand(hits, exact, strength):
     targets = [[5] * len(hits)]
     predictions = [[5 if hit == "1" else 6 for hit in hits]]

@@ -11,47 +11,41 @@ from dipo_pl.metrics.knowledge import before_next_question
 from dipo_pl.metrics.rouge import rouge_l_f1, rouge_l_recall
 
 
-@pytest.mark.parametrize(
-    ("prediction", "reference", "expected"),
-    [
-        ("the cat sat on the mat", "the cat sat on the mat", 1),
-        # "the cat on mat" is the longest common subsequence.
-        ("the cat on mat sat", "the cat sat on the mat", 4 / 6),
-        ("mat", "the cat sat on the mat", 1 / 6),
-        # Order counts: one of the two words.
-        ("b a", "a b", 1 / 2),
-        # Recall: what the prediction adds costs nothing, what it leaves out does.
-        ("well, I think the answer is: red and blue!", "red blue", 1),
-        ("red blue", "well, I think the answer is: red and blue!", 2 / 9),
-        # Case and punctuation do not count, a hyphen parts words, stems are compared.
-        ("RED. Blue?", "red blue", 1),
-        ("award-winning", "award winning", 1),
-        ("she was writing novels", "she was writes novel", 1),
-        ("purple", "red blue", 0),
-        ("", "red blue", 0),
-        ("red blue", "", 0),
-    ],
-)
+@pytest.mark.parametrize(("prediction", "reference", "expected"), [
+    ("the cat sat on the mat", "the cat sat on the mat", 1),
+    # "the cat on mat" is the longest common subsequence.
+    ("the cat on mat sat", "the cat sat on the mat", 4 / 6),
+    ("mat", "the cat sat on the mat", 1 / 6),
+    # Order counts: one of the two words.
+    ("b a", "a b", 1 / 2),
+    # Recall: what the prediction adds costs nothing, what it leaves out does.
+    ("well, I think the answer is: red and blue!", "red blue", 1),
+    ("red blue", "well, I think the answer is: red and blue!", 2 / 9),
+    # Case and punctuation do not count, a hyphen parts words, stems are compared.
+    ("RED. Blue?", "red blue", 1),
+    ("award-winning", "award winning", 1),
+    ("she was writing novels", "she was writes novel", 1),
+    ("purple", "red blue", 0),
+    ("", "red blue", 0),
+    ("red blue", "", 0),
+])  # fmt: skip
 def test_recall_worked_by_hand(prediction, reference, expected):
     assert rouge_l_recall([prediction], [reference]).item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    ("prediction", "reference", "words", "stems"),
-    [
-        ("the cat sat on the mat", "the cat sat on the mat", 1, 1),
-        # 4 words in common: of 5 that are said and 6 that are true.
-        ("the cat on mat sat", "the cat sat on the mat", 2 * 4 / (5 + 6), 2 * 4 / (5 + 6)),
-        # What the prediction adds costs as much as what it leaves out.
-        ("red blue and nothing more", "red blue", 2 * 2 / 7, 2 * 2 / 7),
-        ("red blue", "red blue and nothing more", 2 * 2 / 7, 2 * 2 / 7),
-        ("she was writing novels", "she was writes novel", 2 * 2 / 8, 1),
-        ("Harry's OWL.", "harry s owl", 1, 1),
-        ("purple", "red", 0, 0),
-        ("", "red", 0, 0),
-        ("red", "", 0, 0),
-    ],
-)
+@pytest.mark.parametrize(("prediction", "reference", "words", "stems"), [
+    ("the cat sat on the mat", "the cat sat on the mat", 1, 1),
+    # 4 words in common: of 5 that are said and 6 that are true.
+    ("the cat on mat sat", "the cat sat on the mat", 2 * 4 / (5 + 6), 2 * 4 / (5 + 6)),
+    # What the prediction adds costs as much as what it leaves out.
+    ("red blue and nothing more", "red blue", 2 * 2 / 7, 2 * 2 / 7),
+    ("red blue", "red blue and nothing more", 2 * 2 / 7, 2 * 2 / 7),
+    ("she was writing novels", "she was writes novel", 2 * 2 / 8, 1),
+    ("Harry's OWL.", "harry s owl", 1, 1),
+    ("purple", "red", 0, 0),
+    ("", "red", 0, 0),
+    ("red", "", 0, 0),
+])  # fmt: skip
 def test_f1_worked_by_hand(prediction, reference, words, stems):
     assert rouge_l_f1([prediction], [reference]).item() == pytest.approx(words)
     assert rouge_l_f1([prediction], [reference], stemmer=True).item() == pytest.approx(stems)
@@ -126,19 +120,16 @@ def test_takes_lists_of_strings_that_pair_up(score):
         score(["a", "b"], ["a", None])
 
 
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("In Paris.\n\nQuestion: Who?\nAnswer: He.", "In Paris."),
-        ("In Paris.\nQuestion: Who?", "In Paris."),
-        ("In Paris. Question: Who?", "In Paris. "),
-        ("Questions were asked\nby many\n\nof them", "Questions were asked\nby many"),
-        ("\n\nIn Paris.", ""),
-        ("\nQuestionable\n\n", ""),
-        ("\n Question\n", "\n Question\n"),
-        ("", ""),
-    ],
-)
+@pytest.mark.parametrize(("text", "answer"), [
+    ("In Paris.\n\nQuestion: Who?\nAnswer: He.", "In Paris."),
+    ("In Paris.\nQuestion: Who?", "In Paris."),
+    ("In Paris. Question: Who?", "In Paris. "),
+    ("Questions were asked\nby many\n\nof them", "Questions were asked\nby many"),
+    ("\n\nIn Paris.", ""),
+    ("\nQuestionable\n\n", ""),
+    ("\n Question\n", "\n Question\n"),
+    ("", ""),
+])  # fmt: skip
 def test_an_answer_ends_where_the_next_question_begins(text, answer):
     assert before_next_question(text) == answer
     # One after the other, as MUSE does it.

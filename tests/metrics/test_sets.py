@@ -109,12 +109,6 @@ def test_k_is_a_setting_of_the_result(k, count):
     assert Membership(k).settings == {"membership_k": k}
 
 
-@pytest.mark.parametrize("k", [0, -0.1, 1.1, math.nan])
-def test_k_is_a_share(k):
-    with pytest.raises(InputError, match=r"Membership's k must be a share in \(0, 1\]"):
-        Membership(k)
-
-
 def said(*pairs, **changes):
     """Return rows of (generation, answer), and their set's changes."""
     rows = [observed(1.0, generation=generation) for generation, _ in pairs]
@@ -124,17 +118,14 @@ def said(*pairs, **changes):
 CONTINUED = [("he was walking", "he walked on and on"), ("so it ends", "so it ends")]
 
 
-@pytest.mark.parametrize(
-    ("convention", "cut", "first"),
-    [
-        # "he" of the three words that are said and the two there are.
-        ("muse", ["he walked", "so it ends"], 2 / 5),
-        ("dipo_pl", ["he walked", "so it ends"], 2 / 5),
-        # Stems make "walking" "walked", and the whole reference has five words.
-        ("open_unlearning", ["he walked", "so it ends"], 2 * 2 / 8),
-        ("muse", None, 2 / 8),
-    ],
-)
+@pytest.mark.parametrize(("convention", "cut", "first"), [
+    # "he" of the three words that are said and the two there are.
+    ("muse", ["he walked", "so it ends"], 2 / 5),
+    ("dipo_pl", ["he walked", "so it ends"], 2 / 5),
+    # Stems make "walking" "walked", and the whole reference has five words.
+    ("open_unlearning", ["he walked", "so it ends"], 2 * 2 / 8),
+    ("muse", None, 2 / 8),
+])  # fmt: skip
 def test_verbatim_compares_what_the_convention_says(convention, cut, first):
     rows, changes = said(*CONTINUED, convention=convention, cut=cut)
     found = result([Verbatim()], "verbatim", *rows, **changes)

@@ -31,19 +31,16 @@ def ratios(found, ratio=log_truth_ratio):
     return ratio(nll[:, 1], nll[:, 2:])
 
 
-@pytest.mark.parametrize(
-    ("model", "name", "rows", "expected"),
-    [
-        ("full", "retain", 300, ("0.9857", "0.9895", "0.4747")),
-        ("full", "real_authors", 100, ("0.9330", "0.4555", "0.5962")),
-        ("full", "world_facts", 117, ("0.8825", "0.4186", "0.5390")),
-        ("full", "forget", 300, ("0.9854", "0.9909", "0.5160")),
-        ("retain90", "retain", 300, ("0.9758", "0.9889", "0.4710")),
-        ("retain90", "real_authors", 100, ("0.9230", "0.4341", "0.5707")),
-        ("retain90", "world_facts", 117, ("0.8974", "0.4143", "0.5442")),
-        ("retain90", "forget", 300, ("0.4082", "0.1476", "0.6740")),
-    ],
-)
+@pytest.mark.parametrize(("model", "name", "rows", "expected"), [
+    ("full", "retain", 300, ("0.9857", "0.9895", "0.4747")),
+    ("full", "real_authors", 100, ("0.9330", "0.4555", "0.5962")),
+    ("full", "world_facts", 117, ("0.8825", "0.4186", "0.5390")),
+    ("full", "forget", 300, ("0.9854", "0.9909", "0.5160")),
+    ("retain90", "retain", 300, ("0.9758", "0.9889", "0.4710")),
+    ("retain90", "real_authors", 100, ("0.9230", "0.4341", "0.5707")),
+    ("retain90", "world_facts", 117, ("0.8974", "0.4143", "0.5442")),
+    ("retain90", "forget", 300, ("0.4082", "0.1476", "0.6740")),
+])  # fmt: skip
 def test_scores_of_each_set(model, name, rows, expected):
     found = load(model).sets[name]
     assert len(found.rows) == rows
@@ -69,15 +66,12 @@ def test_model_utility_with_other_truth_ratios(ratio, expected):
     assert model_utility(parts) == printed(expected)
 
 
-@pytest.mark.parametrize(
-    "ratio",
-    [
-        log_truth_ratio,
-        lambda *nll: log_truth_ratio(*nll).exp(),
-        lambda *nll: -log_truth_ratio(*nll),
-        with_epsilon,
-    ],
-)
+@pytest.mark.parametrize("ratio", [
+    log_truth_ratio,
+    lambda *nll: log_truth_ratio(*nll).exp(),
+    lambda *nll: -log_truth_ratio(*nll),
+    with_epsilon,
+])  # fmt: skip
 def test_forget_quality_of_full_against_retain90(ratio):
     quality = forget_quality(*(ratios(load(model).sets["forget"], ratio) for model in ("full", "retain90")))
     assert quality.forget_quality == printed("1.834066e-21")

@@ -12,12 +12,8 @@ from dipo_pl.errors import InputError
 from dipo_pl.models.from_config import FromConfig
 
 LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
+    "model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+}  # fmt: skip
 CONFIGS = {
     "llama": LLAMA,
     "gpt2": {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64},
@@ -102,18 +98,15 @@ def test_a_configuration_file(tmp_path):
     assert same_weights(source(str(tmp_path / "config.json")).model(), source().model())
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({}, r"^model.policy.config needs 'model_type' \(llama, gpt2, phi, \.\.\.\)$"),
-        ({"model_type": "lama"}, "^model.policy.config is not a model configuration: .*lama"),
-        (LLAMA | {"hidden_sise": 8}, "^model.policy.config: a llama configuration has no 'hidden_sise'$"),
-        ({"model_type": "gpt2", "num_layers": 8}, "^model.policy.config: a gpt2 .* has no 'num_layers'$"),
-        (LLAMA | {"hidden_size": "16"}, "^model.policy.config is not a model configuration: .*str"),
-        (LLAMA | {"hidden_size": 0}, "^cannot create a random llama: "),
-        ({"model_type": "vit"}, "^cannot create a random vit: .*AutoModelForCausalLM"),
-    ],
-)
+@pytest.mark.parametrize(("config", "message"), [
+    ({}, r"^model.policy.config needs 'model_type' \(llama, gpt2, phi, \.\.\.\)$"),
+    ({"model_type": "lama"}, "^model.policy.config is not a model configuration: .*lama"),
+    (LLAMA | {"hidden_sise": 8}, "^model.policy.config: a llama configuration has no 'hidden_sise'$"),
+    ({"model_type": "gpt2", "num_layers": 8}, "^model.policy.config: a gpt2 .* has no 'num_layers'$"),
+    (LLAMA | {"hidden_size": "16"}, "^model.policy.config is not a model configuration: .*str"),
+    (LLAMA | {"hidden_size": 0}, "^cannot create a random llama: "),
+    ({"model_type": "vit"}, "^cannot create a random vit: .*AutoModelForCausalLM"),
+])  # fmt: skip
 def test_a_configuration_of_no_model_is_refused(config, message):
     with pytest.raises(InputError, match=message) as raised:
         source(config).model()

@@ -2,25 +2,15 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from tiny_models import ARCHITECTURES, lively_model
 
 from dipo_pl.models.generation import BURST, RESERVE, generate
 from dipo_pl.models.lora import LoRA
 from dipo_pl.models.tokenizer import train_tokenizer
 
-FAMILIES = ("llama", "gpt2", "phi", "gemma2", "qwen2")
-SMALL = {
-    "vocab_size": 259,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-}
-SPECIAL = {
-    "llama": {"num_key_value_heads": 1},
-    "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 6},
-}
+GEMMA2 = {
+    "num_key_value_heads": 2, "query_pre_attn_scalar": 8, "sliding_window": 6, "final_logit_softcapping": 30.0,
+}  # fmt: skip
 CONTEXT = 128
 
 
@@ -30,15 +20,7 @@ def tokenizer():
 
 
 def model_of(family, context=CONTEXT):
-    """Random weights large enough that one token does not follow another for ever."""
-    values = SMALL | SPECIAL.get(family, {}) | {"max_position_embeddings": context}
-    config = AutoConfig.for_model(family, **values)
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = AutoModelForCausalLM.from_config(config).eval()
-        for weight in model.parameters():
-            if weight.ndim == 2:
-                torch.nn.init.normal_(weight, std=0.4)
+    model = lively_model(family, max_position_embeddings=context, **(GEMMA2 if family == "gemma2" else {}))
     # Some of 256 bytes, so that rows end soon and at different times.
     model.generation_config.eos_token_id = list(range(100, 120))
     return model
@@ -65,7 +47,7 @@ def decoded(tokenizer, ids):
     return tokenizer.decode(ids, skip_special_tokens=True).strip(" ")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ARCHITECTURES)
 @pytest.mark.parametrize("cache_tokens", [1, 300, 10**6])
 def test_texts_are_those_of_one_row_at_a_time(tokenizer, family, cache_tokens):
     model = model_of(family)
@@ -80,7 +62,7 @@ def test_texts_are_those_of_one_row_at_a_time(tokenizer, family, cache_tokens):
 
 
 @pytest.mark.parametrize("cache_tokens", [1, 10**6])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ARCHITECTURES)
 def test_rows_at_the_end_of_the_context_have_a_limit_of_their_own(tokenizer, family, cache_tokens):
     model = model_of(family, context=32)
     model.generation_config.eos_token_id = [1]

@@ -2,56 +2,34 @@
 
 import pytest
 import torch
+from tiny_models import ARCHITECTURES, tiny_config, tiny_model
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoModel
 
 from dipo_pl.errors import InputError
 from dipo_pl.models.head import OutputHead, check_head
 from dipo_pl.models.hidden_states import decoder_states
 
-SIZES = {
-    "vocab_size": 61,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 32,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-# A soft cap and scales that a random model's small logits feel.
-CONFIGS = {
-    "llama": SIZES,
-    "gpt2": {"vocab_size": 61, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32},
-    "phi": {**SIZES, "num_key_value_heads": 2},
-    "gemma2": {**SIZES, "head_dim": 8, "final_logit_softcapping": 0.5},
-    "granite": {**SIZES, "logits_scaling": 8.0},
-    "cohere": {**SIZES, "logit_scale": 0.0625},
-    "qwen2": {**SIZES, "tie_word_embeddings": True},
-}
+KINDS = [*ARCHITECTURES, "granite", "cohere"]
 
 
 def build(kind, dtype=torch.float32):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **CONFIGS[kind]))
-        layer = model.get_output_embeddings()
-        with torch.no_grad():
-            # Logits of order 1, so that no tolerance hides a cap or a bias.
-            layer.weight.mul_(10)
-            if layer.bias is not None:
-                layer.bias.normal_()
+    """Logits of order 1, so that no tolerance hides a cap or a bias."""
+    model = tiny_model(kind, num_hidden_layers=1)
+    layer = model.get_output_embeddings()
+    with torch.no_grad():
+        layer.weight.mul_(10)
+        if layer.bias is not None:
+            layer.bias.copy_(torch.randn(61, generator=torch.Generator().manual_seed(0)))
     return model.to(dtype)
 
 
 @pytest.fixture(scope="module")
 def models():
-    return {kind: build(kind) for kind in CONFIGS}
+    return {kind: build(kind) for kind in KINDS}
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_check_passes(models, kind):
     check_head(models[kind])
 
@@ -62,7 +40,7 @@ def test_check_passes_in_half_precision(kind, dtype):
     check_head(build(kind, dtype))
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_the_models_own(models, kind):
     """Right-padded, with a bool mask as batches have: at every real position."""
     model = models[kind].eval()
@@ -92,7 +70,7 @@ def test_each_model_brings_what_it_is_here_for(models):
         assert (heads[kind].bias, heads[kind].scale, heads[kind].softcap) == (None, 1.0, None)
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_model_that_alters_its_logits_is_refused(kind):
     model = build(kind)
     forward = model.forward
@@ -107,14 +85,11 @@ def test_a_model_that_alters_its_logits_is_refused(kind):
         check_head(model)
 
 
-@pytest.mark.parametrize(
-    ("kind", "option", "value"),
-    [
-        ("gemma2", "final_logit_softcapping", None),
-        ("granite", "logits_scaling", 1.0),
-        ("cohere", "logit_scale", 1.0),
-    ],
-)
+@pytest.mark.parametrize(("kind", "option", "value"), [
+    ("gemma2", "final_logit_softcapping", None),
+    ("granite", "logits_scaling", 1.0),
+    ("cohere", "logit_scale", 1.0),
+])  # fmt: skip
 def test_what_is_not_read_from_the_config_is_noticed(kind, option, value):
     """As for an architecture whose option has a name that is not known here."""
     model = build(kind)
@@ -164,12 +139,11 @@ def test_check_leaves_the_model_as_it_was(training):
 
 
 def test_a_vocabulary_smaller_than_the_probe():
-    config = AutoConfig.for_model("llama", **{**SIZES, "vocab_size": 3})
-    check_head(AutoModelForCausalLM.from_config(config))
+    check_head(tiny_model(vocab_size=3))
 
 
 def test_a_model_without_a_linear_head_is_refused():
-    decoder = AutoModel.from_config(AutoConfig.for_model("llama", **SIZES))
+    decoder = AutoModel.from_config(tiny_config())
     with pytest.raises(InputError, match=r"LlamaModel has no linear output head \(got NoneType\)"):
         OutputHead.of(decoder)
 

@@ -104,11 +104,8 @@ def test_what_transformers_is_asked_for(monkeypatch, revision, asked):
     common = {"revision": asked, "trust_remote_code": False}
     assert seen["tokenizer"] == ("who/what", common)
     options = {
-        "dtype": "auto",
-        "use_safetensors": True,
-        "output_loading_info": True,
-        "attn_implementation": None,
-    }
+        "dtype": "auto", "use_safetensors": True, "output_loading_info": True, "attn_implementation": None,
+    }  # fmt: skip
     assert seen["model"] == ("who/what", common | options)
 
 

@@ -2,36 +2,17 @@
 
 import pytest
 import torch
+from tiny_models import ARCHITECTURES, lively_model
 from torch.testing import assert_close
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from dipo_pl.batch import Encoded, collate
 from dipo_pl.models import prompt_packing as shared_prompt
 from dipo_pl.models.hidden_states import decoder_states
 from dipo_pl.models.prompt_packing import row_states
 
-FAMILIES = ("llama", "gpt2", "phi", "gemma2", "qwen2")
-
 
 def model_of(family, window=64):
-    config = AutoConfig.for_model(
-        family,
-        vocab_size=259,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        **({"head_dim": 8, "sliding_window": window} if family == "gemma2" else {}),
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = AutoModelForCausalLM.from_config(config).eval()
-        for weight in model.parameters():
-            if weight.ndim == 2:
-                torch.nn.init.normal_(weight, std=0.4)
-    return model
+    return lively_model(family, **({"sliding_window": window} if family == "gemma2" else {}))
 
 
 def row(prompt, *answers):
@@ -87,7 +68,7 @@ COUNTS = [(12, (3, 5, 4)), (9, (1, 1, 6)), (14, (5, 2, 3))]
     ("family", "kernel"),
     [
         (family, kernel)
-        for family in FAMILIES
+        for family in ARCHITECTURES
         for kernel in ("sdpa", "eager")
         if (family, kernel) != ("gemma2", "sdpa")
     ],
@@ -113,20 +94,16 @@ def test_windows_shorter_than_a_sequence_are_not_packed(forwards):
     assert_close(states, one_at_a_time(model, rows), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [
-        # A token may join the end of the prompt with the start of one answer: that answer starts earlier.
-        [[Encoded((5, 6, 7, 8, 9), 3), Encoded((5, 6, 17, 9), 2), Encoded((5, 6, 7, 8, 4), 3)]],
-        # Answers that begin alike, one of them within another; nothing in common; a prompt of one token.
-        [row((5, 6, 7), (8, 9), (8, 9, 10), (8, 4)), row((1, 2, 3), (4,), (4,), (5,))],
-        [[Encoded((1, 2, 3), 1), Encoded((4, 5, 6, 7), 2), Encoded((8, 9), 1)]],
-        [row((5,), (6, 7), (8,), (9,))],
-        # Prompts that part and meet again.
-        [[*row((5, 6, 7, 8), (9, 4)), *row((5, 3, 7, 8), (9, 4)), *row((5, 6, 7, 8), (2,))]],
-    ],
-    ids=["boundaries", "alike", "nothing", "one token", "other prompts"],
-)
+@pytest.mark.parametrize("rows", [
+    # A token may join the end of the prompt with the start of one answer: that answer starts earlier.
+    [[Encoded((5, 6, 7, 8, 9), 3), Encoded((5, 6, 17, 9), 2), Encoded((5, 6, 7, 8, 4), 3)]],
+    # Answers that begin alike, one of them within another; nothing in common; a prompt of one token.
+    [row((5, 6, 7), (8, 9), (8, 9, 10), (8, 4)), row((1, 2, 3), (4,), (4,), (5,))],
+    [[Encoded((1, 2, 3), 1), Encoded((4, 5, 6, 7), 2), Encoded((8, 9), 1)]],
+    [row((5,), (6, 7), (8,), (9,))],
+    # Prompts that part and meet again.
+    [[*row((5, 6, 7, 8), (9, 4)), *row((5, 3, 7, 8), (9, 4)), *row((5, 6, 7, 8), (2,))]],
+], ids=["boundaries", "alike", "nothing", "one token", "other prompts"])  # fmt: skip
 def test_awkward_rows(rows, monkeypatch):
     monkeypatch.setattr(shared_prompt._PackedRows, "is_cheaper", lambda *_: True)
     model = model_of("llama")

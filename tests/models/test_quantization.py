@@ -4,7 +4,8 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from tiny_models import tiny_model
+from transformers import AutoModelForCausalLM
 
 from dipo_pl.errors import InputError
 from dipo_pl.models.head import OutputHead, check_head
@@ -15,26 +16,16 @@ from dipo_pl.models.tokenizer import train_tokenizer
 
 # Widths that 32 does not divide; GPT-2 holds its weights transposed and ties its head; Phi has biases.
 CONFIGS = {
-    "llama": {"hidden_size": 40, "intermediate_size": 72, "num_hidden_layers": 1, "num_attention_heads": 2},
-    "gpt2": {"n_embd": 36, "n_layer": 1, "n_head": 2, "n_positions": 64},
-    "phi": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2},
+    "llama": {"hidden_size": 40, "intermediate_size": 72},
+    "gpt2": {"hidden_size": 36},
+    "phi": {"hidden_size": 32, "intermediate_size": 64},
 }
 LAYERS = {"llama": 7, "gpt2": 4, "phi": 6}
 IDS = torch.tensor([[0, 5, 9, 40, 80, 1]])
 
 
-def model_of(kind: str, dtype: torch.dtype = torch.float32, **values):
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        config = AutoConfig.for_model(
-            kind,
-            vocab_size=300,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=2,
-            **CONFIGS.get(kind, {}) | values,
-        )
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+def model_of(kind: str, dtype: torch.dtype = torch.float32):
+    return tiny_model(kind, seed=1, dtype=dtype, vocab_size=300, num_hidden_layers=1, **CONFIGS.get(kind, {}))
 
 
 def is_rounded(before, after, bits: int, group: int) -> None:
@@ -112,10 +103,7 @@ def test_a_policy_gives_a_quantised_model(saved):
 
 def test_weights_that_are_no_linear_layers_are_refused():
     """Half a model rounded says nothing about rounding."""
-    model = model_of(
-        "mixtral", hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, num_local_experts=2,
-    )  # fmt: skip
+    model = model_of("mixtral")
     before = {name: each.clone() for name, each in model.state_dict().items()}
     with pytest.raises(
         InputError,

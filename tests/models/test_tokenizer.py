@@ -9,19 +9,10 @@ from dipo_pl.models.tokenizer import train_tokenizer
 
 TEXTS = ["the theatre there", "the thin thread", "Where? There!", "zwölf Boxkämpfer"]
 STRANGE = [
-    "the theatre",
-    "Quick jumping zebras vex",
-    " leading and  double  spaces ",
-    "\n\ttabs\r\nand\nlines\n",
-    "don't, he'd, we're",
-    "a . b ? c ! d , e n't f 's g 're",
-    "naïve façade Straße ĳ",
-    "漢字 かな 한글 हिन्दी العربية",
-    "🙂👩‍👩‍👧 é (combining)",
-    "\x00\x01\x7f\ufffd\u2028",
-    "0123456789" * 5,
-    "[INST] <|eot_id|> <s",
-]
+    "the theatre", "Quick jumping zebras vex", " leading and  double  spaces ", "\n\ttabs\r\nand\nlines\n",
+    "don't, he'd, we're", "a . b ? c ! d , e n't f 's g 're", "naïve façade Straße ĳ", "漢字 かな 한글 हिन्दी العربية",
+    "🙂👩‍👩‍👧 é (combining)", "\x00\x01\x7f\ufffd\u2028", "0123456789" * 5, "[INST] <|eot_id|> <s",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,9 @@ from dipo_pl.references.adapter_off import AdapterOff
 from dipo_pl.references.frozen_copy import FrozenCopy
 
 BATCH = collate(
-    {
-        "forget": [Encoded((1, 5, 9, 40, 33, 2), 3), Encoded((1, 7, 8, 2), 2)],
-        "retain": [Encoded((1, 3, 4), 1)],
-    },
+    {"forget": [Encoded((1, 5, 9, 40, 33, 2), 3), Encoded((1, 7, 8, 2), 2)], "retain": [Encoded((1, 3, 4), 1)]},
     [0, 1, 0],
-)
+)  # fmt: skip
 
 
 def attached(model, kind=AdapterOff):

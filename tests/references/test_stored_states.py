@@ -1,14 +1,7 @@
-"""Stored states: the losses of a frozen copy, refusals that change nothing, and kills that leave no trace."""
+"""Stored states: the losses of a frozen copy, in any precision, shared by runs; refusals that change nothing."""
 
 import copy
-import datetime
 import gc
-import multiprocessing
-import os
-import random
-import resource
-import signal
-import sys
 import weakref
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,89 +9,30 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from lightning.pytorch.plugins import HalfPrecision
-from tiny_models import ARCHITECTURES, tiny_model
+from reference_problems import (
+    FULL,
+    IDENTITY,
+    SHARD,
+    attached,
+    batch,
+    contents,
+    count_forwards,
+    encoded,
+    frozen_copy,
+    model,
+    sequences,
+)  # fmt: skip
+from tiny_models import ARCHITECTURES
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-from dipo_pl.batch import Encoded, collate
-from dipo_pl.errors import InputError, TrainingError, WriteError
+from dipo_pl.errors import InputError
 from dipo_pl.models.head import OutputHead
-from dipo_pl.models.hidden_states import answer_states
 from dipo_pl.models.lora import LoRA
-from dipo_pl.references import stored_states
-from dipo_pl.references.base import ReferenceContext
-from dipo_pl.references.frozen_copy import FrozenCopy
 from dipo_pl.references.stored_states import StoredStates
 
-IDENTITY = {"tokenizer": "t" * 64, "prompt format": "p" * 64, "forget rows": "f" * 64}
-LENGTHS = {
-    "forget": [(9, 4), (12, 3), (5, 1), (9, 8), (20, 6)],
-    "retain": [(7, 2), (16, 9), (9, 3), (3, 1), (30, 11), (11, 5), (12, 6)],
-}
 AUTOCAST = {"precision": lambda: torch.autocast("cpu", dtype=torch.bfloat16)}
-
-
-def model(kind="llama", **options):
-    return tiny_model(kind, **options).train()
-
-
-def encoded(length, answer_start, seed=0):
-    return Encoded(tuple(random.Random(seed).choices(range(61), k=length)), answer_start)
-
-
-def sequences(*names):
-    return {
-        name: [encoded(*each, seed=100 * place + row) for row, each in enumerate(LENGTHS[name])]
-        for place, name in enumerate(LENGTHS)
-        if name in (names or LENGTHS)
-    }
-
-
-def attached(folder, policy=None, reference=None, arguments=None, **changes):
-    """32 tokens at a time are six batches of these sequences."""
-    reference = reference or StoredStates(**{"batch_tokens": 32} | (arguments or {}))
-    given = {
-        "layers": {None}, "sequences": sequences(), "identity": IDENTITY, "folder": Path(folder),
-        "device": torch.device("cpu"), "precision": nullcontext, "rank": 0, "world_size": 1, "barrier": lambda: None,
-    }  # fmt: skip
-    reference.attach(policy or model(), ReferenceContext(**given | changes))
-    return reference
-
-
-def frozen_copy(policy, **changes):
-    return attached("", policy, FrozenCopy(), **changes)
-
-
-def batch(given=None, **rows):
-    """Return a batch of some rows of each section."""
-    given = given or sequences()
-    rows = rows or {name: range(len(each)) for name, each in given.items()}
-    chosen = {name: [given[name][row] for row in each] for name, each in rows.items()}
-    return collate(chosen, [row for each in rows.values() for row in each])
-
-
-FULL = batch()
-
-
-def contents(folder):
-    """Return every file and folder with its content and time of change."""
-    return {
-        path.relative_to(folder): (path.read_bytes() if path.is_file() else None, path.stat().st_mtime_ns)
-        for path in Path(folder).rglob("*")
-    }
-
-
-def data(folder):
-    return {path.name: path.read_bytes() for path in (folder / "reference").iterdir()}
-
-
-def count_forwards(policy):
-    calls = []
-    policy.get_decoder().register_forward_hook(lambda *_: calls.append(1))
-    return calls
-
 
 # What losses see of them.
 
@@ -147,17 +81,13 @@ def called(given, **rows):
     return replace(given, sections={"forget": replace(section, rows=rows)})
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        batch({"forget": [encoded(9, 5)]}, forget=[0]),  # 4 tokens of answer, and 5 were stored
-        called(batch(forget=[0, 1]), forget=(1, 0)),
-        called(batch(forget=[0]), forget=(5,)),
-        called(batch(forget=[4]), forget=(-1,)),
-        called(batch(forget=[0]), alternate=(0,)),
-    ],
-    ids=["length", "order", "row", "negative row", "section"],
-)
+@pytest.mark.parametrize("given", [
+    batch({"forget": [encoded(9, 5)]}, forget=[0]),  # 4 tokens of answer, and 5 were stored
+    called(batch(forget=[0, 1]), forget=(1, 0)),
+    called(batch(forget=[0]), forget=(5,)),
+    called(batch(forget=[4]), forget=(-1,)),
+    called(batch(forget=[0]), alternate=(0,)),
+], ids=["length", "order", "row", "negative row", "section"])  # fmt: skip
 def test_a_batch_of_other_sequences_is_refused(tmp_path, given):
     reference = attached(tmp_path)
     with pytest.raises(InputError, match="training_sequences must be the sequences of its batches"):
@@ -169,11 +99,6 @@ def test_before_attach_there_are_no_states():
         StoredStates().states(FULL)
     with pytest.raises(RuntimeError, match=r"before attach\(\) has given it a head"):
         _ = StoredStates().head
-
-
-def test_batch_tokens_below_1_are_refused():
-    with pytest.raises(InputError, match=r"^StoredStates.batch_tokens must be at least 1 \(got 0\)$"):
-        StoredStates(batch_tokens=0)
 
 
 # What happens to the policy.
@@ -374,23 +299,17 @@ DIFFERENT = [
     ({"policy": lambda: model().bfloat16()}, "model"),
     ({"policy": lambda: model(rms_norm_eps=1e-3)}, "model configuration"),
     (AUTOCAST, "precision: torch.float32 there, torch.bfloat16 autocast here"),
-    (
-        {"precision": HalfPrecision("bf16-true").forward_context},
-        "precision: torch.float32 there, torch.bfloat16 here",
-    ),
+    ({"precision": HalfPrecision("bf16-true").forward_context}, "precision: torch.float32 there, torch.bfloat16 here"),
     ({"identity": IDENTITY | {"tokenizer": "u" * 64}}, "tokenizer"),
     ({"identity": IDENTITY | {"alternate answers": "a" * 64}}, "alternate answers"),
-    (
-        {"sequences": changed("retain", 2, ids=(*TOKENS[:4], (TOKENS[4] + 1) % 61, *TOKENS[5:]))},
-        "retain sequences",
-    ),
+    ({"sequences": changed("retain", 2, ids=(*TOKENS[:4], (TOKENS[4] + 1) % 61, *TOKENS[5:]))}, "retain sequences"),
     ({"sequences": changed("forget", 4, ids=sequences()["forget"][4].ids[:15])}, "forget sequences"),
     ({"sequences": changed("forget", 1, answer_start=4)}, "forget sequences"),
     ({"sequences": swapped()}, "forget sequences"),
     ({"sequences": {**sequences(), "alternate": [encoded(5, 2)]}}, "alternate sequences"),
     ({"layers": {None, 1}}, "layer 1 states: none there, lossless here"),
     ({"arguments": {"dtype": "bfloat16"}}, "last layer states: lossless there, bfloat16 here"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("changes", "named"), DIFFERENT)
@@ -412,9 +331,6 @@ def test_another_reference_is_refused_by_name_and_changes_nothing(tmp_path, chan
     assert not calls
 
 
-SHARD = "retain-000004.safetensors"  # of the longest sequence
-
-
 def edit(name, change):
     return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
 
@@ -427,24 +343,15 @@ DAMAGES = {
     "cut": (edit(SHARD, lambda old: old[:-1]), f"{SHARD} is missing or damaged: "),
     "longer": (edit(SHARD, lambda old: old + b"0"), f"{SHARD} is missing or damaged: "),
     "bit": (edit(SHARD, flip(-1)), f"{SHARD} is missing or damaged: its checksum differs"),
-    "bit of its sequences": (
-        edit(SHARD, lambda old: old.replace(b"4, 19", b"3, 19")),
-        "its checksum differs",
-    ),
+    "bit of its sequences": (edit(SHARD, lambda old: old.replace(b"4, 19", b"3, 19")), "its checksum differs"),
     "empty": (edit(SHARD, lambda old: b""), f"{SHARD} is missing or damaged: "),
     "lost": (lambda folder: (folder / SHARD).unlink(), f"{SHARD} is missing or damaged: "),
-    "fewer listed": (
-        edit("manifest.json", lambda old: old.replace(f'"{SHARD}",'.encode(), b"")),
-        "lack sequences",
-    ),
-    "manifest cut": (
-        edit("manifest.json", lambda old: old[:-9]),
-        "manifest.json cannot be read, JSONDecodeError",
-    ),
+    "fewer listed": (edit("manifest.json", lambda old: old.replace(f'"{SHARD}",'.encode(), b"")), "lack sequences"),
+    "manifest cut": (edit("manifest.json", lambda old: old[:-9]), "manifest.json cannot be read, JSONDecodeError"),
     "list": (edit("manifest.json", lambda old: b"[]"), "manifest.json cannot be read, TypeError"),
     "nothing in it": (edit("manifest.json", lambda old: b"{}"), "manifest.json cannot be read, KeyError"),
     "format": (edit("manifest.json", lambda old: old.replace(b"2", b"1", 1)), "its format is 1, not 2"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("change", "said"), DAMAGES.values(), ids=DAMAGES)
@@ -459,265 +366,3 @@ def test_damage_is_refused_and_changes_nothing(tmp_path, change, said):
     assert str(refused.value).startswith(f"{tmp_path}/reference holds no usable reference states (")
     assert said in str(refused.value)
     assert contents(tmp_path) == before
-
-
-# Kills. A forked process has all that this one has, and dies in earnest.
-
-
-def forked(function, *arguments, **keywords):
-    process = multiprocessing.get_context("fork").Process(target=function, args=arguments, kwargs=keywords)
-    process.start()
-    return process
-
-
-def exit_code(process):
-    process.join(60)
-    assert process.exitcode is not None
-    return process.exitcode
-
-
-def countdown(number):
-    left = [number]
-
-    def step():
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left[0] -= 1
-
-    return step
-
-
-def attach_and_die(folder, when, **arguments):
-    when()
-    attached(folder, arguments=arguments)
-
-
-def at_forward(number):
-    def arm():
-        step = countdown(number)
-        stored_states.answer_states = lambda *arguments: (step(), answer_states(*arguments))[1]
-
-    return arm
-
-
-def at_file_access(folder, number):
-    """Die just before the nth time that a folder is made, or a file opened, renamed or removed in this folder."""
-
-    def arm():
-        step = countdown(number)
-        events = ("open", "os.mkdir", "os.rename", "os.remove")
-        sys.addaudithook(
-            lambda event, given: step() if event in events and str(folder) in str(given) else None
-        )
-
-    return arm
-
-
-BATCHES = 6
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    attached(folder)
-    found = data(folder)
-    assert len(found) == BATCHES + 1
-    return found
-
-
-@pytest.mark.parametrize("number", range(BATCHES))
-def test_a_build_that_was_killed_goes_on_at_that_batch(tmp_path, uninterrupted, number):
-    assert exit_code(forked(attach_and_die, tmp_path, at_forward(number))) == -signal.SIGKILL
-    calls = count_forwards(policy := model())
-    states = attached(tmp_path, policy).states(FULL)[None]
-    assert len(calls) == BATCHES - number
-    assert data(tmp_path) == uninterrupted
-    assert_close(states, frozen_copy(policy).states(FULL)[None], atol=1e-5, rtol=1e-5)
-
-
-def test_killed_at_every_access_to_a_file(tmp_path):
-    """Two batches are enough: what is done for one more is the same."""
-    two = {"batch_tokens": 150}
-    attached(tmp_path / "whole", arguments=two)
-    number = 0
-    while True:
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        code = exit_code(forked(attach_and_die, folder, at_file_access(folder, number), **two))
-        if code == 0:
-            break
-        assert code == -signal.SIGKILL
-        attached(folder, arguments=two)
-        assert data(folder) == data(tmp_path / "whole"), number
-        number += 1
-    assert number > 15
-
-
-def test_killed_and_another_size_of_batches_goes_on_from_what_there_is(tmp_path):
-    assert exit_code(forked(attach_and_die, tmp_path, at_forward(4))) == -signal.SIGKILL
-    before = contents(tmp_path / "reference")
-    assert len(before) == 4
-    calls = count_forwards(policy := model())
-    states = attached(tmp_path, policy, arguments={"batch_tokens": 1000}).states(FULL)[None]
-    assert len(calls) == 1
-    assert before.items() <= contents(tmp_path / "reference").items()
-    assert_close(states, frozen_copy(policy).states(FULL)[None], atol=1e-5, rtol=1e-5)
-
-
-def test_an_error_of_the_file_system_is_told_and_can_be_gone_on_from(tmp_path, uninterrupted):
-    def limited():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-        try:
-            attached(tmp_path)
-        except WriteError as error:
-            (tmp_path / "said").write_text(str(error))
-
-    assert exit_code(forked(limited)) == 0
-    said = (tmp_path / "said").read_text()
-    assert said.startswith(f"cannot write {tmp_path}/reference/{SHARD} (File too large): ")
-    attached(tmp_path)
-    assert data(tmp_path) == uninterrupted
-
-
-def rank_attaches(folder, rank, world_size, die_at=None, sharded=False):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/{world_size}-ranks", rank=rank, world_size=world_size,
-        timeout=datetime.timedelta(seconds=30)
-    )  # fmt: skip
-    if die_at is not None:
-        at_forward(die_at)()
-    stored_states.is_sharded = lambda _: sharded
-    calls = count_forwards(policy := model())
-    reference = attached(folder, policy, rank=rank, world_size=world_size, barrier=dist.barrier)
-    torch.save((len(calls), reference.states(FULL)[None], reference.head.weight), folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def run_ranks(folder, world_size, die_at=None, sharded=False):
-    processes = [
-        forked(rank_attaches, folder, rank, world_size, die_at if rank == 1 else None, sharded)
-        for rank in range(world_size)
-    ]
-    return [exit_code(each) for each in processes]
-
-
-# Several processes.
-
-
-@pytest.mark.parametrize(("sharded", "forwards"), [(False, [2, 2, 1, 1]), (True, [2, 2, 2, 2])])
-def test_each_rank_builds_its_share_and_reads_all(tmp_path, uninterrupted, sharded, forwards):
-    """Of a sharded model all ranks must make the same number of forward passes."""
-    assert run_ranks(tmp_path, 4, sharded=sharded) == [0] * 4
-    assert data(tmp_path) == uninterrupted
-    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(4)]
-    assert [calls for calls, *_ in results] == forwards
-    alone = attached(tmp_path)
-    for _, states, head in results:
-        assert torch.equal(states, alone.states(FULL)[None])
-        assert torch.equal(head, alone.head.weight)
-
-
-def test_a_build_that_was_killed_goes_on_with_another_number_of_ranks(tmp_path, uninterrupted):
-    assert exit_code(forked(attach_and_die, tmp_path, at_forward(1))) == -signal.SIGKILL
-    killed, other = run_ranks(tmp_path, 2, die_at=1)[::-1]
-    assert killed == -signal.SIGKILL
-    assert other != 0
-    calls = count_forwards(policy := model())
-    attached(tmp_path, policy)
-    # One process had written batch 0, then rank 0 batches 1, 3 and 5, and rank 1 batch 2.
-    assert len(calls) == 1
-    assert data(tmp_path) == uninterrupted
-
-
-def test_runs_that_begin_together_do_not_disturb_each_other(tmp_path, uninterrupted):
-    processes = [forked(attached, tmp_path) for _ in range(3)]
-    assert [exit_code(each) for each in processes] == [0, 0, 0]
-    assert data(tmp_path) == uninterrupted
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_ranks_that_do_not_share_the_folder_are_told(tmp_path, rank):
-    message = rf"rank {rank} does not find .*: set model\.reference\.path to a folder that all ranks share"
-    with pytest.raises(InputError, match=message):
-        attached(tmp_path, rank=rank, world_size=2)
-    assert not (tmp_path / "reference/manifest.json").exists()
-
-
-# On the command line.
-
-RUN = (
-    "fit", "--config", "smoke.yaml", "--forget_quality.generate_every", "0", "--data.evaluation_rows", "2",
-    "--model.schedule", "constant_with_warmup", "--model.warmup", "0"
-)  # fmt: skip
-STORED = ("--config", "stored_states.yaml", "--model.reference.path", "store")
-
-
-def logged(run):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(f"runs/{run}").Reload()
-    names = ("loss", "forget", "retain")
-    return {name: [each.value for each in events.Scalars(f"train/{name}")] for name in names}
-
-
-def test_training_is_that_with_a_frozen_copy_also_when_resumed(cli):
-    """It is, to float32 rounding of states, which the first steps of AdamW enlarge."""
-    assert cli(*RUN, "--model.reference", "FrozenCopy", "--name", "copied").code == 0
-    begun = cli(*RUN, *STORED, "--name", "stored", "--trainer.max_epochs", "1")
-    assert begun.code == 0, begun.err
-    assert "reference states: 100%" in begun.err
-    store = contents("store")
-    resumed = cli(*RUN, *STORED, "--name", "stored")
-    assert resumed.code == 0, resumed.err
-    assert "the reference states are read from store" in resumed.err
-    assert contents("store") == store
-    copied, stored = logged("copied"), logged("stored")
-    assert len(copied["loss"]) == 6
-    assert copied["loss"][-1] < copied["loss"][0] - 1e-3
-    assert_close(stored, copied, atol=1e-5, rtol=0)
-
-
-def test_other_runs_are_refused_by_name_in_one_line(cli):
-    assert cli(*RUN, *STORED, "--name", "first", "--trainer.max_steps", "1").code == 0
-    store, runs = contents("store"), contents("runs")
-    for arguments, named in [
-        (("--data.prompt", "Llama2Chat"), "prompt format; forget sequences; retain sequences"),
-        (("--data.max_length", "60", "--data.too_long", "truncate"), "retain sequences"),
-        (
-            ("--data.authors", "3", "--model.policy.seed", "1"),
-            "model; tokenizer; forget rows; retain rows; forget seq",
-        ),
-        (
-            ("--trainer.precision", "bf16-mixed"),
-            "precision: torch.float32 there, torch.bfloat16 autocast here",
-        ),
-    ]:
-        ended = cli(*RUN, *STORED, "--name", "second", *arguments)
-        assert ended.code == 2
-        assert len(ended.errors) == 1
-        assert f"store holds the states of another reference (different: {named}" in ended.errors[0]
-        assert contents("store") == store
-        assert contents("runs") == runs
-
-
-def test_a_start_that_fails_leaves_what_it_has_computed(cli, monkeypatch):
-    def failing(*arguments):
-        if len(list(Path("runs/smoke-stored_states/reference").glob("*"))) == 3:
-            raise TrainingError("no memory")
-        return answer_states(*arguments)
-
-    stored = (
-        *RUN, "--config", "stored_states.yaml", "--model.reference.batch_tokens", "400", "--trainer.max_steps", "1"
-    )  # fmt: skip
-    with monkeypatch.context() as patched:
-        patched.setattr(stored_states, "answer_states", failing)
-        assert "no memory" in cli(*stored).errors[0]
-    half = contents("runs/smoke-stored_states")
-    assert len([path for path in half if path.suffix == ".safetensors"]) == 3
-    ended = cli(*stored)
-    assert ended.code == 0, ended.err
-    whole = contents("runs/smoke-stored_states")
-    assert {path: each for path, each in half.items() if each[0]}.items() < whole.items()
-    assert Path("reference/manifest.json") in whole

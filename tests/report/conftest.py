@@ -3,17 +3,15 @@
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sample_runs import THREE, write_sequence
 
 from dipo_pl.__main__ import main
 from dipo_pl.report.contents import Report, read_report
 from dipo_pl.report.page import as_html
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 _SMALL = "{model_type: llama, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 2}"
 _TUNE = f"""
@@ -35,10 +33,13 @@ _HOW = "needs Debian's chromium (apt-get install chromium) and playwright (pip i
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(once: Callable[..., Path]) -> Path:
     """The folder of `target`, `retain-only`, `unlearned-0` and `unlearned-1` (two seeds), and two relearning attacks."""
-    folder = tmp_path_factory.mktemp("report") / "runs"
-    tune = folder.parent / "tune.yaml"
+    return once("report", _make_runs) / "runs"
+
+
+def _make_runs(top: Path) -> None:
+    folder, tune = top / "runs", top / "tune.yaml"
     tune.write_text(_TUNE)
     fit = f"fit --output_dir {folder}"
     unlearn = (
@@ -53,7 +54,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"relearn {folder}/unlearned-0 {folder}/retain-only --trainer.max_steps 4",
     ):
         assert main(command.split()) == 0
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -105,3 +105,20 @@ def browser():
         started = playwright.chromium.launch(executable_path=executable, args=_FLAGS)
         yield started
         started.close()
+
+
+@pytest.fixture
+def sequence(tmp_path):
+    """Write a sequence of three requests."""
+    return lambda name="seq", **options: write_sequence(tmp_path / name, **{"requests": THREE, **options})
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    """Two methods in two modes; not to be written to."""
+    folder = tmp_path_factory.mktemp("runs")
+    return [
+        write_sequence(folder / f"{name}-{mode[:4]}", mode, THREE, method=method, retained=True)
+        for name, method in (("dipo", 0.0), ("npo", 0.5))
+        for mode in ("sustainability", "scalability")
+    ]

@@ -57,12 +57,9 @@ def write_sequence(
         against = folder / f"stage-{stage}-retain_only"
         config = {
             "name": f"stage-{stage}",
-            "data": {
-                "class_path": "dipo_pl.data_modules.MUSE",
-                "init_args": {"forget": forget, "requests": asked},
-            },
+            "data": {"class_path": "dipo_pl.data_modules.MUSE", "init_args": {"forget": forget, "requests": asked}},
             "forget_quality": {"retain_result": str(against) if retained else None},
-        }
+        }  # fmt: skip
         manifest = {
             "command": "fit", "status": "finished", "seed": 0, "arguments": ["fit", "--config", "a.yaml"],
             "started": f"2026-01-0{stage}T10:00:00", "ended": f"2026-01-0{stage}T11:00:00",

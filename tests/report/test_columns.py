@@ -5,27 +5,24 @@ import pytest
 from dipo_pl.report.columns import Better, column_of, columns_of
 
 
-@pytest.mark.parametrize(
-    ("key", "title", "better", "headline"),
-    [
-        ("forget_verbatim", "VerbMem", Better.NEAR_RETAIN_ONLY, True),
-        ("forget_knowledge", "KnowMem(forget)", Better.NEAR_RETAIN_ONLY, True),
-        ("retain_knowledge", "KnowMem(retain)", Better.HIGHER, True),
-        ("forget_probability", "P(forget)", Better.NEAR_RETAIN_ONLY, True),
-        ("retain_probability", "P(retain)", Better.HIGHER, True),
-        ("retain_repetition", "Repetition(retain)", Better.LOWER, False),
-        ("verbatim_probability", "P(verbatim)", Better.NEAR_RETAIN_ONLY, False),
-        ("forget_questions_probability", "P(forget questions)", Better.NEAR_RETAIN_ONLY, False),
-        ("retain_questions_probability", "P(retain questions)", Better.HIGHER, False),
-        ("real_authors_truth_ratio", "TR(real authors)", Better.HIGHER, False),
-        ("holdout_probability", "P(holdout)", Better.NEITHER, False),
-        ("held_back_probability", "P(held back)", Better.NEITHER, False),
-        ("membership_min_k_auc", "AUC Min-K%", Better.NEAR_UNSEEN, True),
-        ("request_2_questions_probability", "P(request 2 questions)", Better.NEAR_RETAIN_ONLY, False),
-        ("request_2_refusals", "Refusals(request 2)", Better.NEITHER, False),
-        ("my_own\x1b[31m\n", "my_own?[31m?", Better.NEITHER, True),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("key", "title", "better", "headline"), [
+    ("forget_verbatim", "VerbMem", Better.NEAR_RETAIN_ONLY, True),
+    ("forget_knowledge", "KnowMem(forget)", Better.NEAR_RETAIN_ONLY, True),
+    ("retain_knowledge", "KnowMem(retain)", Better.HIGHER, True),
+    ("forget_probability", "P(forget)", Better.NEAR_RETAIN_ONLY, True),
+    ("retain_probability", "P(retain)", Better.HIGHER, True),
+    ("retain_repetition", "Repetition(retain)", Better.LOWER, False),
+    ("verbatim_probability", "P(verbatim)", Better.NEAR_RETAIN_ONLY, False),
+    ("forget_questions_probability", "P(forget questions)", Better.NEAR_RETAIN_ONLY, False),
+    ("retain_questions_probability", "P(retain questions)", Better.HIGHER, False),
+    ("real_authors_truth_ratio", "TR(real authors)", Better.HIGHER, False),
+    ("holdout_probability", "P(holdout)", Better.NEITHER, False),
+    ("held_back_probability", "P(held back)", Better.NEITHER, False),
+    ("membership_min_k_auc", "AUC Min-K%", Better.NEAR_UNSEEN, True),
+    ("request_2_questions_probability", "P(request 2 questions)", Better.NEAR_RETAIN_ONLY, False),
+    ("request_2_refusals", "Refusals(request 2)", Better.NEITHER, False),
+    ("my_own\x1b[31m\n", "my_own?[31m?", Better.NEITHER, True),
+])  # fmt: skip
 def test_columns(key, title, better, headline):
     column = column_of(key)
     assert (column.key, column.title, column.better, column.headline) == (key, title, better, headline)

@@ -54,13 +54,8 @@ def test_a_narrow_terminal_gets_the_table_in_blocks(report, width, cli, all_runs
 def test_a_reader_that_stops_reading_is_no_error(runs):
     """`dipo-pl report ... | head`: the pipe is closed before everything is written."""
     command = [
-        sys.executable,
-        "-m",
-        "dipo_pl",
-        "report",
-        str(runs / "unlearned-0"),
-        str(runs / "retain-only"),
-    ]
+        sys.executable, "-m", "dipo_pl", "report", str(runs / "unlearned-0"), str(runs / "retain-only"),
+    ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         said = process.stderr.read()
@@ -171,20 +166,17 @@ def test_a_users_own_metric_is_shown_without_being_asked_for(cli, copied):
     assert json.loads(cli("report", run, "--format", "json").out)["rows"][-1]["metrics"]["my_own"] == 0.25
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ([], "required: RUN"),
-        (["nowhere"], "nowhere"),
-        (["RUN", "--format", "html"], "--output"),
-        (["RUN", "--format", "csv,word", "--output", "out"],
-         "of html, markdown, csv, json, latex, png, open_unlearning, separated by commas (got 'csv,word')"),
-        (["RUN", "--format", ",", "--output", "out"], "(got ',')"),
-        (["RUN", "--output", "file"], "cannot write to --output file"),
-        (["RUN", "--retain-only", "nowhere"], "nowhere"),
-        (["RUN", "--ouput", "out"], "--ouput"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("arguments", "said"), [
+    ([], "required: RUN"),
+    (["nowhere"], "nowhere"),
+    (["RUN", "--format", "html"], "--output"),
+    (["RUN", "--format", "csv,word", "--output", "out"],
+     "of html, markdown, csv, json, latex, png, open_unlearning, separated by commas (got 'csv,word')"),
+    (["RUN", "--format", ",", "--output", "out"], "(got ',')"),
+    (["RUN", "--output", "file"], "cannot write to --output file"),
+    (["RUN", "--retain-only", "nowhere"], "nowhere"),
+    (["RUN", "--ouput", "out"], "--ouput"),
+])  # fmt: skip
 def test_wrong_arguments_are_one_line(cli, runs, arguments, said):
     Path("file").write_text("")
     ended = cli("report", *[str(runs / "target") if each == "RUN" else each for each in arguments])
@@ -272,16 +264,13 @@ def other_rows(name):
     return lambda evaluation: evaluation["sets"][name].update(fingerprint="0123456789abcdef")
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda each: each.update(convention="tofu"), "unlearned-0 follows the convention 'dipo_pl', other 'tofu'"),
-        (lambda each: each["settings"].update(max_new_tokens=7), "with different settings (max_new_tokens"),
-        (lambda each: each["sets"]["forget"]["rows"].pop(), "the forget set has 10 rows in unlearned-0 and 9 in other"),
-        (other_rows("forget"), "their forget rows differ (fingerprint"),
-        (other_rows("retain"), "their retain rows differ (fingerprint"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda each: each.update(convention="tofu"), "unlearned-0 follows the convention 'dipo_pl', other 'tofu'"),
+    (lambda each: each["settings"].update(max_new_tokens=7), "with different settings (max_new_tokens"),
+    (lambda each: each["sets"]["forget"]["rows"].pop(), "the forget set has 10 rows in unlearned-0 and 9 in other"),
+    (other_rows("forget"), "their forget rows differ (fingerprint"),
+    (other_rows("retain"), "their retain rows differ (fingerprint"),
+])  # fmt: skip
 def test_what_is_not_comparable_is_refused_with_both_named(cli, runs, copied, change, said):
     other = copied("unlearned-1", "other", evaluation=change)
     ended = cli("report", runs / "unlearned-0", other, "--output", "out")
@@ -348,14 +337,14 @@ def test_quantized_models_are_below_theirs(cli, runs, tmp_path):
     assert names[-3:] == ["unlearned-0", "unlearned-0-int8", "unlearned-0-int4"]
     attacks = Path("out/report.html").read_text().split('<section id="attacks"')[1].split("</section>")[0]
     assert [attacks.count(f'<td class="left">{each}</td>') for each in ("as trained", "int8", "int4")] == [
-        1,
-        1,
-        1,
-    ]
+        1, 1, 1,
+    ]  # fmt: skip
 
 
 def test_nothing_heavy_is_imported_for_the_table(process, runs):
-    ended = process("report", runs / "unlearned-0", runs / "retain-only", PYTHONPROFILEIMPORTTIME="1")
+    ended = process(
+        "report", runs / "unlearned-0", runs / "retain-only", fresh=True, PYTHONPROFILEIMPORTTIME="1"
+    )
     assert ended.code == 0, ended.err
     imported = {line.rpartition("|")[2].strip() for line in ended.err.splitlines()}
     assert not imported & {"torch", "lightning", "transformers", "matplotlib", "scipy.stats"}

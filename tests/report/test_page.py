@@ -103,12 +103,10 @@ def page_of_runs_that_say(text, copied):
 
     first = copied("unlearned-0", f"{name} seed 0", manifest=into_manifest)
     runs = [
-        first,
-        copied("unlearned-1", f"{name} seed 1", manifest=into_manifest),
+        first, copied("unlearned-1", f"{name} seed 1", manifest=into_manifest),
         copied("retain-only", f"{name} retain-only", manifest=into_manifest),
-        copied("unlearned-0", f"{name} int8", manifest=quantized),
-        copied("unlearned-0-relearn", f"{name} relearn"),
-    ]
+        copied("unlearned-0", f"{name} int8", manifest=quantized), copied("unlearned-0-relearn", f"{name} relearn"),
+    ]  # fmt: skip
     for run in runs:
         for path in (run / "evaluation").iterdir():
             alter(path, into_evaluation)

@@ -46,10 +46,8 @@ def test_gap_of_the_published_logs_is_their_statistic():
 
 def test_a_forget_set_with_lower_scores_throughout_is_fully_recognized():
     assert [roc(*each)[2] for each in (([1.0, 2.0], [3.0]), ([3.0], [1.0, 2.0]), ([1.0, 1.0], [1.0]))] == [
-        1.0,
-        0.0,
-        0.5,
-    ]
+        1.0, 0.0, 0.5,
+    ]  # fmt: skip
 
 
 def test_plots_show_the_values_of_the_table(report):

@@ -9,24 +9,21 @@ from dipo_pl.report.run import Kind
 U, R, B = Kind.UNLEARNED, Kind.RETAIN_ONLY, Kind.BEFORE
 
 
-@pytest.mark.parametrize(
-    ("key", "models", "expected"),
-    [
-        ("model_utility", [(U, 0.5), (U, 0.7)], [1]),
-        ("model_utility", [(B, 0.9), (R, 0.8), (U, 0.5), (U, 0.7)], [3]),
-        ("model_utility", [(U, 0.70001), (U, 0.70004), (U, 0.6)], [0, 1]),
-        ("model_utility", [(U, None), (U, 0.7)], []),
-        ("model_utility", [(Kind.QUANTIZED, 0.9), (U, 0.5), (U, 0.7)], [2]),
-        ("forget_quality_ks_statistic", [(U, 0.5), (U, 0.7)], [0]),
-        ("priv_leak", [(U, -5.0), (U, 3.0), (U, 40.0)], [1]),
-        ("forget_probability", [(R, 0.2), (U, 0.05), (U, 0.3), (U, 0.9)], [2]),
-        ("forget_probability", [(U, 0.05), (U, 0.3)], []),
-        ("membership_min_k_auc", [(U, 0.3), (U, 0.6)], [1]),
-        ("membership_min_k_auc", [(R, 0.25), (U, 0.3), (U, 0.6)], [1]),
-        ("forget_distinct_2", [(R, 0.25), (U, 0.3), (U, 0.6)], []),
-        ("mine", [(R, 0.25), (U, 0.3), (U, 0.6)], []),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("key", "models", "expected"), [
+    ("model_utility", [(U, 0.5), (U, 0.7)], [1]),
+    ("model_utility", [(B, 0.9), (R, 0.8), (U, 0.5), (U, 0.7)], [3]),
+    ("model_utility", [(U, 0.70001), (U, 0.70004), (U, 0.6)], [0, 1]),
+    ("model_utility", [(U, None), (U, 0.7)], []),
+    ("model_utility", [(Kind.QUANTIZED, 0.9), (U, 0.5), (U, 0.7)], [2]),
+    ("forget_quality_ks_statistic", [(U, 0.5), (U, 0.7)], [0]),
+    ("priv_leak", [(U, -5.0), (U, 3.0), (U, 40.0)], [1]),
+    ("forget_probability", [(R, 0.2), (U, 0.05), (U, 0.3), (U, 0.9)], [2]),
+    ("forget_probability", [(U, 0.05), (U, 0.3)], []),
+    ("membership_min_k_auc", [(U, 0.3), (U, 0.6)], [1]),
+    ("membership_min_k_auc", [(R, 0.25), (U, 0.3), (U, 0.6)], [1]),
+    ("forget_distinct_2", [(R, 0.25), (U, 0.3), (U, 0.6)], []),
+    ("mine", [(R, 0.25), (U, 0.3), (U, 0.6)], []),
+])  # fmt: skip
 def test_best(key, models, expected):
     """Models are given as (kind, value)."""
     rows = [Row("", kind, {} if value is None else {key: value}, None) for kind, value in models]

@@ -36,14 +36,11 @@ def other_beta(run):
     (run / "config.yaml").write_text(yaml.safe_dump(config))
 
 
-@pytest.mark.parametrize(
-    ("name", "manifest", "change"),
-    [
-        ("unlearned-0", {"seed": 1}, other_beta),
-        ("unlearned-0", {"seed": 0}, None),
-        ("unlearned-0-relearn", {"seed": 1}, None),
-    ],
-)
+@pytest.mark.parametrize(("name", "manifest", "change"), [
+    ("unlearned-0", {"seed": 1}, other_beta),
+    ("unlearned-0", {"seed": 0}, None),
+    ("unlearned-0-relearn", {"seed": 1}, None),
+])  # fmt: skip
 def test_another_config_the_same_seed_or_an_attack_is_no_repetition(copied, name, manifest, change):
     paths = [copied(name), copied(name, "another", manifest=lambda each: each.update(manifest))]
     if change is not None:

@@ -1,21 +1,24 @@
 """All ways to split one training, run once."""
 
 import shutil
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from split_training import ALONE, CUT, RELEARNING, SHARDED, SHARED, command, on_two_nodes
+from ranks import run_all
+from split_training import ALONE, CUT, RELEARNING, SHARDED, SHARED, command
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(once: Callable[..., Path]) -> Path:
     """The folder of all these runs, of some that change from one strategy to another midway, and of probes."""
+    return once("scale", make_runs)
+
+
+def make_runs(folder: Path) -> None:
     from dipo_pl.__main__ import main as run
 
-    folder = tmp_path_factory.mktemp("scale")
     for name, (method, split) in ALONE.items():
         assert run(command(folder, name, method, *split)) == 0
     for name in ("to fsdp2", "to shards"):
@@ -30,10 +33,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     commands.append(
         [*relearning, "relearn-on-fsdp2", "--trainer.num_nodes", "2", "--trainer.strategy", "fsdp2"]
     )
-    on_two_nodes(folder, commands)
+    forked.run_ranks(lambda rank: run_all(commands, rank), folder, forked.nodes(), timeout=240)
     assert run(command(folder, "from fsdp2", "dipo", *ALONE["dipo 4 x 2"][1])) == 0
     from_shards(folder)
-    return folder
 
 
 def in_shards(folder: Path) -> list[list[str]]:

@@ -1,10 +1,5 @@
 """One small training, split in many ways: batches of a step over time, over two ranks of DDP and FSDP2."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 # 20 forget rows, so that the third step of an epoch has 4. No decay: a run that is cut short has the same rates.
@@ -19,9 +14,8 @@ SILENT = (
 )  # fmt: skip
 METHODS = {
     "dipo": SILENT,
-    "npo": (
-        *SILENT, "--model.forget_loss", "NPO", "--model.forget_loss.beta", "0.1", "--model.retain_loss", "ReferenceKL",
-    ),
+    "npo": (*SILENT, "--model.forget_loss", "NPO", "--model.forget_loss.beta", "0.1", "--model.retain_loss",
+            "ReferenceKL"),
     # With generated answers, a tied head and states from disk.
     "stored": ("--model.policy.config.tie_word_embeddings", "true", "--model.reference", "StoredStates"),
     "graddiff": (*SILENT, "--config", "graddiff.yaml"),
@@ -30,13 +24,11 @@ METHODS = {
     # A loss that does not reach all layers.
     "rmu": (*SILENT, "--config", "rmu.yaml"),
     # Companions of forget rows, adapters that are switched off for the reference, and a weight that follows a loss.
-    "adapted": (
-        *SILENT, "--config", "idk_dpo.yaml", "--config", "lora.yaml", "--model.optimizer.lr", "0.003",
-        "--model.policy.gradient_checkpointing", "true", "--model.retain_loss", "ReferenceKL",
-        "--model.retain_weight", "DualWeight", "--model.retain_weight.initial", "1", "--model.retain_weight.epsilon",
-        "0.0001", "--model.retain_weight.step", "500", "--model.retain_weight.warmup_epochs", "0",
-        "--data.global_batch_size", "12",
-    ),
+    "adapted": (*SILENT, "--config", "idk_dpo.yaml", "--config", "lora.yaml", "--model.optimizer.lr", "0.003",
+                "--model.policy.gradient_checkpointing", "true", "--model.retain_loss", "ReferenceKL",
+                "--model.retain_weight", "DualWeight", "--model.retain_weight.initial", "1",
+                "--model.retain_weight.epsilon", "0.0001", "--model.retain_weight.step", "500",
+                "--model.retain_weight.warmup_epochs", "0", "--data.global_batch_size", "12"),
 }  # fmt: skip
 TWO = ("--trainer.num_nodes", "2", "--data.batch_size", "2", "--trainer.strategy")
 # By name: the method, and how its batch of 8 is split.
@@ -66,35 +58,9 @@ SHARDED = (*TWO, "fsdp2", "--config", "sharded_checkpoints.yaml")
 RELEARNING = (
     "--steps", "2", "--share", "0.05", "--lr", "0.001", "--data.batch_size", "4", "--export.enabled", "true",
 )  # fmt: skip
-RANKS = Path(__file__).with_name("ranks.py")
 # In the midst of the second epoch.
 CUT = ("--trainer.max_steps", "5")
 
 
 def command(folder: Path, name: str, method: str, *more: str) -> list[str]:
     return [*TRAINING, *METHODS[method], "--output_dir", str(folder), "--name", name.replace(" ", "-"), *more]
-
-
-def on_two_nodes(folder: Path, commands: list[list[str]], ranks: Path = RANKS) -> None:
-    """Runs them by two launchers of torchrun on loopback, a process each."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    logs = [folder / f"node{node}.log" for node in range(2)]
-    launchers = []
-    for node, log in enumerate(logs):
-        torchrun = [
-            sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--node_rank",
-            str(node), "--master_addr", "127.0.0.1", "--master_port", str(port),
-        ]  # fmt: skip
-        script = [str(ranks), json.dumps(commands)]
-        with log.open("w") as out:
-            launchers.append(
-                subprocess.Popen([*torchrun, *script], stdout=out, stderr=out, cwd=folder, env={**os.environ})
-            )
-    try:
-        codes = [each.wait(timeout=240) for each in launchers]
-    finally:
-        for each in launchers:
-            each.terminate()
-    assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)

@@ -36,24 +36,21 @@ class TestRows:
         twin = Row((("user", "Who?"),), "Me.", "It was mé.", ("You.", "They."))
         assert rows_fingerprint([ROW, OTHER]) == rows_fingerprint(iter((twin, OTHER)))
 
-    @pytest.mark.parametrize(
-        "rows",
-        [
-            [],
-            [ROW],
-            [OTHER, ROW],
-            [ROW, OTHER, OTHER],
-            [replace(ROW, messages=(("system", "Who?"),)), OTHER],
-            [replace(ROW, messages=(("user", "Who"),)), OTHER],
-            [replace(ROW, messages=(("user", ""), ("user", "Who?"))), OTHER],
-            [replace(ROW, answer="Me"), OTHER],
-            [replace(ROW, paraphrased_answer="It was me."), OTHER],
-            [replace(ROW, paraphrased_answer=None), OTHER],
-            [replace(ROW, wrong_answers=("They.", "You.")), OTHER],
-            [replace(ROW, wrong_answers=("You.They.",)), OTHER],
-            [replace(ROW, wrong_answers=()), OTHER],
-        ],
-    )
+    @pytest.mark.parametrize("rows", [
+        [],
+        [ROW],
+        [OTHER, ROW],
+        [ROW, OTHER, OTHER],
+        [replace(ROW, messages=(("system", "Who?"),)), OTHER],
+        [replace(ROW, messages=(("user", "Who"),)), OTHER],
+        [replace(ROW, messages=(("user", ""), ("user", "Who?"))), OTHER],
+        [replace(ROW, answer="Me"), OTHER],
+        [replace(ROW, paraphrased_answer="It was me."), OTHER],
+        [replace(ROW, paraphrased_answer=None), OTHER],
+        [replace(ROW, wrong_answers=("They.", "You.")), OTHER],
+        [replace(ROW, wrong_answers=("You.They.",)), OTHER],
+        [replace(ROW, wrong_answers=()), OTHER],
+    ])  # fmt: skip
     def test_any_change_of_text_place_or_order_shows(self, rows):
         assert rows_fingerprint(rows) != rows_fingerprint([ROW, OTHER])
 
@@ -93,14 +90,11 @@ class TestTokenizer:
         assert tokenizer.backend_tokenizer.to_str() != state
         assert tokenizer_fingerprint(tokenizer) == before
 
-    @pytest.mark.parametrize(
-        "change",
-        [
-            lambda tokenizer: tokenizer.add_tokens(["cab"]),
-            lambda tokenizer: setattr(tokenizer, "eos_token", "<pad>"),
-            lambda tokenizer: setattr(tokenizer, "chat_template", "{{ messages }}"),
-        ],
-    )
+    @pytest.mark.parametrize("change", [
+        lambda tokenizer: tokenizer.add_tokens(["cab"]),
+        lambda tokenizer: setattr(tokenizer, "eos_token", "<pad>"),
+        lambda tokenizer: setattr(tokenizer, "chat_template", "{{ messages }}"),
+    ])  # fmt: skip
     def test_what_makes_other_ids_shows(self, change):
         tokenizer = train_tokenizer(TEXTS, 265)
         before = tokenizer_fingerprint(tokenizer)
@@ -126,16 +120,10 @@ class TestSettings:
 
     def test_class_and_every_setting_show(self):
         formats = [
-            ChatTemplate(),
-            ChatTemplate("Be kind."),
-            ChatTemplate(date_string="1 Jan 2025"),
-            QuestionAnswer(),
-            QuestionAnswer("Q: "),
-            QuestionAnswer(answer_start="A: "),
-            QuestionAnswer("[INST] ", " [/INST]"),
-            Llama2Chat(),
-            Bare(),
-        ]
+            ChatTemplate(), ChatTemplate("Be kind."), ChatTemplate(date_string="1 Jan 2025"), QuestionAnswer(),
+            QuestionAnswer("Q: "), QuestionAnswer(answer_start="A: "), QuestionAnswer("[INST] ", " [/INST]"),
+            Llama2Chat(), Bare(),
+        ]  # fmt: skip
         assert len({settings_fingerprint(each) for each in formats}) == len(formats)
 
     def test_settings_that_are_parts_themselves(self):

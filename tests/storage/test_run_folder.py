@@ -69,18 +69,14 @@ def test_the_evaluation_that_speaks_for_a_run(tmp_path):
     assert run.read_manifest() == {"exported_step": 7}
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "", "{", "[]", '{"sets": {}}', '{"sets": {"forget": {"nought": 1}}}', "\\x00", "[" * 100_000,
-        '{"convention": "dipo_pl", "metrics": {"x": NaN}, "sets": {}}',
-        '{"convention": "dipo_pl", "metrics": [], "sets": {}}',
-        '{"convention": "dipo_pl", "metrics": {}, "sets": {"forget": {"metrics": {}, "rows": [{"nll": []}]}}}',
-        '{"convention": "dipo_pl", "metrics": {}, "sets": {"forget": {"metrics": {}, "rows": [{"nll": ["1"]}]}}}',
-        '{"convention": "dipo_pl", "metrics": {}, "sets": {"forget": {"metrics": {}, "rows": [{"min_k": true}]}}}',
-    ],
-    ids=range(12),
-)  # fmt: skip
+@pytest.mark.parametrize("text", [
+    "", "{", "[]", '{"sets": {}}', '{"sets": {"forget": {"nought": 1}}}', "\\x00", "[" * 100_000,
+    '{"convention": "dipo_pl", "metrics": {"x": NaN}, "sets": {}}',
+    '{"convention": "dipo_pl", "metrics": [], "sets": {}}',
+    '{"convention": "dipo_pl", "metrics": {}, "sets": {"forget": {"metrics": {}, "rows": [{"nll": []}]}}}',
+    '{"convention": "dipo_pl", "metrics": {}, "sets": {"forget": {"metrics": {}, "rows": [{"nll": ["1"]}]}}}',
+    '{"convention": "dipo_pl", "metrics": {}, "sets": {"forget": {"metrics": {}, "rows": [{"min_k": true}]}}}',
+], ids=range(12))  # fmt: skip
 def test_what_is_no_evaluation(tmp_path, text):
     path = tmp_path / "step-000000.json"
     path.write_text(text)

@@ -12,8 +12,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 from dipo_pl.commands.plan.estimate import Plan, remedies
 from dipo_pl.commands.plan.live_memory import LiveMemory, storage_bytes
 from dipo_pl.commands.plan.machine import Machine

@@ -9,14 +9,10 @@ QUICK = ("--forget_quality.generate_every", "0", "--samples.rows", "0", "--train
 
 
 @pytest.fixture(scope="session")
-def retain_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def retain_only(fit_once) -> Path:
     """The folder of a finished run of smoke.yaml on the retain rows alone; not to be written to."""
-    from dipo_pl.cli.run import run
-
-    folder = tmp_path_factory.mktemp("retain_only")
     overlay = ("--model", "FineTuning", "--config", "retain_only.yaml")
-    assert run(["fit", "--config", "smoke.yaml", *overlay, *QUICK, "--output_dir", str(folder)]) == 0
-    return folder / "smoke-retain_only"
+    return fit_once("smoke-retain-only", "--config", "smoke.yaml", *overlay, *QUICK) / "smoke-retain_only"
 
 
 @pytest.fixture

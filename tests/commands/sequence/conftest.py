@@ -1,25 +1,18 @@
 """A small target, and a folder with what a sequence of requests needs."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from sequence_inputs import NAMES, TARGET, write_inputs, write_requests
 
 
 @pytest.fixture(scope="session")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def target(tmp_path_factory: pytest.TempPathFactory, fit_once) -> Path:
     """The folder of a finished run that made a target; not to be written to."""
-    from dipo_pl.cli.run import run
-
     folder = tmp_path_factory.mktemp("target")
     write_inputs(folder)
     data = [f"--data.{name}={folder / TARGET['data']['init_args'][name]}" for name in ("forget", "retain")]
-    words = ["fit", "--config", str(folder / "target.yaml"), *data, "--output_dir", str(folder / "runs")]
-    assert run(words) == 0
-    return folder / "runs" / "target"
+    return fit_once("target", "--config", folder / "target.yaml", *data) / "target"
 
 
 @pytest.fixture
