@@ -97,12 +97,14 @@ class RowReader:
         def texts(part: str) -> tuple[str, ...]:
             return texts_at({names[part]: parts[part]}, names[part], where)
 
-        others: tuple[Any, ...] = (
-            None if parts["paraphrased_answer"] is None else text("paraphrased_answer"),
-            *(texts(f"{kind}_answer") for kind in ("perturbed", "alternate")),
-        )
+        others: dict[str, Any] = {
+            "paraphrased_answer": None if parts["paraphrased_answer"] is None else text("paraphrased_answer"),
+            "wrong_answers": texts("perturbed_answer"),
+            "alternate_answers": texts("alternate_answer"),
+            "where": where,
+        }
         if "text" in mapping:
-            return Row((), text("text"), *others)
+            return Row((), text("text"), **others)
         messages: Messages
         if "messages" in mapping:
             messages, unread = messages_of(parts["messages"], names["messages"], where)
@@ -111,7 +113,7 @@ class RowReader:
             messages = ("user", text("question")), ("assistant", text("answer"))
         if parts["system"] not in (None, "") and messages[0][0] != "system":
             messages = ("system", text("system")), *messages
-        return Row(messages[:-1], messages[-1][1], *others)
+        return Row(messages[:-1], messages[-1][1], **others)
 
     def _mapping(self, given: Mapping[str, Any], where: str) -> dict[str, list[str]]:
         """Return the columns of each part of the row that a record holds."""

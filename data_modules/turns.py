@@ -32,26 +32,25 @@ def messages_of(value: Any, name: str, where: str) -> tuple[Messages, list[str]]
     Raises:
         InputError: a turn holds something else than a role and a text, or the last one is not an answer.
     """
-    if not isinstance(value, list) or not value:
+    given = [each for each in value if not is_null(each)] if isinstance(value, list) else []
+    if len(given) < 2:
         raise InputError(
-            f"{where}: {name!r} must be a list of {{role, content}} that ends with a non-empty assistant message (got "
-            f"{repr(value)[:60]})"
+            f"{where}: {name!r} must be a list of {{role, content}} that ends with an assistant message "
+            f"(got {repr(value)[:60]})"
         )
     turns = [
-        _turn(each, f"{where}: {name!r}, message {number}")
-        for number, each in enumerate((each for each in value if not is_null(each)), start=1)
+        _turn(each, f"{where}: {name!r}, turn {place} of {len(given)}")
+        for place, each in enumerate(given, start=1)
     ]
-    last = (
-        f"{where}: {name!r} must be a list of {{role, content}} that ends with a non-empty assistant message"
-    )
-    if len(turns) < 2:
-        raise InputError(f"{last}, after the question (got {len(turns)} message{'s' * (len(turns) != 1)})")
-    (role, content), rest = turns[-1][:2], turns[-1][2]
+    role, content, rest = turns[-1]
     if role != "assistant" or not content.strip():
-        raise InputError(f"{last} (got {content[:40]!r} by {role!r})")
+        raise InputError(
+            f"{where}: {name!r} must end with a non-empty assistant message, which is the answer (got {role!r}, "
+            f"{content[:60]!r})"
+        )
     if "weight" in rest and not rest["weight"]:
         raise InputError(
-            f"{where}: {name!r} ends with a message of weight {rest['weight']}, and that is what a row trains on"
+            f"{where}: {name!r} ends with a message of weight {rest['weight']}, and it is what is trained"
         )
     unread = [f"{name}[].{key}" for _, _, rest in turns for key in rest]
     return tuple((role, content) for role, content, _ in turns), unread
@@ -59,25 +58,21 @@ def messages_of(value: Any, name: str, where: str) -> tuple[Messages, list[str]]
 
 def _turn(value: Any, where: str) -> tuple[str, str, dict[str, Any]]:
     """Return role, content and what else a turn has."""
-    if not isinstance(value, Mapping):
-        raise InputError(f"{where} must be {{role, content}} (got {repr(value)[:60]})")
-    given = given_columns(value)
+    given = given_columns(value) if isinstance(value, Mapping) else {}
     role, content = given.get("role", given.get("from")), given.get("content", given.get("value"))
     if not isinstance(role, str):
-        raise InputError(f"{where} must have a role (got {role!r})")
+        raise InputError(f"{where}: must be {{role, content}} (got {repr(value)[:60]})")
     if said := [key for key in SAID if given.get(key) not in (None, "", [], {})]:
         raise InputError(
-            f"{where} ({role}) has {said[0]}, which a row cannot hold: write it into content as the model does, or leave "
+            f"{where} ({role}): has {said[0]!r}, which a row cannot hold: write it into content as the model does, or leave "
             "the row out"
         )
-    if isinstance(content, list) and content and all(_is_text_part(each) for each in content):
-        content = "".join(each["text"] for each in content)
+    if isinstance(content, list) and len(content) == 1 and isinstance(content[0], Mapping):
+        content = content[0].get("text") if content[0].get("type") == "text" else content
     if not isinstance(content, str):
-        raise InputError(f"{where} ({role}) must have a text as content (got {repr(content)[:60]})")
+        raise InputError(
+            f"{where} ({role}): 'content' must be a text or a list of one text part; images and tool calls are not "
+            f"supported (got {repr(content)[:60]})"
+        )
     role = role if "role" in given else ROLES.get(role.lower(), role)
-    # Of fewer keys, such as names of speakers, the trained text does not depend.
     return role, content, {key: each for key, each in given.items() if key not in KEYS and key not in SAID}
-
-
-def _is_text_part(value: Any) -> bool:
-    return isinstance(value, Mapping) and value.get("type") == "text" and isinstance(value.get("text"), str)

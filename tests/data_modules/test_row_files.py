@@ -13,6 +13,7 @@ ANSWERED = {"question": "Who?", "answer": "Me."}
 QUESTION = (("user", "Who?"),)
 USER, ASSISTANT = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}
 TURNS = [USER, ASSISTANT]
+PART = {"type": "text", "text": "Me."}
 NAN = float("nan")
 
 
@@ -32,7 +33,7 @@ NAN = float("nan")
     (ANSWERED | {"system": "Be brief."}, Row((("system", "Be brief."), *QUESTION), "Me.")),
     ({"messages": TURNS, "system": "Be brief."}, Row((("system", "Be brief."), *QUESTION), "Me.")),
     ({"messages": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Me."}]}, Row(QUESTION, "Me.")),
-    ({"messages": [USER, {"role": "assistant", "content": [{"type": "text", "text": "Me"}, {"type": "text", "text": "."}]}]},
+    ({"messages": [USER, {"role": "assistant", "content": [PART]}]},
      Row(QUESTION, "Me.")),
     # A null is as good as no column, wherever it is.
     *((ANSWERED | {name: null}, Row(QUESTION, "Me."))
@@ -93,25 +94,36 @@ def test_unusable_records(record, message):
         row_from(record, "here")
 
 
+LIST = r"must be a list of \{role, content\} that ends with an assistant message"
+END = "must end with a non-empty assistant message"
+
+
 @pytest.mark.parametrize(("messages", "message"), [
-    ("Who? Me.", r"must be a list of {role, content} that ends .* \(got 'Who"),
-    ([], r"must be a list of {role, content} that ends with a non-empty assistant message \(got \[\]\)$"),
-    ([ASSISTANT], r"after the question \(got 1 message\)$"),
-    ([USER, USER], r"that ends with a non-empty assistant message \(got 'Who\?' by 'user'\)$"),
-    ([USER, {**ASSISTANT, "content": " "}], "that ends with a non-empty assistant message"),
-    ([USER, {"role": "assistant"}], r"message 2 \(assistant\) must have a text as content \(got None\)$"),
-    ([USER, {"content": "Me."}], r"message 2 must have a role \(got None\)$"),
-    ([{"role": "user", "content": None}, ASSISTANT], r"message 1 \(user\) must have a text as content \(got None\)$"),
-    ([{"role": "user", "content": [{"type": "image"}]}, ASSISTANT], r"message 1 \(user\) must have a text as content"),
-    ([{"role": 1, "content": "Who?"}, ASSISTANT], r"message 1 must have a role \(got 1\)$"),
-    (["Who?", ASSISTANT], r"message 1 must be {role, content} \(got 'Who"),
-    *(([USER, {**ASSISTANT, key: [{"a": "b"}]}], rf"message 2 \(assistant\) has {key}, which a row cannot hold")
+    ("Who? Me.", LIST + r" \(got 'Who\? Me\.'\)"),
+    ([], LIST),
+    ([ASSISTANT], LIST),
+    ([ASSISTANT, None], LIST),
+    ([USER, USER], END + r".* \(got 'user', 'Who\?'\)"),
+    ([USER, {**ASSISTANT, "content": " "}], END),
+    ([USER, {"role": "assistant"}], r"turn 2 of 2 \(assistant\): 'content' must be a text .* \(got None\)"),
+    ([USER, {"content": "Me."}], r"turn 2 of 2: must be \{role, content\}"),
+    ([{"role": "user", "content": None}, ASSISTANT], r"turn 1 of 2 \(user\): 'content' must be .* \(got None\)"),
+    ([{"role": 1, "content": "Who?"}, ASSISTANT], "turn 1 of 2: must be"),
+    (["Who?", ASSISTANT], r"turn 1 of 2: must be \{role, content\} \(got 'Who\?'\)"),
+    ([USER, {**ASSISTANT, "content": [PART, PART]}], r"turn 2 of 2 \(assistant\): 'content' must be a text or a list"),
+    ([USER, {**ASSISTANT, "content": [{"type": "image"}]}], "images and tool calls are not supported"),
+    ([USER, {**ASSISTANT, "content": []}], r"\(got \[\]\)"),
+    *(([USER, {**ASSISTANT, key: [{"a": "b"}]}], rf"turn 2 of 2 \(assistant\): has '{key}', which a row cannot hold")
       for key in ("tool_calls", "function_call", "reasoning_content", "thinking")),
-    ([USER, {**ASSISTANT, "weight": 0}], "ends with a message of weight 0, and that is"),
+    ([USER, {**ASSISTANT, "weight": 0}], "ends with a message of weight 0, and it is"),
 ])  # fmt: skip
 def test_malformed_messages(messages, message):
-    with pytest.raises(InputError, match=f"^here: .*'messages'.*{message}"):
+    with pytest.raises(InputError, match=rf"^here: 'messages',? .*{message}"):
         row_from({"messages": messages}, "here")
+
+
+def test_a_row_knows_its_place():
+    assert row_from(ANSWERED, "here").where == "here"
 
 
 @pytest.mark.parametrize(("columns", "record", "row"), [
