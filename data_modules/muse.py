@@ -8,8 +8,10 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dipo_pl.data_modules.blocked_texts import BlockedTexts, TextCorpus
-from dipo_pl.data_modules.row_files import load_split, parse_json, text_at
+from dipo_pl.data_modules.record_files import load_split, parse_json
+from dipo_pl.data_modules.row_files import text_at
 from dipo_pl.errors import InputError
+from dipo_pl.paths import expanded
 from dipo_pl.rows import Row
 from dipo_pl.storage.text import read_text
 
@@ -57,7 +59,7 @@ class MUSE(BlockedTexts):
             )
         if corpus not in (None, name):
             raise InputError(f"data.corpus must be {name}, as in data.path {path!r}, or null (got {corpus})")
-        self.path = path
+        self.path = expanded(path)
         self.corpus_name = name
         self.forget = forget
 
@@ -101,13 +103,13 @@ class MUSE(BlockedTexts):
 
     def _read_texts(self, subset: str, split: str) -> list[Row]:
         records = self._read_records(subset, split)
-        return [Row((), text_at(record, "text", where)) for where, record in records]
+        return [Row((), text_at(record, "text", where), where=where) for where, record in records]
 
     def _read_pairs(
         self, subset: str, split: str, question: str = "question", answer: str = "answer"
     ) -> list[Row]:
         return [
-            Row((("user", text_at(record, question, where)),), text_at(record, answer, where))
+            Row((("user", text_at(record, question, where)),), text_at(record, answer, where), where=where)
             for where, record in self._read_records(subset, split)
         ]
 
