@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from dipo_pl.models.lora import LoRA
 from dipo_pl.models.pretrained import Pretrained
 from dipo_pl.models.source import AttentionKernel, ModelSource, short_message
 from dipo_pl.models.tokenizer import train_tokenizer
+from dipo_pl.storage.text import read_text
 
 
 class FromConfig(ModelSource):
@@ -104,7 +104,7 @@ class FromConfig(ModelSource):
             values: dict[str, Any] = self.config
         else:
             try:
-                values = json.loads(Path(self.config).read_text(encoding="utf-8"))
+                values = json.loads(read_text(self.config))
             except (OSError, ValueError) as error:
                 raise InputError(f"cannot read the model configuration {self.config}: {error}") from error
         if "model_type" not in values:

@@ -17,6 +17,7 @@ from dipo_pl.errors import InputError
 from dipo_pl.models.lora import LoRA
 from dipo_pl.models.quantization import Quantization, quantize
 from dipo_pl.models.source import AttentionKernel, ModelSource, short_message
+from dipo_pl.paths import expanded
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "tekken.json")
 
@@ -59,7 +60,7 @@ class Pretrained(ModelSource):
                 "model.policy.quantization is only for measuring and model.policy.adapter is for training: set one of them"
             )
         self.quantization = quantization
-        self.path = path
+        self.path = expanded(path)
         self.revision = revision
         self.tokenizer_source = tokenizer
         self.dtype = dtype

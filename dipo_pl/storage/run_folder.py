@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dipo_pl.errors import InputError
+from dipo_pl.paths import expanded
 from dipo_pl.storage.files import write_text
 
 # Bytes. File systems allow 255; names of probes and temporary files are longer than the run's.
@@ -33,7 +34,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(expanded(str(path)))
         self.config = self.path / "config.yaml"
         self.manifest = self.path / "manifest.json"
         self.metrics = self.path / "metrics.jsonl"
@@ -116,6 +117,15 @@ class RunFolder:
         write_text(self.evaluation_file(step), text)
         earlier = [each for each in self.read_metrics() if each["step"] < step]
         write_text(self.metrics, "".join(json.dumps(each) + "\n" for each in [*earlier, record]))
+
+    def add_to_evaluation(self, step: int, **entries: Any) -> None:
+        """Add entries to the line of metrics.jsonl of this step, and take those of the same names from all others."""
+        records = [
+            {name: value for name, value in each.items() if name not in entries}
+            | (entries if each["step"] == step else {})
+            for each in self.read_metrics()
+        ]
+        write_text(self.metrics, "".join(json.dumps(each) + "\n" for each in records))
 
 
 def check_name(name: str) -> None:
