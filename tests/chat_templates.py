@@ -111,8 +111,10 @@ DATED_SYSTEM = (
     "{{ 'Environment: ipython\n' }}{% for tool in tools %}{{ tool|tojson(indent=4) + '\n' }}{% endfor %}{% endif %}"
     "{{ 'Today Date: ' + date_string + '\n\n<|eot_id|>' }}"
 )
-DEFAULT_SYSTEM = "{% if messages[0].role != 'system' %}"
+DEFAULT_SYSTEM = (
+    "{% if messages[0].role != 'system' %}"
     "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
+)
 NO_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
 )
