@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 from dipo_pl.batch import Batch, collate
 from dipo_pl.distributed import is_sharded
 from dipo_pl.errors import InputError, check_count
+from dipo_pl.models.adapters import weights_in_use
 from dipo_pl.models.eval_mode import eval_mode
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import Layer, answer_states
-from dipo_pl.models.lora import weights_in_use
 from dipo_pl.paths import expanded
 from dipo_pl.references.base import Reference, ReferenceContext
 from dipo_pl.references.state_shards import Key, StateShards, layer_name
