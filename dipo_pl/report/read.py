@@ -77,6 +77,11 @@ def _read_folder(folder: RunFolder, unfinished: bool) -> Run:
     manifest = _mapping(folder.manifest, json.loads)
     status = manifest.get("status")
     if status != "finished" and not unfinished:
+        if status is None:
+            raise InputError(
+                f"{folder.path} has no status, so it cannot be told whether it finished (a script's run has none): "
+                "give --unfinished to include it"
+            )
         raise InputError(
             f"{folder.path} is not finished (status: {_one_line(status)}): wait for it, or give --unfinished"
         )
