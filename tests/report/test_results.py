@@ -6,7 +6,7 @@ from dipo_pl.report.contents import read_report
 from dipo_pl.report.results import Row, make_results
 from dipo_pl.report.run import Kind
 
-U, R, B = Kind.UNLEARNED, Kind.RETAIN_ONLY, Kind.BEFORE
+U, R, B = Kind.UNLEARNING, Kind.RETAIN_ONLY, Kind.BEFORE
 
 
 @pytest.mark.parametrize(("key", "models", "expected"), [
