@@ -9,7 +9,7 @@ from dipo_pl.report.compare import attacked_run, retain_only_of
 from dipo_pl.report.contents import Report
 from dipo_pl.report.plots import style_of
 from dipo_pl.report.run import FORGET, Kind, Run
-from dipo_pl.report.verdicts import Reason, Verdict, verdict_of
+from dipo_pl.report.verdicts import Reason, Verdict
 
 _COST = ("utility", "fluency", "collapse")
 _ATTACKS = {"relearning": Kind.RELEARNED, "quantization": Kind.QUANTIZED}
@@ -46,11 +46,10 @@ class Card:
 
 def cards(report: Report) -> list[Card]:
     """Return a card for each unlearning run."""
-    return [_card(report, run) for run in report.of_kind(Kind.UNLEARNING)]
+    return [_card(report, row.run, row.verdict) for row in report.results.rows if row.verdict is not None]
 
 
-def _card(report: Report, run: Run) -> Card:
-    verdict = verdict_of(run) or Verdict()
+def _card(report: Report, run: Run, verdict: Verdict) -> Card:
     of_rules = [each for each in verdict.reasons if each.status != "not_tested"]
     forgotten = [each for each in of_rules if each.rule not in (*_COST, *_ATTACKS, "warnings")]
     cost = [each for each in of_rules if each.rule in _COST]

@@ -172,7 +172,7 @@ def _row(run: Run, reference: Run | None, usual: frozenset[str]) -> Row:
             elif computed := forget_quality_against(run, reference):
                 metrics |= computed
                 notes.append(f"its Forget Quality was computed for this report, against {reference.name}")
-    return Row(run.name, run.kind, metrics, run, tuple(notes), verdict_of(run))
+    return Row(run.name, run.kind, metrics, run, tuple(notes), verdict_of(run, reference))
 
 
 def _rows_before(runs: Sequence[Run], usual: frozenset[str]) -> list[Row]:

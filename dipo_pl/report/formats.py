@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from dataclasses import asdict
+from textwrap import fill
 from typing import Any
 
 from dipo_pl.report.contents import Report
@@ -27,7 +28,10 @@ def tables(report: Report) -> list[Table]:
 def as_text(report: Report, width: int | None = None) -> str:
     """Return the tables for a terminal of `width` characters a line, best values with an asterisk."""
     results, *others = (each.to_text(width) for each in tables(report))
-    notes = "".join(f"- {printable(each)}\n" for each in _remarks(report))
+    remarks = (
+        fill(f"- {printable(each)}", width or 120, subsequent_indent="  ") for each in _remarks(report)
+    )
+    notes = "".join(f"{each}\n" for each in remarks)
     head = f"Convention {report.convention}\n"
     return "\n".join([head, results, *([notes] if notes else []), *others])
 

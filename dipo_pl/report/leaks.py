@@ -174,20 +174,11 @@ def _leaked_row(
     ]
     leaked = {there + step for there, _, length in spans for step in range(length)}
     telling = [place for place, each in enumerate(true_words) if each.key not in known]
-    pieces = (
-        _pieces(truth, true_words, leaked),
-        _pieces(answer, words, {here + step for _, here, length in spans for step in range(length)}),
-    )
-    if texts is not Texts.FULL:
-        question = ""
-        pieces = tuple(
-            tuple(each._replace(text=" ".join([MASK] * each.words)) for each in text if each.words)
-            for text in pieces
-        )
-    if texts is Texts.NONE:
-        pieces = (), ()
+    in_answer = {here + step for _, here, length in spans for step in range(length)}
     return LeakedRow(
-        name, number, question, *pieces,
+        name, number, question if texts is Texts.FULL else "",
+        _shown(_pieces(truth, true_words, leaked), texts),
+        _shown(_pieces(answer, words, in_answer), texts),
         leaked=len(leaked & {*telling}),
         telling=len(telling),
         longest=max((length for *_, length in spans), default=0),
@@ -195,6 +186,13 @@ def _leaked_row(
         rouge=next((row[key] for key in _ROUGE if key in row), None),
         expected=expected.get("probability"),
     )  # fmt: skip
+
+
+def _shown(pieces: tuple[Piece, ...], texts: Texts) -> tuple[Piece, ...]:
+    if texts is Texts.FULL:
+        return pieces
+    masked = (each._replace(text=" ".join([MASK] * each.words)) for each in pieces if each.words)
+    return tuple(masked) if texts is Texts.REDACTED else ()
 
 
 def _without_known_ends(

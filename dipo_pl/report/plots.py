@@ -144,9 +144,7 @@ def relearning(report: Report) -> list[Plot]:
             name = _with_kind(attacked) if attacked else probe.name
             known = {each.step or 0: each.metrics[key] for each in probe.evaluations if key in each.metrics}
             if len(known) > 1:
-                curves.append(
-                    Curve(name, list(known), list(known.values()), style_of(report, probe))
-                )
+                curves.append(Curve(name, list(known), list(known.values()), style_of(report, probe)))
         if curves:
             title = column_of(key).title
             plots.append(

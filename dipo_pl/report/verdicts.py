@@ -1,18 +1,14 @@
 """Verdicts of runs, as their manifests record them: whether a run forgot, with the rules that say so."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from dipo_pl.errors import InputError
+from dipo_pl.evaluation.verdict import TITLES, judge
+from dipo_pl.evaluation.verdict_rules import Evidence, Thresholds
 from dipo_pl.report.run import Kind, Run, printable
 
-LABELS = {
-    "forgotten": "forgotten",
-    "partly": "partly forgotten",
-    "not_forgotten": "not forgotten",
-    "cannot_tell": "cannot tell",
-}
 NO_VERDICT = "no verdict"
 # Of these, the values of a run may be marked as best; a run without a verdict is one of an earlier version.
 FORGOT = ("forgotten", "partly", None)
@@ -52,17 +48,19 @@ class Verdict:
     """Verdict of an unlearning run.
 
     Attributes:
-        value: a key of `LABELS`; None if none was recorded.
+        value: a key of `TITLES`; None if there is none.
         reasons: its rules, in the order of the manifest.
+        computed: True if the run recorded none, so that the report has judged by the default thresholds.
     """
 
     value: str | None = None
     reasons: tuple[Reason, ...] = ()
+    computed: bool = False
 
     @property
     def label(self) -> str:
         """The verdict in words."""
-        return NO_VERDICT if self.value is None else LABELS[self.value]
+        return NO_VERDICT if self.value is None else TITLES[self.value]
 
     @property
     def missed(self) -> frozenset[str]:
@@ -80,9 +78,24 @@ class Verdict:
         return tuple(each for each in self.reasons if each.status in statuses)
 
 
-def verdict_of(run: Run) -> Verdict | None:
+def verdict_of(run: Run, retain_only: Run | None) -> Verdict | None:
     """Return the verdict of an unlearning run; None for any other run, since only these are to forget."""
-    return read_verdict(run.manifest) if run.kind is Kind.UNLEARNING else None
+    if run.kind is not Kind.UNLEARNING:
+        return None
+    recorded = read_verdict(run.manifest)
+    return recorded if recorded.value is not None else _judged(run, retain_only)
+
+
+def _judged(run: Run, retain_only: Run | None) -> Verdict:
+    """Return the verdict on a run that recorded none; a collapse is seen only while a run trains."""
+    target = run.evaluations[0].metrics if run.first is not None else {}
+    now = run.metrics if run.result is not run.first else {}
+    rows = {name: len(each.rows) for name, each in run.result.sets.items()}
+    found = judge(
+        Evidence(target, now, None if retain_only is None else retain_only.metrics, rows=rows), Thresholds()
+    )
+    reasons = (asdict(each) for each in found.reasons if each.rule != "collapse")
+    return Verdict(found.name, tuple(map(_reason, reasons)), computed=True)
 
 
 def read_verdict(manifest: Mapping[str, Any]) -> Verdict:
@@ -92,8 +105,8 @@ def read_verdict(manifest: Mapping[str, Any]) -> Verdict:
         InputError: it is none that this version knows.
     """
     value, reasons = manifest.get("verdict"), manifest.get("verdict_reasons")
-    if value is not None and not (isinstance(value, str) and value in LABELS):
-        raise InputError(f"verdict must be one of {', '.join(LABELS)} (got {printable(str(value))[:80]})")
+    if value is not None and not (isinstance(value, str) and value in TITLES):
+        raise InputError(f"verdict must be one of {', '.join(TITLES)} (got {printable(str(value))[:80]})")
     if not isinstance(reasons, list | None):
         raise InputError(f"verdict_reasons must be a list (got {printable(str(reasons))[:80]})")
     return Verdict(value, tuple(map(_reason, reasons or ())))
