@@ -1,6 +1,6 @@
 """Greedy generation from tokenized prompts, in batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ def generate(
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     cache_tokens: int = 16_384,
+    ended: Callable[[int], None] | None = None,
 ) -> list[str]:
     """Return greedy completions of prompts, without special tokens.
 
@@ -40,6 +41,7 @@ def generate(
         max_new_tokens: longest completion.
         cache_tokens: largest number of tokens in a batch, prompts, completions and padding; a batch has at least
             one row.
+        ended: called with the number of completions that have ended since the last call.
 
     Returns:
         A text for each prompt.
@@ -65,7 +67,7 @@ def generate(
         # Weights that a sharded model gathers in inference mode could not be used in a later backward pass.
         with eval_mode(model), torch.no_grad() if sharded else torch.inference_mode():
             for batch in _batches(prompts, limits, cache_tokens):
-                new += _completed(model, greedy, prompts[batch], limits[batch], stops)
+                new += _completed(model, greedy, prompts[batch], limits[batch], stops, ended)
             while sharded and (burst := _agreed(model, None)):
                 _idle(model, greedy, burst)
     finally:
@@ -96,6 +98,7 @@ def _completed(
     prompts: Sequence[list[int]],
     limits: Sequence[int],
     stop_tokens: Sequence[int],
+    ended: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
     """Return the new tokens of each row with its stop token. Prompts are padded on the left."""
     device = model.get_input_embeddings().weight.device
@@ -126,6 +129,8 @@ def _completed(
             places = torch.tensor(kept, device=device)
             ids, mask = ids[places], mask[places]
             cache.reorder_cache(places)
+        if ended is not None:
+            ended(len(running) - len(kept))
         running = [running[place] for place in kept]
     return new
 

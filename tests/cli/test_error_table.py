@@ -295,7 +295,7 @@ def words_of(command: str) -> list[str]:
 def the_line(ended) -> str:
     assert ended.code == 2, ended.err
     assert not re.search(r"Traceback|Union subtypes|NestedArg|\x1b", ended.err + ended.out)
-    said = [each for each in ended.err.splitlines() if each.startswith("dipo-pl: ") and "warning" not in each]
+    said = [each for each in ended.err.splitlines() if not each.startswith("dipo-pl: warning: ")]
     (line,) = said
     assert len(line) <= 640
     return line
