@@ -10,17 +10,26 @@ from dipo_pl.cli.console import RANK_ZERO_LOGGERS
 
 
 class HeldMessages(Callback):
-    """Callback that lets go, once a run begins, of what was told while it was prepared; warnings are never held back."""
+    """Callback that lets go, once a run begins, of what was logged while it was prepared.
+
+    An error drops it. Warnings that are not logged are never held back.
+    """
 
     def __init__(self) -> None:
         self._held: list[logging.LogRecord] = []
+        self._holders: list[logging.Filterer] = []
 
     @contextmanager
     def holding(self) -> Iterator[None]:
         """Hold messages back until the run begins or this ends; an exception drops them."""
         self._held.clear()
-        for name in RANK_ZERO_LOGGERS:
-            logging.getLogger(name).addFilter(self._keep)
+        # All of transformers' loggers share handlers; these exist since it was imported.
+        self._holders = [
+            *map(logging.getLogger, RANK_ZERO_LOGGERS),
+            *logging.getLogger("transformers").handlers,
+        ]
+        for each in self._holders:
+            each.addFilter(self._keep)
         try:
             yield
         except BaseException:
@@ -42,13 +51,14 @@ class HeldMessages(Callback):
         self._release()
 
     def _keep(self, record: logging.LogRecord) -> bool:
-        if record.levelno <= logging.INFO:
+        is_error = record.levelno >= logging.ERROR
+        if not is_error:
             self._held.append(record)
-        return record.levelno > logging.INFO
+        return is_error
 
     def _release(self) -> None:
-        for name in RANK_ZERO_LOGGERS:
-            logging.getLogger(name).removeFilter(self._keep)
+        for each in self._holders:
+            each.removeFilter(self._keep)
         held, self._held = self._held, []
         for record in held:
             logging.getLogger(record.name).handle(record)

@@ -313,7 +313,9 @@ def test_what_is_wrong_is_said_in_a_line_and_nothing_is_touched(cli, smoke, comm
 
 def test_what_shows_only_once_a_run_has_begun_leaves_its_record(cli):
     command = "--model.constructor.center false --model.constructor.filter.rate 0.9"
-    assert "Set center to true, or keep fewer tokens" in the_line(cli(*words_of(command)))
+    ended = cli(*words_of(command))
+    assert ended.code == 2
+    assert "Set center to true, or keep fewer tokens" in ended.errors[0]
     assert Path("runs/smoke/manifest.json").exists()
 
 
