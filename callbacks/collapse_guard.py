@@ -1,30 +1,34 @@
 """Callback that recognizes the ways in which unlearning fails."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from dipo_pl.callbacks.advice import gentler, learning_rate, stronger
 from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.errors import TrainingError, check_number, check_share
+from dipo_pl.evaluation.verdict_rules import KNOWS_NOTHING, UTILITIES, Metrics, forgotten_set, kept_utility
 
-Metrics = Mapping[str, Any]
 
-# Below this probability or utility a target model has nothing to forget or to lose.
-KNOWS_NOTHING = 0.1
-# The utilities of TOFU and of MUSE, by title.
-UTILITIES = {"model_utility": "Model Utility", "retain_knowledge": "KnowMem(retain)"}
-GENTLER = "lower the learning rate, alpha or beta, or raise model.retain_weight"
+class Sign(NamedTuple):
+    """Sign that unlearning fails: what is seen, and what to do about it."""
+
+    what: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.advice}"
 
 
 class CollapseGuard(Callback):
     """Callback that warns once about each sign that unlearning fails, and says what to try.
 
-    The signs: Model Utility, or MUSE's KnowMem of the retain set, has fallen far; the forget set is still known after half
-    of the training; Forget Quality or utility oscillates; generated answers to retain questions repeat themselves or
-    lose their vocabulary. Each is judged against the evaluation before training, and not at all if the target knew
-    nothing. (Non-finite numbers end a run in any case.)
+    The signs: utility (Model Utility, KnowMem of the retain set, else P(retain)) has fallen far; the forget set is still
+    known after half of the training; Forget Quality or utility oscillates; generated answers to retain questions repeat
+    themselves or lose their vocabulary. Each is judged against the evaluation before training, and not at all if the
+    target knew nothing. (Non-finite numbers end a run in any case.)
 
     Args:
         stop: end the run as failed at the first sign.
@@ -75,68 +79,62 @@ class CollapseGuard(Callback):
             return
         records = ForgetQuality.trajectory(trainer)
         done = trainer.global_step / max(trainer.estimated_stepping_batches, 1)
-        for sign, line in self.signs(records, done).items():
-            if sign in self._reported:
+        for name, sign in self.signs(records, done, learning_rate(trainer)).items():
+            if name in self._reported:
                 continue
-            self._reported.add(sign)
+            self._reported.add(name)
             if self.stop:
-                raise TrainingError(f"{line} (collapse_guard.stop is true)")
-            rank_zero_warn(line)
+                raise TrainingError(f"{sign} (collapse_guard.stop is true)")
+            rank_zero_warn(str(sign))
 
-    def signs(self, records: Sequence[Metrics], done: float) -> dict[str, str]:
-        """Return the signs that a run shows now, each with a message.
+    def signs(self, records: Sequence[Metrics], done: float, rate: float | None = None) -> dict[str, Sign]:
+        """Return the signs that a run shows now.
 
         Args:
             records: the evaluations so far; if the first is not from before training, there is nothing to compare with.
             done: share of the training that is done.
+            rate: the learning rate, for the advice; None if it is not known.
         """
         target, now = records[0], records[-1]
-        name = next((each for each in UTILITIES if each in target), "")
-        title = UTILITIES.get(name, "")
-        utility = _pair(target, now, name)
-        if target["step"] != 0 or (utility and utility[0] < KNOWS_NOTHING):
+        if target["step"] != 0:
             return {}
-        found: dict[str, str] = {}
-        at = f"at step {now['step']}"
-        if utility and utility[1] < self.lost_utility * utility[0]:
-            found["utility"] = (
-                f"{title} fell from {utility[0]:.3f} to {utility[1]:.3f} {at}: {GENTLER}, or add retain rows"
-            )
-        known = _pair(target, now, _last_request(now)) or _pair(target, now, "forget_probability")
+        found: dict[str, Sign] = {}
+        at, less = f"at step {now['step']}", gentler(rate)
+        utility = kept_utility(target, now)
+        if utility and utility.share < self.lost_utility:
+            what = f"{utility.title} fell from {utility.before:.3f} to {utility.now:.3f} {at}"
+            found["utility"] = Sign(what, f"{less}, or add retain rows")
+        known = _pair(target, now, f"{forgotten_set(now)}_probability")
         if known and known[0] >= KNOWS_NOTHING and done >= 0.5 and known[1] > self.still_known * known[0]:
-            found["stalled"] = (
+            what = (
                 f"forgetting has stalled: the probability of forget answers is {known[1]:.3f} ({known[0]:.3f} before "
-                f"training) {at}: raise the learning rate or alpha, train longer, or change the filter"
+                f"training) {at}"
             )
-        for key, what, unit in [
+            found["stalled"] = Sign(what, f"{stronger(rate)}, or more epochs (trainer.max_epochs)")
+        name = next((each for each in UTILITIES if target.get(each, 0) >= KNOWS_NOTHING), "")
+        for key, title, unit in [
             ("forget_quality_log10_p", "log10 of Forget Quality", 1.0),
-            (name, title, 0.1),
+            (name, UTILITIES.get(name, ""), 0.1),
         ]:
             last = [each[key] for each in records[1:] if key in each][-3:]
             if _oscillates(last, self.swing * unit):
-                found[key] = (
-                    f"{what} oscillates ({', '.join(f'{each:.3g}' for each in last)}) {at}: lower the learning rate, or "
-                    "raise the batch size"
-                )
+                what = f"{title} oscillates ({', '.join(f'{each:.3g}' for each in last)}) {at}"
+                found[key] = Sign(what, f"{less}, or a larger batch (data.batch_size)")
         repeated = _pair(target, now, "retain_repetition")
         if repeated and repeated[1] > repeated[0] + self.repetitive:
-            found["repetitive"] = (
+            what = (
                 f"answers to retain questions are repetitive ({repeated[1]:.0%} of word 4-grams repeated, "
-                f"{repeated[0]:.0%} before training) {at}: {GENTLER}"
+                f"{repeated[0]:.0%} before training) {at}"
             )
+            found["repetitive"] = Sign(what, less)
         words = _pair(target, now, "retain_word_entropy")
         if words and words[1] < self.fewer_words * words[0]:
-            found["words"] = (
+            what = (
                 f"answers to retain questions have lost their vocabulary (word entropy {words[1]:.2f} nats, "
-                f"{words[0]:.2f} before training) {at}: {GENTLER}"
+                f"{words[0]:.2f} before training) {at}"
             )
+            found["words"] = Sign(what, less)
         return found
-
-
-def _last_request(now: Metrics) -> str:
-    """Return the metric of the latest request: MUSE's `forget` is the first fold, whichever set is forgotten."""
-    places = [each.removeprefix("request_").removesuffix("_probability") for each in now]
-    return f"request_{max((int(each) for each in places if each.isdecimal()), default=0)}_probability"
 
 
 def _pair(before: Metrics, now: Metrics, key: str) -> tuple[float, float] | None:

@@ -257,9 +257,9 @@ class ForgetRetain(LightningDataModule, ABC):
         self.evaluation_sets = [with_cut_answers(each, self.tokenizer) for each in self.evaluation_sets]
         forget = [self.row_sets.forget[place] for place in self.trained_forget_rows]
         self._training = self.encode_training(forget, self.row_sets.retain)
-        self._encoder.warn_of_cuts("training rows", chain(*self._training.values()))
+        self._encoder.warn_of_changes("training rows", chain(*self._training.values()))
         self.evaluation_sequences = [self._encoder.measured(each) for each in self.evaluation_sets]
-        self._encoder.warn_of_cuts("answers to be measured", chain(*chain(*self.evaluation_sequences)))
+        self._encoder.warn_of_changes("answers to be measured", chain(*chain(*self.evaluation_sequences)))
 
     @property
     def _encoder(self) -> RowEncoder:
@@ -276,7 +276,7 @@ class ForgetRetain(LightningDataModule, ABC):
             if kind not in self._training:
                 self.companions[kind] = companion_answers(kind, rows, self.alternates, self.seed)
                 self._training[kind] = self._encoder.companions(rows, self.companions[kind])
-                self._encoder.warn_of_cuts(f"{kind} answers", self._training[kind])
+                self._encoder.warn_of_changes(f"{kind} answers", self._training[kind])
 
     @property
     def _kinds(self) -> list[str]:

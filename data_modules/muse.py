@@ -101,13 +101,13 @@ class MUSE(BlockedTexts):
 
     def _read_texts(self, subset: str, split: str) -> list[Row]:
         records = self._read_records(subset, split)
-        return [Row((), text_at(record, "text", where)) for where, record in records]
+        return [Row((), text_at(record, "text", where), where=where) for where, record in records]
 
     def _read_pairs(
         self, subset: str, split: str, question: str = "question", answer: str = "answer"
     ) -> list[Row]:
         return [
-            Row((("user", text_at(record, question, where)),), text_at(record, answer, where))
+            Row((("user", text_at(record, question, where)),), text_at(record, answer, where), where=where)
             for where, record in self._read_records(subset, split)
         ]
 

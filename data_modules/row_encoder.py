@@ -1,13 +1,14 @@
 """Rows as token ids, with a warning that counts those that were cut."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
 from dipo_pl.batch import Encoded
+from dipo_pl.chat_rendering import without_spaces
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.prompts import PromptFormat, Rendered
@@ -41,47 +42,59 @@ def encode(
     """
     if tokenizer.eos_token_id is None:
         raise InputError("the tokenizer has no EOS token: without one an answer has no end")
+    row = replace(row, answer=answer)
     rendered = prompt_format.render(row, tokenizer)
-    ids, offsets = _tokens(rendered, answer, tokenizer)
-    answer_at, closing_at = len(rendered.prompt), len(rendered.prompt) + len(answer)
-    answer_start = next((index for index, (_, end) in enumerate(offsets) if end > answer_at), len(ids))
-    last = next(
-        (i for i in reversed(range(len(ids))) if offsets[i][1] > answer_at and offsets[i][0] < closing_at), 0
-    )
+    written = answer if rendered.answer is None else rendered.answer
+    ids, offsets = _tokens(rendered, written, tokenizer)
+    answer_at = len(rendered.prompt)
+    closing_at = answer_at + len(written)
+    end = closing_at + len(rendered.closing)
+    if rendered.after:
+        kept = next((index for index, (start, _) in enumerate(offsets) if start >= end), len(ids))
+        ids, offsets = ids[:kept], offsets[:kept]
+    markers = tokenizer.added_tokens_decoder.keys()
+    # A marker may take in the spaces beside it, which some tokenizers' do: it is no part of the answer for that.
+    of_answer = [
+        index
+        for index, (token, (start, stop)) in enumerate(zip(ids, offsets, strict=True))
+        if start < closing_at
+        and stop > answer_at
+        and (token not in markers or (start >= answer_at and stop <= closing_at))
+    ]
+    answer_start, last = (of_answer[0], of_answer[-1]) if of_answer else (len(ids), 0)
     # Some templates end a turn with their own token (<|eot_id|>), at which generation also stops.
     if not rendered.closing and ids[-1] != tokenizer.eos_token_id:
         ids.append(tokenizer.eos_token_id)
-    begins = f"the row that begins {(row.question or answer)[:60]!r}"
     cut = len(ids) > max_length
     if cut and not truncate:
         raise InputError(
-            f"{begins} has {len(ids)} tokens, more than data.max_length {max_length}: raise it, up to the model's context, "
-            "or set data.too_long to truncate"
+            f"{row.label} has {len(ids)} tokens, more than data.max_length {max_length}: raise it, up to the model's "
+            "context, or set data.too_long to truncate"
         )
     ids = ids[:max_length]
     answer_start = max(answer_start, 1)
     if answer_start >= len(ids):
         raise InputError(
-            f"no answer token is left in {begins}: its answer is {answer[:60]!r}, its prompt {answer_start} tokens, "
+            f"no answer token is left in {row.label}: its answer is {answer[:60]!r}, its prompt {answer_start} tokens, "
             f"data.max_length {max_length}"
         )
     # Where no token of the answer can be predicted, the closing stands for it.
     closing = max(len(ids) - 1 - max(last, answer_start), 0)
-    return Encoded(tuple(ids), answer_start, closing, cut)
+    return Encoded(tuple(ids), answer_start, closing, cut, without_spaces(written) != without_spaces(answer))
 
 
 def _tokens(
-    rendered: Rendered, answer: str, tokenizer: PreTrainedTokenizerBase
+    rendered: Rendered, written: str, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """Return the ids of the whole text and the range of characters of each."""
-    after = answer + rendered.closing
-    first = rendered.prompt if rendered.apart else rendered.prompt + after
+    rest = written + rendered.closing + rendered.after
+    first = rendered.prompt if rendered.apart else rendered.prompt + rest
     coded = tokenizer(first, add_special_tokens=rendered.special_tokens, return_offsets_mapping=True)
     ids, offsets = list(coded["input_ids"]), list(coded["offset_mapping"])
     if rendered.apart:
-        rest = tokenizer(after, add_special_tokens=False, return_offsets_mapping=True)
-        ids += rest["input_ids"]
-        offsets += [(start + len(first), end + len(first)) for start, end in rest["offset_mapping"]]
+        coded = tokenizer(rest, add_special_tokens=False, return_offsets_mapping=True)
+        ids += coded["input_ids"]
+        offsets += [(start + len(first), end + len(first)) for start, end in coded["offset_mapping"]]
     return ids, offsets
 
 
@@ -131,11 +144,16 @@ class RowEncoder:
             for row in evaluation_set.rows
         ]
 
-    def warn_of_cuts(self, what: str, sequences: Iterable[Encoded]) -> None:
-        """Warn with the number of sequences that were cut, if any was."""
-        cut = [each.cut for each in sequences]
-        if any(cut):
+    def warn_of_changes(self, what: str, sequences: Iterable[Encoded]) -> None:
+        """Warn with the numbers of sequences that were cut, and of answers that the prompt format rewrites, if any."""
+        known = list(sequences)
+        if cut := sum(each.cut for each in known):
             rank_zero_warn(
-                f"{sum(cut)} of {len(cut)} {what} are longer than data.max_length {self.max_length} "
+                f"{cut} of {len(known)} {what} are longer than data.max_length {self.max_length} "
                 "with their prompt, and are cut there"
+            )
+        if rewritten := sum(each.rewritten for each in known):
+            rank_zero_warn(
+                f"the chat template writes {rewritten} of {len(known)} {what} otherwise than the rows have them: they are "
+                "trained and measured as it writes them"
             )

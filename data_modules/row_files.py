@@ -15,21 +15,25 @@ def row_from(record: Mapping[str, Any], where: str) -> Row:
 
     The columns paraphrased_answer (a text), perturbed_answer and alternate_answer (a text or a list) are optional.
 
-
     Raises:
         InputError: a column is missing, empty or of the wrong type.
     """
     is_paraphrased = record.get("paraphrased_answer") is not None
-    paraphrase = text_at(record, "paraphrased_answer", where) if is_paraphrased else None
-    lists = (texts_at(record, f"{kind}_answer", where) for kind in ("perturbed", "alternate"))
-    others: tuple[Any, ...] = (paraphrase, *lists)
+    others: dict[str, Any] = {
+        "paraphrased_answer": text_at(record, "paraphrased_answer", where) if is_paraphrased else None,
+        "wrong_answers": texts_at(record, "perturbed_answer", where),
+        "alternate_answers": texts_at(record, "alternate_answer", where),
+        "where": where,
+    }
     if "messages" in record:
         messages = _messages(record["messages"], where)
-        return Row(messages[:-1], messages[-1][1], *others)
+        return Row(messages[:-1], messages[-1][1], **others)
     if "question" in record or "answer" in record:
-        return Row((("user", text_at(record, "question", where)),), text_at(record, "answer", where), *others)
+        return Row(
+            (("user", text_at(record, "question", where)),), text_at(record, "answer", where), **others
+        )
     if "text" in record:
-        return Row((), text_at(record, "text", where), *others)
+        return Row((), text_at(record, "text", where), **others)
     raise InputError(
         f"{where}: needs the columns 'question' and 'answer', or 'text', or 'messages' (got {', '.join(record) or 'none'})"
     )
@@ -58,15 +62,37 @@ def texts_at(record: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]
 
 
 def _messages(value: Any, where: str) -> Messages:
-    valid = isinstance(value, list) and all(
-        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
-        for turn in value
-    )
-    if not valid or len(value) < 2 or value[-1]["role"] != "assistant" or not value[-1]["content"].strip():
+    if not isinstance(value, list) or len(value) < 2:
         raise InputError(
-            f"{where}: 'messages' must be a list of {{role, content}} that ends with a non-empty assistant message"
+            f"{where}: 'messages' must be a list of {{role, content}} that ends with an assistant message "
+            f"(got {repr(value)[:60]})"
         )
-    return tuple((turn["role"], turn["content"]) for turn in value)
+    turns = tuple(
+        _turn(each, f"{where}: 'messages', turn {place} of {len(value)}")
+        for place, each in enumerate(value, start=1)
+    )
+    role, content = turns[-1]
+    if role != "assistant" or not content.strip():
+        raise InputError(
+            f"{where}: 'messages' must end with a non-empty assistant message, which is the answer (got {role!r}, "
+            f"{content[:60]!r})"
+        )
+    return turns
+
+
+def _turn(value: Any, where: str) -> tuple[str, str]:
+    """Return role and content of a message; a content may be a list of one text part."""
+    role, content = (value.get(key) if isinstance(value, dict) else None for key in ("role", "content"))
+    if not isinstance(role, str):
+        raise InputError(f"{where}: must be {{role, content}} (got {repr(value)[:60]})")
+    if isinstance(content, list) and len(content) == 1 and isinstance(content[0], dict):
+        content = content[0].get("text") if content[0].get("type") == "text" else content
+    if not isinstance(content, str):
+        raise InputError(
+            f"{where} ({role}): 'content' must be a text or a list of one text part; images and tool calls are not "
+            f"supported (got {repr(content)[:60]})"
+        )
+    return role, content
 
 
 def read_json_lines(path: str | Path) -> list[Row]:

@@ -18,12 +18,14 @@ class Encoded:
         answer_start: at least 1, since nothing precedes the first token to predict it from.
         closing: tokens at the end that close the answer (EOS, the end of a turn) and hold no part of it.
         cut: whether the text went on beyond the greatest length allowed.
+        rewritten: whether the prompt format writes the answer otherwise than the row has it, spaces aside.
     """
 
     ids: tuple[int, ...]
     answer_start: int
     closing: int = 0
     cut: bool = False
+    rewritten: bool = False
 
     @property
     def answer_length(self) -> int:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
+from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
+from dipo_pl.chat_rendering import Chat, check_variables, named_template, with_fixed_date
 from dipo_pl.errors import InputError
 from dipo_pl.rows import Row
 
@@ -18,13 +19,17 @@ class Rendered:
 
     Attributes:
         prompt: the text before the answer; no loss is taken on it.
+        answer: the answer as the format writes it; None is the row's as it is.
         closing: text that ends the assistant's turn and is trained with the answer; where it is empty, EOS follows.
+        after: text that follows; it is left out, but may share its first token with what is before it.
         special_tokens: let the tokenizer add its own special tokens (BOS); false where a template has written them.
         apart: tokenize the prompt separately from the answer, so that a space at its end stays a token of its own.
     """
 
     prompt: str
+    answer: str | None = None
     closing: str = ""
+    after: str = ""
     special_tokens: bool = True
     apart: bool = False
 
@@ -107,56 +112,71 @@ class Llama2Chat(QuestionAnswer):
 
 
 class ChatTemplate(PromptFormat):
-    """Format of the tokenizer's own chat template.
+    r"""Format of the tokenizer's own chat template: the token ids are those of transformers' `apply_chat_template`.
+
+    What the template writes before the answer, such as an empty thought, is part of the prompt. The sequence ends where
+    the template ends the answer's turn: with all that it writes, or with its `{% generation %}` block, without spaces and
+    line breaks at the end.
 
     Args:
         system: a system message to begin with, or none; open-unlearning uses "You are a helpful assistant." with Llama-3.
-        date_string: the date that templates such as Llama-3's write into the system message; fixed, so that a row's
-            text does not change from day to day.
+        date_string: the date that templates write, whether they take it from `date_string`, as Llama-3's, or from
+            `strftime_now`, as Granite's; fixed, so that a row's tokens do not change from day to day.
+        variables: other variables of the template, such as `enable_thinking: false`.
+        template: name of the template, of a tokenizer that has several; null takes its default.
+        prefill: put the answer after the generation prompt and this text, instead of where the template writes an answer;
+            for a template whose generation prompt opens a thought that its conversations do not have, as DeepSeek-R1's:
+            `"\n</think>\n\n"` closes it.
+
+    Raises:
+        InputError: `variables` has a name that is not a template's own.
     """
 
-    def __init__(self, system: str | None = None, date_string: str = "10 Apr 2025") -> None:
+    def __init__(
+        self,
+        system: str | None = None,
+        date_string: str = "10 Apr 2025",
+        variables: dict[str, Any] | None = None,
+        template: str | None = None,
+        prefill: str | None = None,
+    ) -> None:
         self.system = system
         self.date_string = date_string
+        self.variables = variables or {}
+        self.template = template
+        self.prefill = prefill
+        check_variables(self.variables)
 
     def render(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> Rendered:
-        """Return the template's text up to the answer, and the end of the assistant's turn; nothing for a plain text.
+        """Return the conversation divided at the answer; nothing before and after a plain text.
 
         Raises:
-            InputError: there is no template, it refuses the row, or its text cannot be split at the answer.
+            InputError: there is no template, it refuses the row, or the place of the answer cannot be known.
         """
-        if not tokenizer.chat_template:
-            raise InputError(
-                "the tokenizer has no chat template: use the prompt format QuestionAnswer or Llama2Chat"
-            )
         if not row.messages:
             return Rendered("")
-        turns = [{"role": role, "content": content} for role, content in row.messages]
-        if self.system is not None and turns[0]["role"] != "system":
-            turns.insert(0, {"role": "system", "content": self.system})
-        # Some templates strip contents; spaces around the answer are part of neither prompt nor closing.
-        answer = row.answer.strip()
-        prompt = self._apply(tokenizer, turns, add_generation_prompt=True)
-        whole = self._apply(tokenizer, [*turns, {"role": "assistant", "content": answer}])
-        answer_at = whole.find(answer, len(prompt))
-        if not whole.startswith(prompt) or answer_at < 0:
-            raise InputError(
-                "the tokenizer's chat template does not write the answer after its generation prompt: use the prompt "
-                "format QuestionAnswer or Llama2Chat"
+        chat = self._chat(row, tokenizer)
+        found = chat.answered(row.answer)
+        prompt, before = found.generation_prompt, found.before
+        if self.prefill is not None:
+            before = prompt + self.prefill
+        elif not before.startswith(prompt):
+            common = next(
+                (at for at, (a, b) in enumerate(zip(prompt, before, strict=False)) if a != b), len(before)
             )
-        # The line break that some templates write after the end of a turn belongs to the next turn.
-        closing = whole[answer_at + len(answer) :].rstrip()
-        return Rendered(whole[:answer_at], closing, special_tokens=False)
+            rank_zero_warn(
+                f"{chat.name} has a model answer after {prompt[common:]!r}, but writes conversations without it: rows are "
+                "trained and measured as conversations; data.prompt.prefill puts answers after the generation prompt"
+            )
+        return Rendered(before, found.answer, found.closing, found.after, special_tokens=False)
 
-    def _apply(self, tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], **options: Any) -> str:
-        try:
-            text = tokenizer.apply_chat_template(
-                turns, tokenize=False, date_string=self.date_string, **options
-            )
-        except TemplateError as error:
-            raise InputError(
-                f"the tokenizer's chat template refuses the row that begins {turns[-1]['content'][:60]!r} with "
-                f"the roles {', '.join(turn['role'] for turn in turns)}: {error}"
-            ) from error
-        assert isinstance(text, str)
-        return text
+    def _chat(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> Chat:
+        name, template = named_template(tokenizer, self.template, self.variables.get("tools"))
+        for variable in self.variables:
+            if variable not in template and variable not in ("tools", "documents"):
+                raise InputError(f"{name} has no variable {variable!r}: take it out of data.prompt.variables")
+        turns = row.messages
+        if self.system is not None and turns[0][0] != "system":
+            turns = (("system", self.system), *turns)
+        variables = {"date_string": self.date_string, **self.variables}
+        return Chat(tokenizer, name, with_fixed_date(template, self.date_string), variables, row, turns)

@@ -1,7 +1,7 @@
 """Rows: a conversation, its answer, and alternative answers."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # (role, content) of each message.
 Messages = tuple[tuple[str, str], ...]
@@ -17,6 +17,7 @@ class Row:
         paraphrased_answer: the answer in other words, for the truth ratio.
         wrong_answers: plausible but wrong answers, for the truth ratio.
         alternate_answers: answers that some losses train in place of `answer`.
+        where: file and line that the row was read from, for errors; empty if it is not known.
     """
 
     messages: Messages
@@ -24,6 +25,13 @@ class Row:
     paraphrased_answer: str | None = None
     wrong_answers: tuple[str, ...] = ()
     alternate_answers: tuple[str, ...] = ()
+    where: str = field(default="", compare=False)
+
+    @property
+    def label(self) -> str:
+        """What errors call the row: its first words and its place."""
+        begins = f"the row that begins {(self.question or self.answer)[:60]!r}"
+        return f"{begins} ({self.where})" if self.where else begins
 
     @property
     def conversation(self) -> tuple[Messages, str]:

@@ -45,10 +45,19 @@ def tracked() -> set[str]:
     return own | {f"dipo_pl/{name}" for name in listed if not name.startswith("dipo_pl/")}
 
 
+def copied(tree: Path) -> Path:
+    """Copy the checkout: in it, builds would find what earlier ones or those of other processes have left."""
+    shutil.copytree(
+        ROOT, tree, symlinks=True, ignore=shutil.ignore_patterns(".*", "build", "runs", "*.egg-info")
+    )
+    return tree
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built from the checkout."""
-    (wheel,) = built(ROOT, tmp_path_factory.mktemp("wheel"), "--wheel")
+    folder = tmp_path_factory.mktemp("wheel")
+    (wheel,) = built(copied(folder / "tree"), folder / "dist", "--wheel")
     return wheel
 
 
@@ -65,7 +74,7 @@ def test_wheel_holds_every_file_of_the_package(wheel, tracked):
 
 
 def test_sdist_gives_the_same_wheel(wheel, tmp_path):
-    (sdist,) = built(ROOT, tmp_path / "sdist", "--sdist")
+    (sdist,) = built(copied(tmp_path / "tree"), tmp_path / "sdist", "--sdist")
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
     (again,) = built(tmp_path / sdist.name.removesuffix(".tar.gz"), tmp_path / "wheel", "--wheel")
@@ -94,8 +103,7 @@ def install(python: Path, *options: str | Path, lent: str = "") -> None:
 
 
 def test_an_editable_install_imports_the_source_tree(tmp_path):
-    tree = tmp_path / "tree"
-    shutil.copytree(ROOT, tree, symlinks=True, ignore=shutil.ignore_patterns(".*", "build", "runs"))
+    tree = copied(tmp_path / "tree")
     python = environment_at(tmp_path)
     install(python, "--no-build-isolation", "-e", tree, lent=sysconfig.get_path("purelib"))
     assert found_from_elsewhere(python, tmp_path) == str(tree / "dipo_pl" / "callbacks" / "export.py")

@@ -21,18 +21,20 @@ from dipo_pl.errors import InputError
 from dipo_pl.storage.text import load_yaml, read_text
 
 PACKAGE = Path(__file__).parents[1]
-# Options that are callbacks of every run, in the order in which the trainer calls them: the last checkpoint has to know
-# the best one of its epoch. As text, since importing a class takes as long as importing Lightning.
+# Options that are callbacks of every run, in the order in which the trainer calls them: the verdict is on what was
+# exported, and the last checkpoint has to know the best one of its epoch. As text, since importing a class takes as long as
+# importing Lightning.
 CALLBACKS = {
     "forget_quality": "dipo_pl.callbacks.forget_quality.ForgetQuality",
     "samples": "dipo_pl.callbacks.samples.Samples",
     "selection": "dipo_pl.callbacks.selection.Selection",
     "collapse_guard": "dipo_pl.callbacks.collapse_guard.CollapseGuard",
     "export": "dipo_pl.callbacks.export.Export",
+    "verdict": "dipo_pl.callbacks.verdict.Judge",
     "checkpoint": "dipo_pl.callbacks.selection.BestCheckpoint",
     "last_checkpoint": "dipo_pl.callbacks.last_checkpoint.LastCheckpoint",
 }
-SINGLE = ("name", "output_dir", "ckpt_path", "seed_everything")
+SINGLE = ("name", "output_dir", "ckpt_path", "require", "seed_everything")
 # Arguments whose value is a class with arguments of its own.
 CLASSES = ("model", "data")
 TRAINER = "lightning.pytorch.trainer.trainer.Trainer"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from lightning import LightningModule, Trainer
@@ -133,6 +133,11 @@ class RunCLI(LightningCLI):
             "--ckpt_path",
             type=text,
             help="Checkpoint to start from, a file or a folder of shards; a run resumes from its own one by itself.",
+        )
+        parser.add_argument(
+            "--require",
+            type=Literal["forgotten", "partly"] | None,
+            help="Exit with code 3 if the verdict of the run is less than this.",
         )
         super().add_default_arguments_to_parser(parser)
 

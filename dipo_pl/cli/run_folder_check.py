@@ -13,7 +13,7 @@ from dipo_pl.storage.text import load_yaml
 
 # What may not change from one start of a run to the next.
 FIXED = (
-    "model", "data", "seed_everything", "forget_quality",
+    "model", "data", "seed_everything", "forget_quality", "verdict",
     *(f"trainer.{key}" for key in (
         "precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm",
         "overfit_batches", "limit_train_batches", "limit_val_batches",
@@ -75,6 +75,8 @@ def _refuse_another_configuration(run: RunFolder, config: Mapping[str, Any]) -> 
     for each in (before, now):
         # Which requests are known to follow changes with every new one.
         each["data"].get("init_args", {}).pop("requests_to_come", None)
+    # Runs of earlier versions have none.
+    before.setdefault("verdict", now.get("verdict"))
     size = "data.init_args.global_batch_size"
     if _at(before, size) is not None and _at(before, size) == _at(now, size):
         # The batch size of a device depends on the number of devices.

@@ -14,6 +14,7 @@ from dipo_pl.cli.new_files import NewFiles
 from dipo_pl.cli.processes import LOST, Processes
 from dipo_pl.cli.run_cli import RunCLI
 from dipo_pl.cli.run_folder_check import check_run_folder
+from dipo_pl.cli.verdict_block import LESS_THAN_REQUIRED, is_less, verdict_block
 from dipo_pl.errors import InputError, WriteError
 from dipo_pl.signals import Interrupted, interruption
 from dipo_pl.storage.checkpoints import (
@@ -47,7 +48,7 @@ class Session:
         with ExitStack() as held:
             try:
                 with interruption.listening(), self._messages.holding():
-                    self._start(held)
+                    return self._start(held)
             except Interrupted as interrupted:
                 return self._report_interruption(interrupted)
             except SystemExit as ended:
@@ -55,12 +56,11 @@ class Session:
                 return int(ended.code or 0)
             except Exception as error:
                 return self._report(error)
-        return 0
 
-    def _start(self, held: ExitStack) -> None:
+    def _start(self, held: ExitStack) -> int:
         cli = self._cli = RunCLI(self._words)
         if self._is_done(cli):
-            return
+            return _conclude(cli)
         cli.instantiate()
         cli.trainer.callbacks.insert(0, self._messages)  # type: ignore[attr-defined]
         self._processes = Processes(cli.trainer)
@@ -78,11 +78,12 @@ class Session:
             self._new_files = new_files
             # Another process may have worked on the folder meanwhile.
             if self._is_done(cli):
-                return
+                return _conclude(cli)
         if cli.command == "fit":
             _fit(cli)
         else:
             _validate(cli)
+        return _conclude(cli) if cli.trainer.is_global_zero else 0
 
     @staticmethod
     def _is_done(cli: RunCLI) -> bool:
@@ -152,6 +153,15 @@ def _fit(cli: RunCLI) -> None:
     cli.manifest.finish(trainer)
     # What follows, in this process or another, finds all that the first rank has written.
     trainer.strategy.barrier()
+
+
+def _conclude(cli: RunCLI) -> int:
+    """Print the verdict of a run that is finished, where it has one; return the exit code."""
+    if cli.command != "fit":
+        return 0
+    if block := verdict_block(cli.run_folder):
+        print(f"\n{block}", flush=True)
+    return LESS_THAN_REQUIRED if is_less(cli.run_folder, cli.config.require) else 0
 
 
 def _checkpoint_to_start_from(cli: RunCLI) -> Path | None:

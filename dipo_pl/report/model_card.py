@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from dipo_pl.evaluation.verdict import TITLES
 from dipo_pl.storage.files import write_text
 from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.storage.text import load_yaml
@@ -37,8 +38,11 @@ def model_card(run: RunFolder, step: int) -> str:
     )  # fmt: skip
     environment.filters["number"] = lambda value: "" if value is None else f"{value:.4g}"
     return environment.get_template("model_card.md").render(
-        metadata=yaml.safe_dump(_metadata(config), sort_keys=False),
-        unlearned="forget_loss" in model,
+        metadata=yaml.safe_dump(_metadata(config, manifest.get("verdict")), sort_keys=False),
+        unlearning="forget_loss" in model,
+        verdict=manifest.get("verdict"),
+        verdict_title=TITLES.get(manifest.get("verdict", ""), "no verdict"),
+        reasons=manifest.get("verdict_reasons") or [],
         base=_base(manifest, model["policy"]),
         policy=manifest["policy"],
         settings=yaml.safe_dump(settings, sort_keys=False),
@@ -52,7 +56,7 @@ def model_card(run: RunFolder, step: int) -> str:
     )
 
 
-def _metadata(config: dict[str, Any]) -> dict[str, Any]:
+def _metadata(config: dict[str, Any], verdict: str | None) -> dict[str, Any]:
     model = config["model"]["init_args"]
     adapter_only = (config.get("export") or {}).get("adapter", False)
     found: dict[str, Any] = {"library_name": "peft" if adapter_only else "transformers"}
@@ -60,9 +64,10 @@ def _metadata(config: dict[str, Any]) -> dict[str, Any]:
     if path := _hub_id(model["policy"]):
         found |= {"base_model": path, "base_model_relation": "adapter" if adapter_only else "finetune"}
     losses = (model[key]["class_path"].rpartition(".")[2].lower() for key in _METHOD[:2] if model.get(key))
-    unlearned = ["machine-unlearning", "dipo-pl", *dict.fromkeys(losses)]
+    # What has not forgotten is not to be found as an unlearned model.
+    unlearned = ["machine-unlearning"] if verdict == "forgotten" else []
     lora = ["lora"] if model["policy"]["init_args"].get("adapter") is not None else []
-    return found | {"tags": (unlearned if "forget_loss" in model else ["dipo-pl"]) + lora}
+    return found | {"tags": [*unlearned, "dipo-pl", *dict.fromkeys(losses), *lora]}
 
 
 def _hub_id(policy: dict[str, Any]) -> str | None:

@@ -117,6 +117,15 @@ class RunFolder:
         earlier = [each for each in self.read_metrics() if each["step"] < step]
         write_text(self.metrics, "".join(json.dumps(each) + "\n" for each in [*earlier, record]))
 
+    def add_to_evaluation(self, step: int, **entries: Any) -> None:
+        """Add entries to the line of metrics.jsonl of this step, and take those of the same names from all others."""
+        records = [
+            {name: value for name, value in each.items() if name not in entries}
+            | (entries if each["step"] == step else {})
+            for each in self.read_metrics()
+        ]
+        write_text(self.metrics, "".join(json.dumps(each) + "\n" for each in records))
+
 
 def check_name(name: str) -> None:
     """Refuse a name that is not one of a single folder.

@@ -15,19 +15,15 @@ class NewcomersAuthors(FictitiousAuthors):
 """
 
 
-def test_a_new_file_in_a_folder_is_enough(cli, tmp_path, monkeypatch):
+def test_a_new_file_in_a_folder_is_enough(process, tmp_path, monkeypatch):
     folder = tmp_path / "more"
     folder.mkdir()
     (folder / "newcomers_authors.py").write_text(MODULE)
     monkeypatch.setattr(data_modules, "__path__", [*data_modules.__path__, str(folder)])
-    name = "dipo_pl.data_modules.newcomers_authors"
-    try:
-        import_pluggable()
-        assert name in sys.modules
-        ended = cli("fit", "--config", "smoke.yaml", "--data", "NewcomersAuthors", "--print_config")
-        assert f"class_path: {name}.NewcomersAuthors" in ended.out, ended.err
-    finally:
-        sys.modules.pop(name, None)
+    # In a process of its own: the class would be one of this process's from now on.
+    monkeypatch.delitem(sys.modules, "dipo_pl.cli.run_cli", raising=False)
+    ended = process("fit", "--config", "smoke.yaml", "--data", "NewcomersAuthors", "--print_config")
+    assert "class_path: dipo_pl.data_modules.newcomers_authors.NewcomersAuthors" in ended.out, ended.err
 
 
 def test_every_module_of_the_packages_is_imported():

@@ -275,17 +275,17 @@ class TestLlama3Template:
              llama3_prompt(b"Be brief.", (b"user", b"Who?"))),
             (ChatTemplate(), (("user", "Hi"), ("assistant", "Me."), ("user", "Who?")), "Me.", "<|eot_id|>",
              llama3_prompt(b"", (b"user", b"Hi"), (b"assistant", b"Me."), (b"user", b"Who?"))),
-            (ChatTemplate(), ROW.messages, " Me. ", "<|eot_id|>", llama3_prompt(b"", (b"user", b"Who?"))),
+            (ChatTemplate(), ROW.messages, " Me. \n", "<|eot_id|>", llama3_prompt(b"", (b"user", b"Who?"))),
             (ChatTemplate(), ROW.messages, "Me.", "<|end_of_text|>", llama3_prompt(b"", (b"user", b"Who?"))),
         ],
         ids=[
             "system message and date", "the row's own system message is kept", "earlier answers are prompt",
-            "spaces that the template strips", "an end of turn that is not EOS",
+            "spaces that the template strips are not trained", "an end of turn that is not EOS",
         ],
     )  # fmt: skip
     def test_conversations(self, template, messages, answer, eos, prompt):
         encoded = encode(Row(messages, answer), answer, template, llama3(eos), LONG)
-        assert encoded == Encoded((*prompt, *answer.encode(), EOT), len(prompt), 1)
+        assert encoded == Encoded((*prompt, *answer.strip().encode(), EOT), len(prompt), 1)
 
     def test_an_answer_that_is_not_the_rows(self):
         prompt = llama3_prompt(b"", (b"user", b"Who?"))
@@ -350,13 +350,11 @@ def test_what_is_trained_is_what_the_template_writes(tokenizer):
     [
         (ascii_tokenizer(), "no chat template: use the prompt format QuestionAnswer"),
         (qwen("{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}"),
-         "does not write the answer after its generation prompt"),
-        (qwen("{% for m in messages %}{{ m.role + m.content }}{% endfor %}{% if add_generation_prompt %}A:{% endif %}"),
-         "does not write the answer after its generation prompt"),
+         "does not write the answer as it is to the row that begins 'Who"),
         (qwen("{{ raise_exception('System role not supported') }}"),  # as Gemma's template does
-         r"refuses the row that begins 'Who\?' with the roles system, user: System role not supported$"),
+         r"refuses the row that begins 'Who\?', turn 1 of 3 \(system, 'Be kind\.'\): System role not supported$"),
     ],
-    ids=["no template", "the answer is left out", "another generation prompt", "an exception of the template"],
+    ids=["no template", "the answer is left out", "an exception of the template"],
 )  # fmt: skip
 def test_unusable_templates(tokenizer, message):
     with pytest.raises(InputError, match=message):

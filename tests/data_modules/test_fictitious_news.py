@@ -40,7 +40,7 @@ class TestArticles:
     def test_golden_digest(self, articles):
         # Published results hold only for these texts, which depend on no hash: each process has another seed of them.
         text = json.dumps([[each.text, each.questions] for each in articles] + editions([articles[:9]], 3))
-        assert hashlib.sha256(text.encode()).hexdigest()[:16] == "2923eea8a925594a"
+        assert hashlib.sha256(text.encode()).hexdigest()[:16] == "936963e292cf517b"
 
     def test_seeds_and_counts(self, articles):
         pairs = list(zip(fictitious_articles(20, seed=0), fictitious_articles(20, seed=1), strict=True))

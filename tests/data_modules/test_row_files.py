@@ -55,22 +55,35 @@ def test_unusable_records(record, message):
         row_from(record, "here")
 
 
-@pytest.mark.parametrize("messages", [
-    None,
-    "Who? Me.",
-    [],
-    [ASSISTANT],
-    [USER, USER],
-    [USER, {**ASSISTANT, "content": " "}],
-    [USER, {"role": "assistant"}],
-    [USER, {"content": "Me."}],
-    [{"role": "user", "content": None}, ASSISTANT],
-    [{"role": 1, "content": "Who?"}, ASSISTANT],
-    ["Who?", ASSISTANT],
+LIST = r"must be a list of \{role, content\} that ends with an assistant message"
+END = "must end with a non-empty assistant message"
+PART = {"type": "text", "text": "Me."}
+
+
+@pytest.mark.parametrize(("messages", "message"), [
+    ("Who? Me.", LIST + r" \(got 'Who\? Me\.'\)"),
+    ([], LIST),
+    ([ASSISTANT], LIST),
+    ([USER, USER], END + r".* \(got 'user', 'Who\?'\)"),
+    ([USER, {**ASSISTANT, "content": " "}], END),
+    ([USER, {"role": "assistant"}], r"turn 2 of 2 \(assistant\): 'content' must be a text .* \(got None\)"),
+    ([USER, {"content": "Me."}], r"turn 2 of 2: must be \{role, content\}"),
+    ([{"role": "user", "content": None}, ASSISTANT], r"turn 1 of 2 \(user\): 'content' must be .* \(got None\)"),
+    ([{"role": 1, "content": "Who?"}, ASSISTANT], "turn 1 of 2: must be"),
+    (["Who?", ASSISTANT], r"turn 1 of 2: must be \{role, content\} \(got 'Who\?'\)"),
+    ([USER, {**ASSISTANT, "content": [PART, PART]}], r"turn 2 of 2 \(assistant\): 'content' must be a text or a list"),
+    ([USER, {**ASSISTANT, "content": [{"type": "image"}]}], "images and tool calls are not supported"),
+    ([USER, {**ASSISTANT, "content": []}], r"\(got \[\]\)"),
 ])  # fmt: skip
-def test_malformed_messages(messages):
-    with pytest.raises(InputError, match=r"^here: 'messages' must be a list of \{role, content\} that ends"):
+def test_malformed_messages(messages, message):
+    with pytest.raises(InputError, match=rf"^here: 'messages',? .*{message}"):
         row_from({"messages": messages}, "here")
+
+
+def test_a_content_of_one_text_part_is_that_text():
+    found = row_from({"messages": [USER, {**ASSISTANT, "content": [PART]}]}, "here")
+    assert found == Row(QUESTION, "Me.")
+    assert found.where == "here"
 
 
 class TestJsonLines:

@@ -39,7 +39,7 @@ def with_policy(run: RunFolder, **arguments: object) -> RunFolder:
 def test_it_says_what_was_done_and_measured(smoke):
     run = RunFolder(smoke)
     text, manifest, last = card(run), run.read_manifest(), run.read_metrics()[-1]
-    assert metadata(text)["tags"] == ["machine-unlearning", "dipo-pl", "dipo", "diporetain"]
+    assert metadata(text)["tags"] == ["dipo-pl", "dipo", "diporetain"]
     assert metadata(text)["library_name"] == "transformers"
     for said in (
         manifest["policy"]["weights_at_start"],
@@ -55,6 +55,22 @@ def test_it_says_what_was_done_and_measured(smoke):
         "consider them hidden rather than removed",
     ):
         assert said in text
+
+
+@pytest.mark.parametrize(("verdict", "title"), [
+    ("forgotten", "# Unlearned with dipo-pl\n"),
+    ("partly", "# Trained to forget with dipo-pl: partly forgotten\n"),
+    ("not_forgotten", "# Trained to forget with dipo-pl: not forgotten\n"),
+    ("cannot_tell", "# Trained to forget with dipo-pl: cannot tell\n"),
+])  # fmt: skip
+def test_only_what_is_forgotten_is_called_unlearned(run, verdict, title):
+    reason = {"rule": "forget_rouge", "status": "missed", "evidence": "holdout", "text": "It went."}
+    run.add_to_manifest(verdict=verdict, verdict_reasons=[reason])
+    write_model_card(run)
+    assert title in card(run)
+    assert "| forget rouge | missed | holdout | It went. |" in card(run)
+    assert ("machine-unlearning" in metadata(card(run))["tags"]) == (verdict == "forgotten")
+    assert ("this is not an unlearned model" in card(run)) == (verdict != "forgotten")
 
 
 def test_no_row_stands_in_it(smoke):

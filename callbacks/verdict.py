@@ -1,0 +1,184 @@
+"""Callback that judges whether an unlearning run has made the model forget, and records the verdict."""
+
+import math
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from dipo_pl.callbacks.collapse_guard import CollapseGuard
+from dipo_pl.callbacks.forget_quality import ForgetQuality
+from dipo_pl.errors import InputError, check_number, check_share
+from dipo_pl.evaluation.verdict import RANKS, TITLES, Verdict, judge
+from dipo_pl.evaluation.verdict_rules import Evidence, Metrics, Thresholds, forgotten_set, kept_utility
+from dipo_pl.metrics.result import EvaluationResult
+from dipo_pl.report.model_card import write_model_card
+from dipo_pl.storage.run_folder import RunFolder
+
+# Signs of the collapse guard that say that the weights are broken.
+BROKEN = ("utility", "repetitive", "words")
+
+
+class Judge(Callback):
+    """Callback that ends an unlearning run with a verdict on the exported weights, after their last evaluation.
+
+    The verdict is `forgotten`, `partly`, `not_forgotten` or `cannot_tell`, with a reason for each rule. It is written to
+    manifest.json, to the line of metrics.jsonl of these weights, to the model card and to TensorBoard.
+
+    What the model still knows of the forget rows is compared with the best evidence there is: a retain-only model
+    (forget_quality.retain_result), else what the target itself gives to rows that it never saw (data.holdout), else to wrong
+    answers (perturbed_answer). With none of these it is compared with 0, which is stricter.
+
+    Args:
+        removed: share of the distance between the target and that evidence that must be gone, by P(forget), ROUGE,
+            extraction strength, VerbMem and KnowMem.
+        partly: share that must be gone for `partly`.
+        least_distance: distance, as a share of the target's value, below which there was nothing to forget.
+        membership: distance of the membership AUC from a retain-only model's, or from 0.5; with few rows, twice its
+            standard error.
+        forget_quality: Forget Quality above which truth ratios count as a retain-only model's.
+        utility: share of the target's utility that must be kept.
+        repetition: rise of the share of repeated word 4-grams in answers to retain questions that is allowed.
+        word_entropy: share of the target's word entropy in these answers that must be kept.
+
+    Raises:
+        InputError: a value is no share, or `partly` is above `removed`.
+    """
+
+    def __init__(
+        self,
+        removed: float = 0.9,
+        partly: float = 0.5,
+        least_distance: float = 0.1,
+        membership: float = 0.1,
+        forget_quality: float = 0.05,
+        utility: float = 0.95,
+        repetition: float = 0.1,
+        word_entropy: float = 0.8,
+    ) -> None:
+        self.thresholds = Thresholds(
+            removed, partly, least_distance, membership, forget_quality, utility, repetition, word_entropy
+        )
+        for name in ("removed", "partly", "utility", "word_entropy"):
+            check_share(f"verdict.{name}", getattr(self.thresholds, name))
+        for name in ("least_distance", "membership", "forget_quality", "repetition"):
+            check_number(f"verdict.{name}", getattr(self.thresholds, name), minimum=0, maximum=1)
+        if partly > removed:
+            raise InputError(
+                f"verdict.partly must be at most verdict.removed (got {partly:g} and {removed:g})"
+            )
+        self._steps = 0.0
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge, unless another evaluation follows."""
+        self._steps = trainer.estimated_stepping_batches
+        if ForgetQuality.of(trainer).complete_step == trainer.global_step:
+            self._conclude(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge after the evaluation that follows training."""
+        if trainer.state.fn == "validate":
+            self._conclude(trainer, pl_module)
+
+    def _conclude(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module: Any = pl_module
+        run = RunFolder(trainer.default_root_dir)
+        manifest = run.read_manifest() if trainer.is_global_zero else {}
+        if "pairs" not in module.trains_on or manifest.get("command") != "fit":
+            return
+        result = ForgetQuality.of(trainer).retain
+        guard = next(each for each in trainer.callbacks if isinstance(each, CollapseGuard))  # type: ignore[attr-defined]
+        verdict = self.of_run(run, None if result is None else result.metrics, guard, self._steps)
+        step = run.final_step
+        run.add_to_evaluation(-1 if step is None else step, **verdict.entries)
+        run.add_to_manifest(verdict_step=step, **verdict.entries)
+        write_model_card(run)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("verdict", _as_markdown(verdict), step or 0)
+
+    def of_run(self, run: RunFolder, retain: Metrics | None, guard: CollapseGuard, steps: float) -> Verdict:
+        """Return the verdict on the exported weights of a run, else on its last ones.
+
+        Args:
+            run: its folder.
+            retain: the metrics of the retain-only model; None if there is none.
+            guard: what recognizes a collapse.
+            steps: optimizer steps that the run was to take.
+        """
+        records = run.read_metrics()
+        sets = (run.read_manifest().get("data") or {}).get("evaluation", {})
+        rows = {name: each["rows"] for name, each in sets.items()}
+        target = records[0] if records and records[0]["step"] == 0 else {}
+        wrong = _wrong_answers(run, target)
+        verdicts = {
+            each["step"]: judge(
+                Evidence(target, each, retain, wrong, rows, _collapse(guard, target, each)), self.thresholds
+            )
+            for each in (records[1:] if target else records)
+        }
+        now: Metrics = next((each for each in records if each["step"] == run.final_step != 0), {})
+        warnings = self._warnings(records, now["step"], verdicts, guard, steps) if target and now else []
+        evidence = Evidence(target, now, retain, wrong, rows, _collapse(guard, target, now), warnings)
+        return judge(evidence, self.thresholds)
+
+    def _warnings(
+        self,
+        records: list[dict[str, Any]],
+        step: int,
+        verdicts: Mapping[int, Verdict],
+        guard: CollapseGuard,
+        steps: float,
+    ) -> list[str]:
+        """Return the signs of failure of all evaluations, and whether another checkpoint would have been better."""
+        found: dict[str, str] = {}
+        for last in range(1, len(records)):
+            signs = guard.signs(records[: last + 1], records[last]["step"] / max(steps, 1))
+            for name, sign in signs.items():
+                if name not in BROKEN or records[last]["step"] != step:
+                    found.setdefault(name, sign.what)
+        kept = [kept_utility(records[0], each) for each in records[1:]]
+        known = [each for each in kept if each is not None]
+        warnings = list(found.values())
+        if known and all(each.share < self.thresholds.utility for each in known):
+            best = max(known, key=lambda each: each.share)
+            warnings.append(
+                f"no evaluation after training began kept {self.thresholds.utility:.0%} of {best.title} (the best "
+                f"{best.share:.0%})"
+            )
+        # The first of equals.
+        better = max(verdicts, key=lambda each: (RANKS[verdicts[each].name], -each))
+        if RANKS[verdicts[better].name] > RANKS[verdicts[step].name]:
+            warnings.append(
+                f"step {better} would have been '{TITLES[verdicts[better].name]}', but step {step} was exported: "
+                "selection.rule LowestForgetProbability chooses among checkpoints"
+            )
+        return warnings
+
+
+def _collapse(guard: CollapseGuard, target: Metrics, now: Metrics) -> list[str]:
+    if not target or not now:
+        return []
+    return [sign.what for name, sign in guard.signs([target, now], 0.0).items() if name in BROKEN]
+
+
+def _wrong_answers(run: RunFolder, target: Metrics) -> float | None:
+    """Return the target's mean probability per token of wrong answers to the forget questions, or None."""
+    path = run.evaluation_file(0)
+    if not target or not path.is_file():
+        return None
+    found = EvaluationResult.read(path).sets.get(forgotten_set(target))
+    # The original, the correct and then the wrong answers.
+    losses = [] if found is None else [nll for row in found.rows for nll in row.get("nll", [])[2:]]
+    return fmean(math.exp(-each) for each in losses) if losses else None
+
+
+def _as_markdown(verdict: Verdict) -> str:
+    lines = [f"**{TITLES[verdict.name]}**", "", "| rule | outcome | evidence | |", "|---|---|---|---|"]
+    lines += [
+        f"| {each.rule} | {each.status.replace('_', ' ')} | {each.evidence} | {each.text} |"
+        for each in verdict.reasons
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,318 @@
+"""The rules of a verdict: each compares one thing that was measured with its threshold and says so in a sentence."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+Metrics = Mapping[str, Any]
+Status = Literal["met", "partly", "missed", "not_tested"]
+Baseline = Literal["retain-only model", "holdout", "wrong answers", "target", "this run", "none"]
+
+# Below this probability or utility a target model has nothing to forget or to lose.
+KNOWS_NOTHING = 0.1
+# A distance between the target and its baseline below this is noise, whatever its share.
+LEAST_DISTANCE = 0.02
+# What a target can lose, by metric: the first one of which it has enough is judged.
+UTILITIES = {
+    "model_utility": "Model Utility",
+    "retain_knowledge": "KnowMem(retain)",
+    "retain_probability": "P(retain)",
+}
+# What is forgotten, by rule: its name in sentences, and the metric of the forget set, which is higher the more is known.
+MEASURES = {
+    "forget_probability": ("P(forget)", "probability"),
+    "forget_rouge": ("ROUGE(forget)", "rouge_l_recall"),
+    "extraction_strength": ("extraction strength", "extraction_strength"),
+    "forget_verbatim": ("VerbMem", "verbatim"),
+    "forget_knowledge": ("KnowMem(forget)", "knowledge"),
+}
+GENERATED = ("rouge_l_recall", "verbatim", "knowledge")
+# The attack that PrivLeak uses too.
+ATTACK = "membership_min_k_auc"
+# Rules that nothing of a training run tests.
+PROBES = {
+    "relearning": "whether training on a few of the rows brings the others back was not tested",
+    "quantization": "whether rounding the weights brings the rows back was not tested",
+    "paraphrased_questions": "whether the rows come back when asked in other words was not tested",
+    "sampling": "whether the rows come back when many answers are sampled was not tested (one greedy answer was)",
+}
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Thresholds of the rules, as shares unless stated otherwise.
+
+    Attributes:
+        removed: of the distance between the target and its baseline, the share that must be gone.
+        partly: the share that must be gone for a rule to be partly met.
+        least_distance: of the target's value, the least distance to a baseline that can be measured.
+        membership: distance of the area under the curve from where it should be.
+        forget_quality: p-value of the Kolmogorov-Smirnov test.
+        utility: of the target's utility, the share that must be kept.
+        repetition: rise of the share of repeated word 4-grams in answers to retain questions.
+        word_entropy: of the target's word entropy in these answers, the share that must be kept.
+    """
+
+    removed: float = 0.9
+    partly: float = 0.5
+    least_distance: float = 0.1
+    membership: float = 0.1
+    forget_quality: float = 0.05
+    utility: float = 0.95
+    repetition: float = 0.1
+    word_entropy: float = 0.8
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a verdict is made from.
+
+    Attributes:
+        target: the evaluation before training; empty if there is none.
+        now: the evaluation of the judged weights; empty if there is none.
+        retain: the retain-only model's metrics; None if there is no such model.
+        wrong_answers: the target's mean probability of wrong answers to the forget questions; None if there are none.
+        rows: number of rows of each evaluation set; empty if not known.
+        collapse: signs of a collapse in the judged weights, a sentence each.
+        warnings: other warnings of the run, a sentence each.
+    """
+
+    target: Metrics
+    now: Metrics
+    retain: Metrics | None = None
+    wrong_answers: float | None = None
+    rows: Mapping[str, int] = field(default_factory=dict)
+    collapse: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Reason:
+    """The outcome of one rule.
+
+    Attributes:
+        rule: name of the rule.
+        status: its outcome.
+        evidence: what the statement rests on.
+        text: one sentence with the figures and the threshold.
+        value: what was compared with the threshold; None if nothing was.
+        threshold: of the rule; None if it has none.
+    """
+
+    rule: str
+    status: Status
+    evidence: Baseline
+    text: str
+    value: float | None = None
+    threshold: float | None = None
+
+
+class Kept(NamedTuple):
+    """Utility before training and now."""
+
+    title: str
+    before: float
+    now: float
+
+    @property
+    def share(self) -> float:
+        """Share of the target's utility that is left."""
+        return self.now / self.before
+
+
+def kept_utility(target: Metrics, now: Metrics) -> Kept | None:
+    """Return the utility of two evaluations; None if the target had none, or it was not measured in both."""
+    name = next((each for each in UTILITIES if target.get(each, 0) >= KNOWS_NOTHING), None)
+    return None if name is None or name not in now else Kept(UTILITIES[name], target[name], now[name])
+
+
+def forgotten_set(metrics: Metrics) -> str:
+    """Return the set that is to be forgotten now: the latest request, or `forget` if there are no requests.
+
+    MUSE's `forget` is the first fold, whichever set is forgotten.
+    """
+    places = [each.removeprefix("request_").removesuffix("_probability") for each in metrics]
+    latest = max((int(each) for each in places if each.isdecimal()), default=0)
+    return f"request_{latest}" if latest else "forget"
+
+
+def baseline(evidence: Evidence, name: str) -> tuple[float | None, Baseline]:
+    """Return the value that a model would have which does not know the rows, and what says so.
+
+    The best evidence comes first: a retain-only model, the target's own value on rows of the same form that it never
+    saw, its probability of wrong answers to the same questions.
+
+    Args:
+        evidence: what is known.
+        name: a metric of the forget set, without the set's name.
+    """
+    key = f"{forgotten_set(evidence.target)}_{name}"
+    if evidence.retain is not None and key in evidence.retain:
+        return evidence.retain[key], "retain-only model"
+    if f"holdout_{name}" in evidence.target:
+        return evidence.target[f"holdout_{name}"], "holdout"
+    if name == "probability" and evidence.wrong_answers is not None:
+        return evidence.wrong_answers, "wrong answers"
+    return None, "target"
+
+
+def removed_share(evidence: Evidence, name: str, thresholds: Thresholds) -> float | None:
+    """Return (target - now) / (target - baseline); without a baseline, 1 - now / target.
+
+    None if it was not measured, or the target hardly differs from its baseline, so that there is nothing to measure.
+    """
+    key = f"{forgotten_set(evidence.target)}_{name}"
+    if key not in evidence.target or key not in evidence.now:
+        return None
+    before, (base, _) = evidence.target[key], baseline(evidence, name)
+    least = max(LEAST_DISTANCE, thresholds.least_distance * before) if base is not None else KNOWS_NOTHING
+    distance = before - (base or 0.0)
+    return None if distance < least else float((before - evidence.now[key]) / distance)
+
+
+def forgetting(evidence: Evidence, thresholds: Thresholds) -> list[Reason]:
+    """Return how much is gone by each measure of what the model knows of the forget rows."""
+    found = [_forgetting(evidence, thresholds, rule) for rule in MEASURES]
+    subject = forgotten_set(evidence.target)
+    if all(f"{subject}_{name}" not in evidence.now for name in GENERATED):
+        why = "no answers to the forget rows were generated at this step, so nobody has seen what the model says"
+        found.append(Reason("forget_rouge", "not_tested", "none", why))
+    return [each for each in found if each is not None]
+
+
+def _forgetting(evidence: Evidence, thresholds: Thresholds, rule: str) -> Reason | None:
+    title, name = MEASURES[rule]
+    key = f"{forgotten_set(evidence.target)}_{name}"
+    if key not in evidence.target or key not in evidence.now:
+        return None
+    before, now = evidence.target[key], evidence.now[key]
+    base, source = baseline(evidence, name)
+    whose = {
+        "retain-only model": "a retain-only model has",
+        "holdout": "the target has on unseen rows (holdout)",
+        "wrong answers": "the target has for wrong answers",
+    }
+    share = removed_share(evidence, name, thresholds)
+    if share is None:
+        than = (
+            f"hardly more than the {base:.3g} that {whose[source]}"
+            if base is not None
+            else "close to nothing"
+        )
+        text = f"{title} was {before:.3g} before training, {than}: there was little to forget by this measure"
+        return Reason(rule, "not_tested", source, text, None, thresholds.removed)
+    status: Status = (
+        "met" if share >= thresholds.removed else "partly" if share >= thresholds.partly else "missed"
+    )
+    went = f"{title} went from {before:.3g} to {now:.3g}"
+    gone = f"{max(share, 0.0):.0%}" if share < 1 else "all"
+    if base is None:
+        what = f"{gone} of it is gone, compared with 0 since nothing says what a model has that never saw the rows"
+    else:
+        what = f"{gone} of the way to the {base:.3g} that {whose[source]}"
+    return Reason(
+        rule, status, source, f"{went}: {what} (at least {thresholds.removed:.0%})", share, thresholds.removed
+    )
+
+
+def membership(evidence: Evidence, thresholds: Thresholds) -> Reason:
+    """Return whether forget rows can be told from unseen ones, up to twice the standard error of the area."""
+    if ATTACK not in evidence.now:
+        why = "whether the rows can be told from unseen ones was not tested: it needs a holdout"
+        return Reason("membership", "not_tested", "none", why)
+    auc = evidence.now[ATTACK]
+    theirs = (evidence.retain or {}).get(ATTACK)
+    aim = 0.5 if theirs is None else theirs
+    source: Baseline = "holdout" if theirs is None else "retain-only model"
+    seen, unseen = (evidence.rows.get(each) for each in ("forget", "holdout"))
+    noise = 2 * math.sqrt((seen + unseen + 1) / (12 * seen * unseen)) if seen and unseen else 0.0
+    distance, bound = abs(auc - aim), max(thresholds.membership, noise)
+    of = f"membership AUC is {auc:.2f}, {aim:.2f} is {'chance' if theirs is None else 'a retain-only model'}"
+    if distance <= bound and noise > 2 * thresholds.membership:
+        why = f"{of}: {seen} and {unseen} rows are too few to tell (error {noise:.2f})"
+        return Reason("membership", "not_tested", source, why, distance, bound)
+    status: Status = "met" if distance <= bound else "partly" if distance <= 2 * bound else "missed"
+    what = (
+        ""
+        if status == "met"
+        else ", the rows are recognized as seen"
+        if auc > aim
+        else ", the rows look erased"
+    )
+    text = f"{of}{what} (at most {bound:.2f} apart)"
+    return Reason("membership", status, source, text, distance, bound)
+
+
+def forget_quality(evidence: Evidence, thresholds: Thresholds) -> Reason | None:
+    """Return whether truth ratios differ from a retain-only model's; None without such a model."""
+    if "forget_quality" not in evidence.now:
+        return None
+    value = evidence.now["forget_quality"]
+    status: Status = "met" if value > thresholds.forget_quality else "missed"
+    text = (
+        f"Forget Quality is {value:.2g}: truth ratios {'do not differ' if status == 'met' else 'differ'} "
+        f"from a retain-only model's (above {thresholds.forget_quality:g})"
+    )
+    return Reason("forget_quality", status, "retain-only model", text, value, thresholds.forget_quality)
+
+
+def utility(evidence: Evidence, thresholds: Thresholds) -> Reason:
+    """Return whether the model still can do what it could."""
+    kept = kept_utility(evidence.target, evidence.now)
+    if kept is None:
+        why = "what the model still can do was not measured, or it could do next to nothing before"
+        return Reason("utility", "not_tested", "none", why)
+    status: Status = (
+        "met"
+        if kept.share >= thresholds.utility
+        else "partly"
+        if kept.share >= thresholds.partly
+        else "missed"
+    )
+    text = (
+        f"{kept.title} went from {kept.before:.3g} to {kept.now:.3g}: {kept.share:.0%} is kept "
+        f"(at least {thresholds.utility:.0%})"
+    )
+    return Reason("utility", status, "target", text, kept.share, thresholds.utility)
+
+
+def fluency(evidence: Evidence, thresholds: Thresholds) -> Reason:
+    """Return whether answers to retain questions are still language, by repetition and vocabulary."""
+    target, now = evidence.target, evidence.now
+    keys = ("retain_repetition", "retain_word_entropy")
+    if not all(key in each for key in keys for each in (target, now)):
+        return Reason(
+            "fluency", "not_tested", "none", "no answers to retain rows were generated at this step"
+        )
+    rise = now[keys[0]] - target[keys[0]]
+    words = now[keys[1]] / target[keys[1]] if target[keys[1]] else 1.0
+    fluent = rise <= thresholds.repetition and words >= thresholds.word_entropy
+    text = (
+        f"answers to retain rows repeat {now[keys[0]]:.0%} of their 4-grams (before {target[keys[0]]:.0%}, at most "
+        f"{thresholds.repetition:.0%} more) and keep {words:.0%} of their word entropy (at least "
+        f"{thresholds.word_entropy:.0%})"
+    )
+    bound = thresholds.repetition if rise > thresholds.repetition else thresholds.word_entropy
+    value = rise if rise > thresholds.repetition else words
+    return Reason("fluency", "met" if fluent else "missed", "target", text, value, bound)
+
+
+def collapse(evidence: Evidence, was_seen: bool) -> Reason:
+    """Return whether the judged weights are those of a broken model.
+
+    Args:
+        evidence: what is known.
+        was_seen: utility or fluency was measured, so that a collapse would have been seen.
+    """
+    if evidence.collapse:
+        return Reason("collapse", "missed", "target", "; ".join(evidence.collapse))
+    if not was_seen:
+        return Reason("collapse", "not_tested", "none", "neither utility nor language was measured")
+    return Reason("collapse", "met", "target", "no sign of a collapse at this step")
+
+
+def notes(evidence: Evidence) -> list[Reason]:
+    """Return what the verdict does not rest on: warnings of the run, and what was not tried."""
+    warned = [Reason("warnings", "missed", "this run", each) for each in evidence.warnings]
+    return warned + [Reason(rule, "not_tested", "none", text) for rule, text in PROBES.items()]

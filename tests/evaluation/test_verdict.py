@@ -1,0 +1,183 @@
+"""The verdict's decision table, its baselines, and each rule at its threshold, on hand-written metrics."""
+
+import pytest
+
+from dipo_pl.evaluation.verdict import judge
+from dipo_pl.evaluation.verdict_rules import (
+    PROBES,
+    Evidence,
+    Thresholds,
+    baseline,
+    forgotten_set,
+    kept_utility,
+    membership,
+)
+
+TARGET = {
+    "step": 0, "forget_probability": 0.9, "forget_rouge_l_recall": 0.8, "forget_extraction_strength": 0.5,
+    "holdout_probability": 0.1, "holdout_rouge_l_recall": 0.2, "holdout_extraction_strength": 0.0,
+    "membership_min_k_auc": 1.0, "model_utility": 0.6, "retain_probability": 0.8,
+    "retain_repetition": 0.0, "retain_word_entropy": 2.0,
+}  # fmt: skip
+# All of it gone, nothing else changed.
+FORGOTTEN = TARGET | {
+    "step": 9, "forget_probability": 0.1, "forget_rouge_l_recall": 0.2, "forget_extraction_strength": 0.0,
+    "membership_min_k_auc": 0.5,
+}  # fmt: skip
+ROWS = {"forget": 100, "holdout": 100}
+RETAIN = {
+    "forget_probability": 0.3, "forget_rouge_l_recall": 0.4, "forget_extraction_strength": 0.1, "membership_min_k_auc": 0.6,
+}  # fmt: skip
+
+
+def verdict(changes=(), target=TARGET, now=FORGOTTEN, **more):
+    """The verdict where `changes` (None: not measured) were found instead of FORGOTTEN's values."""
+    found = {name: value for name, value in (now | dict(changes)).items() if value is not None}
+    return judge(Evidence(target, found, rows=ROWS, **more), Thresholds())
+
+
+def without(metrics, *names):
+    return {name: value for name, value in metrics.items() if not name.endswith(names)}
+
+
+@pytest.mark.parametrize(("changes", "name", "statuses"), [
+    ({}, "forgotten", {"forget_probability": "met", "forget_rouge": "met", "extraction_strength": "met"}),
+    ({}, "forgotten", {"membership": "met", "utility": "met", "fluency": "met", "collapse": "met"}),
+    # P(forget): 0.9 of the way from 0.9 to 0.1 is at 0.18, half of it at 0.5.
+    ({"forget_probability": 0.179}, "forgotten", {"forget_probability": "met"}),
+    ({"forget_probability": 0.181}, "partly", {"forget_probability": "partly"}),
+    ({"forget_probability": 0.499}, "partly", {"forget_probability": "partly"}),
+    ({"forget_probability": 0.501}, "not_forgotten", {"forget_probability": "missed"}),
+    ({"forget_probability": 0.95}, "not_forgotten", {"forget_probability": "missed"}),
+    # What the model says counts as much as how probable it is.
+    ({"forget_rouge_l_recall": 0.45}, "partly", {"forget_rouge": "partly"}),
+    ({"forget_rouge_l_recall": 0.7}, "not_forgotten", {"forget_rouge": "missed"}),
+    ({"forget_extraction_strength": 0.4}, "not_forgotten", {"extraction_strength": "missed"}),
+    # Still recognized, or recognized by its absence.
+    ({"membership_min_k_auc": 0.59}, "forgotten", {"membership": "met"}),
+    ({"membership_min_k_auc": 0.65}, "partly", {"membership": "partly"}),
+    ({"membership_min_k_auc": 0.9}, "partly", {"membership": "missed"}),
+    ({"membership_min_k_auc": 0.1}, "partly", {"membership": "missed"}),
+    ({"membership_min_k_auc": None}, "forgotten", {"membership": "not_tested"}),
+    ({"forget_quality": 0.06}, "forgotten", {"forget_quality": "met"}),
+    ({"forget_quality": 0.04}, "partly", {"forget_quality": "missed"}),
+    # Forgotten at a cost.
+    ({"model_utility": 0.571}, "forgotten", {"utility": "met"}),
+    ({"model_utility": 0.569}, "partly", {"utility": "partly"}),
+    ({"model_utility": 0.29}, "partly", {"utility": "missed"}),
+    ({"retain_repetition": 0.11}, "partly", {"fluency": "missed"}),
+    ({"retain_word_entropy": 1.59}, "partly", {"fluency": "missed"}),
+    # A cost does not excuse what is still known.
+    ({"forget_probability": 0.8, "model_utility": 0.3}, "not_forgotten", {"utility": "partly"}),
+    # What was not measured.
+    ({"forget_probability": None}, "cannot_tell", {}),
+    ({"model_utility": None}, "cannot_tell", {"utility": "not_tested"}),
+    ({"retain_repetition": None}, "cannot_tell", {"fluency": "not_tested"}),
+    ({"forget_rouge_l_recall": None}, "cannot_tell", {"forget_rouge": "not_tested"}),
+    ({"forget_rouge_l_recall": None, "forget_probability": 0.8}, "not_forgotten", {}),
+    ({"forget_rouge_l_recall": None, "model_utility": 0.3}, "partly", {}),
+])  # fmt: skip
+def test_decision_table(changes, name, statuses):
+    found = verdict(changes)
+    assert found.name == name
+    assert {each.rule: each.status for each in found.reasons}.items() >= statuses.items()
+    assert {each.rule for each in found.reasons if each.status == "not_tested"} >= PROBES.keys()
+
+
+@pytest.mark.parametrize("changes", [{}, {"forget_probability": 0.9}])
+def test_a_collapsed_model_shows_no_forgetting(changes):
+    found = verdict(changes, collapse=["utility fell"])
+    assert found.name == "cannot_tell"
+    assert next(each for each in found.reasons if each.rule == "collapse").text == "utility fell"
+
+
+def test_warnings_are_reported_and_do_not_decide():
+    found = verdict(warnings=["utility oscillates", "step 3 was better"])
+    assert found.name == "forgotten"
+    assert [each.text for each in found.reasons if each.rule == "warnings"] == [
+        "utility oscillates",
+        "step 3 was better",
+    ]
+
+
+@pytest.mark.parametrize("none", [{"target": {}}, {"now": {}}])
+def test_without_evaluations_nothing_can_be_told(none):
+    found = verdict(**none)
+    assert (found.name, found.reasons[0].status) == ("cannot_tell", "not_tested")
+
+
+@pytest.mark.parametrize(("target", "more", "expected"), [
+    (TARGET, {"retain": RETAIN, "wrong_answers": 0.2}, (0.3, "retain-only model")),
+    (TARGET, {"retain": {}, "wrong_answers": 0.2}, (0.1, "holdout")),
+    (without(TARGET, "holdout_probability"), {"wrong_answers": 0.2}, (0.2, "wrong answers")),
+    (without(TARGET, "holdout_probability"), {}, (None, "target")),
+])  # fmt: skip
+def test_the_best_evidence_comes_first(target, more, expected):
+    assert baseline(Evidence(target, {}, **more), "probability") == expected
+
+
+@pytest.mark.parametrize(("more", "now", "share"), [
+    ({"retain": RETAIN}, 0.6, 0.5),  # of 0.9 to 0.3
+    ({}, 0.5, 0.5),  # of 0.9 to 0.1
+    ({"target": without(TARGET, "holdout_probability"), "wrong_answers": 0.4}, 0.65, 0.5),
+    ({"target": without(TARGET, "holdout_probability")}, 0.45, 0.5),  # of all
+])  # fmt: skip
+def test_share_removed(more, now, share):
+    reason = verdict({"forget_probability": now}, **more).reasons[0]
+    assert (reason.rule, reason.value) == ("forget_probability", pytest.approx(share))
+    assert f"from 0.9 to {now:.3g}: 50%" in reason.text
+
+
+@pytest.mark.parametrize("target", [
+    TARGET | {"holdout_probability": 0.82},  # less than a tenth of 0.9 apart
+    TARGET | {"forget_probability": 0.04, "holdout_probability": 0.03},  # less than 0.02 apart
+    TARGET | {"forget_probability": 0.1, "holdout_probability": 0.3},
+    without(TARGET | {"forget_probability": 0.09}, "holdout_probability"),
+])  # fmt: skip
+def test_a_target_that_does_not_know_the_rows(target):
+    found = verdict({"forget_probability": 0.01}, target=target)
+    assert (found.name, found.reasons[0].status) == ("cannot_tell", "not_tested")
+    assert "there was little to forget" in found.reasons[0].text
+
+
+def test_a_measure_by_which_there_was_nothing_to_forget_does_not_count():
+    assert (
+        verdict({"forget_rouge_l_recall": 0.9}, target=TARGET | {"holdout_rouge_l_recall": 0.8}).name
+        == "forgotten"
+    )
+
+
+@pytest.mark.parametrize(("rows", "auc", "status"), [
+    (100, 0.59, "met"),
+    (40, 0.62, "met"),  # within twice the standard error, 0.13
+    (40, 0.64, "partly"),
+    (10, 0.75, "not_tested"),  # twice the standard error is 0.26
+    (10, 0.2, "partly"),
+    (10, 1.0, "partly"),
+    (20, 1.0, "missed"),
+])  # fmt: skip
+def test_membership_of_few_rows(rows, auc, status):
+    now = FORGOTTEN | {"membership_min_k_auc": auc}
+    assert membership(Evidence(TARGET, now, rows=dict.fromkeys(ROWS, rows)), Thresholds()).status == status
+
+
+def test_membership_is_compared_with_a_retain_only_model():
+    evidence = Evidence(TARGET, FORGOTTEN | {"membership_min_k_auc": 0.69}, RETAIN, rows=ROWS)
+    found = membership(evidence, Thresholds())
+    assert (found.status, found.evidence, found.value) == ("met", "retain-only model", pytest.approx(0.09))
+
+
+def test_utility_is_the_first_that_the_target_had():
+    assert kept_utility(TARGET, FORGOTTEN) == ("Model Utility", 0.6, 0.6)
+    weak = TARGET | {"model_utility": 0.05}
+    assert kept_utility(weak, {"model_utility": 0.0, "retain_probability": 0.4}) == ("P(retain)", 0.8, 0.4)
+    assert kept_utility(TARGET, {"retain_probability": 0.4}) is None
+    assert kept_utility({"retain_probability": 0.09}, FORGOTTEN) is None
+
+
+def test_the_latest_request_is_judged():
+    assert forgotten_set(TARGET) == "forget"
+    requests = {"request_1_probability": 0.1, "request_2_probability": 0.9, "request_10_probability": 0.9}
+    assert forgotten_set(TARGET | requests) == "request_10"
+    found = verdict({**requests, "request_10_probability": 0.1}, target=TARGET | requests)
+    assert (found.reasons[0].rule, found.reasons[0].status) == ("forget_probability", "met")
