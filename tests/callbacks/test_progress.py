@@ -109,7 +109,7 @@ def test_no_line_is_overdrawn_and_nothing_stays(tmp_path):
         for each in drawn
     )
     assert any(
-        re.fullmatch(r"step 2/6 ━+─+  33%  loss [\d.]+, \d+ rows/s, (over )?\d:\d\d:\d\d left", each)
+        re.fullmatch(r"step 2/6 ━+─+  33%  loss [\d.]+, [\d.e+]+ rows/s, (over )?\d:\d\d:\d\d left", each)
         for each in drawn
     )
     assert all(len(each) < 80 for each in drawn)
