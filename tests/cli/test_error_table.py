@@ -197,7 +197,7 @@ STRANGERS = [
     (PRETRAINED, "its weights are broken", model_of_smoke(broken_weights)),
     (PRETRAINED, "its own code: read that code, then set model.policy.trust_remote_code to true",
      model_of_smoke(with_remote_code)),
-    (PRETRAINED + "--data.prompt ChatTemplate", "the tokenizer's chat template refuses the row",
+    (PRETRAINED + "--data.prompt ChatTemplate", "the chat template of ./model refuses the row that begins ",
      model_of_smoke(template_that_escapes)),
     ("--ckpt_path no.ckpt", "no checkpoint no.ckpt"),
     ("--ckpt_path list.ckpt", "cannot read the checkpoint list.ckpt", lambda smoke: torch.save([1], "list.ckpt")),
