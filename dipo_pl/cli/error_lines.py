@@ -3,6 +3,7 @@
 import inspect
 import re
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from dipo_pl.cli.console import near
@@ -59,7 +60,7 @@ def one_line(message: str) -> str:
     )
     if match := NESTED_MISSING.match(text):
         return _missing([".".join([*keys, each]) for each in match["names"].split(" and ")])
-    is_shown = any(each in text for each in ("(got ", "no class", "no option", "not allowed"))
+    is_shown = any(each in text for each in ("(got ", "no class", "no option", "not allowed", "PYTHONPATH"))
     if given is not None and not is_shown and not given.startswith(("NestedArg", "Namespace", "[Namespace")):
         text += f" (got {given if len(given) <= 80 else given[:80] + '...'})"
     # The message on a nested value has been through here before, and begins with its own key.
@@ -96,6 +97,8 @@ def _plain(cause: str, base: str | None) -> str:
         return f"importing {match[1]} from a config is not allowed"
     if match := MISSING.search(cause):
         return _missing(match["names"].split(", "))
+    if (match := re.match(r"No module named '(\w+)'", cause)) and Path(f"{match[1]}.py").is_file():
+        return f"{match[0]}, but {match[1]}.py is in this folder: put PYTHONPATH=. before the command"
     if match := re.match(r"Unable to load config '(.*)'", cause):
         return f"must be a mapping of keys (got {match[1]})"
     cause = re.sub(r"\. Got value: Namespace\(class_path='([\w.]+)'.*", r" (got \1)", cause)
