@@ -13,6 +13,7 @@ from torchmetrics import MetricCollection
 
 from dipo_pl import metrics as known
 from dipo_pl.batch import EvaluationBatch
+from dipo_pl.callbacks.logged_names import logged_name
 from dipo_pl.callbacks.pace import Pace
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.distributed import is_sharded
@@ -322,9 +323,9 @@ class ForgetQuality(Callback):
 
 
 def log_evaluation(trainer: Trainer, values: Mapping[str, float]) -> None:
-    """Log values of an evaluation at the current step."""
+    """Log values of an evaluation at the current step, by group; see `logged_names`."""
     for logger in trainer.loggers:
-        logger.log_metrics({f"evaluation/{key}": value for key, value in values.items()}, trainer.global_step)
+        logger.log_metrics({logged_name(key): value for key, value in values.items()}, trainer.global_step)
 
 
 def _epochs_done(trainer: Trainer) -> float:
