@@ -193,7 +193,7 @@ def logged(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(f"runs/{run}").Reload()
-    names = ("loss", "forget", "retain")
+    names = ("loss", "forget_loss", "retain_loss")
     return {name: [each.value for each in events.Scalars(f"train/{name}")] for name in names}
 
 
