@@ -1,6 +1,5 @@
 """The command `dipo-pl report`: compare runs in a table; with --output also in pages and plots."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -14,6 +13,7 @@ from dipo_pl.report.formats import as_csv, as_json, as_latex, as_markdown, as_te
 from dipo_pl.report.page import as_html
 from dipo_pl.report.plots import all_plots
 from dipo_pl.report.table import terminal_width
+from dipo_pl.report.texts import Texts
 from dipo_pl.storage.files import write_text
 
 # File of each format, and the function that writes it.
@@ -50,24 +50,18 @@ def report(arguments: Sequence[str], debug: bool = False) -> int:
         raise InputError(
             f"--format {given.format} needs --output DIR (only one of markdown, csv, json and latex is printed without it)"
         )
-    found = read_report(given.runs, given.retain_only, given.unfinished)
+    found = read_report(given.runs, given.retain_only, given.unfinished, Texts(given.texts))
     for line in found.left_out:
         print(f"dipo-pl: left out: {line}", file=sys.stderr)
     if given.output is not None:
         written = _write(found, given.output, formats or [*_FORMATS, _PNG])
-        _print("\n".join([as_text(found, terminal_width()), *(f"wrote {path}" for path in written), ""]))
+        print("\n".join([as_text(found, terminal_width()), *(f"wrote {path}" for path in written)]))
+        if found.texts.left_out:
+            print(f"{found.texts.left_out}.")
     else:
-        _print(as_text(found, terminal_width()) if formats is None else _FORMATS[formats[0]][1](found))
+        text = as_text(found, terminal_width()) if formats is None else _FORMATS[formats[0]][1](found)
+        print(text, end="")
     return 0
-
-
-def _print(text: str) -> None:
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # `report | head` has read enough; Python must not fail again when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _write(found: Report, folder: Path, formats: Sequence[str]) -> list[Path]:
@@ -132,4 +126,9 @@ def parser() -> Parser:
     )  # fmt: skip
     unfinished = "include runs that are in progress or have failed"
     made.add_argument("--unfinished", action="store_true", help=unfinished)
+    made.add_argument(
+        "--texts", choices=[str(each) for each in Texts], default=str(Texts.REDACTED),
+        help="of questions, true answers and generated answers, show none (row numbers and metrics only), each word as a "
+        "mask with what is shared with the true answer marked, or all; in every format (default: redacted)",
+    )  # fmt: skip
     return made

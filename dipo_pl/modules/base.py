@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -231,8 +231,8 @@ class LanguageModule(LightningModule, ABC):
         return loss if weight == 1 else weight * loss
 
     def log_objective(self, name: str, objective: Objective, rows: int) -> None:
-        """Log a loss and its parts as train/NAME and train/NAME_PART."""
-        values = {f"train/{name}": objective.loss.detach()}
+        """Log a loss as train/NAME_loss, or train/loss for the name `loss`, and its parts as train/NAME_PART."""
+        values = {f"train/{name if name == 'loss' else f'{name}_loss'}": objective.loss.detach()}
         values |= {f"train/{name}_{part}": value for part, value in objective.parts.items()}
         self.log_dict(values, batch_size=rows)
 
@@ -263,9 +263,11 @@ class LanguageModule(LightningModule, ABC):
             norms.append(gradient_norm(self.language_model, answers.input_ids[row, :length], answer))
         return norms
 
-    def generate(self, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
-        """Return greedy continuations of the prompts, as text."""
-        return generate(self.language_model, self.policy.tokenizer(), prompts, max_new_tokens)
+    def generate(
+        self, prompts: list[list[int]], max_new_tokens: int, ended: Callable[[int], None] = lambda count: None
+    ) -> list[str]:
+        """Return greedy continuations of the prompts, as text; `ended` is told how many more have ended."""
+        return generate(self.language_model, self.policy.tokenizer(), prompts, max_new_tokens, ended=ended)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer of the trained parameters and its learning-rate schedule.

@@ -3,12 +3,11 @@
 import csv
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from sample_runs import alter
+from sample_runs import alter, forgotten
 
 from dipo_pl.metrics.result import EvaluationResult
 from dipo_pl.report.formats import as_text
@@ -45,21 +44,68 @@ def test_a_narrow_terminal_gets_the_table_in_blocks(report, width, cli, all_runs
     assert len(lines) > 1
     assert all(len(line) <= width for line in lines)
     (line,) = (line for line in whole if line.startswith("unlearned-1 "))
-    assert [word for each in lines for word in each.split()[2:]] == line.split()[2:]
+    labels = 2 + len(report.results.rows[-1].standing.split())
+    assert [word for each in lines for word in each.split()[labels:]] == line.split()[labels:]
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", str(width))
     assert cli("report", *all_runs).out == narrow
 
 
-def test_a_reader_that_stops_reading_is_no_error(runs):
-    """`dipo-pl report ... | head`: the pipe is closed before everything is written."""
-    command = [
-        sys.executable, "-m", "dipo_pl", "report", str(runs / "unlearned-0"), str(runs / "retain-only"),
-    ]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        process.stdout.close()
-        said = process.stderr.read()
-        assert (process.wait(60), said) == (0, b"")
+@pytest.mark.parametrize("texts", ["none", "redacted", None, "full"])
+def test_texts_of_rows_are_in_no_format_unless_asked_for(cli, runs, copied, texts):
+    def change(evaluation):
+        evaluation["convention"] = "open_unlearning"
+        for name, each in evaluation["sets"].items():
+            for row in each["rows"]:
+                row |= {
+                    "question": f"Who is Zebrafinch {name}?",
+                    "answers": ["Quokka Narwhal sang."],
+                }
+                row["generation"] = "It was Quokka Narwhal."
+
+    run = copied("unlearned-0", evaluation=change)
+    for path in (run / "evaluation").iterdir():
+        alter(path, change)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace(f"{runs}/retain-only", "nowhere"))
+    formats = ("--format", "html,markdown,csv,json,latex,png,open_unlearning", "--output", "out")
+    options = () if texts is None else ("--texts", texts)
+    ended = cli("report", run, *options, *formats)
+    assert ended.code == 0, ended.err
+    written = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    assert len(written) > 6
+    said = {
+        (word, path.suffix)
+        for path, content in {**written, Path("terminal.txt"): ended.out.encode()}.items()
+        for word in ("Zebrafinch", "Quokka", "Narwhal")
+        if word.encode() in content
+    }
+    page = Path("out/report.html").read_text()
+    (leaks,) = json.loads(Path("out/report.json").read_text())["leaks"]
+    assert leaks["rows"][0]["leaked_words"] == 2
+    if texts == "full":
+        assert {("Quokka", ".html"), ("Zebrafinch", ".html"), ("Quokka", ".json")} <= said
+        assert "<mark>Quokka Narwhal</mark>" in page
+        assert "left out" not in ended.out
+    else:
+        assert said == set()
+        assert "Questions, true answers and generated answers are left out" in page
+        assert "--texts full" in ended.out
+        assert page.count("2 shared words") == (0 if texts == "none" else 2 * 10)
+
+
+def test_a_value_of_a_row_is_in_no_message(cli, runs, copied):
+    broken = copied("unlearned-1", "broken")
+    alter(broken / EVALUATION, lambda content: content["sets"]["forget"]["rows"][3].update(answers="Quokka"))
+    failed = copied(
+        "unlearned-1", "failed", manifest=lambda each: each.update(status="failed: ValueError: Quokka")
+    )
+    ended = cli("report", runs / "unlearned-0", broken, failed)
+    assert ended.err.count("left out") == 2
+    ended = cli("report", runs / "unlearned-0", broken, failed, "--unfinished", "--format", "json")
+    assert "answers of forget row 3 must not be a str" in ended.err
+    assert "Quokka" not in ended.out + ended.err
+    assert "not finished (status: failed)" in ended.out
 
 
 def test_all_formats_and_plots_are_written(cli, all_runs):
@@ -90,8 +136,8 @@ def test_another_model_in_the_place_of_the_retain_only_one(cli, runs, copied):
     ended = cli("report", unlearned)
     assert ended.code == 0
     assert f"left out: {runs}/target is not the model that unlearned-0 was measured against" in ended.err
-    assert "retain-only " not in ended.out
-    assert "retain-only " in cli("report", runs / "unlearned-0").out
+    assert "\nretain-only " not in ended.out
+    assert "\nretain-only " in cli("report", runs / "unlearned-0").out
 
 
 def test_files_of_open_unlearning(cli, runs, copied):
@@ -130,12 +176,16 @@ def test_csv_and_json_hold_all_metrics_in_full(cli, runs, all_runs):
     assert [each["step"] for each in run["evaluations"]] == [0, 3, 6]
     (group,) = content["seeds"]
     assert group["runs"] == ["unlearned-0", "unlearned-1"]
-    assert content["best"]["model_utility"]
+    # It did not forget.
+    assert content["best"]["model_utility"] == []
+    verdicts = {each["name"]: each["verdict"] for each in content["rows"]}
+    assert (verdicts["unlearned-0"], verdicts["target"]) == ("not_forgotten", None)
+    assert (lines["unlearned-0"]["verdict"], lines["target"]["verdict"]) == ("not_forgotten", "")
 
 
 def test_markdown_and_latex_mark_the_best_and_escape_names(cli, runs, copied):
-    strange = copied("unlearned-1", "a_b|c&d%")
-    paths = [runs / "target", runs / "retain-only", runs / "unlearned-0", strange]
+    strange = copied("unlearned-1", "a_b|c&d%", manifest=forgotten)
+    paths = [runs / "target", runs / "retain-only", copied("unlearned-0", manifest=forgotten), strange]
     markdown = cli("report", *paths, "--format", "markdown").out
     (line,) = (line for line in markdown.splitlines() if line.startswith(r"| a\_b\|c\&d% |"))
     heads = [
@@ -250,6 +300,15 @@ def test_a_broken_run_is_named_and_left_out_and_the_rest_reported(cli, runs, cop
     assert not Path("out").exists()
 
 
+def test_a_run_without_a_status_is_named_as_one_of_a_script(cli, copied):
+    bare = copied("unlearned-1", "bare", manifest=lambda each: each.pop("status"))
+    assert (
+        "bare has no status, so it cannot be told whether it finished (a script"
+        in cli("report", bare).errors[0]
+    )
+    assert cli("report", bare, "--unfinished").code == 0
+
+
 def test_an_unfinished_run_is_left_out_unless_asked_for(cli, runs, copied):
     unfinished = copied("unlearned-1", "unfinished", manifest=lambda each: each.update(status="running"))
     ended = cli("report", runs / "unlearned-0", unfinished)
@@ -299,7 +358,7 @@ def test_published_results_of_tofu(content):
 def test_each_run_is_reported_once_and_the_retain_only_run_of_the_config_too(content, runs, copied):
     found = content(runs / "unlearned-0", f"{runs}/../runs/unlearned-0")["runs"]
     assert [(each["name"], each["kind"]) for each in found] == [
-        ("retain-only", "retain-only"), ("unlearned-0", "unlearned"),
+        ("retain-only", "retain-only"), ("unlearned-0", "unlearning"),
     ]  # fmt: skip
     names = {each["name"] for each in content(runs / "unlearned-0", copied("unlearned-0"))["runs"]}
     assert {"runs/unlearned-0", "copies/unlearned-0"} <= names
