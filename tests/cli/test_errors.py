@@ -1,6 +1,7 @@
 """Failures that take a run, or more than one, to come about; test_error_table.py has all others."""
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -79,3 +80,11 @@ def test_a_package_that_is_missing_is_named():
         "  - Expected a <class 'bool'>",
     )  # fmt: skip
     assert one_line("\n".join(lines)) == "WandbLogger needs wandb>=0.12.10: pip install 'wandb>=0.12.10'"
+    # As if a template wrote something else today.
+    write("f.jsonl", *rows[:4])
+    manifest = Path("runs/smoke/manifest.json")
+    manifest.write_text(re.sub('("tokens": {\\s*"forget": ")[^"]*', r"\g<1>0", manifest.read_text()))
+    ended = cli(*run, "--trainer.max_epochs", "2")
+    assert (
+        "the token ids of the forget rows differ from those that runs/smoke was trained on" in ended.errors[0]
+    )
