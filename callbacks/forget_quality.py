@@ -187,8 +187,8 @@ class ForgetQuality(Callback):
                 "forget_quality.retain_result is given, but data.evaluate leaves out the forget set"
             )
         self.retain, settings = read_result(self.retain_result), self._settings(trainer)
-        rows = sets[FORGET].rows
-        check_comparable(self.retain, self.retain_result, self.convention.name, rows, settings)
+        rows, tokens = sets[FORGET].rows, sets[FORGET].tokens
+        check_comparable(self.retain, self.retain_result, self.convention.name, rows, settings, tokens=tokens)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether answers are generated, and make the metrics of each evaluation set."""
@@ -318,6 +318,8 @@ class ForgetQuality(Callback):
         """Return the retain-only model's result on these same rows; None if its set of that name has others."""
         found = self.retain.sets.get(evaluation_set.name) if self.retain is not None else None
         if found is None or found.fingerprint != rows_fingerprint(evaluation_set.rows):
+            return None
+        if None not in (found.tokens, evaluation_set.tokens) and found.tokens != evaluation_set.tokens:
             return None
         return found
 
