@@ -69,6 +69,14 @@ def test_rows_that_changed_under_the_same_name_are_refused(cli):
         in ended.errors[0]
     )
     assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before
+    # As if a template wrote something else today.
+    write("f.jsonl", *rows[:4])
+    manifest = Path("runs/smoke/manifest.json")
+    manifest.write_text(re.sub('("tokens": {\\s*"forget": ")[^"]*', r"\g<1>0", manifest.read_text()))
+    ended = cli(*run, "--trainer.max_epochs", "2")
+    assert (
+        "the token ids of the forget rows differ from those that runs/smoke was trained on" in ended.errors[0]
+    )
 
 
 def test_a_package_that_is_missing_is_named():
@@ -80,11 +88,3 @@ def test_a_package_that_is_missing_is_named():
         "  - Expected a <class 'bool'>",
     )  # fmt: skip
     assert one_line("\n".join(lines)) == "WandbLogger needs wandb>=0.12.10: pip install 'wandb>=0.12.10'"
-    # As if a template wrote something else today.
-    write("f.jsonl", *rows[:4])
-    manifest = Path("runs/smoke/manifest.json")
-    manifest.write_text(re.sub('("tokens": {\\s*"forget": ")[^"]*', r"\g<1>0", manifest.read_text()))
-    ended = cli(*run, "--trainer.max_epochs", "2")
-    assert (
-        "the token ids of the forget rows differ from those that runs/smoke was trained on" in ended.errors[0]
-    )
