@@ -1,6 +1,7 @@
 """Callback that evaluates forgetting and utility at each validation: before, during and after training."""
 
 import math
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from dipo_pl import metrics as known
 from dipo_pl.batch import EvaluationBatch
 from dipo_pl.callbacks.advice import retain_only_command
 from dipo_pl.callbacks.manifest import Manifest
+from dipo_pl.callbacks.pace import Pace
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.distributed import is_sharded
 from dipo_pl.errors import InputError, TrainingError, check_count
@@ -113,6 +115,9 @@ class ForgetQuality(Callback):
         self.retain: EvaluationResult | None = None
         self.result: EvaluationResult | None = None
         self.complete_step = -1
+        # Answers generated in this evaluation, and the time that all so far have taken.
+        self.generated = 0
+        self.generation = Pace()
         self._evaluations = 0
         self._underway = False
         self._generates = False
@@ -224,10 +229,11 @@ class ForgetQuality(Callback):
         last = training and trainer.global_step >= trainer.estimated_stepping_batches
         due = not training or last or self._evaluations % max(self.generate_every, 1) == 0
         self._generates = self.generate_every > 0 and due
+        self.generated = 0
         self._waiting = {}
         self._collections = []
         for each in ForgetRetain.of(trainer).evaluation_sets:
-            measured = MeasuredSet(each, self.convention, self._new_tokens(each) > 0, self._retain_set(each))
+            measured = MeasuredSet(each, self.convention, self.new_tokens(each) > 0, self._retain_set(each))
             self._collections.append(base.collection(self.metrics, measured).to(pl_module.device))
 
     def on_validation_batch_end(
@@ -255,7 +261,7 @@ class ForgetQuality(Callback):
         if any("gradient_norm" in each.inputs for each in base.members(metrics)):
             with trainer.precision_plugin.forward_context():
                 seen = replace(seen, gradient_norm=torch.tensor(module.gradient_norms(batch)))
-        length = self._new_tokens(ForgetRetain.of(trainer).evaluation_sets[dataloader_idx])
+        length = self.new_tokens(ForgetRetain.of(trainer).evaluation_sets[dataloader_idx])
         if not length:
             metrics.update(seen)
             return
@@ -298,13 +304,27 @@ class ForgetQuality(Callback):
     def _generate(self, module: Any, length: int) -> None:
         """Generate answers of at most this length to the rows that wait for them, and update their metrics."""
         waiting = self._waiting.pop(length)
+        prompts = [each for *_, some in waiting for each in some]
+        started = time.monotonic()
         # Lightning's hooks run outside the precision that its steps have.
         with module.trainer.precision_plugin.forward_context():
-            texts = iter(module.generate([each for *_, prompts in waiting for each in prompts], length))
+            texts = iter(module.generate(prompts, length, self._count))
+        self.generation.add(len(prompts), time.monotonic() - started)
         for metrics, seen, prompts in waiting:
             metrics.update(replace(seen, generation=[next(texts) for _ in prompts]))
 
-    def _new_tokens(self, evaluation_set: EvaluationSet) -> int:
+    def _count(self, answers: int) -> None:
+        self.generated += answers
+
+    def generating(self, evaluations: int) -> int:
+        """Return how many of the next evaluations of training generate answers; the last one of a run always does."""
+        if not self.generate_every or not evaluations:
+            return 0
+        end = self._evaluations + evaluations
+        due = end // self.generate_every - self._evaluations // self.generate_every
+        return due + (end % self.generate_every > 0)
+
+    def new_tokens(self, evaluation_set: EvaluationSet) -> int:
         """Return the maximum length of the answers that this evaluation generates to a set; 0 for none."""
         own = evaluation_set.new_tokens
         return 0 if not self._generates else self.max_new_tokens if own is None else own

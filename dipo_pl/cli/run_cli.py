@@ -9,13 +9,16 @@ from typing import Any, Literal
 
 import yaml
 from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from dipo_pl.callbacks.batch_seed import BatchSeed
 from dipo_pl.callbacks.manifest import Manifest
+from dipo_pl.callbacks.progress import Progress
 from dipo_pl.callbacks.training_monitor import TrainingMonitor
 from dipo_pl.callbacks.weight_change import WeightChange
+from dipo_pl.cli.home_paths import expand_paths
 from dipo_pl.cli.named_classes import guard_configs, refuse_functions
 from dipo_pl.cli.null_check import refuse_nulls
 from dipo_pl.cli.option_check import CALLBACKS
@@ -162,6 +165,7 @@ class RunCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Check and complete the configuration."""
         config = self.config
+        expand_paths(config)
         refuse_functions(config)
         if config.trainer is None:
             raise InputError("trainer must be a mapping of keys (got null)")
@@ -180,7 +184,7 @@ class RunCLI(LightningCLI):
         if config.ckpt_path == "":
             raise InputError("--ckpt_path must name a checkpoint (got ''): leave it out to start without one")
         # As the trainer normalizes its own.
-        config.output_dir = os.path.normpath(os.path.expanduser(config.output_dir))
+        config.output_dir = os.path.normpath(config.output_dir)
         if config.trainer.fast_dev_run:
             config.name += "-fast-dev-run"
             # Lightning writes no checkpoints then, and makes no evaluation before training.
@@ -214,7 +218,10 @@ class RunCLI(LightningCLI):
             kwargs["logger"] = self.default_logger()
         kwargs["default_root_dir"] = str(self.run_folder.path)
         # First of all: a policy that training did not change is not exported.
-        kwargs["callbacks"] = [WeightChange(), *_as_list(configured.callbacks)]
+        given = _as_list(configured.callbacks)
+        shows = configured.enable_progress_bar is not False and not configured.barebones
+        own_bar = [Progress()] if shows and not any(isinstance(each, ProgressBar) for each in given) else []
+        kwargs["callbacks"] = [WeightChange(), *own_bar, *given]
         kwargs["plugins"] = [*_as_list(configured.plugins), AtomicCheckpointIO()]
         trainer = super().instantiate_trainer(**kwargs)
         leave_signals_alone(trainer)
