@@ -255,6 +255,15 @@ def test_a_broken_run_is_named_and_left_out_and_the_rest_reported(cli, runs, cop
     assert not Path("out").exists()
 
 
+def test_a_run_without_a_status_is_named_as_one_of_a_script(cli, copied):
+    bare = copied("unlearned-1", "bare", manifest=lambda each: each.pop("status"))
+    assert (
+        "bare has no status, so it cannot be told whether it finished (a script"
+        in cli("report", bare).errors[0]
+    )
+    assert cli("report", bare, "--unfinished").code == 0
+
+
 def test_an_unfinished_run_is_left_out_unless_asked_for(cli, runs, copied):
     unfinished = copied("unlearned-1", "unfinished", manifest=lambda each: each.update(status="running"))
     ended = cli("report", runs / "unlearned-0", unfinished)
