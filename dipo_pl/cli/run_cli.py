@@ -195,6 +195,8 @@ class RunCLI(LightningCLI):
         config.output_dir = os.path.normpath(config.output_dir)
         if config.trainer.fast_dev_run:
             config.name += "-fast-dev-run"
+            # Lightning writes no checkpoints then, and makes no evaluation before training.
+            config.selection.rule, config.selection.stop, config.export.best = None, False, False
         config.checkpoint.dirpath = str(self.run_folder.checkpoints)
         if config.selection.rule is not None:
             if config.checkpoint.monitor not in (None, "selection"):
