@@ -15,13 +15,15 @@ from dipo_pl.evaluation.verdict_rules import Evidence, metric_thresholds
 from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.storage.text import load_yaml
 
-# Parts of the configuration that are shown as hyperparameters; of `model` and `data` all but the data itself.
+# Parts of the configuration that are shown as hyperparameters.
 _SHOWN = (
     "model",
     "data.class_path",
-    "data.init_args",
+    "data.init_args.batch_size",
+    "data.init_args.global_batch_size",
     "trainer.max_epochs",
     "trainer.max_steps",
+    "trainer.precision",
     "seed_everything",
 )
 
@@ -62,9 +64,10 @@ class Board(Callback):
         records = run.read_metrics()
         figure = trajectory_figure(records, _thresholds(trainer, run, records))
         settings = _flat(load_yaml(run.config.read_text(encoding="utf-8"))) if run.config.is_file() else {}
-        metrics = {
-            logged_name(name): value for name, value in records[-1].items() if isinstance(value, float)
+        values = {
+            name: each for name, each in records[-1].items() if isinstance(each, float) and name != "epoch"
         }
+        metrics = {logged_name(name): each for name, each in values.items()}
         for board in _boards(trainer):
             if figure is not None:
                 board.experiment.add_figure("trajectory", figure, trainer.global_step, close=False)

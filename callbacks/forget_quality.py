@@ -13,7 +13,9 @@ from torchmetrics import MetricCollection
 
 from dipo_pl import metrics as known
 from dipo_pl.batch import EvaluationBatch
+from dipo_pl.callbacks.advice import retain_only_command
 from dipo_pl.callbacks.logged_names import logged_name
+from dipo_pl.callbacks.manifest import Manifest
 from dipo_pl.callbacks.pace import Pace
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.distributed import is_sharded
@@ -21,7 +23,7 @@ from dipo_pl.errors import InputError, TrainingError, check_count
 from dipo_pl.evaluation.retain_result import check_comparable, read_result
 from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.metrics import base
-from dipo_pl.metrics.base import FORGET, EvaluationMetric, MeasuredSet
+from dipo_pl.metrics.base import FORGET, HOLDOUT, EvaluationMetric, MeasuredSet
 from dipo_pl.metrics.conventions import CONVENTIONS, UTILITY_SETS, ConventionName
 from dipo_pl.metrics.observations import Observations
 from dipo_pl.metrics.result import EvaluationResult, SetResult
@@ -175,12 +177,11 @@ class ForgetQuality(Callback):
                     f"forget_quality.convention {self.convention.name} takes at most {limit} rows of a set, and "
                     f"{each.name} has {len(each.rows)}: set data.evaluation_rows to {limit}, or another convention"
                 )
+        module: Any = pl_module
+        if stage == "fit" and "pairs" in module.trains_on and FORGET in sets:
+            for line in self._lacking(trainer, module, sets):
+                rank_zero_info(line)
         if self.retain_result is None:
-            if trainer.is_global_zero and stage == "fit" and FORGET in sets:
-                rank_zero_info(
-                    "Forget Quality needs a model that never saw the forget set: fit one (data.train_on: retain) "
-                    "and give its run folder as forget_quality.retain_result. Without it, it is not reported."
-                )
             return
         if FORGET not in sets:
             raise InputError(
@@ -189,6 +190,37 @@ class ForgetQuality(Callback):
         self.retain, settings = read_result(self.retain_result), self._settings(trainer)
         rows, tokens = sets[FORGET].rows, sets[FORGET].tokens
         check_comparable(self.retain, self.retain_result, self.convention.name, rows, settings, tokens=tokens)
+        theirs = self.retain.sets.get(HOLDOUT)
+        if HOLDOUT in sets and theirs and theirs.fingerprint != rows_fingerprint(sets[HOLDOUT].rows):
+            rank_zero_info(
+                f"PrivLeak is not measured: forget_quality.retain_result {self.retain_result} was evaluated on other "
+                "holdout rows"
+            )
+
+    def _lacking(self, trainer: Trainer, module: Any, sets: Mapping[str, EvaluationSet]) -> list[str]:
+        """Return what Forget Quality and the verdict lack, and how it is had."""
+        rows = sets[FORGET].rows
+        wrong, questions = (any(getattr(row, each) for row in rows) for each in ("wrong_answers", "question"))
+        lacks = [] if wrong else ["wrong answers in the forget rows (perturbed_answer, a list in each row)"]
+        lacks += [] if self.retain_result else ["a retain-only model"]
+        lines = []
+        if lacks and questions:
+            lines.append(f"Forget Quality is not measured: it needs {' and '.join(lacks)}")
+        if self.retain_result:
+            return lines
+        manifest = next((each for each in trainer.callbacks if isinstance(each, Manifest)), None)  # type: ignore[attr-defined]
+        words = [] if manifest is None else manifest.arguments
+        run = RunFolder(trainer.default_root_dir).path
+        folder = run.with_name(f"{run.name}-retain-only")
+        command = retain_only_command(words, folder.name, "path" in vars(module.policy))
+        other = "the holdout" if HOLDOUT in sets else "wrong answers" if wrong else "0"
+        line = (
+            f"the verdict compares with {other}. A retain-only model is better evidence: if there is a model BASE from "
+            f"before it saw the forget rows, run {command}, then this run with --forget_quality.retain_result {folder}"
+        )
+        if HOLDOUT not in sets:
+            line += "; else give --data.holdout FILE, rows of the same form that no model has seen"
+        return [*lines, line]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether answers are generated, and make the metrics of each evaluation set."""
