@@ -71,6 +71,8 @@ def test_in_every_option_of_a_run(cli, smoke, home, tmp_path):
     )  # fmt: skip
     assert ended.code == 0, ended.err
     assert {each.name for each in home.iterdir()} >= {"logs", "store", "runs"}
+    # The same run, however the folder is written.
+    assert "~" not in (home / "runs" / "a" / "config.yaml").read_text()
     assert [each.name for each in tmp_path.iterdir()] == ["home"]
     assert cli("report", "~/runs/a", "--output=~/report").code == 0
     assert cli("consolidate", "~/runs/none", "--output=~/one.ckpt").errors[0].count(f" {home}/runs/none")
