@@ -1,15 +1,19 @@
 """Callback that exports the trained model as a Hugging Face folder."""
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
 
 from dipo_pl.distributed import full_state_dict, is_sharded
 from dipo_pl.errors import InputError, TrainingError
-from dipo_pl.models.lora import merged, save_adapter
+from dipo_pl.models.adapters import adapted_weights, merged, plain_name, save_adapter
+from dipo_pl.models.weight_sample import export_dtype, sampled
 from dipo_pl.report.model_card import model_card, write_model_card
 from dipo_pl.storage.checkpoints import read_checkpoint, read_weights
 from dipo_pl.storage.files import replacing_folder
@@ -23,12 +27,21 @@ class Export(Callback):
         enabled: false exports nothing.
         best: export the best checkpoint, as chosen by `checkpoint.monitor`, instead of the last weights.
         adapter: export only the adapter, in PEFT's format; else an adapter is merged into the model's weights.
+        dtype: data type of the exported weights; `auto` is that of the checkpoint that was trained if rounding to it
+            keeps the change of 99% of the changed weights, else that in which they were trained.
     """
 
-    def __init__(self, enabled: bool = True, best: bool = False, adapter: bool = False) -> None:
+    def __init__(
+        self,
+        enabled: bool = True,
+        best: bool = False,
+        adapter: bool = False,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    ) -> None:
         self.enabled = enabled
         self.best = best
         self.adapter = adapter
+        self.dtype = dtype
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that what is to be exported will exist.
@@ -67,17 +80,42 @@ class Export(Callback):
             step = read_checkpoint(best)["global_step"]
             # Frozen weights are not in checkpoints.
             weights |= {name.removeprefix("model."): each for name, each in read_weights(best).items()}
+        told = ""
         with replacing_folder(run.hf) as temporary:
             if self.adapter:
                 save_adapter(model, weights, temporary)
             else:
-                model.save_pretrained(temporary, state_dict=merged(model, weights))
+                told = self._save(module, weights, temporary)
             module.policy.tokenizer().save_pretrained(temporary)
+            if not self.adapter:
+                module.policy.copy_companions(temporary)
             # With fast_dev_run Lightning writes no config, which the card needs.
             if run.config.is_file():
                 (temporary / "README.md").write_text(model_card(run, step), encoding="utf-8")
-        run.add_to_manifest(exported_step=step)
-        rank_zero_info(f"exported the model{f' of step {step}' if self.best else ''} to {run.hf}")
+        run.add_to_manifest(exported_step=step, **({"exported_as": told} if told else {}))
+        rank_zero_info(
+            f"exported the model{f' of step {step}' if self.best else ''} to {run.hf}{told and f', {told}'}"
+        )
+
+    def _save(self, module: Any, weights: dict[str, Tensor], folder: Path) -> str:
+        """Write the model without adapters; return in which data type, in words."""
+        model, before = module.language_model, module.starting_sample
+        if adapted := adapted_weights(model):
+            frozen = {plain_name(name): each for name, each in weights.items()}
+            before = sampled({name: frozen[name] for name in adapted})
+        weights = merged(model, weights, exact=True)
+        after = sampled({name: weights[name] for name in before})
+        asked = None if self.dtype == "auto" else getattr(torch, self.dtype)
+        dtype, told = export_dtype(before, after, module.policy.stored_dtype, asked)
+        rounded = {
+            name: each.to(dtype) if each.is_floating_point() else each for name, each in weights.items()
+        }
+        model.save_pretrained(folder, state_dict=rounded)
+        config = folder / "config.json"
+        # transformers writes the dtype of the model in memory.
+        values = json.loads(config.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
+        config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        return told
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Update the model card with an evaluation that follows the export."""

@@ -3,10 +3,12 @@
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from dipo_pl.distributed import is_sharded
 from dipo_pl.errors import TrainingError
+from dipo_pl.models.weight_sample import changed_share, sampled
 from dipo_pl.storage.fingerprints import weights_fingerprint
 from dipo_pl.storage.run_folder import RunFolder
 
@@ -23,10 +25,15 @@ def trained_weights(module: Any, trainer: Trainer) -> str:
     return weights_fingerprint(nn.ParameterList(trained) if module.frozen else model)
 
 
-class WeightChange(Callback):
-    """Callback that adds the fingerprint of the trained weights to the manifest, and fails if no weight has changed.
+# Below this share of changed weights a run warns: in float32 a step changes nearly all of those it reaches.
+FEW = 0.1
 
-    Such a policy would otherwise be measured, exported and compared as if it had been trained.
+
+class WeightChange(Callback):
+    """Callback that adds the fingerprint of the trained weights and the share that has changed to the manifest.
+
+    It fails if no weight has changed, and warns if few have: such a policy would otherwise be measured, exported and
+    compared as if it had been trained.
     """
 
     def __init__(self) -> None:
@@ -42,21 +49,34 @@ class WeightChange(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the weights with those before training; raise TrainingError if no weight has changed."""
         weights = trained_weights(pl_module, trainer)
+        share = _changed_share(pl_module, trainer)
         unchanged = False
         if trainer.is_global_zero:
             run = RunFolder(trainer.default_root_dir)
-            policy = run.read_manifest()["policy"] | {"weights_at_end": weights}
+            policy = run.read_manifest()["policy"] | {"weights_at_end": weights, "changed_share": share}
             run.add_to_manifest(policy=policy)
             unchanged = policy["weights_at_end"] == policy["weights_at_start"]
         trained = trainer.global_step > self._first_step and not trainer.fast_dev_run  # type: ignore[attr-defined]
         # All ranks fail together.
         if trainer.strategy.broadcast(unchanged) and trained:
             raise TrainingError(_advice(trainer, pl_module))
+        if trained and share is not None and share < FEW:
+            rank_zero_warn(
+                f"only {share:.1%} of the trained weights have changed after {trainer.global_step} steps: a step may be too "
+                "small for their precision, or the losses reach few of them; see model.optimizer.lr and model.policy.dtype"
+            )
+
+
+def _changed_share(module: Any, trainer: Trainer) -> float | None:
+    """Return the share of the trained weights that has changed, None on ranks that do not need it, as above."""
+    if not (trainer.is_global_zero or is_sharded(module.language_model)):
+        return None
+    return changed_share(module.starting_sample, sampled(module.trained_weights))
 
 
 def _advice(trainer: Trainer, module: Any) -> str:
-    rate = max(group.get("initial_lr", group["lr"]) for group in trainer.optimizers[0].param_groups)
-    trained = [each for each in module.parameters() if each.requires_grad]
+    rate = module.learning_rate
+    trained = module.trained_weights.values()
     return (
         f"no weight of the policy has changed after {trainer.global_step} steps: check the learning rate ({rate:g}), "
         f"model.warmup ({module.warmup:g}), the losses and their weights (train/gradient_norm is the gradient that reaches "

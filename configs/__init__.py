@@ -5,6 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from dipo_pl.errors import InputError
+from dipo_pl.paths import expanded
 
 # Configs that no longer exist, and the one to use instead.
 REPLACED = {"deepspeed.yaml": "fsdp2.yaml", "fsdp.yaml": "fsdp2.yaml"}
@@ -22,7 +23,7 @@ def resolve(name: str) -> Path:
     Raises:
         InputError: there is no such file.
     """
-    path = Path(name)
+    path = Path(expanded(name))
     if not name:
         raise InputError("--config must name a config (got ''): see dipo-pl configs")
     if path.is_file():

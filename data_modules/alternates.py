@@ -5,7 +5,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
-from dipo_pl.data_modules.row_files import json_records, read_lines, texts_at
+from dipo_pl.data_modules.record_files import read_lines, read_records
+from dipo_pl.data_modules.row_files import texts_at
 from dipo_pl.data_modules.training_batches import permutation
 from dipo_pl.errors import InputError, check_count
 from dipo_pl.rows import Row
@@ -97,7 +98,7 @@ class RowAlternates(Alternates):
 
 def _by_question(path: str) -> dict[str, tuple[str, ...]]:
     known: dict[str, tuple[str, ...]] = {}
-    for where, record in json_records(path):
+    for where, record in read_records(path):
         question = record.get("question")
         answers = texts_at(record, "alternate_answer", where) or texts_at(record, "alternate", where)
         if not isinstance(question, str) or not answers:

@@ -60,7 +60,8 @@ class ForgetRetain(LightningDataModule, ABC):
         batch_size: rows that one device takes at once; with `pairs`, that many of each set.
         global_batch_size: rows of an optimizer step over all devices; how many batches are accumulated follows from
             it, from batch_size and from the number of devices, and the same rows make a step however they
-            are split. Null is batch_size times devices times trainer.accumulate_grad_batches.
+            are split. Null is batch_size times devices times trainer.accumulate_grad_batches. Either way a step is
+            the mean over its rows, also the last of an epoch, which may have fewer.
         evaluation_tokens: tokens measured at once on one device, padding included; a row is measured with all its
             answers, and goes alone where these are more.
         evaluation_rows: measure only the first rows of each evaluation set; null measures all.
@@ -137,6 +138,8 @@ class ForgetRetain(LightningDataModule, ABC):
         self._training: dict[str, list[Encoded]] = {}
         self._forget_sets: dict[str, Sequence[Row]] = {}
         self._sampler: ResumableSampler | None = None
+        # Items of an optimizer step over all devices.
+        self._step_size = global_batch_size or batch_size
 
     @classmethod
     def of(cls, trainer: Trainer) -> Self:
@@ -223,10 +226,14 @@ class ForgetRetain(LightningDataModule, ABC):
 
     def derive_accumulation(self) -> None:
         """Set trainer.accumulate_grad_batches to what `global_batch_size` asks for; see `accumulated_batches`."""
-        if self.global_batch_size is not None and self.trainer is not None:
-            ranks, given = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        if self.trainer is None:
+            return
+        ranks, given = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        self._step_size = self.batch_size * ranks * given
+        if self.global_batch_size is not None:
             accumulation = accumulated_batches(self.global_batch_size, self.batch_size, ranks, given)
             self.trainer.accumulate_grad_batches = accumulation
+            self._step_size = self.global_batch_size
 
     def _read(self) -> None:
         rows = self.read()
@@ -325,12 +332,11 @@ class ForgetRetain(LightningDataModule, ABC):
             items = row_items({name: counts[name] for name in names}, self.seed, epoch)
         if not self.group_by_length:
             return items
-        size = self.global_batch_size or self.batch_size * self._ranks[1]
 
         def length(item: Item) -> int:
             return max(len(self._training[name][row].ids) for name, row in item)
 
-        return grouped_by_length(items, length, size, self.seed, epoch)
+        return grouped_by_length(items, length, self._step_size, self.seed, epoch)
 
     @property
     def _ranks(self) -> tuple[int, int]:
@@ -345,16 +351,15 @@ class ForgetRetain(LightningDataModule, ABC):
         return self._loader(TrainingBatches(self._training, self.module.sections), self._sampler)
 
     def _new_sampler(self) -> ResumableSampler:
-        accumulation = None
-        if self.global_batch_size is not None and self.trainer is not None:
-            accumulation = self.trainer.accumulate_grad_batches
-        return ResumableSampler(self.items, self.batch_size, *self._ranks, accumulation)
+        return ResumableSampler(self.items, self.batch_size, *self._ranks)
 
     def loss_weight(self, batch: int) -> float:
-        """Return the factor on the loss of an epoch's batch; 1 unless data.global_batch_size leaves a smaller step."""
+        """Return the factor on the loss of an epoch's batch that makes a step the mean over its rows."""
         if self._sampler is None or self.trainer is None:
             return 1.0
-        return self._sampler.weight(batch, int(self.trainer.num_training_batches))
+        # Read anew: a callback may change how many batches are accumulated from one epoch to the next.
+        accumulation, batches = self.trainer.accumulate_grad_batches, int(self.trainer.num_training_batches)
+        return self._sampler.weight(batch, accumulation, batches)
 
     def val_dataloader(self) -> list[DataLoader[EvaluationBatch]]:
         """Return one loader for each evaluation set."""

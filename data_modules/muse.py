@@ -8,8 +8,10 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dipo_pl.data_modules.blocked_texts import BlockedTexts, TextCorpus
-from dipo_pl.data_modules.row_files import load_split, parse_json, text_at
+from dipo_pl.data_modules.record_files import load_split, parse_json
+from dipo_pl.data_modules.row_files import text_at
 from dipo_pl.errors import InputError
+from dipo_pl.paths import expanded
 from dipo_pl.rows import Row
 from dipo_pl.storage.text import read_text
 
@@ -57,7 +59,7 @@ class MUSE(BlockedTexts):
             )
         if corpus not in (None, name):
             raise InputError(f"data.corpus must be {name}, as in data.path {path!r}, or null (got {corpus})")
-        self.path = path
+        self.path = expanded(path)
         self.corpus_name = name
         self.forget = forget
 

@@ -8,12 +8,12 @@ from dipo_pl.evaluation_set import RowSets
 from dipo_pl.rows import Row
 
 
-def listed(names: str | Sequence[str]) -> list[str]:
-    """Return the name of one forget set, or of several, as a list; raise InputError if there is none."""
+def listed(names: str | Sequence[str], option: str = "data.forget") -> list[str]:
+    """Return the name of one set of rows, or of several, as a list; raise InputError if there is none."""
     if isinstance(names, str):
         return [names]
     if not names:
-        raise InputError("data.forget names no forget set: give one, or a list of them")
+        raise InputError(f"{option} names no rows: give a name, or a list of them (got [])")
     return list(names)
 
 

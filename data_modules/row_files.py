@@ -1,42 +1,152 @@
 """Rows read from files and records; errors name the file and the line."""
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dipo_pl.data_modules.columns import (
+    OPTIONAL,
+    Columns,
+    conversion,
+    form_of,
+    given_columns,
+    is_null,
+    note_unread,
+    refuse_left_out,
+)
+from dipo_pl.data_modules.record_files import Placed, read_records
+from dipo_pl.data_modules.turns import messages_of
 from dipo_pl.errors import InputError
+from dipo_pl.paths import expanded
 from dipo_pl.rows import Messages, Row
-from dipo_pl.storage.text import read_text
+
+
+def read_rows(path: str | Path, columns: Columns | None = None) -> list[Row]:
+    """Read the rows of a file; a warning names the columns that are not read.
+
+    Args:
+        path: see `read_records`.
+        columns: see `RowReader`.
+
+    Raises:
+        InputError: the file is missing, empty or of another format, or a record is not a valid row.
+    """
+    return rows_from(read_records(path), expanded(str(path)), columns)
+
+
+def rows_from(
+    records: Iterable[Placed], source: str, columns: Columns | None = None, known: Sequence[str] = ()
+) -> list[Row]:
+    """Convert placed records to rows; a warning names the columns that are not read.
+
+    Args:
+        records: the records and their places.
+        source: what the records are from.
+        columns: see `RowReader`.
+        known: columns that are not read and need not be named.
+
+    Raises:
+        InputError: a record is not a valid row.
+    """
+    reader = RowReader(columns)
+    rows = [reader.row(record, where) for where, record in records]
+    note_unread(source, (each for each in reader.unread if each not in known), reader.used)
+    return rows
 
 
 def row_from(record: Mapping[str, Any], where: str) -> Row:
     """Convert {question, answer}, {text} or {messages} to a row.
 
-    The columns paraphrased_answer (a text), perturbed_answer and alternate_answer (a text or a list) are optional.
+    The columns system, paraphrased_answer (texts), perturbed_answer and alternate_answer (a text or a list) are optional.
 
     Raises:
-        InputError: a column is missing, empty or of the wrong type.
+        InputError: a column is missing, empty or of the wrong type, or one that belongs to the row would be left out.
     """
-    is_paraphrased = record.get("paraphrased_answer") is not None
-    others: dict[str, Any] = {
-        "paraphrased_answer": text_at(record, "paraphrased_answer", where) if is_paraphrased else None,
-        "wrong_answers": texts_at(record, "perturbed_answer", where),
-        "alternate_answers": texts_at(record, "alternate_answer", where),
-        "where": where,
-    }
-    if "messages" in record:
-        messages = _messages(record["messages"], where)
+    return RowReader().row(record, where)
+
+
+class RowReader:
+    """Reader of records, which remembers the columns that it has used and those that it has not.
+
+    Args:
+        columns: for each part of a row, the columns that it is made of: several texts are joined by an empty line, several
+            lists of messages one after another. Then no other column has to be read. A record that has none of these
+            columns is read as without.
+    """
+
+    def __init__(self, columns: Columns | None = None) -> None:
+        self.columns = {
+            part: [given] if isinstance(given, str) else [*given] for part, given in (columns or {}).items()
+        }
+        self.used: list[str] = []
+        self.unread: list[str] = []
+
+    def row(self, record: Mapping[str, Any], where: str) -> Row:
+        """Convert one record, see `row_from`; InputErrors begin with `where`."""
+        given = given_columns(record)
+        mapping = self._mapping(given, where)
+        used = [name for names in mapping.values() for name in names if name in given]
+        self.used += [each for each in used if each not in self.used]
+        self.unread += [each for each in given if each not in used and each not in self.unread]
+        parts = {part: _joined(given, names) for part, names in mapping.items()}
+        names = {part: "+".join(names) for part, names in mapping.items()}
+
+        def text(part: str) -> str:
+            return text_at({names[part]: parts[part]}, names[part], where)
+
+        def texts(part: str) -> tuple[str, ...]:
+            return texts_at({names[part]: parts[part]}, names[part], where)
+
+        others: dict[str, Any] = {
+            "paraphrased_answer": None if parts["paraphrased_answer"] is None else text("paraphrased_answer"),
+            "wrong_answers": texts("perturbed_answer"),
+            "alternate_answers": texts("alternate_answer"),
+            "where": where,
+        }
+        if "text" in mapping:
+            return Row((), text("text"), **others)
+        messages: Messages
+        if "messages" in mapping:
+            messages, unread = messages_of(parts["messages"], names["messages"], where)
+            self.unread += [each for each in unread if each not in self.unread]
+        else:
+            messages = ("user", text("question")), ("assistant", text("answer"))
+        if parts["system"] not in (None, "") and messages[0][0] != "system":
+            messages = ("system", text("system")), *messages
         return Row(messages[:-1], messages[-1][1], **others)
-    if "question" in record or "answer" in record:
-        return Row(
-            (("user", text_at(record, "question", where)),), text_at(record, "answer", where), **others
-        )
-    if "text" in record:
-        return Row((), text_at(record, "text", where), **others)
-    raise InputError(
-        f"{where}: needs the columns 'question' and 'answer', or 'text', or 'messages' (got {', '.join(record) or 'none'})"
-    )
+
+    def _mapping(self, given: Mapping[str, Any], where: str) -> dict[str, list[str]]:
+        """Return the columns of each part of the row that a record holds."""
+        optional = {part: [part] for part in OPTIONAL}
+        if any(name in given for names in self.columns.values() for name in names):
+            return optional | self.columns
+        form = form_of(given)
+        if form is None:
+            raise InputError(
+                f"{where}: needs the columns 'question' and 'answer', or 'text', or 'messages' (got "
+                f"{', '.join(given) or 'none'}){conversion(given)}"
+            )
+        if missing := [part for part in form if part not in given]:
+            raise InputError(
+                f"{where}: {missing[0]!r} must be a non-empty text (got None){conversion(given)}"
+            )
+        refuse_left_out(given, form, where)
+        return optional | {part: [part] for part in form}
+
+
+def _joined(record: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """Return the value of one column; of several, their texts with an empty line between, or their lists in one."""
+    values = [record[name] for name in names if record.get(name) not in (None, "", [])]
+    if len(values) < 2:
+        return values[0] if values else record.get(names[0])
+    if all(isinstance(each, list) for each in values):
+        return [item for each in values for item in each]
+    texts = ["\n".join(each) if _is_list_of_texts(each) else each for each in values]
+    return "\n\n".join(texts) if all(isinstance(each, str) for each in texts) else values
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def text_at(record: Any, key: str, where: str) -> str:
@@ -48,134 +158,18 @@ def text_at(record: Any, key: str, where: str) -> str:
 
 
 def texts_at(record: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
-    """Return the texts of an optional column that holds one text or a list.
+    """Return the texts of an optional column that holds one text or a list, in which nulls do not count.
 
     Raises:
-        InputError: the column holds something else.
+        InputError: the column holds something else, such as a list written as one text.
     """
-    value = record.get(key) or []
-    if isinstance(value, str):
-        value = [value]
-    if not isinstance(value, list) or not all(isinstance(each, str) and each.strip() for each in value):
+    value = record.get(key)
+    value = [] if is_null(value) or value == "" else [value] if isinstance(value, str) else value
+    texts: list[Any] = [each for each in value if not is_null(each)] if isinstance(value, list) else [value]
+    if not all(isinstance(each, str) and each.strip() for each in texts):
         raise InputError(f"{where}: '{key}' must be a list of non-empty texts (got {value!r})")
-    return tuple(value)
-
-
-def _messages(value: Any, where: str) -> Messages:
-    if not isinstance(value, list) or len(value) < 2:
+    if len(texts) == 1 and texts[0].startswith("[") and texts[0].endswith("]"):
         raise InputError(
-            f"{where}: 'messages' must be a list of {{role, content}} that ends with an assistant message "
-            f"(got {repr(value)[:60]})"
+            f"{where}: '{key}' is a list written as one text (got {texts[0][:60]!r}): give JSON lines or Parquet instead"
         )
-    turns = tuple(
-        _turn(each, f"{where}: 'messages', turn {place} of {len(value)}")
-        for place, each in enumerate(value, start=1)
-    )
-    role, content = turns[-1]
-    if role != "assistant" or not content.strip():
-        raise InputError(
-            f"{where}: 'messages' must end with a non-empty assistant message, which is the answer (got {role!r}, "
-            f"{content[:60]!r})"
-        )
-    return turns
-
-
-def _turn(value: Any, where: str) -> tuple[str, str]:
-    """Return role and content of a message; a content may be a list of one text part."""
-    role, content = (value.get(key) if isinstance(value, dict) else None for key in ("role", "content"))
-    if not isinstance(role, str):
-        raise InputError(f"{where}: must be {{role, content}} (got {repr(value)[:60]})")
-    if isinstance(content, list) and len(content) == 1 and isinstance(content[0], dict):
-        content = content[0].get("text") if content[0].get("type") == "text" else content
-    if not isinstance(content, str):
-        raise InputError(
-            f"{where} ({role}): 'content' must be a text or a list of one text part; images and tool calls are not "
-            f"supported (got {repr(content)[:60]})"
-        )
-    return role, content
-
-
-def read_json_lines(path: str | Path) -> list[Row]:
-    """Read the rows of a JSON-lines file.
-
-    Raises:
-        InputError: the file is missing, empty or not UTF-8, or a line is not a valid row.
-    """
-    return [row_from(record, where) for where, record in json_records(path)]
-
-
-def json_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the place and the JSON object of each line.
-
-    Raises:
-        InputError: the file is missing, empty or not UTF-8, or a line is not a JSON object.
-    """
-    for where, line in read_lines(path, "a JSON-lines file"):
-        record = parse_json(line, where)
-        if not isinstance(record, dict):
-            raise InputError(f"{where}: must be a JSON object (got {type(record).__name__})")
-        yield where, record
-
-
-def parse_json(text: str, where: str) -> Any:
-    """Parse JSON whose texts can all be encoded as UTF-8.
-
-    Raises:
-        InputError: the text is not JSON, is nested too deeply, or has an unpaired surrogate.
-    """
-    try:
-        value = json.loads(text)
-        json.dumps(value, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
-        raise InputError(f"{where}: not valid JSON ({error.msg} at {place})") from None
-    except RecursionError:
-        raise InputError(f"{where}: JSON is nested too deeply") from None
-    except UnicodeEncodeError as error:
-        surrogate = error.object[error.start]
-        raise InputError(
-            f"{where}: contains {surrogate!r}, an unpaired surrogate, which is not text"
-        ) from None
-    except ValueError as error:
-        raise InputError(f"{where}: JSON cannot be used ({error})") from None
-    return value
-
-
-def read_lines(path: str | Path, kind: str) -> list[tuple[str, str]]:
-    """Read the lines of a file that are not blank, each with its place; `kind` says in an error what it should be.
-
-    Raises:
-        InputError: the file is missing, empty or not UTF-8.
-    """
-    try:
-        lines = read_text(path).split("\n")
-    except FileNotFoundError:
-        raise InputError(f"no file {path}: give the path of {kind}") from None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error}") from None
-    found = [(f"{path}, line {number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not found:
-        raise InputError(f"{path} is empty: it needs at least one row")
-    return found
-
-
-def load_split(path: str, configuration: str, split: str, name: str) -> Iterable[Mapping[str, Any]]:
-    """Load the records of one split of a data set on the hub, or of a copy of its repository; `name` is for errors.
-
-    Raises:
-        InputError: the split cannot be loaded.
-    """
-    if Path(path).is_file():
-        raise InputError(f"data.path {path} is a file: give its folder, or a data set of the hub")
-    # Imported here because it takes a second, which only data from the hub needs.
-    import datasets
-
-    try:
-        records: Iterable[Mapping[str, Any]] = datasets.load_dataset(path, configuration, split=split)
-    except Exception as error:
-        cause = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(
-            f"cannot read {name}: data.path {path!r} is neither a local folder nor a data set that the hub returns "
-            f"({cause[:200]})"
-        ) from error
-    return records
+    return tuple(texts)

@@ -5,14 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from dipo_pl.data_modules.forget_retain import ForgetRetain
+from dipo_pl.data_modules.record_files import load_split, named_file, read_records
 from dipo_pl.data_modules.requests import listed
-from dipo_pl.data_modules.row_files import load_split, read_json_lines, row_from
+from dipo_pl.data_modules.row_files import rows_from
 from dipo_pl.errors import InputError, check_count
 from dipo_pl.evaluation_set import EvaluationSet, RowSets
+from dipo_pl.paths import expanded
 from dipo_pl.rows import Row
 
 AUTHORS, ROWS_EACH = 20, 20
 FORGET_ROWS = {"forget01": 40, "forget05": 200, "forget10": AUTHORS * ROWS_EACH}
+# Columns of the published files that nothing here uses.
+KNOWN = ("original_answer", "paraphrased_question", "perturbed_question")
 EVALUATION_SETS = ("forget", "retain", "real_authors", "world_facts", "holdout")
 
 
@@ -25,9 +29,9 @@ class TOFU(ForgetRetain):
     membership inference; a folder without it (`holdout10.jsonl`) is measured without.
 
     Args:
-        path: `locuslab/TOFU` on the hub, or a folder with its configurations as JSON lines (`full.jsonl`,
-            `forget10_perturbed.jsonl`, `retain_perturbed.jsonl`, `real_authors_perturbed.jsonl`,
-            `world_facts_perturbed.jsonl`), such as a copy of the hub's repository, whose files end in `.json`.
+        path: `locuslab/TOFU` on the hub, or a folder with its configurations `full`, `forget10_perturbed`,
+            `retain_perturbed`, `real_authors_perturbed` and `world_facts_perturbed`, each a file of JSON lines
+            (`full.jsonl`, or `full.json` as on the hub), CSV or Parquet, or a folder of Parquet files.
         forget: forget01, forget05, forget10, one of the 20 authors of forget10 (author_1 to author_20), or a list.
         forget_rows: use only the first rows of each forget set; null uses all.
         retain_rows: use only the first rows of the retain set; null uses all.
@@ -45,7 +49,7 @@ class TOFU(ForgetRetain):
         super().__init__(**options)
         check_count("data.forget_rows", forget_rows)
         check_count("data.retain_rows", retain_rows)
-        self.path = path
+        self.path = expanded(path)
         self.forget = forget
         self.forget_rows = forget_rows
         self.retain_rows = retain_rows
@@ -61,7 +65,11 @@ class TOFU(ForgetRetain):
         if set(names) - set(EVALUATION_SETS):
             # The base class refuses unknown names, and lists those that are known.
             names = list(EVALUATION_SETS)
-        if self.evaluate != names and Path(self.path).is_dir() and not self._file(self._holdout).is_file():
+        if (
+            self.evaluate != names
+            and Path(self.path).is_dir()
+            and not named_file(Path(self.path), self._holdout).exists()
+        ):
             names.remove("holdout")
         rows = {
             name: forget if name == "forget" else self._split(self._configuration(name)) for name in names
@@ -81,17 +89,26 @@ class TOFU(ForgetRetain):
         return name.replace("forget", "holdout") if name in FORGET_ROWS else "holdout10"
 
     def _split(self, name: str) -> Sequence[Row]:
+        source, placed = f"{self.path} {name}", []
         if Path(self.path).is_dir():
-            return read_json_lines(self._file(name))
-        records = load_split(self.path, name, "train", f"TOFU's {name}")
-        return [row_from(record, f"{self.path} {name}, row {i}") for i, record in enumerate(records)]
+            source, placed = str(self._file(name)), read_records(self._file(name))
+        else:
+            records = load_split(self.path, name, "train", f"TOFU's {name}")
+            placed = [(f"{source}, row {place}", record) for place, record in enumerate(records)]
+        return rows_from(placed, source, known=KNOWN)
 
     def _configuration(self, name: str) -> str:
         return self._holdout if name == "holdout" else f"{name}_perturbed"
 
     def _file(self, name: str) -> Path:
-        on_hub = Path(self.path) / f"{name}.json"
-        return on_hub if on_hub.is_file() else on_hub.with_suffix(".jsonl")
+        file = named_file(Path(self.path), name)
+        if not file.exists():
+            there = ", ".join(sorted(each.name for each in Path(self.path).iterdir())[:6]) or "nothing"
+            raise InputError(
+                f"no file {file}: data.path must be a folder with TOFU's {name} under this name, as .jsonl, .json, .csv or "
+                f".parquet (it has {there})"
+            )
+        return file
 
 
 def _places(name: str) -> range:

@@ -40,11 +40,9 @@ class ResumableSampler(Sampler[Sequence[Any]]):
         items: the epoch's items in global order.
         batch_size: items of one batch on one rank.
         rank: this process's; `world_size` consecutive batches are taken at once, one by each rank. Where the last
-            ones cannot be shared out evenly, items from the epoch's start fill them.
+            ones cannot be shared out evenly, a rank has an item less, and one without any takes the epoch's first;
+            `weight` is the factor on its loss, 0 for the latter.
         world_size: number of processes.
-        accumulation: batches of one rank that make an optimizer step. Where it is given, nothing is filled: a rank
-            may have an item less, and `weight` is the factor on its loss; a rank without any item takes the
-            epoch's first with weight 0.
     """
 
     def __init__(
@@ -53,13 +51,11 @@ class ResumableSampler(Sampler[Sequence[Any]]):
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
-        accumulation: int | None = None,
     ) -> None:
         self.items = items
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
-        self.accumulation = accumulation
         self.epoch = 0
         self.first_batch = 0
         # The same in every epoch, and pairs take a while to make.
@@ -81,9 +77,6 @@ class ResumableSampler(Sampler[Sequence[Any]]):
 
     def __iter__(self) -> Iterator[Sequence[Any]]:
         items = list(self.items(self.epoch))
-        if self.accumulation is None:
-            missing = -len(items) % self.world_size
-            items += (items * missing)[:missing]
         together = self.batch_size * self.world_size
         for start in range(self.first_batch * together, len(items), together):
             batch = items[start : start + together]
@@ -93,25 +86,25 @@ class ResumableSampler(Sampler[Sequence[Any]]):
         """Return this rank's part of that many items."""
         return slice(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
 
-    def weight(self, batch: int, batches: int | None = None) -> float:
+    def weight(self, batch: int, accumulation: int = 1, batches: int | None = None) -> float:
         r"""Return the factor on the loss of an epoch's batch.
 
             own items * world size * accumulation / items of the step
 
-        With it, the trainer's mean over ranks and `accumulation` batches is the mean over the step's items.
+        With it, the trainer's mean over ranks and `accumulation` batches is the mean over the step's items, also where the
+        epoch ends before a step is full.
 
         Args:
             batch: number of the batch in its epoch.
+            accumulation: batches of one rank that make an optimizer step.
             batches: of an epoch, where some are left out.
         """
-        if self.accumulation is None:
-            return 1.0
         together = self.batch_size * self.world_size
         size = min(self._size, (len(self) if batches is None else batches) * together)
-        step = together * self.accumulation
-        in_step = min(step, size - batch // self.accumulation * step)
+        step = together * accumulation
+        in_step = min(step, size - batch // accumulation * step)
         own = self._share(min(together, size - batch * together))
-        weight: float = (own.stop - own.start) * self.world_size * self.accumulation / in_step
+        weight: float = (own.stop - own.start) * self.world_size * accumulation / in_step
         return weight
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pkgutil import resolve_name
 
 from dipo_pl.commands import commands
+from dipo_pl.paths import expanded_word
 from dipo_pl.version import __version__
 
 HELP = """\
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(given: list[str]) -> int:
-    name, *arguments = [each for each in given if each != "--debug"] or ["--help"]
+    name, *arguments = [expanded_word(each) for each in given if each != "--debug"] or ["--help"]
     known = commands()
     if name in ("-h", "--help", "help"):
         table = "\n".join(f"  {each:<14}{command.help}" for each, command in known.items())

@@ -1,6 +1,7 @@
 """Errors that end a run early, each printed as one line by the command line, and the checks of arguments that raise them."""
 
 import math
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,11 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def short_message(error: Exception) -> str:
+    """Return the message of a library on one line, shortened."""
+    return textwrap.shorten(f"{error}", 400, placeholder=" ...") or type(error).__name__
 
 
 def check_objects(owner: str, **arguments: object) -> None:

@@ -16,6 +16,7 @@ from dipo_pl.callbacks.batch_seed import BatchSeed
 from dipo_pl.callbacks.manifest import Manifest
 from dipo_pl.callbacks.training_monitor import TrainingMonitor
 from dipo_pl.callbacks.weight_change import WeightChange
+from dipo_pl.cli.home_paths import expand_paths
 from dipo_pl.cli.named_classes import guard_configs, refuse_functions
 from dipo_pl.cli.null_check import refuse_nulls
 from dipo_pl.cli.option_check import CALLBACKS
@@ -162,6 +163,7 @@ class RunCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Check and complete the configuration."""
         config = self.config
+        expand_paths(config)
         refuse_functions(config)
         if config.trainer is None:
             raise InputError("trainer must be a mapping of keys (got null)")
@@ -180,7 +182,7 @@ class RunCLI(LightningCLI):
         if config.ckpt_path == "":
             raise InputError("--ckpt_path must name a checkpoint (got ''): leave it out to start without one")
         # As the trainer normalizes its own.
-        config.output_dir = os.path.normpath(os.path.expanduser(config.output_dir))
+        config.output_dir = os.path.normpath(config.output_dir)
         if config.trainer.fast_dev_run:
             config.name += "-fast-dev-run"
         config.checkpoint.dirpath = str(self.run_folder.checkpoints)

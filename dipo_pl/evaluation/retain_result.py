@@ -11,6 +11,7 @@ from dipo_pl.evaluation.by_index import finite
 from dipo_pl.evaluation.published_results import published, published_names
 from dipo_pl.metrics.base import FORGET
 from dipo_pl.metrics.result import EvaluationResult, SetResult
+from dipo_pl.paths import expanded
 from dipo_pl.rows import Row
 from dipo_pl.storage.fingerprints import rows_fingerprint
 from dipo_pl.storage.run_folder import RunFolder
@@ -36,7 +37,7 @@ def read_result(path: str | Path, key: str = KEY) -> EvaluationResult:
     Raises:
         InputError: there is no such thing, it is unfinished or empty, or it is something else.
     """
-    file = Path(path)
+    file = Path(expanded(str(path)))
     if not file.exists():
         if str(path) in published_names():
             return published(str(path))

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +13,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dipo_pl.errors import InputError
+from dipo_pl.errors import InputError, short_message
 from dipo_pl.models.lora import LoRA
 from dipo_pl.models.pretrained import Pretrained
-from dipo_pl.models.source import AttentionKernel, ModelSource, short_message
+from dipo_pl.models.source import AttentionKernel, ModelSource
 from dipo_pl.models.tokenizer import train_tokenizer
+from dipo_pl.storage.text import read_text
 
 
 class FromConfig(ModelSource):
@@ -70,6 +70,9 @@ class FromConfig(ModelSource):
         """
         values = dict(self._values())
         model_type = values.pop("model_type")
+        if isinstance(self.config, str):
+            # That of the checkpoint beside the file; these weights are new, and are trained.
+            values = {name: value for name, value in values.items() if name not in ("dtype", "torch_dtype")}
         try:
             config, known = AutoConfig.for_model(model_type, **values), AutoConfig.for_model(model_type)
         except Exception as error:
@@ -104,7 +107,7 @@ class FromConfig(ModelSource):
             values: dict[str, Any] = self.config
         else:
             try:
-                values = json.loads(Path(self.config).read_text(encoding="utf-8"))
+                values = json.loads(read_text(self.config))
             except (OSError, ValueError) as error:
                 raise InputError(f"cannot read the model configuration {self.config}: {error}") from error
         if "model_type" not in values:

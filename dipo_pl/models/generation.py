@@ -1,21 +1,29 @@
-"""Greedy generation from tokenized prompts, in batches."""
+"""Greedy generation from tokenized prompts, in batches where these give what transformers gives for each prompt alone."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from dipo_pl.distributed import is_sharded
+from dipo_pl.errors import InputError, short_message
 from dipo_pl.models.eval_mode import eval_mode
 
 # Tokens generated at a time; then finished rows leave the batch.
 BURST = 8
 # Tokens for which the key-value cache reserves memory in advance.
 RESERVE = 64
+# Largest difference of logits of the trial, as a share of the largest logit, in float32 and in half precision.
+TOLERANCE, HALF_TOLERANCE = 1e-3, 0.2
+
+_batches_correctly: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
 def generate(
@@ -33,6 +41,9 @@ def generate(
     so prompts whose completions have similar lengths should be adjacent. If the model is sharded, all ranks must call
     this function together, each with its own prompts.
 
+    The first call of a model tries a padded batch against single prompts. Where they differ (recurrent models, encoders
+    as decoders, caches of another kind), prompts are completed one at a time by transformers' own `generate`.
+
     Args:
         model: a causal language model.
         tokenizer: decodes the completions.
@@ -43,6 +54,9 @@ def generate(
 
     Returns:
         A text for each prompt.
+
+    Raises:
+        InputError: the model cannot generate, or not in batches and is sharded.
     """
     sharded = is_sharded(model)
     if not prompts and not sharded:
@@ -64,8 +78,11 @@ def generate(
     try:
         # Weights that a sharded model gathers in inference mode could not be used in a later backward pass.
         with eval_mode(model), torch.no_grad() if sharded else torch.inference_mode():
-            for batch in _batches(prompts, limits, cache_tokens):
+            in_batches = _is_batchable(model, greedy)
+            for batch in _batches(prompts, limits, cache_tokens) if in_batches else ():
                 new += _completed(model, greedy, prompts[batch], limits[batch], stops)
+            if not in_batches:
+                new = [_alone(model, greedy, *each) for each in zip(prompts, limits, strict=True)]
             while sharded and (burst := _agreed(model, None)):
                 _idle(model, greedy, burst)
     finally:
@@ -88,6 +105,82 @@ def _batches(prompts: Sequence[list[int]], limits: Sequence[int], cache_tokens: 
             yield slice(start, end)
             start, width, limit = end, len(prompt), own
     yield slice(start, len(prompts))
+
+
+def _is_batchable(model: PreTrainedModel, greedy: GenerationConfig) -> bool:
+    """Return whether a padded batch gives the logits of single prompts, tried once for each model."""
+    if model in _batches_correctly:
+        return _batches_correctly[model]
+    size = model.get_input_embeddings().weight.shape[0]
+    # Of different lengths, and one ends before the other.
+    prompts = [[token % size for token in range(3, 3 + length)] for length in (3, 7)]
+    limits = [2, 4]
+    stops, greedy.eos_token_id = greedy.eos_token_id, None
+    try:
+        alone = []
+        for prompt, limit in zip(prompts, limits, strict=True):
+            with _recorded_logits(model) as logits:
+                alone.append((_alone(model, greedy, prompt, limit), [each[0] for each in logits]))
+        try:
+            with _recorded_logits(model) as logits:
+                batch = _completed(model, greedy, prompts, limits, [])
+        except Exception:
+            correct = False
+        else:
+            rows = [[each[0] for each in logits[:2]], [each[-1] for each in logits]]
+            correct = all(map(_agree, zip(batch, rows, strict=True), alone))
+    finally:
+        greedy.eos_token_id = stops
+    if not correct:
+        name = type(model).__name__
+        if is_sharded(model):
+            raise InputError(
+                f"{name} cannot generate in batches, which a sharded model needs: use trainer.strategy ddp"
+            )
+        rank_zero_info(f"answers are generated one at a time: {name} gives others for a padded batch")
+    _batches_correctly[model] = correct
+    return correct
+
+
+def _agree(one: tuple[list[int], list[Tensor]], other: tuple[list[int], list[Tensor]]) -> bool:
+    """Return whether tokens and logits of two completions agree, up to a token that rounding may have decided."""
+    if len(one[1]) != len(other[1]):
+        return False
+    for token, expected_token, logits, expected in zip(one[0], other[0], one[1], other[1], strict=True):
+        tolerance = TOLERANCE if expected.dtype in (torch.float32, torch.float64) else HALF_TOLERANCE
+        if not (logits - expected).abs().max() <= tolerance * expected.abs().max():
+            return False
+        if token != expected_token:
+            break
+    return True
+
+
+@contextmanager
+def _recorded_logits(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """Record what the output head gives at the last position of each row, at each step."""
+    steps: list[Tensor] = []
+    hook = model.get_output_embeddings().register_forward_hook(
+        lambda module, inputs, output: steps.append(output[:, -1].clone())
+    )
+    try:
+        yield steps
+    finally:
+        hook.remove()
+
+
+def _alone(model: PreTrainedModel, greedy: GenerationConfig, prompt: list[int], limit: int) -> list[int]:
+    """Return the new tokens of a prompt with its stop token, as transformers generates them."""
+    greedy.max_new_tokens = limit
+    ids = torch.tensor([prompt], device=model.get_input_embeddings().weight.device)
+    try:
+        whole = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
+    except Exception as error:
+        raise InputError(
+            f"{type(model).__name__} cannot generate text ({short_message(error)}): set forget_quality.generate_every to 0 "
+            "and samples.rows to 0"
+        ) from error
+    tokens: list[int] = whole[0, len(prompt) :].tolist()
+    return tokens
 
 
 def _completed(

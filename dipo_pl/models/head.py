@@ -13,6 +13,9 @@ from dipo_pl.errors import InputError
 from dipo_pl.models.eval_mode import eval_mode
 from dipo_pl.models.hidden_states import decoder_states
 
+# Names of the soft cap in configurations: of Gemma, RecurrentGemma, xLSTM.
+SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
 
 @dataclass
 class OutputHead:
@@ -48,7 +51,8 @@ class OutputHead:
         config: Any = model.config.get_text_config()
         scale = float(getattr(config, "logit_scale", None) or 1.0)
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-        return cls(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
+        caps = (getattr(config, name, None) for name in SOFT_CAPS)
+        return cls(layer.weight, layer.bias, scale, next((each for each in caps if each is not None), None))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "OutputHead":
         """Return the same head with `function` applied to its tensors."""

@@ -1,6 +1,6 @@
 """Hidden states of a language model at the positions that predict answer tokens, of the last or of any other layer."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,11 +15,21 @@ from dipo_pl.errors import InputError
 Layer = int | float | None
 
 
+def decoder_of(model: Any) -> Any:
+    """Return the model without its output head."""
+    decoder = model.get_decoder()
+    if decoder is not model:
+        return decoder
+    # Llama 4 says that this is the whole model.
+    embedding = model.get_input_embeddings()
+    return next(part for part in model.children() if any(each is embedding for each in part.modules()))
+
+
 def decoder_states(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, **options: Any
 ) -> Tensor:
     """Return the last hidden states, [B, T, d]: the model without its output head."""
-    decoder: Callable[..., Any] = model.get_decoder()
+    decoder = decoder_of(model)
     states = decoder(
         input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **options
     ).last_hidden_state
@@ -42,7 +52,7 @@ def answer_states(
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """Return the layers of the decoder of any architecture."""
-    decoder: Any = model.get_decoder()
+    decoder = decoder_of(model)
     config: Any = model.config.get_text_config()
     lists = [each for each in decoder.children() if isinstance(each, nn.ModuleList)]
     return next(each for each in lists if len(each) == config.num_hidden_layers)

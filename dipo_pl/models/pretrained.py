@@ -1,5 +1,6 @@
 """Source of a pretrained model: the Hugging Face hub or a folder."""
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -13,10 +14,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dipo_pl.errors import InputError
+from dipo_pl.errors import InputError, short_message
+from dipo_pl.models.companions import companions, model_folder
 from dipo_pl.models.lora import LoRA
 from dipo_pl.models.quantization import Quantization, quantize
-from dipo_pl.models.source import AttentionKernel, ModelSource, short_message
+from dipo_pl.models.source import AttentionKernel, ModelSource
+from dipo_pl.paths import expanded
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "tekken.json")
 
@@ -27,7 +30,8 @@ class Pretrained(ModelSource):
     Args:
         path: hub id or folder.
         revision: branch, tag or commit on the hub.
-        dtype: data type of the weights; `auto` is that of the checkpoint.
+        dtype: data type of the weights; `auto` is float32 where they are trained, since a small step changes few weights of
+            half precision, and that of the checkpoint where they are frozen (under an adapter) or quantized.
         attention: attention kernel; null is the choice of transformers for the architecture.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         trust_remote_code: run code that comes with the model; set it only if you have read that code.
@@ -59,7 +63,7 @@ class Pretrained(ModelSource):
                 "model.policy.quantization is only for measuring and model.policy.adapter is for training: set one of them"
             )
         self.quantization = quantization
-        self.path = path
+        self.path = expanded(path)
         self.revision = revision
         self.tokenizer_source = tokenizer
         self.dtype = dtype
@@ -69,6 +73,12 @@ class Pretrained(ModelSource):
     def source(self) -> str:
         """Hub id or folder."""
         return self.path
+
+    @property
+    def weights_dtype(self) -> str:
+        """Data type in which the weights are loaded; `auto` is that of the checkpoint."""
+        trained = self.adapter is None and self.quantization is None
+        return "float32" if self.dtype == "auto" and trained else self.dtype
 
     def _load_tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
         if self.tokenizer_source is not None:
@@ -102,6 +112,21 @@ class Pretrained(ModelSource):
             raise self._not_loaded("configuration", error) from error
         return config
 
+    def copy_companions(self, folder: Path) -> None:
+        """Copy the files of the model's folder beside its weights to a folder that lacks them: processors, licenses, ...
+
+        The model's own code is copied if it is trusted.
+        """
+        source = model_folder(self.path, self.revision)
+        if source is None:
+            return
+        for name in companions(source, code=self.trust_remote_code):
+            # Of another tokenizer than the one in use.
+            is_foreign = self.tokenizer_source is not None and any(map(name.match, TOKENIZER_FILES))
+            if not (folder / name).exists() and not is_foreign:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / name, folder / name)
+
     def _load_model(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         self.refuse_unusable_folder()
         try:
@@ -109,7 +134,7 @@ class Pretrained(ModelSource):
             model, info = AutoModelForCausalLM.from_pretrained(
                 self.path,
                 revision=self.revision or "main",
-                dtype=self.dtype,
+                dtype=self.weights_dtype,
                 use_safetensors=True,
                 trust_remote_code=self.trust_remote_code,
                 output_loading_info=True,
@@ -128,6 +153,7 @@ class Pretrained(ModelSource):
             raise self._is_adapter()
         if self.quantization is not None:
             quantize(model, self.quantization)
+        self.stored_dtype = self.configuration().dtype
         return model
 
     def refuse_unusable_folder(self) -> None:

@@ -1,13 +1,14 @@
 """Base of the sources of a model and its tokenizer."""
 
-import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dipo_pl.errors import InputError, check_objects
+from dipo_pl.errors import InputError, check_objects, short_message
 from dipo_pl.models.head import check_head
 from dipo_pl.models.lora import LoRA
 from dipo_pl.models.quantization import Quantization
@@ -25,9 +26,11 @@ class ModelSource(ABC):
 
     Attributes:
         quantization: number of bits of a model that can be measured but not trained, or None.
+        stored_dtype: data type of the weights in the checkpoint that was loaded, or None.
     """
 
     quantization: Quantization | None = None
+    stored_dtype: torch.dtype | None = None
 
     def __init__(
         self,
@@ -59,6 +62,11 @@ class ModelSource(ABC):
             InputError: the configuration cannot be loaded.
         """
         raise InputError(f"{type(self).__name__} has no configuration without loading the model")
+
+    def copy_companions(  # noqa: B027
+        self, folder: Path
+    ) -> None:
+        """Copy what belongs to the model beside weights and tokenizer to a folder that lacks it; nothing by default."""
 
     def tokenizer(self, texts: Iterable[str] = ()) -> PreTrainedTokenizerBase:
         """Return the tokenizer; a source without one trains it on `texts`.
@@ -97,7 +105,13 @@ class ModelSource(ABC):
                 f"the tokenizer of {self.source} has {len(tokenizer)} tokens and the model embeds {rows}: "
                 "they do not belong together; resize the model's embeddings or give the right tokenizer"
             )
-        check_head(model)
+        try:
+            check_head(model)
+        except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError) as error:
+            raise InputError(
+                f"a forward pass of {type(model).__name__} without its output head fails, which training needs: "
+                f"{short_message(error)}"
+            ) from error
         if self.adapter is not None:
             self.adapter.apply(model)
         return model
@@ -108,8 +122,3 @@ class ModelSource(ABC):
             # Reentrant checkpointing fails under DDP and skips layers whose inputs need no gradient.
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model.train()
-
-
-def short_message(error: Exception) -> str:
-    """Return the message of a library on one line, shortened."""
-    return textwrap.shorten(f"{error}", 400, placeholder=" ...") or type(error).__name__

@@ -24,6 +24,7 @@ from dipo_pl.models.gradient_norm import gradient_norm
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.prompt_packing import row_states
 from dipo_pl.models.source import ModelSource
+from dipo_pl.models.weight_sample import check_trained_dtype, sampled
 from dipo_pl.private_names import trainer_of
 from dipo_pl.storage.checkpoints import FORMAT, FORMAT_KEY
 from dipo_pl.storage.fingerprints import weights_fingerprint
@@ -71,6 +72,8 @@ class LanguageModule(LightningModule, ABC):
         self.frozen_weights: str | None = None
         # Fingerprint of the weights before training and before a checkpoint is loaded.
         self.starting_weights: str | None = None
+        # Evenly spaced values of the trained ones among them.
+        self.starting_sample: dict[str, Tensor] = {}
         self._is_trained = False
         self._data: TrainingData | None = None
 
@@ -126,6 +129,7 @@ class LanguageModule(LightningModule, ABC):
             self._record_names()
         if self._is_trained:
             self.starting_weights = weights_fingerprint(self.model)
+            self.starting_sample = sampled(self.trained_weights)
         if self.frozen:
             self.strict_loading = False
             frozen = (each for each in self.parameters() if not each.requires_grad)
@@ -197,9 +201,25 @@ class LanguageModule(LightningModule, ABC):
     def _optimizer_name(self) -> str:
         return type(self.optimizer([nn.Parameter(torch.zeros(1))])).__name__
 
+    @property
+    def trained_weights(self) -> dict[str, Tensor]:
+        """The weights that are trained, by their names in the model."""
+        return {name: each for name, each in self.language_model.named_parameters() if each.requires_grad}
+
+    @property
+    def learning_rate(self) -> float:
+        """Largest learning rate of the schedule; the trainer must have made its optimizers."""
+        groups = self.trainer.optimizers[0].param_groups
+        return float(max(group.get("initial_lr", group["lr"]) for group in groups))
+
     def on_fit_start(self) -> None:
-        """Put the model into train mode: from_pretrained leaves it in eval mode, and Lightning keeps the mode."""
+        """Put the model into train mode: from_pretrained leaves it in eval mode, and Lightning keeps the mode.
+
+        Raises:
+            InputError: the trained weights are float16.
+        """
         self.language_model.train()
+        check_trained_dtype(self.trained_weights, self.learning_rate)
 
     def step_weight(self, batch_idx: int) -> float:
         """Return the factor on a batch's loss that makes the trainer's mean over a step that over its rows."""

@@ -13,7 +13,10 @@ from dipo_pl.modules.base import LanguageModule
 
 
 class FineTuning(LanguageModule):
-    """Trains with cross-entropy on the answers of the rows that the data module's `train_on` names."""
+    """Trains with cross-entropy on the answers of the rows that the data module's `train_on` names.
+
+    Dropout is that of the model's configuration, which there is no reference to be compared with.
+    """
 
     trains_on: ClassVar[tuple[str, ...]] = ("all", "retain", "forget")
 

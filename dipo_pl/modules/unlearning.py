@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import AdamW
 
@@ -18,6 +19,7 @@ from dipo_pl.losses.base import Loss, Section
 from dipo_pl.losses.dipo import DiPO, DiPORetain
 from dipo_pl.losses.engine import joint_objective
 from dipo_pl.losses.retain_weight import FixedWeight, RetainWeight
+from dipo_pl.models.eval_mode import noise_settings, without_noise
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import Layer, answer_states, decoder_layer
 from dipo_pl.models.source import ModelSource
@@ -44,6 +46,8 @@ class Unlearning(LanguageModule):
         constructor: builds DiPO's preference pair, for both losses; null is LogitModulation.
         reference: the frozen model that losses compare with; null is AdapterOff where the policy has an
             adapter, else FrozenCopy. Where neither loss uses one, none is made.
+        dropout: train with the dropout and other noise that the model's configuration has; else policy and reference are
+            compared under the same conditions.
         optimizer, schedule, warmup, token_budget: see LanguageModule.
     """
 
@@ -57,6 +61,7 @@ class Unlearning(LanguageModule):
         retain_weight: RetainWeight | float = 1.0,
         constructor: PreferenceConstructor | None = None,
         reference: Reference | None = None,
+        dropout: bool = False,
         optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=1e-5),
         schedule: Schedule = "linear",
         warmup: float = 0.1,
@@ -77,6 +82,12 @@ class Unlearning(LanguageModule):
         self.losses = {"forget": forget_loss} | ({} if retain_loss is None else {"retain": retain_loss})
         self.constructor = constructor or LogitModulation()
         self.reference = reference or (FrozenCopy() if policy.adapter is None else AdapterOff())
+        self.dropout = dropout
+        if policy.adapter is not None and policy.adapter.dropout and not dropout:
+            raise InputError(
+                f"model.policy.adapter.dropout is {policy.adapter.dropout}, and model.dropout false trains without dropout: "
+                "set model.dropout to true, or model.policy.adapter.dropout to 0"
+            )
         self._check_losses()
         for loss in self.losses.values():
             if isinstance(loss, DiPO) and loss.shares_constructor:
@@ -150,6 +161,18 @@ class Unlearning(LanguageModule):
         """Make the reference's own model while the policy is whole."""
         if self._needs_reference:
             self.reference.shard(self.language_model, strategy.shard)
+
+    def on_train_start(self) -> None:
+        """Switch off dropout, unless it is asked for; Lightning warns of modules in eval mode before this."""
+        if self.dropout:
+            return
+        if noise := noise_settings(self.language_model):
+            settings = ", ".join(f"{name} {value:g}" for name, value in noise.items())
+            rank_zero_info(
+                f"dropout is off while unlearning (the model has {settings}): policy and reference are compared under the "
+                "same conditions; --model.dropout true switches it on"
+            )
+        without_noise(self.language_model)
 
     @property
     def _needs_reference(self) -> bool:

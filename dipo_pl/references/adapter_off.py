@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 
 from dipo_pl.batch import Batch
 from dipo_pl.errors import InputError
+from dipo_pl.models.adapters import adapted_layers
 from dipo_pl.models.eval_mode import eval_mode
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import Layer, answer_states
-from dipo_pl.models.lora import adapted_layers
 from dipo_pl.references.base import Reference, ReferenceContext
 
 

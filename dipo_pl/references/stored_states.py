@@ -14,10 +14,11 @@ from transformers import PreTrainedModel
 from dipo_pl.batch import Batch, collate
 from dipo_pl.distributed import is_sharded
 from dipo_pl.errors import InputError, check_count
+from dipo_pl.models.adapters import weights_in_use
 from dipo_pl.models.eval_mode import eval_mode
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import Layer, answer_states
-from dipo_pl.models.lora import weights_in_use
+from dipo_pl.paths import expanded
 from dipo_pl.references.base import Reference, ReferenceContext
 from dipo_pl.references.state_shards import Key, StateShards, layer_name
 from dipo_pl.storage.fingerprints import configuration_fingerprint, sequences_fingerprint, weights_fingerprint
@@ -103,7 +104,7 @@ class StoredStates(Reference):
         return self._shards.read(batch, layers)
 
     def _complete(self, policy: PreTrainedModel, context: ReferenceContext) -> StateShards:
-        folder = RunFolder(context.folder).reference if self.path is None else Path(self.path)
+        folder = RunFolder(context.folder).reference if self.path is None else Path(expanded(self.path))
         lengths = {name: [each.answer_length for each in rows] for name, rows in context.sequences.items()}
         shards = StateShards(folder, self._fingerprints(policy, context), lengths)
         shards.load()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dipo_pl.errors import InputError
+from dipo_pl.paths import expanded
 from dipo_pl.storage.files import write_text
 
 # Bytes. File systems allow 255; names of probes and temporary files are longer than the run's.
@@ -33,7 +34,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(expanded(str(path)))
         self.config = self.path / "config.yaml"
         self.manifest = self.path / "manifest.json"
         self.metrics = self.path / "metrics.jsonl"

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from dipo_pl.errors import InputError
+from dipo_pl.paths import expanded
 
 # A run with all its defaults has about two hundred.
 MOST_VALUES = 100_000
@@ -18,12 +19,22 @@ def read_text(path: str | Path) -> str:
         InputError: the file is not UTF-8.
         OSError: the file cannot be read.
     """
+    return decoded(Path(expanded(str(path))).read_bytes(), path)
+
+
+def decoded(content: bytes, path: str | Path) -> str:
+    """Return the text of a UTF-8 file's bytes, with `\n` at the end of lines.
+
+    Raises:
+        InputError: they are not UTF-8.
+    """
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x} at {error.start}): save it as UTF-8"
         ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def load_yaml(text: str) -> Any:

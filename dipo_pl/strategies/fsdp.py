@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from dipo_pl.distributed import copy_module, full_tensor
 from dipo_pl.errors import InputError
-from dipo_pl.models.hidden_states import decoder_layers
+from dipo_pl.models.hidden_states import decoder_layers, decoder_of
 from dipo_pl.private_names import set_data_parallel
 from dipo_pl.storage.checkpoints import read_checkpoint
 from dipo_pl.storage.sharded_checkpoint import load_into, save_sharded
@@ -76,7 +76,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         """
         loaded = model.state_dict() if self.is_global_zero else {}
         head = model.get_output_embeddings()
-        decoder = model.get_decoder()
+        decoder = decoder_of(model)
         tied = head.weight is model.get_input_embeddings().weight
         for part in (*decoder_layers(model), decoder, *(() if tied else (head,))):
             # The outermost module too: weights left gathered by an evaluation would not be those that the optimizer

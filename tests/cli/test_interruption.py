@@ -17,7 +17,7 @@ RUN = (
     "--trainer.check_val_every_n_epoch", "null", "--trainer.val_check_interval", "2",
     "--forget_quality.generate_every", "2", "--forget_quality.max_new_tokens", "4",
     "--model.policy.config", "{model_type: gpt2, n_embd: 32, n_layer: 2, n_head: 2, n_positions: 128}",
-    "--model.policy.vocab_size", "300",
+    "--model.policy.vocab_size", "300", "--model.dropout", "true",
 )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ QUICK = ("--forget_quality.generate_every", "0", "--data.evaluation_rows", "2")
 LORA = ("--config", "lora.yaml", "--model.optimizer.lr", "0.01", "--model.policy.adapter.rank", "4")
 # GPT-2 has dropout, and layers that hold their weights transposed.
 RUN = (
-    "fit", "--config", "smoke.yaml", *LORA, *QUICK, "--model.policy.adapter.dropout", "0.1",
+    "fit", "--config", "smoke.yaml", *LORA, *QUICK, "--model.policy.adapter.dropout", "0.1", "--model.dropout", "true",
     "--model.policy.adapter.targets", "[c_attn, c_fc]", "--seed_everything", "5",
     "--model.policy.config", "{model_type: gpt2, n_embd: 32, n_layer: 2, n_head: 2, n_positions: 128}",
     "--model.policy.vocab_size", "300", "--model.forget_loss", "NPO", "--model.forget_loss.beta", "0.1",

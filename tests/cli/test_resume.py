@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 RUN = (
     "fit", "--config", "smoke.yaml", "--trainer.max_epochs", "3", "--forget_quality.generate_every", "0",
     "--model.policy.config", "{model_type: gpt2, n_embd: 32, n_layer: 2, n_head: 2, n_positions: 128}",
-    "--model.policy.vocab_size", "300", "--data.evaluation_rows", "3", "--samples.rows", "0",
+    "--model.policy.vocab_size", "300", "--data.evaluation_rows", "3", "--samples.rows", "0", "--model.dropout", "true",
 )  # fmt: skip
 
 

@@ -202,7 +202,7 @@ class TestDataModule:
         ({"folds": 31, "fold_articles": 10}, r".* must be at most 640 \(got 641\): lower one of them"),
         ({"forget": "fold_4"}, r"data.forget and data.requests must name .*: fold_1, fold_2, fold_3 \(got 'fold_4'\)"),
         ({"forget": ["fold_1", "x"]}, r"data.forget and data.requests must name .* \(got 'x'\)"),
-        ({"forget": []}, "data.forget names no forget set: give one, or a list of them"),
+        ({"forget": []}, r"data.forget names no rows: give a name, or a list of them \(got \[\]\)"),
     ], ids=str)  # fmt: skip
     def test_unusable_arguments(self, options, message):
         sizes = {"retain_articles": 12, "seen_articles": 9} if options.get("folds") == 31 else SMALL

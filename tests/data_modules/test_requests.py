@@ -78,7 +78,7 @@ class TestDataModule:
         (["1.jsonl", "2.jsonl"], ["1.jsonl"], "2 of 4 forget rows are in none of data.requests"),
         ("1.jsonl", ["1.jsonl", "keep.jsonl"], "all retain rows are in one of data.requests"),
         ("1.jsonl", ["1.jsonl", "9.jsonl"], "no file 9.jsonl"),
-        ([], None, "data.forget names no forget set"),
+        ([], None, "data.forget names no rows"),
     ])  # fmt: skip
     def test_refused(self, forget, requests, message):
         with pytest.raises(InputError, match=message):

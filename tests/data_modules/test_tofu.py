@@ -7,7 +7,7 @@ import datasets
 import pytest
 from connected import connected
 
-from dipo_pl.data_modules.row_files import read_json_lines
+from dipo_pl.data_modules.row_files import read_rows
 from dipo_pl.data_modules.tofu import TOFU
 from dipo_pl.errors import InputError
 
@@ -17,7 +17,7 @@ ALL_SETS = ["forget", "retain", "real_authors", "world_facts"]
 
 @pytest.fixture(scope="module")
 def full(tofu_folder):
-    return read_json_lines(f"{tofu_folder}/full.jsonl")
+    return read_rows(f"{tofu_folder}/full.jsonl")
 
 
 def questions(rows):
@@ -51,8 +51,8 @@ class TestRealRows:
 
     def test_agrees_with_the_published_splits(self, tofu_folder):
         sets = TOFU(tofu_folder).read()
-        assert questions(sets.forget) == questions(read_json_lines(f"{tofu_folder}/forget10.jsonl"))
-        assert questions(sets.retain) == questions(read_json_lines(f"{tofu_folder}/retain90.jsonl"))
+        assert questions(sets.forget) == questions(read_rows(f"{tofu_folder}/forget10.jsonl"))
+        assert questions(sets.retain) == questions(read_rows(f"{tofu_folder}/retain90.jsonl"))
 
     def test_evaluation_sets(self, tofu_folder, full):
         sets = TOFU(tofu_folder, "forget05").read()
@@ -124,7 +124,10 @@ class TestFolder:
 
     def test_a_holdout_is_measured_if_there_is_one(self, small):
         assert [each.name for each in TOFU(str(small), "forget01").read().evaluation] == ALL_SETS
-        with pytest.raises(InputError, match=r"^no file .*holdout01\.jsonl: give the path"):
+        with pytest.raises(
+            InputError,
+            match=r"^no file .*holdout01\.jsonl: data\.path must be a folder with",
+        ):
             TOFU(str(small), "forget01", evaluate=["holdout"]).read()
         (small / "holdout01.jsonl").write_text('{"question": "Whose?", "answer": "Nobody\'s."}\n')
         holdout = TOFU(str(small), "forget01").read().evaluation[-1]

@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from dipo_pl.errors import InputError
+from dipo_pl.models.adapters import merged, save_adapter, weights_in_use
 from dipo_pl.models.from_config import FromConfig
-from dipo_pl.models.lora import LoRA, merged, save_adapter, weights_in_use
+from dipo_pl.models.lora import LoRA
 
 IDS = torch.tensor([[1, 5, 9, 40, 33, 2]])
 DTYPES = (torch.float32, torch.bfloat16)

@@ -11,7 +11,8 @@ from tiny_models import TEXTS, save_tiny_model, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer
 
 from dipo_pl.errors import InputError
-from dipo_pl.models.lora import LoRA, save_adapter
+from dipo_pl.models.adapters import save_adapter
+from dipo_pl.models.lora import LoRA
 from dipo_pl.models.pretrained import Pretrained
 from dipo_pl.models.tokenizer import train_tokenizer
 
@@ -104,7 +105,7 @@ def test_what_transformers_is_asked_for(monkeypatch, revision, asked):
     common = {"revision": asked, "trust_remote_code": False}
     assert seen["tokenizer"] == ("who/what", common)
     options = {
-        "dtype": "auto", "use_safetensors": True, "output_loading_info": True, "attn_implementation": None,
+        "dtype": "float32", "use_safetensors": True, "output_loading_info": True, "attn_implementation": None,
     }  # fmt: skip
     assert seen["model"] == ("who/what", common | options)
 

@@ -31,11 +31,13 @@ METHODS = {
                 "--model.retain_weight.warmup_epochs", "0", "--data.global_batch_size", "12"),
 }  # fmt: skip
 TWO = ("--trainer.num_nodes", "2", "--data.batch_size", "2", "--trainer.strategy")
+ACCUMULATED = ("--data.global_batch_size", "null", "--trainer.accumulate_grad_batches")
 # By name: the method, and how its batch of 8 is split.
 ALONE = {
     "dipo": ("dipo", ("--data.batch_size", "8")),
     "dipo 4 x 2": ("dipo", ("--data.batch_size", "2")),
     "dipo 8 x 1": ("dipo", ("--data.batch_size", "1")),
+    "dipo accumulated": ("dipo", (*ACCUMULATED, "4", "--data.batch_size", "2")),
     "npo": ("npo", ("--data.batch_size", "8")),
     "stored": ("stored", ("--data.batch_size", "8")),
     "graddiff": ("graddiff", ("--data.batch_size", "8")),
@@ -46,6 +48,7 @@ ALONE = {
 }
 SHARED = {
     "dipo on ddp": ("dipo", (*TWO, "ddp")),
+    "dipo accumulated on ddp": ("dipo", (*TWO, "ddp", *ACCUMULATED, "2")),
     "dipo on fsdp2": ("dipo", (*TWO, "fsdp2")),
     "npo on fsdp2": ("npo", (*TWO, "fsdp2")),
     "stored on fsdp2": ("stored", (*TWO, "fsdp2")),

@@ -30,7 +30,9 @@ def difference(ours, theirs):
 @pytest.mark.parametrize(("split", "whole"), [
     ("dipo-4-x-2", "dipo"),
     ("dipo-8-x-1", "dipo"),
+    ("dipo-accumulated", "dipo"),
     ("dipo-on-ddp", "dipo"),
+    ("dipo-accumulated-on-ddp", "dipo"),
     ("dipo-on-fsdp2", "dipo"),
     ("npo-on-fsdp2", "npo"),
     ("stored-on-fsdp2", "stored"),

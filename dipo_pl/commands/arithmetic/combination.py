@@ -68,7 +68,8 @@ def combine(models: Mapping[str, str], output: str, rule: Rule, command: str, **
             both = f"{first.path} and {second.path}"
             raise InputError(f"{both} have equal weights: {command} needs two different models")
         for each in first.companions:
-            shutil.copyfile(each, temporary / each.name)
+            (temporary / each).parent.mkdir(exist_ok=True)
+            shutil.copyfile(first.path / each, temporary / each)
         note: dict[str, Any] = {"command": command, **settings}
         for (role, given), weights in zip(models.items(), (of_first, of_second), strict=True):
             note[role] = {"path": given, "weights": weights}

@@ -13,18 +13,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dipo_pl.errors import InputError
-from dipo_pl.models.pretrained import TOKENIZER_FILES, Pretrained
+from dipo_pl.models.companions import companions
+from dipo_pl.models.pretrained import Pretrained
 from dipo_pl.storage.run_folder import RunFolder
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-COMPANIONS = (
-    *(f"{name}.json" for name in ("config", "generation_config", "special_tokens_map", "added_tokens")),
-    *("merges.txt", "chat_template*", "LICENSE*", "NOTICE*"),
-    *TOKENIZER_FILES,
-)
-# Code and pickles, which the patterns above could match.
-NEVER_COPIED = (".py", ".bin", ".pt", ".pth", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -95,10 +89,9 @@ class ModelFolder:
 
     @property
     def companions(self) -> list[Path]:
-        """Files to copy beside the weights: config, generation settings, tokenizer, license, index of shards."""
-        found = {each for pattern in COMPANIONS for each in self.path.glob(pattern)}
-        kept = [each for each in found if each.is_file() and each.suffix not in NEVER_COPIED]
-        return sorted([*kept, *self.path.glob(INDEX)] if SINGLE not in self.shards else kept)
+        """Files to copy beside the weights, within the folder: config, tokenizer, license, ..., index of shards."""
+        index = [] if SINGLE in self.shards else [Path(INDEX)]
+        return sorted([*companions(self.path), *index])
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor; an InputError if the file does not hold it or is damaged."""

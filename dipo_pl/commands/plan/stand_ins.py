@@ -12,13 +12,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from dipo_pl.batch import Batch
 from dipo_pl.commands.plan.live_memory import LiveMemory
 from dipo_pl.commands.plan.machine import Machine
-from dipo_pl.errors import InputError
+from dipo_pl.errors import InputError, short_message
 from dipo_pl.losses.base import Loss, Terms
 from dipo_pl.models.from_config import FromConfig
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import Layer
 from dipo_pl.models.pretrained import Pretrained
-from dipo_pl.models.source import ModelSource, short_message
+from dipo_pl.models.source import ModelSource
 from dipo_pl.private_names import FakeTensorMode, storage_key
 from dipo_pl.references.base import Reference, ReferenceContext
 
@@ -57,7 +57,7 @@ def skeleton(policy: ModelSource, machine: Machine, vocabulary: int | None) -> P
             # A padding token beyond the vocabulary is refused, and the tokenizer's is not known.
             text.bos_token_id = text.eos_token_id = text.pad_token_id = None
     elif isinstance(policy, Pretrained):
-        dtype = config.dtype if policy.dtype == "auto" else getattr(torch, policy.dtype)
+        dtype = config.dtype if policy.weights_dtype == "auto" else getattr(torch, policy.weights_dtype)
         options |= {"dtype": dtype or torch.float32, "trust_remote_code": policy.trust_remote_code}
     try:
         with torch.device("meta"):

@@ -21,12 +21,11 @@ from dipo_pl.commands.plan.stand_ins import (
     make_fake,
     skeleton,
 )
-from dipo_pl.errors import InputError
+from dipo_pl.errors import InputError, short_message
 from dipo_pl.losses.retain_weight import FixedWeight
 from dipo_pl.models.generation import RESERVE
 from dipo_pl.models.head import OutputHead, default_token_budget
-from dipo_pl.models.hidden_states import Layer, answer_states, decoder_layers, decoder_states
-from dipo_pl.models.source import short_message
+from dipo_pl.models.hidden_states import Layer, answer_states, decoder_layers, decoder_of, decoder_states
 from dipo_pl.modules.base import LanguageModule
 from dipo_pl.modules.unlearning import Unlearning
 from dipo_pl.private_names import storage_key
@@ -269,7 +268,7 @@ class _Step:
             peaks[:] = [live.peak]
             live.restart()
 
-        hook = self.model.get_decoder().register_forward_hook(note)
+        hook = decoder_of(self.model).register_forward_hook(note)
         with self._forward_context():
             loss = self.module.training_step(batch, 0)
         hook.remove()
@@ -313,7 +312,7 @@ class _Step:
         """Return the bytes of keys and values during generation, with the room that is reserved for a row."""
         cache = DynamicCache(config=self.model.config)
         ids = torch.zeros(1, 2, dtype=torch.long)
-        self.model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True)
+        decoder_of(self.model)(input_ids=ids, past_key_values=cache, use_cache=True)
         layers: list[Any] = list(cache.layers)
         kept = [each for layer in layers for each in (layer.keys, layer.values) if isinstance(each, Tensor)]
         rows, width = self.shapes.generation

@@ -9,6 +9,7 @@ from typing import Any
 from dipo_pl.cli.command_parser import as_options
 from dipo_pl.commands.sequence.requests_file import RequestsFile
 from dipo_pl.errors import InputError
+from dipo_pl.paths import expanded
 from dipo_pl.storage.run_folder import RunFolder
 
 # Bytes read of each end of a file: training changes nearly all weights.
@@ -89,7 +90,7 @@ class Stage:
         models = self.sequence.retain_only
         if models is None:
             return None
-        model = Path(models if isinstance(models, str) else models[self.number - 1])
+        model = Path(expanded(models if isinstance(models, str) else models[self.number - 1]))
         return RunFolder(model).hf if RunFolder(model).hf.is_dir() else model
 
     @property

@@ -1,0 +1,179 @@
+"""Columns of records: which of them make a row, and what is said of the others, so that nothing is left out unsaid."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import yaml
+from lightning.pytorch.utilities import rank_zero_warn
+
+from dipo_pl.errors import InputError
+
+# For each part of a row, the columns that it is made of, one or several.
+Columns = Mapping[str, str | Sequence[str]]
+
+FORMS = (("messages",), ("question", "answer"), ("text",))
+OPTIONAL = ("system", "paraphrased_answer", "perturbed_answer", "alternate_answer")
+# Words in the names of others' columns, the most telling first.
+CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
+ANSWERS = (
+    "answer", "answers", "completion", "completions", "response", "responses", "output", "outputs", "target", "targets",
+    "labels", "label", "reply", "solution", "chosen", "assistant", "gold", "truth", "reference", "summary",
+)  # fmt: skip
+QUESTIONS = (
+    "question",
+    "questions",
+    "prompt",
+    "instruction",
+    "query",
+    "input",
+    "inputs",
+    "problem",
+    "user",
+    "human",
+)
+TEXTS = ("text", "texts", "content", "document", "article", "passage", "body", "story")
+# What a question may not be understood without.
+CONTEXTS = (
+    "context", "contexts", "input", "inputs", "instruction", "instructions", "passage", "document", "documents",
+    "article", "history", "background", "premise", "choices", "options", "prompt",
+)  # fmt: skip
+BOOKKEEPING = frozenset((
+    "id", "ids", "uid", "index", "idx", "url", "source", "type", "hash", "length", "len", "count", "num", "tokens", "start",
+    "end", "score",
+))  # fmt: skip
+
+
+def given_columns(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of a record that have a value: null is as good as no column, and so is the NaN of pandas."""
+    return {str(name): value for name, value in record.items() if not is_null(value)}
+
+
+def is_null(value: Any) -> bool:
+    """Return whether a value stands for none."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def form_of(record: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return the columns of the form that a record has: the first that is filled, else the first that is there."""
+    for names in ({name for name, value in record.items() if _holds_text(value)}, record.keys()):
+        for form in FORMS:
+            if not names.isdisjoint(form):
+                return form
+    return None
+
+
+def check_columns(columns: Columns) -> None:
+    """Refuse a mapping that does not make a row.
+
+    Raises:
+        InputError: it names no part of a row, parts of two forms, or half of one.
+    """
+    known = [name for form in FORMS for name in form] + [*OPTIONAL]
+    if unknown := [name for name in columns if name not in known]:
+        raise InputError(
+            f"data.columns must say what {', '.join(known)} are made of, such as {{question: prompt, answer: completion}} "
+            f"(got {unknown[0]!r})"
+        )
+    forms = [form for form in FORMS if any(name in columns for name in form)]
+    if len(forms) != 1 or any(name not in columns for name in forms[0]):
+        raise InputError(
+            "data.columns must map one form of row: messages, or question and answer, or text "
+            f"(got {', '.join(columns) or 'none'})"
+        )
+    if empty := [name for name, given in columns.items() if not given]:
+        raise InputError(
+            f"data.columns.{empty[0]} must name a column, or a list of them (got {columns[empty[0]]!r})"
+        )
+
+
+def refuse_left_out(record: Mapping[str, Any], form: Sequence[str], where: str) -> None:
+    """Refuse a record whose other columns belong to its question or answer.
+
+    Args:
+        record: the columns that have a value.
+        form: the columns that the row is made of.
+        where: place of the record, for errors.
+
+    Raises:
+        InputError: there are such columns; the message has the mapping that reads them, and the one that does not.
+    """
+    others = {name: value for name, value in record.items() if name not in (*form, *OPTIONAL)}
+    alone = _as_option({name: name for name in form})
+    if "text" in form:
+        answer, question = _like(others, ANSWERS), _like(others, QUESTIONS)
+        if answer is None and question is None:
+            return
+        named = " and ".join(repr(each) for each in (question, answer) if each)
+        both = (
+            "" if answer is None else f"{_as_option({'question': question or 'text', 'answer': answer})}, or "
+        )
+        raise InputError(
+            f"{where}: {named} would be left out beside 'text': give {both}{alone} to use 'text' alone"
+        )
+    if "question" in form and (context := _like(others, CONTEXTS)) is not None:
+        both = _as_option({"question": [context, "question"], "answer": "answer"})
+        raise InputError(
+            f"{where}: {context!r} would be left out, and the question may need it: give {both} to put it before the "
+            f"question, or {alone} to leave it out"
+        )
+
+
+def conversion(record: Mapping[str, Any]) -> str:
+    """Return how a record of another form can be read, as the end of a sentence; empty if that is not known."""
+    conversation = _like(record, CONVERSATIONS, lists=True)
+    answer = _like(record, ANSWERS) or _like(record, ANSWERS, lists=True)
+    others = {name: value for name, value in record.items() if name != answer}
+    if conversation is not None:
+        mapping: Columns = {"messages": conversation}
+    elif answer is not None and isinstance(record[answer], list):
+        question = _like(others, QUESTIONS, lists=True)
+        mapping = {"messages": answer if question is None else [question, answer]}
+    elif answer is not None and (question := _like(others, (*QUESTIONS, *TEXTS))) is not None:
+        more = _like({name: value for name, value in others.items() if name != question}, CONTEXTS)
+        # What is called an input follows its instruction; a context comes before the question.
+        asked = (
+            question if more is None else [question, more] if "input" in more.lower() else [more, question]
+        )
+        mapping = {"question": asked, "answer": answer}
+    elif (text := _like(record, TEXTS)) is not None:
+        mapping = {"text": text}
+    else:
+        return ""
+    return f": give {_as_option(mapping)}"
+
+
+def _as_option(mapping: Mapping[str, Any]) -> str:
+    text = yaml.safe_dump(mapping, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True)
+    return f"--data.columns '{text.strip()}'"
+
+
+def _like(record: Mapping[str, Any], words: Iterable[str], lists: bool = False) -> str | None:
+    """Return the column whose name has the first of some words; only those that hold text, or with `lists` turns."""
+    parts = {
+        name: re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().replace("-", "_").replace(" ", "_").split("_")
+        for name, value in record.items()
+        if (_is_turns(value) if lists else _holds_text(value) and not _is_turns(value))
+    }  # fmt: skip
+    for word in words:
+        for name, each in parts.items():
+            if word in each and BOOKKEEPING.isdisjoint(each):
+                return name
+    return None
+
+
+def _holds_text(value: Any) -> bool:
+    return bool(value.strip()) if isinstance(value, str) else isinstance(value, list | dict) and bool(value)
+
+
+def _is_turns(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+
+
+def note_unread(source: str, unread: Iterable[str], used: Iterable[str]) -> None:
+    """Say once which columns of a file are not read."""
+    if names := list(dict.fromkeys(unread)):
+        columns = f"column{'s' * (len(names) > 1)} {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+        verb = "are" if len(names) > 1 else "is"
+        rank_zero_warn(f"{source}: {columns} {verb} not read (used: {', '.join(dict.fromkeys(used))})")

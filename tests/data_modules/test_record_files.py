@@ -1,0 +1,220 @@
+"""Records of files of every usual form, and the errors for those that cannot be read."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import re
+import zipfile
+
+import datasets
+import pandas
+import pyarrow
+import pytest
+
+from dipo_pl.data_modules.record_files import read_records
+from dipo_pl.data_modules.row_files import read_rows
+from dipo_pl.errors import InputError
+from dipo_pl.rows import Row
+
+RECORDS = [
+    {"question": "Who, and why?", "answer": "Me.\nAlone.", "perturbed_answer": ["You.", "They."]},
+    {"question": "Wo?", "answer": 'In "Köln".', "perturbed_answer": ["Here.", "There."]},
+]
+ROWS = [
+    Row((("user", each["question"]),), each["answer"], wrong_answers=(*each["perturbed_answer"],))
+    for each in RECORDS
+]
+LINES = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in RECORDS)
+FRAME = pandas.DataFrame(RECORDS)
+# CSV has no lists.
+ANSWERED = FRAME[["question", "answer"]]
+
+
+def zst(content):
+    return pyarrow.compress(content, "zstd", asbytes=True)
+
+
+def arrow(new):
+    stream, table = io.BytesIO(), pyarrow.Table.from_pandas(FRAME)
+    with new(stream, table.schema) as writer:
+        writer.write_table(table)
+    return stream.getvalue()
+
+
+def parquet():
+    stream = io.BytesIO()
+    FRAME.to_parquet(stream)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("rows.jsonl", LINES.encode()),
+    ("rows.json", LINES.encode()),
+    ("rows", LINES.encode("utf-8-sig")),
+    ("rows.json", json.dumps(RECORDS, indent=2).encode()),
+    ("rows.jsonl", json.dumps(RECORDS).encode()),
+    ("rows.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
+    ("rows.json.gz", gzip.compress(json.dumps(RECORDS).encode(), mtime=0)),
+    ("rows.jsonl.bz2", bz2.compress(LINES.encode())),
+    ("rows.jsonl.xz", lzma.compress(LINES.encode())),
+    ("rows.jsonl.zst", zst(LINES.encode())),
+    ("rows.parquet", parquet()),
+    ("misnamed.jsonl", parquet()),
+    ("rows.arrow", arrow(pyarrow.ipc.new_file)),
+    ("rows.arrow", arrow(pyarrow.ipc.new_stream)),
+])  # fmt: skip
+def test_the_rows_are_the_same_in_every_form(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert read_rows(tmp_path / name) == ROWS
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("rows.csv", {}),
+    ("rows.CSV", {"sep": ";"}),
+    ("rows.tsv", {"sep": "\t"}),
+    ("rows.csv.gz", {"compression": "gzip"}),
+    ("rows.csv", {"encoding": "utf-8-sig", "lineterminator": "\r\n"}),
+])  # fmt: skip
+def test_csv(tmp_path, name, options):
+    ANSWERED.assign(perturbed_answer=["You.", None]).to_csv(tmp_path / name, index=False, **options)
+    rows = read_rows(tmp_path / name)
+    assert [(row.question, row.answer) for row in rows] == [(row.question, row.answer) for row in ROWS]
+    assert [row.wrong_answers for row in rows] == [("You.",), ()]
+
+
+def test_folders_of_datasets(tmp_path):
+    rows = datasets.Dataset.from_list(RECORDS)
+    rows.save_to_disk(tmp_path / "saved", num_shards=2)
+    datasets.DatasetDict(train=rows, test=rows).save_to_disk(tmp_path / "splits")
+    (tmp_path / "parts").mkdir()
+    for number in range(2):
+        FRAME[number : number + 1].to_parquet(tmp_path / "parts" / f"train-0000{number}-of-00002.parquet")
+    for name in ("saved", "splits/train", "parts"):
+        assert read_rows(tmp_path / name) == ROWS, name
+    with pytest.raises(
+        InputError, match=r"splits holds the splits test, train: give one of them, such as .*splits/test$"
+    ):
+        read_rows(tmp_path / "splits")
+    with pytest.raises(InputError, match=r" is a folder: give the files themselves, one or a list$"):
+        read_rows(tmp_path)
+    FRAME.to_parquet(tmp_path / "parts" / "test-00000-of-00001.parquet")
+    with pytest.raises(
+        InputError,
+        match=r"parts is a folder \(it has test-0.*parquet, train-0.*\): give the files",
+    ):
+        read_rows(tmp_path / "parts")
+
+
+def archive(*names):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as file:
+        for name in names:
+            file.writestr(name, LINES)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"", "is empty: it needs at least one row$"),
+    (b"\n \n", "is empty: it needs at least one row$"),
+    (b"[]", "is empty: it needs at least one row$"),
+    (gzip.compress(b"", mtime=0), "is empty: it needs at least one row$"),
+    ('{"text": "zw\u00f6lf"}'.encode("latin-1"), r"is not UTF-8 text \(byte 0xf6 at "),
+    (archive("[Content_Types].xml", "xl/workbook.xml"), r"is a spreadsheet: save it as CSV .*read_excel\(...\).to_json\("),
+    (archive("forget.jsonl"), r"is a zip archive \(forget.jsonl\): unpack it, and give the file in it$"),
+    (b"PK\x03\x04 and no more", r"is a zip archive \(damaged\)"),
+    (b"SQLite format 3\x00", "is an SQLite database: pandas.read_sql"),
+    (b"\x80\x04\x95", "is a pickle, which can run code when it is read"),
+    (b"%PDF-1.7", "is a PDF: extract its text"),
+    (parquet()[:200], r"cannot read .*: "),
+    (gzip.compress(LINES.encode(), mtime=0)[:-9], "cannot read .*: "),
+    (zst(LINES.encode())[:-9], "cannot read .*: "),
+    (json.dumps({"data": RECORDS}, indent=1).encode(), "is one JSON object over several lines: write the list 'data' in it"),
+    (json.dumps(RECORDS[0], indent=1).encode(), "is one JSON object over several lines: write one object on each line$"),
+    (json.dumps([*RECORDS, "two"]).encode(), r"\[2\]: must be a JSON object \(got str\)$"),
+    (json.dumps(RECORDS).encode()[:-1], r": not valid JSON \("),
+])  # fmt: skip
+def test_unusable_files(tmp_path, content, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as raised:
+        read_rows(path)
+    assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("question,answer\nWho, me?,Yes.\n", r"line 2: has 3 cells and the header 2 \(question, answer\): quote cells "),
+    ("answer,answer\na,b\n", "line 1: the column 'answer' is there twice$"),
+    ('question,answer\n"Who,Me.\n', r"line 2: not valid CSV \("),
+    ("question,answer\n", "is empty: it needs at least one row$"),
+    ("Who?,Me.\nWhere?,Here.\n", r"line 2: needs the columns .* \(got Who\?, Me\.\)$"),
+    ("question,answer\nWho?,\n", r"line 2: 'answer' must be a non-empty text \(got None\)$"),
+])  # fmt: skip
+def test_unusable_csv(tmp_path, content, message):
+    path = tmp_path / "rows.csv"
+    path.write_text(content)
+    with pytest.raises(InputError, match=f"^{re.escape(str(path))}.*{message}"):
+        read_rows(path)
+
+
+def test_missing_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        InputError,
+        match=r"^no file none.jsonl: give the path of a file of JSON lines, a JSON list, CSV or",
+    ):
+        read_records("none.jsonl")
+    with pytest.raises(
+        InputError, match=r"datasets.load_dataset\('my/data', split='train'\).to_json\('rows.jsonl'\)$"
+    ):
+        read_records("my/data")
+
+
+def test_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "rows.jsonl").write_text(LINES)
+    assert read_rows("~/rows.jsonl") == ROWS
+    with pytest.raises(
+        InputError, match=r"^'~nobody-here/rows.jsonl' begins with ~, and there is no such home folder"
+    ):
+        read_rows("~nobody-here/rows.jsonl")
+
+
+class TestJsonLines:
+    @pytest.fixture
+    def file(self, tmp_path):
+        def write(content):
+            path = tmp_path / "rows.jsonl"
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+            return path
+
+        return write
+
+    def test_reads_in_order_and_skips_blank_lines(self, file):
+        lines = [json.dumps({"text": text}, ensure_ascii=False) for text in ("one", "zwölf", "three\u2028")]
+        expected = [Row((), "one"), Row((), "zwölf"), Row((), "three\u2028")]
+        assert read_rows(file(f"{lines[0]}\n\n  \n{lines[1]}\n{lines[2]}")) == expected
+        assert read_rows(str(file("\r\n".join(lines) + "\r\n"))) == expected
+
+    @pytest.mark.parametrize(
+        ("content", "text"),
+        [(b'\xef\xbb\xbf{"text": "one"}', "one"), ('{"text": "\\ud83d\\ude42"}', "🙂")],
+        ids=["byte-order mark", "surrogate pair"],
+    )
+    def test_encodings(self, file, content, text):
+        assert read_rows(file(content)) == [Row((), text)]
+
+    @pytest.mark.parametrize(("line", "message"), [
+        ('{"text": "two"', r"not valid JSON \(Expecting ',' delimiter at column 15\)$"),
+        ("two", r"not valid JSON \(Expecting value at column 1\)$"),
+        ("[" * 20000, r"JSON is nested too deeply$"),
+        ('{"text": ' + "1" * 5000 + "}", r"JSON cannot be used \(Exceeds the limit"),
+        ('["two"]', r"must be a JSON object \(got list\)$"),
+        ('{"text": 2}', r"'text' must be a non-empty text \(got 2\)$"),
+        ('{"text": "\\ud83d"}', r"contains '\\ud83d', an unpaired surrogate, which is not text$"),
+    ], ids=["cut", "no JSON", "deep", "huge number", "list", "number", "surrogate"])  # fmt: skip
+    def test_unusable_lines_are_named_by_number(self, file, line, message):
+        path = file(f'{{"text": "one"}}\n\n{line}\n{{"text": "four"}}\n')
+        with pytest.raises(InputError, match=f"^{path}, line 3: {message}"):
+            read_rows(path)
