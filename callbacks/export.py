@@ -7,11 +7,11 @@ from typing import Any, Literal
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from dipo_pl.distributed import full_state_dict, is_sharded
-from dipo_pl.errors import InputError, TrainingError
+from dipo_pl.errors import InputError
 from dipo_pl.models.adapters import adapted_weights, merged, plain_name, save_adapter
 from dipo_pl.models.weight_sample import export_dtype, sampled
 from dipo_pl.report.model_card import model_card, write_model_card
@@ -64,7 +64,6 @@ class Export(Callback):
         """Write the folder; it holds the old or the new model, never a mixture.
 
         Raises:
-            TrainingError: there is no best checkpoint.
             WriteError: the folder cannot be written.
         """
         module: Any = pl_module
@@ -75,8 +74,8 @@ class Export(Callback):
         if not trainer.is_global_zero:
             return
         run, step = RunFolder(trainer.default_root_dir), trainer.global_step
-        if self.best:
-            best = _best_path(trainer)
+        best = _best_path(trainer) if self.best else None
+        if best is not None:
             step = read_checkpoint(best)["global_step"]
             # Frozen weights are not in checkpoints.
             weights |= {name.removeprefix("model."): each for name, each in read_weights(best).items()}
@@ -93,6 +92,10 @@ class Export(Callback):
             if run.config.is_file():
                 (temporary / "README.md").write_text(model_card(run, step), encoding="utf-8")
         run.add_to_manifest(exported_step=step, **({"exported_as": told} if told else {}))
+        if self.best and best is None:
+            rank_zero_warn(
+                f"no evaluation during training had what chooses the best checkpoint: exported the last one (step {step})"
+            )
         rank_zero_info(
             f"exported the model{f' of step {step}' if self.best else ''} to {run.hf}{told and f', {told}'}"
         )
@@ -130,9 +133,7 @@ def _best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
     return next((each for each in keepers if each.monitor is not None and each.save_top_k != 0), None)
 
 
-def _best_path(trainer: Trainer) -> Path:
+def _best_path(trainer: Trainer) -> Path | None:
     checkpoint = _best_checkpoint(trainer)
-    best = checkpoint.best_model_path if checkpoint else ""
-    if not best or not Path(best).exists():
-        raise TrainingError("export.best is true, but no best checkpoint was written: see checkpoint.monitor")
-    return Path(best)
+    best = Path(checkpoint.best_model_path) if checkpoint and checkpoint.best_model_path else None
+    return best if best is not None and best.exists() else None

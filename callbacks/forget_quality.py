@@ -1,6 +1,7 @@
 """Callback that evaluates forgetting and utility at each validation: before, during and after training."""
 
 import math
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,13 +13,16 @@ from torchmetrics import MetricCollection
 
 from dipo_pl import metrics as known
 from dipo_pl.batch import EvaluationBatch
+from dipo_pl.callbacks.advice import retain_only_command
+from dipo_pl.callbacks.manifest import Manifest
+from dipo_pl.callbacks.pace import Pace
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.distributed import is_sharded
 from dipo_pl.errors import InputError, TrainingError, check_count
 from dipo_pl.evaluation.retain_result import check_comparable, read_result
 from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.metrics import base
-from dipo_pl.metrics.base import FORGET, EvaluationMetric, MeasuredSet
+from dipo_pl.metrics.base import FORGET, HOLDOUT, EvaluationMetric, MeasuredSet
 from dipo_pl.metrics.conventions import CONVENTIONS, UTILITY_SETS, ConventionName
 from dipo_pl.metrics.observations import Observations
 from dipo_pl.metrics.result import EvaluationResult, SetResult
@@ -111,6 +115,9 @@ class ForgetQuality(Callback):
         self.retain: EvaluationResult | None = None
         self.result: EvaluationResult | None = None
         self.complete_step = -1
+        # Answers generated in this evaluation, and the time that all so far have taken.
+        self.generated = 0
+        self.generation = Pace()
         self._evaluations = 0
         self._underway = False
         self._generates = False
@@ -169,12 +176,11 @@ class ForgetQuality(Callback):
                     f"forget_quality.convention {self.convention.name} takes at most {limit} rows of a set, and "
                     f"{each.name} has {len(each.rows)}: set data.evaluation_rows to {limit}, or another convention"
                 )
+        module: Any = pl_module
+        if stage == "fit" and "pairs" in module.trains_on and FORGET in sets:
+            for line in self._lacking(trainer, module, sets):
+                rank_zero_info(line)
         if self.retain_result is None:
-            if trainer.is_global_zero and stage == "fit" and FORGET in sets:
-                rank_zero_info(
-                    "Forget Quality needs a model that never saw the forget set: fit one (data.train_on: retain) "
-                    "and give its run folder as forget_quality.retain_result. Without it, it is not reported."
-                )
             return
         if FORGET not in sets:
             raise InputError(
@@ -183,6 +189,37 @@ class ForgetQuality(Callback):
         self.retain, settings = read_result(self.retain_result), self._settings(trainer)
         rows = sets[FORGET].rows
         check_comparable(self.retain, self.retain_result, self.convention.name, rows, settings)
+        theirs = self.retain.sets.get(HOLDOUT)
+        if HOLDOUT in sets and theirs and theirs.fingerprint != rows_fingerprint(sets[HOLDOUT].rows):
+            rank_zero_info(
+                f"PrivLeak is not measured: forget_quality.retain_result {self.retain_result} was evaluated on other "
+                "holdout rows"
+            )
+
+    def _lacking(self, trainer: Trainer, module: Any, sets: Mapping[str, EvaluationSet]) -> list[str]:
+        """Return what Forget Quality and the verdict lack, and how it is had."""
+        rows = sets[FORGET].rows
+        wrong, questions = (any(getattr(row, each) for row in rows) for each in ("wrong_answers", "question"))
+        lacks = [] if wrong else ["wrong answers in the forget rows (perturbed_answer, a list in each row)"]
+        lacks += [] if self.retain_result else ["a retain-only model"]
+        lines = []
+        if lacks and questions:
+            lines.append(f"Forget Quality is not measured: it needs {' and '.join(lacks)}")
+        if self.retain_result:
+            return lines
+        manifest = next((each for each in trainer.callbacks if isinstance(each, Manifest)), None)  # type: ignore[attr-defined]
+        words = [] if manifest is None else manifest.arguments
+        run = RunFolder(trainer.default_root_dir).path
+        folder = run.with_name(f"{run.name}-retain-only")
+        command = retain_only_command(words, folder.name, "path" in vars(module.policy))
+        other = "the holdout" if HOLDOUT in sets else "wrong answers" if wrong else "0"
+        line = (
+            f"the verdict compares with {other}. A retain-only model is better evidence: if there is a model BASE from "
+            f"before it saw the forget rows, run {command}, then this run with --forget_quality.retain_result {folder}"
+        )
+        if HOLDOUT not in sets:
+            line += "; else give --data.holdout FILE, rows of the same form that no model has seen"
+        return [*lines, line]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether answers are generated, and make the metrics of each evaluation set."""
@@ -192,10 +229,11 @@ class ForgetQuality(Callback):
         last = training and trainer.global_step >= trainer.estimated_stepping_batches
         due = not training or last or self._evaluations % max(self.generate_every, 1) == 0
         self._generates = self.generate_every > 0 and due
+        self.generated = 0
         self._waiting = {}
         self._collections = []
         for each in ForgetRetain.of(trainer).evaluation_sets:
-            measured = MeasuredSet(each, self.convention, self._new_tokens(each) > 0, self._retain_set(each))
+            measured = MeasuredSet(each, self.convention, self.new_tokens(each) > 0, self._retain_set(each))
             self._collections.append(base.collection(self.metrics, measured).to(pl_module.device))
 
     def on_validation_batch_end(
@@ -223,7 +261,7 @@ class ForgetQuality(Callback):
         if any("gradient_norm" in each.inputs for each in base.members(metrics)):
             with trainer.precision_plugin.forward_context():
                 seen = replace(seen, gradient_norm=torch.tensor(module.gradient_norms(batch)))
-        length = self._new_tokens(ForgetRetain.of(trainer).evaluation_sets[dataloader_idx])
+        length = self.new_tokens(ForgetRetain.of(trainer).evaluation_sets[dataloader_idx])
         if not length:
             metrics.update(seen)
             return
@@ -266,13 +304,27 @@ class ForgetQuality(Callback):
     def _generate(self, module: Any, length: int) -> None:
         """Generate answers of at most this length to the rows that wait for them, and update their metrics."""
         waiting = self._waiting.pop(length)
+        prompts = [each for *_, some in waiting for each in some]
+        started = time.monotonic()
         # Lightning's hooks run outside the precision that its steps have.
         with module.trainer.precision_plugin.forward_context():
-            texts = iter(module.generate([each for *_, prompts in waiting for each in prompts], length))
+            texts = iter(module.generate(prompts, length, self._count))
+        self.generation.add(len(prompts), time.monotonic() - started)
         for metrics, seen, prompts in waiting:
             metrics.update(replace(seen, generation=[next(texts) for _ in prompts]))
 
-    def _new_tokens(self, evaluation_set: EvaluationSet) -> int:
+    def _count(self, answers: int) -> None:
+        self.generated += answers
+
+    def generating(self, evaluations: int) -> int:
+        """Return how many of the next evaluations of training generate answers; the last one of a run always does."""
+        if not self.generate_every or not evaluations:
+            return 0
+        end = self._evaluations + evaluations
+        due = end // self.generate_every - self._evaluations // self.generate_every
+        return due + (end % self.generate_every > 0)
+
+    def new_tokens(self, evaluation_set: EvaluationSet) -> int:
         """Return the maximum length of the answers that this evaluation generates to a set; 0 for none."""
         own = evaluation_set.new_tokens
         return 0 if not self._generates else self.max_new_tokens if own is None else own

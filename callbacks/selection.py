@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,10 +13,20 @@ from torch import Tensor
 
 from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.errors import InputError, check_count, check_objects, check_share
+from dipo_pl.evaluation.verdict_rules import (
+    KNOWS_NOTHING,
+    UTILITIES,
+    Evidence,
+    Metrics,
+    baseline,
+    forgotten_set,
+    kept_utility,
+)
 from dipo_pl.storage.run_folder import RunFolder
 
-Metrics = Mapping[str, Any]
-
+# The score of lost utility, below log10 of any p-value, which is not smaller than about -(number of forget rows).
+LOST = -1e6
+NO_RULE = "--selection.rule null --selection.stop false"
 _NO_UTILITY = (
     "selection.rule BestForgetQuality needs Model Utility, which is not measured: see forget_quality.utility_sets and "
     "forget_quality.generate_every"
@@ -44,12 +54,67 @@ class SelectionRule(ABC):
         if evaluation.retain is None:
             raise InputError(
                 f"selection.rule {type(self).__name__} needs a retain-only model: give its result as "
-                "forget_quality.retain_result"
+                "forget_quality.retain_result, or --selection.rule LowestForgetProbability, which needs none"
             )
 
     @abstractmethod
-    def ends(self, scores: Sequence[float]) -> bool:
-        """Return whether no better score is expected after these."""
+    def ends(self, scores: Sequence[float]) -> str | None:
+        """Return why no better score is expected after these, as a clause; None if one may still come."""
+
+
+class LowestForgetProbability(SelectionRule):
+    """Rule that keeps the lowest P(forget) among evaluations that keep utility, else the best utility.
+
+    It needs no retain-only model. P(forget) counts as 0 from where a model is that never saw the rows: at or below the
+    retain-only model's, or without one what the model before training gives to holdout rows. So training does not go on to
+    erase what is forgotten already. The score is the distance from there, negated; if utility is lost, -1e6 minus the
+    missing share. Utility is Model Utility, KnowMem of the retain set, or P(retain).
+
+    Args:
+        utility_share: share of the target's utility that must be kept, in (0, 1].
+        patience: evaluations without a better score, and without utility coming back, after which no better one is
+            expected.
+    """
+
+    def __init__(self, utility_share: float = 0.95, patience: int = 3) -> None:
+        check_share("selection.rule.utility_share", utility_share)
+        check_count("selection.rule.patience", patience)
+        self.utility_share = utility_share
+        self.patience = patience
+
+    def check(self, evaluation: ForgetQuality) -> None:
+        """Check nothing: what is missing is seen in the evaluation before training."""
+
+    def score(self, metrics: Metrics, target: Metrics, retain: Metrics | None) -> float | None:
+        """Return the distance of P(forget) from where it should be, negated; less if utility is lost."""
+        key = f"{forgotten_set(target)}_probability"
+        lacks = (
+            "P(forget)" if key not in target else "a utility" if UTILITIES.keys().isdisjoint(target) else None
+        )
+        if lacks is not None:
+            raise InputError(
+                f"selection.rule LowestForgetProbability needs {lacks}, which is not measured: add forget and retain to "
+                f"data.evaluate, or give {NO_RULE}"
+            )
+        kept = kept_utility(target, metrics)
+        if kept is None and any(target.get(each, 0) >= KNOWS_NOTHING for each in UTILITIES):
+            return None
+        if kept is not None and kept.share < self.utility_share:
+            return LOST - (self.utility_share - kept.share)
+        aim, _ = baseline(Evidence(target, metrics, retain), "probability")
+        return float(min((aim or 0.0) - metrics[key], 0.0))
+
+    def ends(self, scores: Sequence[float]) -> str | None:
+        """Return whether P(forget) is where it should be, or the last `patience` scores are no better than one before."""
+        if scores and scores[-1] == 0:
+            return "P(forget) is that of a model that never saw the rows"
+        before, last = scores[: -self.patience], scores[-self.patience :]
+        # Utility that was lost and rises again may come back.
+        recovers = len(last) > 1 and last[-1] == max(last) > last[-2]
+        if not before or max(before) < max(last) or (last[-1] < LOST and recovers):
+            return None
+        lost = "utility was lost" if max(last) < LOST else "P(forget) did not fall"
+        return f"{lost} in the last {self.patience} evaluations"
 
 
 class BestForgetQuality(SelectionRule):
@@ -82,14 +147,15 @@ class BestForgetQuality(SelectionRule):
             return None
         share = metrics["model_utility"] / target["model_utility"] if target["model_utility"] else 1.0
         if share < self.utility_share:
-            # Below log10 of any p-value, which is not smaller than about -(number of forget rows).
-            return float(-1e6 - (self.utility_share - share))
+            return float(LOST - (self.utility_share - share))
         return float(metrics["forget_quality_log10_p"])
 
-    def ends(self, scores: Sequence[float]) -> bool:
+    def ends(self, scores: Sequence[float]) -> str | None:
         """Return whether the last `patience` scores are not better than one before them."""
         best = max(range(len(scores)), key=scores.__getitem__, default=0)
-        return len(scores) - 1 - best >= self.patience
+        if len(scores) - 1 - best < self.patience:
+            return None
+        return f"no checkpoint was better in the last {self.patience} evaluations"
 
 
 class FirstForgotten(SelectionRule):
@@ -125,9 +191,9 @@ class FirstForgotten(SelectionRule):
             return None
         return float(min(retain[self.metric] - metrics[self.metric], 0.0))
 
-    def ends(self, scores: Sequence[float]) -> bool:
+    def ends(self, scores: Sequence[float]) -> str | None:
         """Return whether an evaluation has reached the retain-only model."""
-        return any(score == 0 for score in scores)
+        return f"{self.metric} is at the retain-only model's" if 0 in scores else None
 
 
 class Selection(Callback):
@@ -141,7 +207,9 @@ class Selection(Callback):
     def __init__(self, rule: SelectionRule | None = None, stop: bool = False) -> None:
         check_objects("selection", rule=rule)
         if stop and rule is None:
-            raise InputError("selection.stop is true, but there is no rule: set selection.rule")
+            raise InputError(
+                f"selection.stop is true, but there is no rule: set selection.rule, or give {NO_RULE}"
+            )
         self.rule = rule
         self.stop = stop
 
@@ -149,6 +217,12 @@ class Selection(Callback):
         """Check that the rule can be applied; raise InputError if a metric that it needs will not be measured."""
         if self.rule is None or stage != "fit":
             return
+        module: Any = pl_module
+        if "pairs" not in module.trains_on:
+            raise InputError(
+                f"selection.rule {type(self.rule).__name__} chooses the checkpoint that forgot, and "
+                f"{type(module).__name__} makes none forget: give {NO_RULE}"
+            )
         self.rule.check(ForgetQuality.of(trainer))
         if (
             trainer.num_sanity_val_steps == 0
@@ -180,10 +254,8 @@ class Selection(Callback):
             return
         # A monitor must have a value even if there is no score; see BestCheckpoint.
         pl_module.log("selection", -math.inf if scores[-1] is None else scores[-1], sync_dist=True)
-        if self._ends(scores):
-            rank_zero_info(
-                f"training ends: selection.rule {type(self.rule).__name__} expects no better checkpoint"
-            )
+        if end := self._ends(scores):
+            rank_zero_info(f"training ends: {end} (selection.rule {type(self.rule).__name__})")
             trainer.should_stop = True
 
     def _scores(self, trainer: Trainer) -> list[float | None]:
@@ -193,10 +265,10 @@ class Selection(Callback):
         records = ForgetQuality.trajectory(trainer)
         return [self.rule.score(each, records[0], retain) for each in records] if self.rule else []
 
-    def _ends(self, scores: Sequence[float | None]) -> bool:
+    def _ends(self, scores: Sequence[float | None]) -> str | None:
         trained = [score for score in scores[1:] if score is not None]
         if self.rule is None or not self.stop or not scores or scores[-1] is None:
-            return False
+            return None
         return self.rule.ends(trained)
 
 

@@ -12,7 +12,15 @@ from dipo_pl.callbacks.collapse_guard import CollapseGuard
 from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.errors import InputError, check_number, check_share
 from dipo_pl.evaluation.verdict import RANKS, TITLES, Verdict, judge
-from dipo_pl.evaluation.verdict_rules import Evidence, Metrics, Thresholds, forgotten_set, kept_utility
+from dipo_pl.evaluation.verdict_rules import (
+    ATTACK,
+    Evidence,
+    Metrics,
+    Thresholds,
+    forgotten_set,
+    kept_utility,
+)
+from dipo_pl.metrics.base import HOLDOUT
 from dipo_pl.metrics.result import EvaluationResult
 from dipo_pl.report.model_card import write_model_card
 from dipo_pl.storage.run_folder import RunFolder
@@ -88,11 +96,12 @@ class Judge(Callback):
         manifest = run.read_manifest() if trainer.is_global_zero else {}
         if "pairs" not in module.trains_on or manifest.get("command") != "fit":
             return
-        result = ForgetQuality.of(trainer).retain
+        retain = _comparable(ForgetQuality.of(trainer).retain, manifest)
         guard = next(each for each in trainer.callbacks if isinstance(each, CollapseGuard))  # type: ignore[attr-defined]
-        verdict = self.of_run(run, None if result is None else result.metrics, guard, self._steps)
+        verdict = self.of_run(run, retain, guard, self._steps)
         step = run.final_step
-        run.add_to_evaluation(-1 if step is None else step, **verdict.entries)
+        if step is not None:
+            run.add_to_evaluation(step, **verdict.entries)
         run.add_to_manifest(verdict_step=step, **verdict.entries)
         write_model_card(run)
         for logger in trainer.loggers:
@@ -156,6 +165,17 @@ class Judge(Callback):
                 "selection.rule LowestForgetProbability chooses among checkpoints"
             )
         return warnings
+
+
+def _comparable(result: EvaluationResult | None, manifest: Mapping[str, Any]) -> Metrics | None:
+    """Return a retain-only model's metrics, without membership on other holdout rows than this run's."""
+    if result is None:
+        return None
+    theirs = result.sets.get(HOLDOUT)
+    ours = manifest["data"]["evaluation"].get(HOLDOUT, {}).get("fingerprint")
+    if theirs is None or theirs.fingerprint in (None, ours):
+        return result.metrics
+    return {name: value for name, value in result.metrics.items() if name != ATTACK}
 
 
 def _collapse(guard: CollapseGuard, target: Metrics, now: Metrics) -> list[str]:

@@ -52,14 +52,8 @@ def encode(
     if rendered.after:
         kept = next((index for index, (start, _) in enumerate(offsets) if start >= end), len(ids))
         ids, offsets = ids[:kept], offsets[:kept]
-    markers = tokenizer.added_tokens_decoder.keys()
-    # A marker may take in the spaces beside it, which some tokenizers' do: it is no part of the answer for that.
     of_answer = [
-        index
-        for index, (token, (start, stop)) in enumerate(zip(ids, offsets, strict=True))
-        if start < closing_at
-        and stop > answer_at
-        and (token not in markers or (start >= answer_at and stop <= closing_at))
+        index for index, (start, stop) in enumerate(offsets) if start < closing_at and stop > answer_at
     ]
     answer_start, last = (of_answer[0], of_answer[-1]) if of_answer else (len(ids), 0)
     # Some templates end a turn with their own token (<|eot_id|>), at which generation also stops.
@@ -89,12 +83,26 @@ def _tokens(
     """Return the ids of the whole text and the range of characters of each."""
     rest = written + rendered.closing + rendered.after
     first = rendered.prompt if rendered.apart else rendered.prompt + rest
-    coded = tokenizer(first, add_special_tokens=rendered.special_tokens, return_offsets_mapping=True)
-    ids, offsets = list(coded["input_ids"]), list(coded["offset_mapping"])
+    ids, offsets = _coded(first, rendered.special_tokens, tokenizer)
     if rendered.apart:
-        coded = tokenizer(rest, add_special_tokens=False, return_offsets_mapping=True)
-        ids += coded["input_ids"]
-        offsets += [(start + len(first), end + len(first)) for start, end in coded["offset_mapping"]]
+        more, places = _coded(rest, False, tokenizer)
+        ids += more
+        offsets += [(start + len(first), stop + len(first)) for start, stop in places]
+    return ids, offsets
+
+
+def _coded(
+    text: str, special_tokens: bool, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[tuple[int, int]]]:
+    coded = tokenizer(text, add_special_tokens=special_tokens, return_offsets_mapping=True)
+    ids, offsets = list(coded["input_ids"]), list(coded["offset_mapping"])
+    markers = tokenizer.added_tokens_decoder.keys()
+    for index, (start, stop) in enumerate(offsets):
+        if ids[index] in markers:
+            # Some markers take in the spaces beside them, which may be the answer's: what counts is where they stand.
+            piece = text[start:stop]
+            start += len(piece) - len(piece.lstrip())
+            offsets[index] = start, start + len(piece.strip())
     return ids, offsets
 
 

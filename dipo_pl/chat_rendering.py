@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
@@ -40,7 +41,8 @@ def named_template(
     templates = tokenizer.chat_template
     if not templates:
         raise InputError(f"{owner} has no chat template: use the prompt format QuestionAnswer or Llama2Chat")
-    one = f"the chat template of {source}" if source else "the tokenizer's chat template"
+    title = f"the chat template {name!r}" if name else "the chat template"
+    one = f"{title} of {source or 'the tokenizer'}"
     if isinstance(templates, str):
         if name is not None:
             raise InputError(
@@ -53,7 +55,7 @@ def named_template(
             f"{owner} has the chat templates {', '.join(sorted(templates))} and {lacks}: choose one with "
             "data.prompt.template"
         )
-    return f"{one}, {name!r}," if name else one, tokenizer.get_chat_template(name, tools)
+    return one, tokenizer.get_chat_template(name, tools)
 
 
 def check_variables(variables: Mapping[str, Any]) -> None:
@@ -258,6 +260,7 @@ class Chat:
         )
 
 
+@lru_cache(maxsize=8)
 def with_fixed_date(template: str, date_string: str) -> str:
     """Return a template in which `strftime_now(format)` gives a fixed date at 00:00 instead of today's.
 

@@ -54,7 +54,7 @@ class Raise(AtStep):
 
 
 class Send(AtStep):
-    def __init__(self, number: int = signal.SIGKILL, times: int = 1, **options: Any) -> None:
+    def __init__(self, number: int = int(signal.SIGKILL), times: int = 1, **options: Any) -> None:
         super().__init__(**options)
         self.number, self.times = number, times
 

@@ -27,6 +27,16 @@ SILENCED_WARNINGS = (
     "Checkpoint directory .* exists and is not empty",
     ".*isinstance.treespec, LeafSpec.*",
 )
+# Their modules log by themselves; those that log on the first rank alone share two loggers with everyone who does.
+LIGHTNING_LOGGERS = (
+    "lightning.fabric.utilities",
+    "lightning.fabric.strategies",
+    "lightning.pytorch.accelerators",
+    "lightning.pytorch.trainer",
+)
+RANK_ZERO_LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero")
+# Folders of Lightning whose messages somebody has asked for by an option.
+ASKED_FOR = ("callbacks", "profilers", "tuner")
 
 
 def say(kind: str, text: str) -> None:
@@ -82,18 +92,30 @@ def quieten() -> None:
     # transformers imports torchao wherever it is installed, which then logs what it lacks on this machine.
     for name in ("huggingface_hub", "torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(_is_no_tip)
+    # Lightning tells what it is doing; what went wrong it raises, or warns of.
+    for name in LIGHTNING_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in RANK_ZERO_LOGGERS:
+        logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger(name).addFilter(_concerns_the_run)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # That is read when transformers is imported, which another program may have done already.
+    if (imported := sys.modules.get("transformers.utils.logging")) is not None:
+        imported.disable_progress_bar()
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     say("warning", " ".join(str(message).split()))
 
 
-def _is_no_tip(record: logging.LogRecord) -> bool:
-    return "💡 Tip" not in record.getMessage() and "litlogger" not in record.getMessage().lower()
+def _concerns_the_run(record: logging.LogRecord) -> bool:
+    """Return whether a message is not one in which Lightning tells, unasked, what it is doing."""
+    package, source = sys.modules.get("lightning"), Path(record.pathname)
+    if record.levelno > logging.INFO or package is None:
+        return True
+    folder = Path(str(package.__file__)).parent
+    return not source.is_relative_to(folder) or any(each in source.parts for each in ASKED_FOR)
 
 
 def _thread_failed(failed: threading.ExceptHookArgs) -> None:

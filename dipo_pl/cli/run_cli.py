@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 import yaml
 from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from dipo_pl.callbacks.batch_seed import BatchSeed
 from dipo_pl.callbacks.manifest import Manifest
+from dipo_pl.callbacks.progress import Progress
 from dipo_pl.callbacks.training_monitor import TrainingMonitor
 from dipo_pl.callbacks.weight_change import WeightChange
 from dipo_pl.cli.home_paths import expand_paths
@@ -185,6 +187,8 @@ class RunCLI(LightningCLI):
         config.output_dir = os.path.normpath(config.output_dir)
         if config.trainer.fast_dev_run:
             config.name += "-fast-dev-run"
+            # Lightning writes no checkpoints then, and makes no evaluation before training.
+            config.selection.rule, config.selection.stop, config.export.best = None, False, False
         config.checkpoint.dirpath = str(self.run_folder.checkpoints)
         if config.selection.rule is not None:
             if config.checkpoint.monitor not in (None, "selection"):
@@ -214,7 +218,10 @@ class RunCLI(LightningCLI):
             kwargs["logger"] = self.default_logger()
         kwargs["default_root_dir"] = str(self.run_folder.path)
         # First of all: a policy that training did not change is not exported.
-        kwargs["callbacks"] = [WeightChange(), *_as_list(configured.callbacks)]
+        given = _as_list(configured.callbacks)
+        shows = configured.enable_progress_bar is not False and not configured.barebones
+        own_bar = [Progress()] if shows and not any(isinstance(each, ProgressBar) for each in given) else []
+        kwargs["callbacks"] = [WeightChange(), *own_bar, *given]
         kwargs["plugins"] = [*_as_list(configured.plugins), AtomicCheckpointIO()]
         trainer = super().instantiate_trainer(**kwargs)
         leave_signals_alone(trainer)

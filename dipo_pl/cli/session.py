@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from dipo_pl.cli.console import cause_of, say, write_traceback
+from dipo_pl.cli.held_messages import HeldMessages
 from dipo_pl.cli.new_files import NewFiles
 from dipo_pl.cli.processes import LOST, Processes
 from dipo_pl.cli.run_cli import RunCLI
@@ -39,13 +40,14 @@ class Session:
         self._cli: RunCLI | None = None
         self._processes = Processes(None)
         self._new_files: NewFiles | None = None
+        self._messages = HeldMessages()
 
     def run(self) -> int:
         """Run the command; return its exit code and print at most one error line."""
         # The folder stays locked until what a failed start has written is removed.
         with ExitStack() as held:
             try:
-                with interruption.listening():
+                with interruption.listening(), self._messages.holding():
                     return self._start(held)
             except Interrupted as interrupted:
                 return self._report_interruption(interrupted)
@@ -60,6 +62,7 @@ class Session:
         if self._is_done(cli):
             return _conclude(cli)
         cli.instantiate()
+        cli.trainer.callbacks.insert(0, self._messages)  # type: ignore[attr-defined]
         self._processes = Processes(cli.trainer)
         self._processes.watch()
         run = cli.run_folder

@@ -14,6 +14,7 @@ from dipo_pl.report.formats import as_csv, as_json, as_latex, as_markdown, as_te
 from dipo_pl.report.page import as_html
 from dipo_pl.report.plots import all_plots
 from dipo_pl.report.table import terminal_width
+from dipo_pl.report.texts import Texts
 from dipo_pl.storage.files import write_text
 
 # File of each format, and the function that writes it.
@@ -50,7 +51,7 @@ def report(arguments: Sequence[str], debug: bool = False) -> int:
         raise InputError(
             f"--format {given.format} needs --output DIR (only one of markdown, csv, json and latex is printed without it)"
         )
-    found = read_report(given.runs, given.retain_only, given.unfinished)
+    found = read_report(given.runs, given.retain_only, given.unfinished, Texts(given.texts))
     for line in found.left_out:
         print(f"dipo-pl: left out: {line}", file=sys.stderr)
     if given.output is not None:
@@ -132,4 +133,9 @@ def parser() -> Parser:
     )  # fmt: skip
     unfinished = "include runs that are in progress or have failed"
     made.add_argument("--unfinished", action="store_true", help=unfinished)
+    made.add_argument(
+        "--texts", choices=[str(each) for each in Texts], default=str(Texts.REDACTED),
+        help="of questions, true answers and generated answers, show none (row numbers and metrics only), each word as a "
+        "mask with what is shared with the true answer marked, or all; in every format (default: redacted)",
+    )  # fmt: skip
     return made

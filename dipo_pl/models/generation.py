@@ -1,6 +1,6 @@
 """Greedy generation from tokenized prompts, in batches where these give what transformers gives for each prompt alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -32,6 +32,7 @@ def generate(
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     cache_tokens: int = 16_384,
+    ended: Callable[[int], None] = lambda count: None,
 ) -> list[str]:
     """Return greedy completions of prompts, without special tokens.
 
@@ -51,6 +52,7 @@ def generate(
         max_new_tokens: longest completion.
         cache_tokens: largest number of tokens in a batch, prompts, completions and padding; a batch has at least
             one row.
+        ended: called with the number of completions that have ended since the last call.
 
     Returns:
         A text for each prompt.
@@ -80,9 +82,10 @@ def generate(
         with eval_mode(model), torch.no_grad() if sharded else torch.inference_mode():
             in_batches = _is_batchable(model, greedy)
             for batch in _batches(prompts, limits, cache_tokens) if in_batches else ():
-                new += _completed(model, greedy, prompts[batch], limits[batch], stops)
-            if not in_batches:
-                new = [_alone(model, greedy, *each) for each in zip(prompts, limits, strict=True)]
+                new += _completed(model, greedy, prompts[batch], limits[batch], stops, ended)
+            for prompt, limit in () if in_batches else zip(prompts, limits, strict=True):
+                new.append(_alone(model, greedy, prompt, limit))
+                ended(1)
             while sharded and (burst := _agreed(model, None)):
                 _idle(model, greedy, burst)
     finally:
@@ -189,6 +192,7 @@ def _completed(
     prompts: Sequence[list[int]],
     limits: Sequence[int],
     stop_tokens: Sequence[int],
+    ended: Callable[[int], None] = lambda count: None,
 ) -> list[list[int]]:
     """Return the new tokens of each row with its stop token. Prompts are padded on the left."""
     device = model.get_input_embeddings().weight.device
@@ -219,6 +223,7 @@ def _completed(
             places = torch.tensor(kept, device=device)
             ids, mask = ids[places], mask[places]
             cache.reorder_cache(places)
+        ended(len(running) - len(kept))
         running = [running[place] for place in kept]
     return new
 

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -263,9 +263,11 @@ class LanguageModule(LightningModule, ABC):
             norms.append(gradient_norm(self.language_model, answers.input_ids[row, :length], answer))
         return norms
 
-    def generate(self, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
-        """Return greedy continuations of the prompts, as text."""
-        return generate(self.language_model, self.policy.tokenizer(), prompts, max_new_tokens)
+    def generate(
+        self, prompts: list[list[int]], max_new_tokens: int, ended: Callable[[int], None] = lambda count: None
+    ) -> list[str]:
+        """Return greedy continuations of the prompts, as text; `ended` is told how many more have ended."""
+        return generate(self.language_model, self.policy.tokenizer(), prompts, max_new_tokens, ended=ended)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer of the trained parameters and its learning-rate schedule.

@@ -38,6 +38,11 @@ class Column:
     headline: bool = False
     digits: int = 3
 
+    @property
+    def is_described(self) -> bool:
+        """False for a metric that is not known here, such as a user's own."""
+        return self.meaning != _UNKNOWN
+
     def text(self, value: float | None) -> str:
         """Return the value rounded for people; empty if nothing was measured."""
         if value is None:
@@ -67,6 +72,7 @@ MEMBERSHIP_SCORES = {
 }
 AUC_SCALE = "1: recognized as training data; 0.5: same as unseen; below: forgotten more than unseen"
 
+_UNKNOWN = "metric without a description"
 _FORGET_SETS = {
     "forget": "forget set",
     "verbatim": "passages of the forget set",
@@ -126,7 +132,7 @@ def column_of(key: str) -> Column:
         meaning = f"{'questions about the ' if match[2] else ''}{text}: {part.meaning}"
         return Column(key, title, meaning, part.on_forget)
     # A user's own metric is shown without being asked for; those of single requests would be many.
-    return Column(key, printable(key), "metric without a description", Better.NEITHER, headline=not match)
+    return Column(key, printable(key), _UNKNOWN, Better.NEITHER, headline=not match)
 
 
 def columns_of(keys: Iterable[str]) -> list[Column]:

@@ -34,7 +34,7 @@ def different_forget_sets(one: Run, other: Run) -> bool:
 
 def with_kind(run: Run, runs: Sequence[Run], retain_only: Path | None) -> Run:
     """Return the run, as the retain-only model if `retain_only` or the config of another run names it."""
-    named = [retain_only, *(each.retain_result for each in runs if each.kind is Kind.UNLEARNED)]
+    named = [retain_only, *(each.retain_result for each in runs if each.kind is Kind.UNLEARNING)]
     if run.probe or run.kind is Kind.TARGET or not any(map(run.is_at, named)):
         return run
     return replace(run, kind=Kind.RETAIN_ONLY)

@@ -17,11 +17,14 @@ from dipo_pl.report.compare import (
     retain_only_of,
     with_kind,
 )
+from dipo_pl.report.leaks import Leaks, leaks_of
 from dipo_pl.report.read import distinct_names, read_run
 from dipo_pl.report.results import Results, Row, make_results
 from dipo_pl.report.run import Kind, Run, lookup, printable
 from dipo_pl.report.seeds import SeedGroup, seed_groups
 from dipo_pl.report.sequences import RequestSequence, find_sequences, stage_folders, utility_metric
+from dipo_pl.report.texts import Texts, without_texts
+from dipo_pl.report.verdicts import verdict_of
 
 _REFERENCES = (Kind.TARGET, Kind.RETAIN_ONLY)
 
@@ -36,6 +39,8 @@ class Report:
         notes: remarks on single values.
         left_out: one line on each run that could not be read.
         created: time of the report, UTC.
+        leaks: what each model that was to forget still gives away.
+        texts: how much of the rows' texts it holds.
     """
 
     runs: tuple[Run, ...]
@@ -45,6 +50,8 @@ class Report:
     notes: tuple[str, ...]
     left_out: tuple[str, ...]
     created: str
+    leaks: tuple[Leaks, ...]
+    texts: Texts
 
     @property
     def convention(self) -> str:
@@ -68,13 +75,19 @@ class Report:
         return [each for each in self.runs if each.kind is kind]
 
 
-def read_report(paths: Sequence[Path], retain_only: Path | None = None, unfinished: bool = False) -> Report:
+def read_report(
+    paths: Sequence[Path],
+    retain_only: Path | None = None,
+    unfinished: bool = False,
+    texts: Texts = Texts.REDACTED,
+) -> Report:
     """Read runs, sequences of runs and evaluation files; those that cannot be read are left out and named.
 
     Args:
         paths: run folders, evaluation files, and folders of sequences, which stand for their stages.
         retain_only: run of the model that never saw the forget set, if configs do not tell.
         unfinished: accept runs that are in progress or have failed.
+        texts: how much of the rows' texts the report is to hold.
 
     Raises:
         InputError: nothing can be read, or two runs are not comparable.
@@ -97,6 +110,9 @@ def read_report(paths: Sequence[Path], retain_only: Path | None = None, unfinish
     references, others_there = find_retain_only(runs)
     runs = _in_order(distinct_names([*runs, *references]))
     refuse_incomparable(runs)
+    leaks = [leaks_of(each, retain_only_of(each, runs), texts) for each in runs if each.kind.competes]
+    if texts is not Texts.FULL:
+        runs = without_texts(runs)
     usual = next((each.chosen.utility_parts for each in runs if each.chosen.utility_parts), frozenset())
     rows = _rows(runs, usual)
     competing = [each for each in runs if each.kind.competes]
@@ -111,6 +127,8 @@ def read_report(paths: Sequence[Path], retain_only: Path | None = None, unfinish
         notes=(*_notes_on_references(runs), *_notes_on_sequences(sequences), *notes),
         left_out=(*left_out, *others_there),
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        leaks=tuple(each for each in leaks if each is not None),
+        texts=texts,
     )
 
 
@@ -154,7 +172,7 @@ def _row(run: Run, reference: Run | None, usual: frozenset[str]) -> Row:
             elif computed := forget_quality_against(run, reference):
                 metrics |= computed
                 notes.append(f"its Forget Quality was computed for this report, against {reference.name}")
-    return Row(run.name, run.kind, metrics, run, tuple(notes))
+    return Row(run.name, run.kind, metrics, run, tuple(notes), verdict_of(run, reference))
 
 
 def _rows_before(runs: Sequence[Run], usual: frozenset[str]) -> list[Row]:
@@ -165,7 +183,7 @@ def _rows_before(runs: Sequence[Run], usual: frozenset[str]) -> list[Row]:
     for run in runs:
         # The stage before ended with the model that this one starts from, or started from the same.
         follows = run.stage is not None and (run.path.resolve().parent, run.stage.number - 1) in stages
-        if run.kind is Kind.UNLEARNED and run.first is not None and not follows:
+        if run.kind is Kind.UNLEARNING and run.first is not None and not follows:
             first.setdefault(str(lookup(run.manifest, "policy", "weights_at_start") or run.name), run)
     found = [run for weights, run in first.items() if weights not in targets]
     names = [Kind.BEFORE] if len(found) == 1 else [f"before {run.name}" for run in found]
@@ -174,7 +192,7 @@ def _rows_before(runs: Sequence[Run], usual: frozenset[str]) -> list[Row]:
 
 
 def _notes_on_references(runs: Sequence[Run]) -> list[str]:
-    plain = [each for each in runs if each.kind is Kind.UNLEARNED and each.stage is None]
+    plain = [each for each in runs if each.kind is Kind.UNLEARNING and each.stage is None]
     against = {str(each.retain_result): each.name for each in plain if each.retain_result is not None}
     if len(against) < 2:
         return []

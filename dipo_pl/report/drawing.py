@@ -19,11 +19,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HOW_TO_GET_PLOTS = "plots need matplotlib: pip install 'dipo-pl[plots]'"
-# Colors of Okabe and Ito, distinct for color-blind people, darkest first; markers and dashes are distinct in print.
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+# Six colors of Okabe and Ito, distinct for color-blind people, then darker ones of Tol; markers and dashes are distinct in
+# print.
+_COLORS = (
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00",
+    "#332288", "#882255", "#117733", "#999933", "#aa4499", "#661100",
+)  # fmt: skip
 _MARKERS = "osD^vPX*"
 _DASHES = ("-", "-.", (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)))
 _DARK = "#222222"
+_LEAST_UTILITY = 0.2  # of Model Utility, which an axis shows at least
+_LONG_LABEL = 34  # characters; two labels longer than this do not fit beside each other
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Curve:
         if self.style is None:
             return {"color": _DARK, "linestyle": "--", "marker": "*" if markers else ""}
         return {
-            "color": _COLORS[self.style % len(_COLORS)],
+            "color": color_of(self.style),
             "marker": _MARKERS[self.style % len(_MARKERS)] if markers else "",
             # Markers tell curves of one color apart; without them dashes must.
             "linestyle": _DASHES[(self.style // len(_COLORS) if markers else self.style) % len(_DASHES)],
@@ -83,6 +89,17 @@ class Plot:
         return side_by_side([self])
 
 
+def shortened(name: str, length: int) -> str:
+    """Return a name without its middle if it is longer than `length` characters."""
+    half = length // 2 - 1
+    return name if len(name) <= length else f"{name[:half]}\N{HORIZONTAL ELLIPSIS}{name[-half:]}"
+
+
+def color_of(style: int | None) -> str:
+    """Return the color of a style, the same in all plots and on the page."""
+    return _DARK if style is None else _COLORS[style % len(_COLORS)]
+
+
 def drawable() -> bool:
     """Return True if matplotlib is installed."""
     return find_spec("matplotlib") is not None
@@ -102,9 +119,11 @@ def side_by_side(plots: Sequence[Plot]) -> "Figure":
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         plot.draw(axes)
-        handles, names = axes.get_legend_handles_labels()
-        part.legend(handles, names, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
-        rows = max(rows, math.ceil(len(names) / 2))
+        handles, labels = axes.get_legend_handles_labels()
+        names = [shortened(each, 2 * _LONG_LABEL) for each in labels]
+        columns = 1 if max(map(len, names), default=0) > _LONG_LABEL else 2
+        part.legend(handles, names, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+        rows = max(rows, math.ceil(len(names) / columns))
     # A long legend must leave the axes their height.
     figure.set_size_inches(6.4 * len(plots), 4.4 + 0.2 * max(0, rows - 3))
     return figure
@@ -141,14 +160,19 @@ def inline_svg(plot: Plot) -> str:
 
 
 def draw_curves(
-    axes: "Axes", curves: Sequence[Curve], markers: bool = True, whole_steps: bool = False
+    axes: "Axes",
+    curves: Sequence[Curve],
+    markers: bool = True,
+    whole_steps: bool = False,
+    least_span: float = 0.0,
 ) -> None:
-    """Draw curves against a number; label only whole ones with `whole_steps`."""
+    """Draw curves against a number; label only whole ones with `whole_steps`, and span `least_span` upwards at least."""
     for curve in curves:
         style = curve.line(markers)
         axes.plot(curve.x, curve.y, markersize=5, linewidth=1.4, label=curve.label, **style)
     if whole_steps:
         axes.locator_params(axis="x", integer=True)
+    axes.set_ylim(*_widened(axes.get_ylim(), least_span, [value for each in curves for value in each.y]))
 
 
 def draw_trajectory(
@@ -156,12 +180,24 @@ def draw_trajectory(
 ) -> None:
     """Draw log10 of Forget Quality against Model Utility, with the epoch beside each point."""
     bottom = min([-2.0, *(value for each in curves for value in each.y)])
-    axes.set_ylim(bottom * 1.08 - 0.1, 0.4 - 0.05 * bottom)
     axes.margins(x=0.15)
     draw_curves(axes, curves)
+    axes.set_ylim(bottom * 1.08 - 0.1, 0.4 - 0.05 * bottom)
+    known_x = [
+        *(value for each in curves for value in each.x),
+        *([] if retain_only is None else [retain_only]),
+    ]
+    axes.set_xlim(*_widened((min(known_x), max(known_x)), _LEAST_UTILITY, known_x, margin=0.08))
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    labeled: list[tuple[float, float]] = []
     for curve, known in zip(curves, epochs, strict=True):
         last = len(known) - 1
-        for place in {0, last} if len(curves) > 1 else range(len(known)):
+        # The last first: where points lie upon each other, one epoch is legible.
+        for place in (last, 0) if len(curves) > 1 else range(last, -1, -1):
+            x, y = (curve.x[place] - left) / (right - left), (curve.y[place] - low) / (high - low)
+            if any(abs(x - a) < 0.06 and abs(y - b) < 0.04 for a, b in labeled):
+                continue
+            labeled.append((x, y))
             axes.annotate(
                 f"{known[place]:g}", (curve.x[place], curve.y[place]), (4, 4), textcoords="offset points", fontsize=8,
                 color=curve.line()["color"],
@@ -214,6 +250,23 @@ def draw_requests(axes: "Axes", curves: Sequence[Curve]) -> None:
     axes.plot([], [], markeredgecolor=_DARK, label="the request", **ring)
     axes.set_ylim(min(0.0, axes.get_ylim()[0]))
     axes.locator_params(axis="x", integer=True)
+
+
+def _widened(
+    limits: tuple[float, float], span: float, values: Sequence[float], margin: float = 0.0
+) -> tuple[float, float]:
+    """Return the limits of an axis, at least `span` apart; what is never negative is not shown below 0."""
+    low, high = limits
+    missing = max(span - (high - low), 0.0) / 2
+    low, high = (
+        low - missing - margin * max(span, high - low),
+        high + missing + margin * max(span, high - low),
+    )
+    if min(values, default=-1.0) >= 0 and low < 0:
+        # A line at 0 must not lie on the frame.
+        floor = -0.03 * (high - low)
+        low, high = floor, (high - low + floor if missing else high)
+    return low, high
 
 
 @contextmanager

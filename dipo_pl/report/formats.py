@@ -3,16 +3,19 @@
 import csv
 import io
 import json
+from dataclasses import asdict
+from textwrap import fill
 from typing import Any
 
 from dipo_pl.report.contents import Report
+from dipo_pl.report.leaks import LeakedRow
 from dipo_pl.report.run import Kind, Run, printable
 from dipo_pl.report.seeds import METHOD, seed_table
 from dipo_pl.report.sequences import RequestSequence, stage_table
 from dipo_pl.report.table import Table, markdown_escaped
 from dipo_pl.version import __version__
 
-_ABOUT = ("name", "kind", "convention", "seed", "epoch", "step", "path")
+_ABOUT = ("name", "kind", "verdict", "convention", "seed", "epoch", "step", "path")
 
 
 def tables(report: Report) -> list[Table]:
@@ -25,7 +28,10 @@ def tables(report: Report) -> list[Table]:
 def as_text(report: Report, width: int | None = None) -> str:
     """Return the tables for a terminal of `width` characters a line, best values with an asterisk."""
     results, *others = (each.to_text(width) for each in tables(report))
-    notes = "".join(f"- {printable(each)}\n" for each in report.notes)
+    remarks = (
+        fill(f"- {printable(each)}", width or 120, subsequent_indent="  ") for each in _remarks(report)
+    )
+    notes = "".join(f"{each}\n" for each in remarks)
     head = f"Convention {report.convention}\n"
     return "\n".join([head, results, *([notes] if notes else []), *others])
 
@@ -33,14 +39,14 @@ def as_text(report: Report, width: int | None = None) -> str:
 def as_markdown(report: Report) -> str:
     """Return the tables in Markdown, best values in bold."""
     results, *others = (each.to_markdown() for each in tables(report))
-    notes = "".join(f"- {markdown_escaped(each)}\n" for each in report.notes)
+    notes = "".join(f"- {markdown_escaped(each)}\n" for each in _remarks(report))
     head = f"Convention {markdown_escaped(report.convention)}.\n"
     return "\n".join([head, results, *([notes] if notes else []), *others])
 
 
 def as_latex(report: Report) -> str:
     """Return a tabular for each table, best values in bold; convention, captions and notes are comments."""
-    comments = [f"Convention {report.convention}", *report.notes]
+    comments = [f"Convention {report.convention}", *_remarks(report)]
     head = "".join(f"% {printable(each)}\n" for each in comments)
     return "\n".join([head, *(each.to_latex() for each in tables(report))])
 
@@ -64,6 +70,7 @@ def as_csv(report: Report) -> str:
         about = (
             row.name,
             row.kind,
+            row.verdict.value if row.verdict else None,
             run.result.convention,
             run.manifest.get("seed"),
             of.epoch,
@@ -86,7 +93,16 @@ def as_json(report: Report) -> str:
         "created": report.created,
         "convention": report.runs[0].result.convention,
         "rows": [
-            {"name": each.name, "kind": each.kind, "run": each.run.name, "metrics": each.metrics}
+            {
+                "name": each.name,
+                "kind": each.kind,
+                "verdict": each.verdict.value if each.verdict else None,
+                "verdict_reasons": [asdict(reason) for reason in each.verdict.reasons]
+                if each.verdict
+                else [],
+                "run": each.run.name,
+                "metrics": each.metrics,
+            }
             for each in results.rows
         ],
         "best": best,
@@ -102,10 +118,34 @@ def as_json(report: Report) -> str:
             for group in report.seeds
         ],
         "sequences": [_sequence(each, report.utility_metric) for each in report.sequences],
+        "texts": report.texts,
+        "leaks": [
+            {"run": each.run, "step": each.step, "rows": list(map(_leak, each.rows))} for each in report.leaks
+        ],
         "notes": report.notes,
         "left_out": report.left_out,
     }
     return json.dumps(content, indent=1, default=str) + "\n"
+
+
+def _remarks(report: Report) -> list[str]:
+    """Return the verdicts with what speaks against them, and the notes."""
+    verdicts = [f"{row.name}: {row.verdict.sentence}" for row in report.results.rows if row.verdict]
+    return [*verdicts, *report.notes]
+
+
+def _leak(row: LeakedRow) -> dict[str, Any]:
+    numbers = {
+        "set": row.set_name,
+        "row": row.row,
+        "leaked_words": row.leaked,
+        "telling_words": row.telling,
+        "longest_shared_words": row.longest,
+        "probability": row.probability,
+        "retain_only_probability": row.expected,
+        "rouge": row.rouge,
+    }
+    return numbers | ({"shared": [each.text for each in row.answer if each.shared]} if row.answer else {})
 
 
 def _run(run: Run) -> dict[str, Any]:

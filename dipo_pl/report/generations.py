@@ -50,7 +50,7 @@ def _models(runs: Sequence[Run]) -> list[tuple[str, EvaluationResult]]:
     """Return the models before unlearning, equal ones once, and the models of all runs."""
     before: dict[str, tuple[list[str], EvaluationResult]] = {}
     for run in runs:
-        if run.kind is Kind.UNLEARNED and run.first is not None and run.first is not run.generated:
+        if run.kind is Kind.UNLEARNING and run.first is not None and run.first is not run.generated:
             texts = repr([[row.get("generation") for row in each.rows] for each in run.first.sets.values()])
             before.setdefault(texts, ([], run.first))[0].append(run.name)
     models = [(f"before {', '.join(names)}", result) for names, result in before.values()]

@@ -3,22 +3,36 @@
 import base64
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from dipo_pl.report.cards import Card, cards
 from dipo_pl.report.columns import AUC_SCALE
 from dipo_pl.report.compare import attacked_run
 from dipo_pl.report.contents import Report
-from dipo_pl.report.drawing import HOW_TO_GET_PLOTS, drawable, inline_svg
+from dipo_pl.report.drawing import HOW_TO_GET_PLOTS, Plot, color_of, drawable, inline_svg
 from dipo_pl.report.generations import generated_rows
-from dipo_pl.report.plots import all_plots
+from dipo_pl.report.leaks import Leaks
+from dipo_pl.report.plots import all_plots, style_of
+from dipo_pl.report.results import Row
 from dipo_pl.report.run import Kind, Run, lookup
 from dipo_pl.report.seeds import seed_table
 from dipo_pl.report.sequences import stage_table
+from dipo_pl.report.texts import Texts
 from dipo_pl.version import __version__
+
+Plots = Mapping[str, Sequence[Plot]]
+# Of what there is for each run, more is folded, so that the page of a few runs can be read on a phone.
+_CARDS, _LEAKING_ROWS, _LEAKING_ROWS_OF_ALL = 6, 5, 6
+
+_NO_FORGET_QUALITY = (
+    "No unlearning run has it and Model Utility. Fit a retain-only model (a fine-tuning config with --config "
+    "retain_only.yaml), and give its run folder to the unlearning run as --forget_quality.retain_result."
+)
+_NO_WRONG_ANSWERS = "It compares truth ratios, and no forget row has perturbed answers (as in MUSE)."
 
 
 def as_html(report: Report) -> str:
@@ -28,26 +42,92 @@ def as_html(report: Report) -> str:
         undefined=StrictUndefined,
     )  # fmt: skip
     environment.filters["class_name"] = lambda part: str(lookup(part, "class_path") or "").rpartition(".")[2]
-    script = _part("page.js")
+    script, plots = _part("page.js"), all_plots(report)
+    generated, quantized = generated_rows(report.runs), _quantized(report)
     return environment.get_template("page.html").render(
         report=report,
         version=__version__,
-        plots=all_plots(report),
+        cards=cards(report),
+        cards_shown=_CARDS,
+        leaks_shown=max(1, min(_LEAKING_ROWS, _LEAKING_ROWS_OF_ALL // max(1, len(report.leaks)))),
+        masked=report.texts is not Texts.FULL,
+        sections=_sections(report, plots, bool(generated), bool(quantized)),
+        not_tested=_not_tested(report, plots, bool(quantized)),
+        plots=plots,
         drawable=drawable(),
         how_to_get_plots=HOW_TO_GET_PLOTS[0].upper() + HOW_TO_GET_PLOTS[1:],
         svg=lambda plot: Markup(inline_svg(plot)),
-        truth_ratios=any(each.scores("log_truth_ratio") for each in report.runs),
+        color_of=lambda of: _color(report, of),
         auc_scale=AUC_SCALE,
-        generated=generated_rows(report.runs),
+        generated=generated,
         seeds=seed_table(report.seeds, report.results.headlines.columns) if report.seeds else None,
         stages=[stage_table(each, report.utility_metric) for each in report.sequences],
-        quantized=_quantized(report),
+        quantized=quantized,
         lowest_log10_p=_lowest_log10_p(report.runs),
         lookup=lookup,
         style=Markup(_part("page.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _sections(report: Report, plots: Plots, generated: bool, quantized: bool) -> set[str]:
+    """Return the sections that have content."""
+    optional = {
+        "leaks": report.leaks,
+        "trajectory": plots["trajectory"],
+        "truth-ratio": plots["truth_ratio"],
+        "membership": plots["membership"],
+        "attacks": plots["relearning"] or quantized,
+        "continual": report.sequences,
+        "seeds": report.seeds,
+        "generations": generated,
+    }
+    return {
+        "verdicts",
+        "results",
+        "definitions",
+        "provenance",
+        *(key for key, has in optional.items() if has),
+    }
+
+
+def _not_tested(report: Report, plots: Plots, quantized: bool) -> list[tuple[str, str]]:
+    """Return what nothing of the report tells, each with how to get it."""
+    found = []
+    if not plots["trajectory"]:
+        known = any(each.scores("log_truth_ratio") for each in report.runs)
+        found.append(("Forget Quality", _NO_FORGET_QUALITY if known else _NO_WRONG_ANSWERS))
+    elif not plots["truth_ratio"]:
+        how = "Add the retain-only run, or name it with --retain-only."
+        found.append(("Distributions of truth ratios", how))
+    if not plots["membership"]:
+        how = "It needs rows that no model has seen among the evaluation sets: give --data.holdout."
+        found.append(("Membership inference", how))
+    if not plots["relearning"]:
+        how = (
+            "Run dipo-pl relearn on the unlearning and the retain-only run, and add the runs that it writes."
+        )
+        found.append(("Relearning", how))
+    if not quantized:
+        how = "Run dipo-pl quantize on the unlearning run, and add the runs that it writes."
+        found.append(("Quantization", how))
+    if not report.seeds:
+        how = (
+            "No two runs have one config under different seeds: give each a --seed_everything and a --name, and "
+            "add their folders."
+        )
+        found.append(("Several seeds", how))
+    if not any(each.answered for each in report.leaks):
+        found.append(("Generated answers", "Evaluate with --forget_quality.generate_every 1."))
+    return found
+
+
+def _color(report: Report, of: Card | Row | Leaks) -> str | None:
+    """Return the color of a run in plots; None for a row that is no run of its own."""
+    if isinstance(of, Leaks):
+        return color_of(style_of(report, next(each for each in report.runs if each.name == of.run)))
+    return color_of(style_of(report, of.run)) if isinstance(of, Card) or of.kind is not Kind.BEFORE else None
 
 
 def _lowest_log10_p(runs: Sequence[Run]) -> tuple[int, float] | None:

@@ -42,7 +42,7 @@ def trajectory(report: Report) -> list[Plot]:
     """Return Forget Quality against Model Utility, at the evaluations whose utility has the parts of the last one."""
     needed = {"forget_quality_log10_p", "model_utility"}
     curves, epochs, described = [], [], []
-    for run in report.of_kind(Kind.UNLEARNED):
+    for run in report.of_kind(Kind.UNLEARNING):
         parts = run.chosen.utility_parts
         known = [
             each for each in run.evaluations if each.utility_parts == parts and needed <= each.metrics.keys()
@@ -51,7 +51,7 @@ def trajectory(report: Report) -> list[Plot]:
             x = [each.metrics["model_utility"] for each in known]
             y = [each.metrics["forget_quality_log10_p"] for each in known]
             epochs.append([each.epoch or 0.0 for each in known])
-            curves.append(Curve(run.name, x, y, _style(report, run)))
+            curves.append(Curve(run.name, x, y, style_of(report, run)))
             described.append(
                 f"{run.name} goes from log10 p {y[0]:.2f} and utility {x[0]:.3f} at epoch {epochs[-1][0]:g} to {y[-1]:.2f} "
                 f"and {x[-1]:.3f} at epoch {epochs[-1][-1]:g}"
@@ -90,7 +90,7 @@ def truth_ratios(report: Report) -> list[Plot]:
             place, one, other = largest_gap(values, expected)
             gaps.append((place, one, other))
             size = f"D = {abs(one - other):.3f}"
-            curves.append(Curve(f"{run.name} ({size})", values, (), _style(report, run)))
+            curves.append(Curve(f"{run.name} ({size})", values, (), style_of(report, run)))
             described.append(
                 f"{run.name}: largest gap {size}, where {one:.0%} of its rows and {other:.0%} of the retain-only model's "
                 "are at or below"
@@ -112,21 +112,22 @@ def truth_ratios(report: Report) -> list[Plot]:
 def membership(report: Report) -> list[Plot]:
     """Return the ROC curves of membership inference attacks, a plot for each score."""
     plots = []
-    for score, title in MEMBERSHIP_SCORES.items():
+    # The attack that PrivLeak uses comes first.
+    for score, title in sorted(MEMBERSHIP_SCORES.items(), key=lambda each: each[0] != "min_k"):
         curves = []
         for run in report.runs:
             forget, holdout = run.scores(score, FORGET), run.scores(score, "holdout")
             if not run.probe and forget and holdout:
                 x, y, auc = roc(forget, holdout)
-                curves.append(Curve(f"{run.name} (AUC = {auc:.3f})", x, y, _style(report, run)))
+                curves.append(Curve(f"{run.name} (AUC = {auc:.3f})", x, y, style_of(report, run)))
         if curves:
             plots.append(
                 Plot(
                     f"membership_{score}",
                     f"Membership inference by {title}",
                     [each.name for each in curves],
-                    "share of holdout rows taken for training data",
-                    "share of forget rows taken for training data",
+                    "holdout rows taken for training data",
+                    "forget rows taken for training data",
                     partial(drawing.draw_roc, curves=curves),
                 )
             )
@@ -143,9 +144,7 @@ def relearning(report: Report) -> list[Plot]:
             name = _with_kind(attacked) if attacked else probe.name
             known = {each.step or 0: each.metrics[key] for each in probe.evaluations if key in each.metrics}
             if len(known) > 1:
-                curves.append(
-                    Curve(name, list(known), list(known.values()), _style(report, attacked or probe))
-                )
+                curves.append(Curve(name, list(known), list(known.values()), style_of(report, probe)))
         if curves:
             title = column_of(key).title
             plots.append(
@@ -158,7 +157,9 @@ def relearning(report: Report) -> list[Plot]:
                     ],
                     "steps of fine-tuning on a share of the forget set",
                     title,
-                    partial(drawing.draw_curves, curves=curves, whole_steps=True),
+                    partial(
+                        drawing.draw_curves, curves=curves, whole_steps=True, least_span=_least_span(key)
+                    ),
                 )
             )
     return plots
@@ -190,7 +191,7 @@ def utility_by_stage(sequences: Sequence[RequestSequence], utility: str | None) 
             [_by_stage(each) for each in curves],
             _STAGES,
             f"{title} (up: keeps more)",
-            partial(drawing.draw_curves, curves=curves, whole_steps=True),
+            partial(drawing.draw_curves, curves=curves, whole_steps=True, least_span=_least_span(utility)),
         )
     ]
 
@@ -244,12 +245,19 @@ def _log10(natural: Sequence[float]) -> list[float]:
     return [each / math.log(10) for each in natural]
 
 
-def _style(report: Report, run: Run) -> int | None:
+def style_of(report: Report, run: Run) -> int | None:
     """Return the number of a run's style, the same in all plots; None for the retain-only model."""
-    names = [each.name for each in report.runs if not each.probe and each.kind is not Kind.RETAIN_ONLY]
+    run = attacked_run(run, report.runs) or run if run.probe else run
     if run.kind is Kind.RETAIN_ONLY:
         return None
-    return names.index(run.name) if run.name in names else len(names)
+    # Models to choose between come first, since the first colors differ most.
+    order = sorted(report.runs, key=lambda each: (bool(each.probe), not each.kind.competes))
+    return [each.name for each in order if each.kind is not Kind.RETAIN_ONLY].index(run.name)
+
+
+def _least_span(key: str) -> float:
+    """Return what the axis of a metric spans at least, so that noise does not fill it."""
+    return 2.0 if key.endswith("log10_p") else 0.2
 
 
 def _with_kind(run: Run) -> str:

@@ -14,13 +14,17 @@ from dipo_pl.errors import InputError
 from dipo_pl.metrics.result import EvaluationResult
 from dipo_pl.report.columns import MEMBERSHIP_SCORES
 from dipo_pl.report.run import MODES, Evaluation, Kind, Run, StageEntry, lookup, printable
+from dipo_pl.report.verdicts import read_verdict
 from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.storage.text import load_yaml
 
 _PROBES = {"relearning": Kind.RELEARNED, "quantization": Kind.QUANTIZED}
 # Values of a row that reports use; their numbers have been checked to be finite.
 _KINDS: dict[str, Any] = dict.fromkeys(("nll", "answers"), list)
-_KINDS |= dict.fromkeys(("log_truth_ratio", *MEMBERSHIP_SCORES), (int, float))
+_KINDS |= dict.fromkeys(
+    ("log_truth_ratio", "probability", "rouge_l_recall", "rouge_l_f1", *MEMBERSHIP_SCORES), (int, float)
+)
+_KINDS |= dict.fromkeys(("question", "generation"), (str, type(None)))
 
 
 def read_run(path: Path, unfinished: bool = False) -> Run:
@@ -78,7 +82,9 @@ def _read_folder(folder: RunFolder, unfinished: bool) -> Run:
     status = manifest.get("status")
     if status != "finished" and not unfinished:
         raise InputError(
-            f"{folder.path} is not finished (status: {_one_line(status)}): wait for it, or give --unfinished"
+            # The cause of a failure may show a value of a row.
+            f"{folder.path} is not finished (status: {_one_line(status).partition(':')[0]}): wait for it, or give "
+            "--unfinished"
         )
     config = _mapping(folder.config, load_yaml) if folder.config.is_file() else {}
     records = folder.read_metrics()
@@ -87,8 +93,9 @@ def _read_folder(folder: RunFolder, unfinished: bool) -> Run:
     steps = [each["step"] for each in records]
     if steps != sorted(set(steps)):
         raise InputError(f"the steps in {folder.metrics} must increase from line to line (got {steps[:5]})")
+    read_verdict(manifest)
     kind = _kind(manifest, config)
-    stage = _stage(manifest.get("sequence")) if kind is Kind.UNLEARNED else None
+    stage = _stage(manifest.get("sequence")) if kind is Kind.UNLEARNING else None
     name = printable(folder.path.resolve().name)
     step = folder.final_step or 0
     result = EvaluationResult.read(folder.evaluation_file(step))
@@ -126,7 +133,7 @@ def _kind(manifest: dict[str, Any], config: dict[str, Any]) -> Kind:
     if manifest.get("command") == "validate":
         return Kind.MEASURED
     train_on = lookup(config, "data", "init_args", "train_on")
-    return {"all": Kind.TARGET, "retain": Kind.RETAIN_ONLY}.get(train_on or "", Kind.UNLEARNED)
+    return {"all": Kind.TARGET, "retain": Kind.RETAIN_ONLY}.get(train_on or "", Kind.UNLEARNING)
 
 
 def _stage(given: Any) -> StageEntry | None:
@@ -152,8 +159,9 @@ def _check(result: EvaluationResult) -> None:
             raise InputError(f"the set {name!r} is empty")
         for index, row in enumerate(measured.rows):
             for key in row.keys() & _KINDS.keys():
-                fits = isinstance(row[key], _KINDS[key])
-                _expect(fits, f"{key} of {name} row {index}", "of another kind", row[key])
+                # The value may be a text that was to be forgotten.
+                if not isinstance(row[key], _KINDS[key]):
+                    raise InputError(f"{key} of {name} row {index} must not be a {type(row[key]).__name__}")
 
 
 def _expect(fits: Any, key: str, what: str, value: Any) -> None:

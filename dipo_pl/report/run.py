@@ -34,7 +34,7 @@ class Kind(StrEnum):
     BEFORE = "before unlearning"
     TARGET = "target"
     RETAIN_ONLY = "retain-only"
-    UNLEARNED = "unlearned"
+    UNLEARNING = "unlearning"
     MEASURED = "measured"
     RELEARNED = "relearned"
     QUANTIZED = "quantized"
@@ -43,7 +43,24 @@ class Kind(StrEnum):
     @property
     def competes(self) -> bool:
         """True if the run may be marked as best; the others are there for comparison."""
-        return self in (Kind.UNLEARNED, Kind.MEASURED, Kind.FILE)
+        return self in (Kind.UNLEARNING, Kind.MEASURED, Kind.FILE)
+
+    @property
+    def meaning(self) -> str:
+        """What a reference model is."""
+        texts = {
+            Kind.TARGET: "target: knows what is to be forgotten",
+            Kind.RETAIN_ONLY: "retain-only: never saw it",
+            Kind.BEFORE: "before unlearning",
+        }
+        return texts.get(self, str(self))
+
+    @property
+    def purpose(self) -> str:
+        """What a run without a verdict is there for."""
+        if self in (Kind.RELEARNED, Kind.QUANTIZED):
+            return "attack"
+        return "" if self.competes else "reference"
 
 
 class StageEntry(NamedTuple):

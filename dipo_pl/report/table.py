@@ -28,7 +28,7 @@ class Table:
         head: titles of the columns.
         rows: cells of each row; empty where nothing was measured.
         labels: number of leading columns that name the row; the others hold numbers.
-        best: (row, column) of the cells to highlight.
+        best, missed: (row, column) of the cells to highlight.
     """
 
     title: str
@@ -37,9 +37,10 @@ class Table:
     rows: Sequence[Sequence[str]]
     labels: int = 1
     best: frozenset[tuple[int, int]] = field(default_factory=frozenset)
+    missed: frozenset[tuple[int, int]] = field(default_factory=frozenset)
 
     def to_text(self, width: int | None = None) -> str:
-        """Return title, caption and table for a terminal, best cells with an asterisk.
+        """Return title, caption and table for a terminal, best cells with an asterisk, missed ones with an exclamation mark.
 
         A table wider than `width` characters continues in further blocks of columns.
         """
@@ -48,9 +49,10 @@ class Table:
         labels = [[_shortened(each, width) or "-" for each in column] for column in columns[: self.labels]]
         widths = [max(map(len, column)) for column in labels]
         names = ["  ".join(map(str.ljust, row, widths)) for row in zip(*labels, strict=True)]
-        mark = " " if self.best else ""
-        cells = self._cells(lambda cell, best, _: (cell or "-") + ("*" if best else mark))
-        cells = [row[self.labels :] for row in cells]
+        cells = [
+            [(cell or "-") + self._mark(row, place) for place, cell in enumerate(found)][self.labels :]
+            for row, found in enumerate(self.rows)
+        ]
         if len(columns) == self.labels:
             table = "\n".join(names)
         else:
@@ -79,6 +81,11 @@ class Table:
         head = list(map(latex_escaped, self.head))
         tabular = pd.DataFrame(cells).to_latex(index=False, escape=False, header=head, column_format=columns)
         return f"% {printable(f'{self.title}. {self.caption}')}\n{tabular}"
+
+    def _mark(self, row: int, place: int) -> str:
+        if (row, place) in self.best:
+            return "*"
+        return "!" if (row, place) in self.missed else " " if self.best or self.missed else ""
 
     def _cells(self, text: Callable[[str, bool, bool], str]) -> list[list[str]]:
         """Return the text of each cell, a function of the cell, whether it is best, and whether it is a label."""

@@ -5,7 +5,12 @@ import torch
 from lightning import Trainer
 from safetensors.torch import load_file
 
-from dipo_pl.callbacks.selection import BestCheckpoint, BestForgetQuality, FirstForgotten
+from dipo_pl.callbacks.selection import (
+    BestCheckpoint,
+    BestForgetQuality,
+    FirstForgotten,
+    LowestForgetProbability,
+)
 from dipo_pl.errors import InputError
 from dipo_pl.metrics.result import EvaluationResult
 from dipo_pl.storage.run_folder import RunFolder
@@ -28,18 +33,64 @@ def test_best_forget_quality():
     assert scores == [-9, pytest.approx(lost[0], abs=1e-6), -2, pytest.approx(lost[1], abs=1e-6)]
     assert rule.score(UNMEASURED, TARGET, RETAIN) is None
     for scores, ends in [((-3,), 0), ((-3, -4), 0), ((-3, -4, -5), 1), ((-3, -4, -2), 0), ((-3, -3, -3), 1)]:
-        assert rule.ends(scores) == bool(ends)
+        assert bool(rule.ends(scores)) == bool(ends)
 
 
 def test_first_forgotten():
     rule = FirstForgotten()
     scores = [rule.score({"forget_rouge_l_recall": each}, TARGET, RETAIN) for each in (0.9, 0.41, 0.4, 0.1)]
     assert scores == [pytest.approx(-0.5), pytest.approx(-0.01), 0.0, 0.0]
-    assert [rule.ends(scores[:count]) for count in (1, 2, 3)] == [False, False, True]
+    assert [bool(rule.ends(scores[:count])) for count in (1, 2, 3)] == [False, False, True]
     assert rule.score(UNMEASURED, TARGET, RETAIN) is None
 
 
+KNOWING = {"step": 0, "forget_probability": 0.9, "model_utility": 0.8, "retain_probability": 0.9}
+
+
+def found(forget, utility):
+    return {"forget_probability": forget, "model_utility": utility}
+
+
+@pytest.mark.parametrize(("metrics", "target", "retain", "score"), [
+    (found(0.4, 0.8), {}, None, -0.4),
+    (found(0.4, 0.8), {"holdout_probability": 0.1}, None, -0.3),
+    (found(0.4, 0.8), {"holdout_probability": 0.1}, {"forget_probability": 0.3}, -0.1),
+    # Below what a model has that never saw the rows, nothing is gained.
+    (found(0.05, 0.8), {"holdout_probability": 0.1}, None, 0.0),
+    (found(0.05, 0.7), {"holdout_probability": 0.1}, None, -1e6 - (0.95 - 0.875)),
+    ({"forget_probability": 0.4, "retain_probability": 0.2}, {}, None, None),  # answers were not generated
+    ({"forget_probability": 0.4, "retain_probability": 0.45}, {"model_utility": 0.0}, None, -1e6 - (0.95 - 0.5)),
+    (found(0.4, 0.0), {"model_utility": 0.0, "retain_probability": 0.0}, None, -0.4),  # nothing to lose
+])  # fmt: skip
+def test_lowest_forget_probability(metrics, target, retain, score):
+    given = LowestForgetProbability().score(metrics, KNOWING | target, retain)
+    assert given == (None if score is None else pytest.approx(score))
+
+
+@pytest.mark.parametrize(("scores", "end"), [
+    ([-0.8, -0.5], None),
+    ([-0.8, 0.0], "P(forget) is that of a model that never saw the rows"),
+    ([-0.5, -0.5, -0.6], "P(forget) did not fall in the last 2 evaluations"),
+    ([-0.5, -0.6, -0.4], None),
+    ([-0.5, -1e6 - 0.2, -1e6 - 0.3], "utility was lost in the last 2 evaluations"),
+    ([-0.5, -1e6 - 0.3, -1e6 - 0.2], None),  # utility comes back
+    ([-1e6 - 0.2, -1e6 - 0.3], None),
+    ([-1e6 - 0.2, -1e6 - 0.3, -1e6 - 0.4], "utility was lost in the last 2 evaluations"),
+    ([], None),
+])  # fmt: skip
+def test_lowest_forget_probability_ends(scores, end):
+    assert LowestForgetProbability(patience=2).ends(scores) == end
+
+
 def test_metrics_that_a_rule_needs():
+    for target, lacks in [
+        ({"retain_probability": 1}, r"P\(forget\)"),
+        ({"forget_probability": 1}, "a utility"),
+    ]:
+        with pytest.raises(
+            InputError, match=f"needs {lacks}, which is not measured: .* --selection.rule null"
+        ):
+            LowestForgetProbability().score(target, target, None)
     with pytest.raises(InputError, match="needs Model Utility, which is not measured"):
         BestForgetQuality().score(quality(-1, 0.8), {"step": 0}, RETAIN)
     with pytest.raises(
@@ -79,6 +130,7 @@ def kept(run):
     (("BestForgetQuality", "--forget_quality.generate_every", "0"), "needs Model Utility, which is not measured"),
     (("BestForgetQuality", "--forget_quality.utility_sets", "[]"), "needs Model Utility, which is not measured"),
     (("FirstForgotten", "--trainer.num_sanity_val_steps", "0"), "FirstForgotten needs the evaluation before training"),
+    (("LowestForgetProbability", "--model", "FineTuning", "--data.train_on", "all"), "FineTuning makes none forget"),
     (("BestForgetQuality", "--checkpoint.monitor", "retain_probability"),
      "selection.rule and checkpoint.monitor (retain_probability) both say"),
 ])  # fmt: skip
@@ -149,7 +201,10 @@ def test_training_ends_once_the_forget_set_is_forgotten(cli, learned, retain_onl
     command = first_forgotten(learned, retain_only, "--trainer.max_epochs", "30")
     ended = cli(*command)
     assert ended.code == 0, ended.err
-    assert "training ends: selection.rule FirstForgotten expects no better checkpoint" in ended.err
+    assert (
+        "training ends: forget_probability is at the retain-only model's (selection.rule FirstForgotten)"
+        in ended.err
+    )
     records = run.read_metrics()
     bar = RunFolder(retain_only).read_metrics()[-1]["forget_probability"]
     assert [each["forget_probability"] <= bar for each in records] == [False] * (len(records) - 1) + [True]
@@ -174,3 +229,32 @@ def test_an_evaluation_ahead_of_the_checkpoint_does_not_end_training(cli, learne
     ended = cli(*command, "--trainer.max_epochs", "4")
     assert ended.code == 0, ended.err
     assert run.read_manifest()["steps"] == 12
+
+
+def test_a_run_without_a_retain_only_model_ends_when_it_has_forgotten(cli, learned, run):
+    words = unlearn(learned, "null", "LowestForgetProbability", "--selection.stop", "true")
+    words = (*words, "--selection.rule.utility_share", "0.3")
+    ended = cli(*words, "--trainer.max_epochs", "30", "--forget_quality.generate_every", "0")
+    assert ended.code == 0, ended.err
+    assert "training ends: P(forget) is that of a model that never saw the rows" in ended.err
+    target, *trained = run.read_metrics()
+    assert len(trained) < 30
+    reached = [each["forget_probability"] <= target["holdout_probability"] for each in trained]
+    assert reached == [False] * (len(trained) - 1) + [True]
+    assert run.read_manifest()["exported_step"] == trained[-1]["step"]
+
+
+def test_a_best_checkpoint_that_never_was_is_no_reason_to_lose_the_last_one(cli, learned, run):
+    words = unlearn(learned, "null", "LowestForgetProbability", "--trainer.limit_val_batches", "1")
+    ended = cli(
+        *words,
+        "--data.evaluation_tokens",
+        "512",
+        "--trainer.max_epochs",
+        "1",
+        "--forget_quality.generate_every",
+        "0",
+    )
+    assert ended.code == 0, ended.err
+    assert "exported the last one (step 3)" in ended.err
+    assert (run.hf / "model.safetensors").is_file()

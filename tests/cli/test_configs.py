@@ -63,9 +63,8 @@ def test_overlay_for_gpus_parses(cli, name):
 @pytest.mark.parametrize("name", sorted({*OVERLAYS} - {*GPU_ONLY}))
 def test_overlay_runs(cli, name):
     """On texts in blocks; those that need questions, on rows that have some."""
-    model = ("--model", "FineTuning") if name == "retain_only.yaml" else ()
     quick = (
-        *model, "--config", name, "--trainer.max_steps", "2", "--forget_quality.generate_every", "0",
+        "--config", name, "--trainer.max_steps", "2", "--forget_quality.generate_every", "0",
         "--trainer.num_sanity_val_steps", "0", "--samples.rows", "0",
     )  # fmt: skip
     ended = cli("fit", "--config", "smoke_news.yaml", *quick, "--data.evaluate", "[forget]")

@@ -12,6 +12,7 @@ from sample_runs import THREE, write_sequence
 from dipo_pl.__main__ import main
 from dipo_pl.report.contents import Report, read_report
 from dipo_pl.report.page import as_html
+from dipo_pl.report.texts import Texts
 
 _SMALL = "{model_type: llama, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 2}"
 _TUNE = f"""
@@ -63,7 +64,7 @@ def all_runs(runs: Path) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def report(all_runs: list[Path]) -> Report:
-    return read_report(all_runs)
+    return read_report(all_runs, texts=Texts.FULL)
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,11 @@ import shutil
 from itertools import pairwise
 
 import pytest
-from sample_runs import alter, write_sequence
+from sample_runs import alter, forgotten, write_sequence
 
 from dipo_pl.report.contents import read_report
 from dipo_pl.report.page import as_html
+from dipo_pl.report.texts import Texts
 
 SCRIPT = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
 LONG = SCRIPT + "unbroken" * 20
@@ -24,8 +25,12 @@ def file(runs, tmp_path_factory):
         rows[2]["generation"], rows[3]["generation"] = SCRIPT, "Zanzibar " + "unbroken" * 60
 
     alter(folder / "runs" / "unlearned-1" / "evaluation" / "step-000006.json", answer)
+    for name in ("unlearned-0", "unlearned-1"):
+        alter(folder / "runs" / name / "manifest.json", forgotten)
     path = folder / "report.html"
-    path.write_text(as_html(read_report(sorted((folder / "runs").iterdir()))), encoding="utf-8")
+    path.write_text(
+        as_html(read_report(sorted((folder / "runs").iterdir()), texts=Texts.FULL)), encoding="utf-8"
+    )
     return path
 
 
@@ -65,6 +70,10 @@ def opened(browser, file):
     assert asked <= given
 
 
+def open_all(page):
+    page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+
+
 def column(page, name):
     """The shown cells of the results below a heading, top to bottom."""
     return page.evaluate(
@@ -79,7 +88,9 @@ def column(page, name):
 
 def test_headings_sort_both_ways_and_say_so(opened):
     page = opened()
-    heading = page.get_by_role("columnheader", name="Model Utility")
+    heading = page.locator("#results-table-caption + .scroll").get_by_role(
+        "columnheader", name="Model Utility"
+    )
     before = column(page, "Model Utility")
     assert "" in before
     examples = (["1e-21", "0.5", "-20.7", "", "3e-7", "0.04"], ["", "0.5", "", "-20.7", "3e-7", "-1.5"])
@@ -98,7 +109,8 @@ def test_headings_sort_both_ways_and_say_so(opened):
         for _ in range(3):
             heading.get_by_role("button").click()
             assert column(page, "Model Utility") == orders[heading.get_attribute("aria-sort")]
-    page.get_by_role("columnheader", name="Model", exact=True).get_by_role("button").click()
+    table = page.locator("#results-table-caption + .scroll")
+    table.get_by_role("columnheader", name="Model", exact=True).get_by_role("button").click()
     names = column(page, "Model")
     assert names == sorted(names, reverse=True)
     assert page.locator("th[aria-sort]").count() == 1
@@ -114,18 +126,22 @@ def test_the_results_are_filtered_and_extended(opened):
     assert column(page, "Model") == ["retain-only-relearn", "unlearned-0-relearn"]
     page.get_by_role("combobox", name="Kind").select_option("")
     assert len(column(page, "Model")) == 6
+    assert page.locator("table.results.short th[scope=col]").count() == 2 + 6
     heading = page.get_by_role("columnheader", name="TR(retain)")
     for shown in (0, 1, 0):
-        page.get_by_role("checkbox", name="all metrics").set_checked(bool(shown))
         assert heading.count() == shown
+        page.locator("#all-metrics summary").click()
 
 
 def test_generated_answers_are_searched_and_a_script_in_one_is_a_text(opened):
     page = opened()
-    shown = page.locator("article.row:visible")
-    total = shown.count()
+    page.locator("#generations summary").click()
+    shown, total = page.locator("#generations article.row:visible"), 30
     count, search = page.locator("#row-count"), page.get_by_role("searchbox", name="Words")
-    assert count.inner_text() == f"{total} of {total} shown"
+    assert (shown.count(), count.inner_text()) == (20, f"20 of {total} matching rows shown")
+    page.get_by_role("button", name="Show more rows").click()
+    assert (shown.count(), count.inner_text()) == (total, f"{total} of {total} shown")
+    assert not page.get_by_role("button", name="Show more rows").is_visible()
     search.fill("ZANZIBAR unbroken")
     assert shown.count() == 1
     assert shown.locator("small").inner_text() == "forget 3"
@@ -142,9 +158,11 @@ def test_generated_answers_are_searched_and_a_script_in_one_is_a_text(opened):
 
 def test_a_phone_needs_no_sideways_scrolling_of_the_page(opened):
     page = opened(viewport={"width": 360, "height": 740})
-    page.get_by_role("checkbox", name="all metrics").check()
-    for each in page.locator("details").all():
-        each.locator("summary").click()
+    assert page.evaluate("document.documentElement.scrollHeight") < 12_000
+    cards = page.locator("table.results.short tbody tr").all()
+    assert all(each.bounding_box()["width"] <= 360 for each in cards)
+    assert cards[3].get_by_role("cell").first.inner_text().strip() == "forgotten"
+    open_all(page)
     widths = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
     assert widths[0] <= widths[1]
     outside = page.evaluate(
@@ -154,8 +172,8 @@ def test_a_phone_needs_no_sideways_scrolling_of_the_page(opened):
     )
     assert outside == []
     # The name of the model stays in sight when its metrics are scrolled to.
-    page.evaluate("document.querySelector('table.results').parentElement.scrollLeft = 400")
-    assert page.locator("table.results th[scope=row]").first.bounding_box()["x"] >= 0
+    page.evaluate("document.querySelector('table.results.all').parentElement.scrollLeft = 400")
+    assert page.locator("table.results.all th[scope=row]").first.bounding_box()["x"] >= 0
     for each in page.get_by_role("searchbox").all() + page.get_by_role("combobox").all():
         assert each.bounding_box()["height"] >= 24
     smallest = page.evaluate(
@@ -183,7 +201,7 @@ def test_print_has_no_controls_and_dark_ink_on_white(opened, tmp_path):
         "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
     )
     assert colors == ["rgb(0, 0, 0)", "rgb(255, 255, 255)"]
-    assert page.locator("table.results").is_visible()
+    assert page.locator("table.results.short").is_visible()
     assert page.pdf(path=tmp_path / "report.pdf", prefer_css_page_size=True).startswith(b"%PDF")
 
 
@@ -202,21 +220,24 @@ def test_everything_can_be_done_by_keyboard(opened):
         )
         reached.append(name)
         assert outline != "none", name
-        if name == "log10 p":
+        if name == "ES(forget)":
             break
-    assert {"model-filter", "all-metrics"} <= set(reached)
-    heading = page.get_by_role("columnheader", name="log10 p")
+    assert "model-filter" in reached
+    heading = page.locator("table.results.short").get_by_role("columnheader", name="ES(forget)")
     page.keyboard.press("Enter")
     assert heading.get_attribute("aria-sort") == "descending"
     page.keyboard.press("Space")
     assert heading.get_attribute("aria-sort") == "ascending"
+    page.locator("#generations summary").focus()
+    page.keyboard.press("Enter")
     page.get_by_role("searchbox", name="Words").focus()
     page.keyboard.type("zanzibar")
-    assert page.locator("article.row:visible").count() == 1
+    assert page.locator("#generations article.row:visible").count() == 1
 
 
 def test_a_screen_reader_finds_landmarks_names_and_captions(opened):
     page = opened()
+    open_all(page)
     assert page.evaluate("document.documentElement.lang") == "en"
     for landmark in ("banner", "navigation", "main", "contentinfo", "search"):
         assert page.get_by_role(landmark).count() == 1, landmark
@@ -252,7 +273,7 @@ def test_a_screen_reader_finds_landmarks_names_and_captions(opened):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast_of_texts_is_at_least_four_and_a_half_to_one(opened, scheme):
     page = opened(color_scheme=scheme)
-    page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+    open_all(page)
     found = page.evaluate(
         """() => {
             const light = color => color.match(/[\\d.]+/g).slice(0, 3).map(each => each / 255)
@@ -281,8 +302,11 @@ def test_without_script_everything_is_there(browser, file):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(file.as_uri())
+    assert page.locator("article.card").first.is_visible()
     assert page.locator("article.row").first.is_visible()
     assert page.get_by_role("columnheader", name="Model Utility").first.is_visible()
+    page.locator("#generations summary").click()
+    assert page.locator("#generations article.row:visible").count() == 30
     context.close()
 
 

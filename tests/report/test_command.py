@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from sample_runs import alter
+from sample_runs import alter, forgotten
 
 from dipo_pl.metrics.result import EvaluationResult
 from dipo_pl.report.formats import as_text
@@ -45,7 +45,8 @@ def test_a_narrow_terminal_gets_the_table_in_blocks(report, width, cli, all_runs
     assert len(lines) > 1
     assert all(len(line) <= width for line in lines)
     (line,) = (line for line in whole if line.startswith("unlearned-1 "))
-    assert [word for each in lines for word in each.split()[2:]] == line.split()[2:]
+    labels = 2 + len(report.results.rows[-1].standing.split())
+    assert [word for each in lines for word in each.split()[labels:]] == line.split()[labels:]
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", str(width))
     assert cli("report", *all_runs).out == narrow
@@ -90,8 +91,8 @@ def test_another_model_in_the_place_of_the_retain_only_one(cli, runs, copied):
     ended = cli("report", unlearned)
     assert ended.code == 0
     assert f"left out: {runs}/target is not the model that unlearned-0 was measured against" in ended.err
-    assert "retain-only " not in ended.out
-    assert "retain-only " in cli("report", runs / "unlearned-0").out
+    assert "\nretain-only " not in ended.out
+    assert "\nretain-only " in cli("report", runs / "unlearned-0").out
 
 
 def test_files_of_open_unlearning(cli, runs, copied):
@@ -130,12 +131,16 @@ def test_csv_and_json_hold_all_metrics_in_full(cli, runs, all_runs):
     assert [each["step"] for each in run["evaluations"]] == [0, 3, 6]
     (group,) = content["seeds"]
     assert group["runs"] == ["unlearned-0", "unlearned-1"]
-    assert content["best"]["model_utility"]
+    # It did not forget.
+    assert content["best"]["model_utility"] == []
+    verdicts = {each["name"]: each["verdict"] for each in content["rows"]}
+    assert (verdicts["unlearned-0"], verdicts["target"]) == ("not_forgotten", None)
+    assert (lines["unlearned-0"]["verdict"], lines["target"]["verdict"]) == ("not_forgotten", "")
 
 
 def test_markdown_and_latex_mark_the_best_and_escape_names(cli, runs, copied):
-    strange = copied("unlearned-1", "a_b|c&d%")
-    paths = [runs / "target", runs / "retain-only", runs / "unlearned-0", strange]
+    strange = copied("unlearned-1", "a_b|c&d%", manifest=forgotten)
+    paths = [runs / "target", runs / "retain-only", copied("unlearned-0", manifest=forgotten), strange]
     markdown = cli("report", *paths, "--format", "markdown").out
     (line,) = (line for line in markdown.splitlines() if line.startswith(r"| a\_b\|c\&d% |"))
     heads = [
@@ -299,7 +304,7 @@ def test_published_results_of_tofu(content):
 def test_each_run_is_reported_once_and_the_retain_only_run_of_the_config_too(content, runs, copied):
     found = content(runs / "unlearned-0", f"{runs}/../runs/unlearned-0")["runs"]
     assert [(each["name"], each["kind"]) for each in found] == [
-        ("retain-only", "retain-only"), ("unlearned-0", "unlearned"),
+        ("retain-only", "retain-only"), ("unlearned-0", "unlearning"),
     ]  # fmt: skip
     names = {each["name"] for each in content(runs / "unlearned-0", copied("unlearned-0"))["runs"]}
     assert {"runs/unlearned-0", "copies/unlearned-0"} <= names

@@ -11,13 +11,15 @@ from sample_runs import EVIL, alter
 from dipo_pl.report.contents import read_report
 from dipo_pl.report.generations import generated_rows
 from dipo_pl.report.page import as_html
+from dipo_pl.report.texts import Texts
 
 # A name is drawn as the outlines of its letters.
 SVG_ONLY = ("path", "use", "g", "defs")
 SUBJECTS = [
-    "results", "seeds", "continual", "trajectory", "truth-ratio", "membership", "attacks", "generations", "definitions",
-    "provenance",
+    "verdicts", "leaks", "results", "trajectory", "truth-ratio", "membership", "attacks", "seeds", "generations",
+    "definitions", "provenance",
 ]  # fmt: skip
+ALWAYS = ["verdicts", "results", "definitions", "provenance"]
 
 
 class Read(HTMLParser):
@@ -60,7 +62,7 @@ def test_all_subjects_are_there_with_their_plots(page):
         "Relearning: P(forget)",
     ):
         assert any(part in each for each in titles)
-    assert 'class="missing"' in section(page, "attacks")
+    assert "Not tested in this report: Quantization</summary>" in section(page, "verdicts")
     assert "dipo-pl quantize" in page
 
 
@@ -115,7 +117,7 @@ def page_of_runs_that_say(text, copied):
         config.write_text(config.read_text().replace("dipo_pl.DiPO\n", json.dumps(text) + "\n"))
     broken = copied("target", f"{name} broken")
     (broken / "manifest.json").unlink()
-    report = read_report([*runs, broken], unfinished=True)
+    report = read_report([*runs, broken], unfinished=True, texts=Texts.FULL)
     assert (len(report.runs), len(report.seeds), len(report.left_out)) == (5, 1, 1)
     return as_html(report)
 
@@ -137,7 +139,8 @@ def test_texts_of_runs_are_escaped_everywhere(copied, tmp_path, monkeypatch, dra
 
 
 def test_generated_answers_are_side_by_side_row_by_row(runs):
-    report = read_report([runs / each for each in ("unlearned-0", "unlearned-1", "retain-only")])
+    paths = [runs / each for each in ("unlearned-0", "unlearned-1", "retain-only")]
+    report = read_report(paths, texts=Texts.FULL)
     rows = generated_rows(report.runs)
     assert [(each.set_name, each.row) for each in rows[:10]] == [("forget", row) for row in range(10)]
     assert not any(each.set_name == "forget" for each in rows[10:])
@@ -171,13 +174,18 @@ def test_what_was_not_measured_is_named_with_how_to_get_it(copied):
         del evaluation["sets"]["holdout"]
 
     page = as_html(read_report([copied("target", "bare", nothing_much)]))
-    missing = {name: section(page, name).count('class="missing"') for name in SUBJECTS}
-    assert missing == dict.fromkeys(SUBJECTS, 1) | {
-        "results": 0,
-        "attacks": 2,
-        "definitions": 0,
-        "provenance": 0,
-    }
+    assert [found["id"] for tag, found in Read(page).elements if tag == "section"] == ALWAYS
+    told = section(page, "verdicts")
+    for subject, how in (
+        ("Forget Quality", "perturbed answers"),
+        ("Membership inference", "--data.holdout"),
+        ("Relearning", "dipo-pl relearn"),
+        ("Quantization", "dipo-pl quantize"),
+        ("Several seeds", "--seed_everything"),
+        ("Generated answers", "generate_every"),
+    ):
+        assert re.search(f"<strong>{subject}.</strong> [^<]*{how}", told)
+    assert "No run of this report was to forget anything" in told
     assert "<svg" not in page
 
 

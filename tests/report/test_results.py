@@ -6,7 +6,7 @@ from dipo_pl.report.contents import read_report
 from dipo_pl.report.results import Row, make_results
 from dipo_pl.report.run import Kind
 
-U, R, B = Kind.UNLEARNED, Kind.RETAIN_ONLY, Kind.BEFORE
+U, R, B = Kind.UNLEARNING, Kind.RETAIN_ONLY, Kind.BEFORE
 
 
 @pytest.mark.parametrize(("key", "models", "expected"), [
@@ -29,7 +29,7 @@ def test_best(key, models, expected):
     rows = [Row("", kind, {} if value is None else {key: value}, None) for kind, value in models]
     results = make_results(rows)
     assert sorted(results.best) == [(index, key) for index in expected]
-    assert sorted(results.table().best) == [(index, 2) for index in expected]
+    assert sorted(results.table().best) == [(index, 3) for index in expected]
 
 
 def test_rows_of_real_runs(report):
@@ -37,9 +37,9 @@ def test_rows_of_real_runs(report):
         ("target", "target"),
         ("retain-only", "retain-only"),
         ("retain-only-relearn", "relearned"),
-        ("unlearned-0", "unlearned"),
+        ("unlearned-0", "unlearning"),
         ("unlearned-0-relearn", "relearned"),
-        ("unlearned-1", "unlearned"),
+        ("unlearned-1", "unlearning"),
     ]
     by_name = {row.name: row for row in report.results.rows}
     assert "forget_quality" not in by_name["retain-only"].metrics

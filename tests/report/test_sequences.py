@@ -247,7 +247,7 @@ def test_retain_only_models_given_by_hand_are_those_of_the_configs(sequence):
     folder = sequence(retained=True)
     for report in (read_report(sorted(folder.iterdir())), read_report([folder])):
         kinds = [row.kind for row in report.results.rows]
-        assert kinds == [Kind.RETAIN_ONLY] * 3 + [Kind.BEFORE] + [Kind.UNLEARNED] * 3
+        assert kinds == [Kind.RETAIN_ONLY] * 3 + [Kind.BEFORE] + [Kind.UNLEARNING] * 3
         known = [each.retain_only.get("retain_knowledge") for each in report.sequences[0].stages]
         assert known == [None, *(pytest.approx(0.66 + 0.001 * stage) for stage in (1, 2, 3))]
     without = read_report([sequence("without")])
@@ -261,7 +261,7 @@ def test_only_the_first_model_is_one_before_unlearning(sequence):
         )
         assert before.run.name == f"{mode}/stage-1"
     alone = read_report([sequence() / "stage-2"])
-    assert [row.kind for row in alone.results.rows] == [Kind.BEFORE, Kind.UNLEARNED]
+    assert [row.kind for row in alone.results.rows] == [Kind.BEFORE, Kind.UNLEARNING]
     assert [each.number for each in alone.sequences[0].stages] == [2]
 
 

@@ -10,6 +10,7 @@ from lightning import LightningModule, Trainer
 
 from dipo_pl.callbacks.forget_quality import ForgetQuality, log_evaluation
 from dipo_pl.callbacks.manifest import ManifestEntry
+from dipo_pl.callbacks.progress import Progress
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.metrics.truth_ratio import truth_ratio_closeness
 from dipo_pl.storage.run_folder import RunFolder
@@ -68,6 +69,7 @@ class Relearning(Probe):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End a resumed run that has taken all its steps."""
+        Progress.end_at(trainer, self.steps)
         # The run may have been killed after its last step.
         trainer.should_stop = trainer.global_step >= self.steps
 

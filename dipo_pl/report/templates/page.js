@@ -24,33 +24,35 @@
     });
   }
 
-  const results = document.querySelector("table.results");
-  const everything = document.getElementById("all-metrics");
-  const showMetrics = () => all(".more", results).forEach((each) => { each.hidden = !everything.checked; });
-  everything.addEventListener("change", showMetrics);
-  showMetrics();
-
   const words = (text) => text.toLowerCase().split(/\s+/).filter(Boolean);
-  const filter = (inputs, items, text, tell) => {
+  const id = (name) => document.getElementById(name);
+  // Shows the items that match, at most `limit` of them until `more` is pressed.
+  const filter = (inputs, items, text, tell, more, limit = Infinity) => {
     if (!inputs[0]) return;
+    let most = limit;
     const apply = () => {
       const wanted = words(inputs[0].value);
-      let shown = 0;
+      let matching = 0;
       for (const item of items) {
         const found = text(item);
-        item.hidden = !wanted.every((word) => found.includes(word)) ||
-          inputs.slice(1).some((each) => each.value !== "" && each.value !== item.dataset[each.dataset.of]);
-        shown += !item.hidden;
+        const matches = wanted.every((word) => found.includes(word)) &&
+          inputs.slice(1).every((each) => each.value === "" || each.value === item.dataset[each.dataset.of]);
+        matching += matches;
+        item.hidden = !matches || matching > most;
       }
-      tell.textContent = `${shown} of ${items.length} shown`;
+      const shown = Math.min(matching, most);
+      tell.textContent = `${shown} of ${shown < matching ? `${matching} matching rows` : items.length} shown`;
+      if (more) more.hidden = shown === matching;
     };
-    inputs.forEach((each) => each.addEventListener("input", apply));
+    inputs.forEach((each) => each.addEventListener("input", () => { most = limit; apply(); }));
+    if (more) more.addEventListener("click", () => { most += limit; apply(); });
     apply();
   };
-  const id = (name) => document.getElementById(name);
-  filter([id("model-filter"), id("kind-filter")], [...results.tBodies[0].rows],
-    (row) => row.cells[0].textContent.toLowerCase(), id("model-count"));
-  const rows = all("article.row");
+  for (const table of all("table.results")) {
+    filter([id("model-filter"), id("kind-filter")], [...table.tBodies[0].rows],
+      (row) => row.cells[0].textContent.toLowerCase(), id("model-count"));
+  }
+  const rows = all("#generations article.row");
   const texts = new Map(rows.map((each) => [each, each.textContent.toLowerCase()]));
-  filter([id("row-search"), id("set-filter")], rows, (row) => texts.get(row), id("row-count"));
+  filter([id("row-search"), id("set-filter")], rows, (row) => texts.get(row), id("row-count"), id("more-rows"), 20);
 })();
