@@ -14,6 +14,8 @@ from dipo_pl.storage.run_folder import RunFolder
 STEPS, EVERY = 20, 5
 # Between one learning rate and the next.
 FACTOR = 2.5
+# Scores below mean that utility was lost.
+LOST = -1e5
 # Learning rates above and below the configured one.
 HIGHER, LOWER = 4, 3
 # A trial needs neither the best checkpoint nor an export, and its learning rate does not depend on its length.
@@ -38,8 +40,7 @@ class Trial:
 
     Attributes:
         rate: its learning rate.
-        score: best score of its evaluations by the rule of `LowestForgetProbability`; 0 is forgotten, and below -1 the
-            utility was lost at each of them.
+        score: best score of its evaluations by the rule `NearestToUnseen`; -1 and above is forgotten.
         text: the outcome in one line.
     """
 
@@ -50,7 +51,7 @@ class Trial:
     @property
     def keeps_utility(self) -> bool:
         """True if an evaluation of the trial kept utility."""
-        return self.score >= -1
+        return self.score > LOST
 
 
 def tune(arguments: Sequence[str], debug: bool = False) -> int:
@@ -83,11 +84,15 @@ def tune(arguments: Sequence[str], debug: bool = False) -> int:
     found: list[Trial] = []
     while (rate := next_rate(_rate(config), found)) is not None:
         name = f"{rate:.3g}"
-        _say(f"short run {len(found) + 1} of at most {1 + max(HIGHER, LOWER)}: learning rate {name}, {STEPS} steps")
+        _say(
+            f"short run {len(found) + 1} of at most {1 + max(HIGHER, LOWER)}: learning rate {name}, {STEPS} steps"
+        )
         own = TRIAL | {"model.optimizer.lr": rate, "name": name, "output_dir": str(folder)}
         if code := run(["fit", *arguments, *as_options(own)], debug):
             return code
-        if code := one_line_errors(lambda rate=rate, name=name: _add(found, rate, folder / name, config), debug):  # type: ignore[misc]
+        if code := one_line_errors(
+            lambda rate=rate, name=name: _add(found, rate, folder / name, config), debug
+        ):  # type: ignore[misc]
             return code
     best = chosen(found)
     for each in found:
@@ -110,7 +115,7 @@ def next_rate(first: float, found: Sequence[Trial]) -> float | None:
     if not found[0].keeps_utility:
         ends, factor, most = last.keeps_utility, 1 / FACTOR, LOWER
     else:
-        ends, factor, most = last is not best or last.score == 0, FACTOR, HIGHER
+        ends, factor, most = last is not best or last.score >= -1, FACTOR, HIGHER
     return None if ends or len(found) > most else float(f"{last.rate * factor:.3g}")
 
 
@@ -123,7 +128,9 @@ def _rate(config: dict[str, Any]) -> float:
     optimizer = config["model"]["init_args"]["optimizer"]
     rate = (optimizer.get("init_args") or {}).get("lr")
     if "forget_loss" not in config["model"]["init_args"]:
-        raise InputError("--tune searches the learning rate of an unlearning run, and model is FineTuning: leave it out")
+        raise InputError(
+            "--tune searches the learning rate of an unlearning run, and model is FineTuning: leave it out"
+        )
     if not isinstance(rate, float | int) or rate <= 0:
         raise InputError(f"--tune needs a first learning rate > 0 (got model.optimizer.lr {rate}): give one")
     return float(rate)
@@ -137,18 +144,22 @@ def _add(found: list[Trial], rate: float, path: Path, config: dict[str, Any]) ->
 def outcome(rate: float, run: RunFolder, config: dict[str, Any]) -> Trial:
     """Return what a finished short run has shown."""
     # These load torch, which takes seconds.
-    from dipo_pl.callbacks.selection import LowestForgetProbability
+    from dipo_pl.callbacks.selection import NearestToUnseen
     from dipo_pl.evaluation.retain_result import read_result
 
-    rule, result = LowestForgetProbability(), config["forget_quality"].get("retain_result")
+    rule, result = NearestToUnseen(), config["forget_quality"].get("retain_result")
     retain = None if result is None else read_result(result).metrics
     target, *records = run.read_metrics()
     scores = [(score, each) for each in records if (score := rule.score(each, target, retain)) is not None]
     if target["step"] != 0 or not scores:
-        raise InputError(f"{run.path} has no evaluation before or after training that --tune can compare: remove it")
+        raise InputError(
+            f"{run.path} has no evaluation before or after training that --tune can compare: remove it"
+        )
     score, best = max(scores, key=lambda each: each[0])
-    key = next(each for each in best if each.endswith("forget_probability") or each == "request_1_probability")
-    lost = "" if score >= -1 else ", utility lost"
+    key = next(
+        each for each in best if each.endswith("forget_probability") or each == "request_1_probability"
+    )
+    lost = "" if score > LOST else ", utility lost"
     text = f"learning rate {rate:.3g}: P(forget) {target[key]:.3g} -> {best[key]:.3g} at step {best['step']}{lost}"
     return Trial(rate, score, text)
 
