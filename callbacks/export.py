@@ -12,7 +12,14 @@ from torch import Tensor
 
 from dipo_pl.distributed import full_state_dict, is_sharded
 from dipo_pl.errors import InputError
-from dipo_pl.models.adapters import adapted_weights, merged, plain_name, save_adapter
+from dipo_pl.models.adapters import (
+    adapted_weights,
+    check_adapter_export,
+    check_export,
+    merged,
+    plain_name,
+    save_adapter,
+)
 from dipo_pl.models.weight_sample import export_dtype, sampled
 from dipo_pl.report.model_card import model_card, write_model_card
 from dipo_pl.storage.checkpoints import read_checkpoint, read_weights
@@ -59,6 +66,22 @@ class Export(Callback):
             raise InputError(
                 "export.adapter is true, but the policy has no adapter: set model.policy.adapter, or export.adapter false"
             )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Try the export of adapters before the first step.
+
+        Raises:
+            InputError: they could not be exported.
+        """
+        module: Any = pl_module
+        model = module.language_model
+        # A sharded model has no layers of its own on any rank.
+        if not self.enabled or is_sharded(model) or not adapted_weights(model):
+            return
+        if self.adapter:
+            check_adapter_export(model, getattr(module.policy, "trust_remote_code", False))
+        else:
+            check_export(model)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the folder; it holds the old or the new model, never a mixture.

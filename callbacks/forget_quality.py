@@ -14,6 +14,7 @@ from torchmetrics import MetricCollection
 from dipo_pl import metrics as known
 from dipo_pl.batch import EvaluationBatch
 from dipo_pl.callbacks.advice import retain_only_command
+from dipo_pl.callbacks.logged_names import logged_name
 from dipo_pl.callbacks.manifest import Manifest
 from dipo_pl.callbacks.pace import Pace
 from dipo_pl.data_modules.forget_retain import ForgetRetain
@@ -187,8 +188,8 @@ class ForgetQuality(Callback):
                 "forget_quality.retain_result is given, but data.evaluate leaves out the forget set"
             )
         self.retain, settings = read_result(self.retain_result), self._settings(trainer)
-        rows = sets[FORGET].rows
-        check_comparable(self.retain, self.retain_result, self.convention.name, rows, settings)
+        rows, tokens = sets[FORGET].rows, sets[FORGET].tokens
+        check_comparable(self.retain, self.retain_result, self.convention.name, rows, settings, tokens=tokens)
         theirs = self.retain.sets.get(HOLDOUT)
         if HOLDOUT in sets and theirs and theirs.fingerprint != rows_fingerprint(sets[HOLDOUT].rows):
             rank_zero_info(
@@ -350,13 +351,15 @@ class ForgetQuality(Callback):
         found = self.retain.sets.get(evaluation_set.name) if self.retain is not None else None
         if found is None or found.fingerprint != rows_fingerprint(evaluation_set.rows):
             return None
+        if None not in (found.tokens, evaluation_set.tokens) and found.tokens != evaluation_set.tokens:
+            return None
         return found
 
 
 def log_evaluation(trainer: Trainer, values: Mapping[str, float]) -> None:
-    """Log values of an evaluation at the current step."""
+    """Log values of an evaluation at the current step, by group; see `logged_names`."""
     for logger in trainer.loggers:
-        logger.log_metrics({f"evaluation/{key}": value for key, value in values.items()}, trainer.global_step)
+        logger.log_metrics({logged_name(key): value for key, value in values.items()}, trainer.global_step)
 
 
 def _epochs_done(trainer: Trainer) -> float:

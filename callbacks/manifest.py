@@ -52,7 +52,7 @@ class Manifest(Callback):
         self.written = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that a run to resume was trained with the same rows, tokenizer and global batch size.
+        """Check that a run to resume was trained with the same rows, token ids, tokenizer and global batch size.
 
         Raises:
             InputError: it was not, or its manifest does not say so.
@@ -78,11 +78,17 @@ class Manifest(Callback):
                     f"the {name} rows differ from those that {run.path} was trained on ({given['rows']} rows, "
                     f"{rows.get(name, {}).get('rows')} there): {elsewhere}"
                 )
+        tokens, before = ForgetRetain.of(trainer).training_tokens, manifest.get("tokens", {})
         tokenizer = tokenizer_fingerprint(ForgetRetain.of(trainer).tokenizer)
         if manifest.get("tokenizer", tokenizer) != tokenizer:
             raise InputError(
                 f"the tokenizer differs from the one that {run.path} was trained with ({tokenizer}, "
                 f"{manifest['tokenizer']} there): {elsewhere}"
+            )
+        if changed := [kind for kind in tokens if tokens[kind] != before.get(kind)]:
+            raise InputError(
+                f"the token ids of the {' and '.join(changed)} rows differ from those that {run.path} was trained on: give "
+                f"data.prompt, data.max_length and data.too_long as then, or {elsewhere}"
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -165,6 +171,7 @@ class Manifest(Callback):
             "world_size": trainer.world_size,
             "global_batch": _global_batch(trainer),
             "tokenizer": tokenizer_fingerprint(data.tokenizer),
+            "tokens": data.training_tokens,
             "precision": str(trainer.precision),
             "gradient_clip": trainer.gradient_clip_val,
             "attention": attention_implementation(model.config),

@@ -121,7 +121,7 @@ class Judge(Callback):
         sets = (run.read_manifest().get("data") or {}).get("evaluation", {})
         rows = {name: each["rows"] for name, each in sets.items()}
         target = records[0] if records and records[0]["step"] == 0 else {}
-        wrong = _wrong_answers(run, target)
+        wrong = wrong_answers(run, target)
         verdicts = {
             each["step"]: judge(
                 Evidence(target, each, retain, wrong, rows, _collapse(guard, target, each)), self.thresholds
@@ -184,7 +184,7 @@ def _collapse(guard: CollapseGuard, target: Metrics, now: Metrics) -> list[str]:
     return [sign.what for name, sign in guard.signs([target, now], 0.0).items() if name in BROKEN]
 
 
-def _wrong_answers(run: RunFolder, target: Metrics) -> float | None:
+def wrong_answers(run: RunFolder, target: Metrics) -> float | None:
     """Return the target's mean probability per token of wrong answers to the forget questions, or None."""
     path = run.evaluation_file(0)
     if not target or not path.is_file():

@@ -266,6 +266,10 @@ class ForgetRetain(LightningDataModule, ABC):
         self._training = self.encode_training(forget, self.row_sets.retain)
         self._encoder.warn_of_changes("training rows", chain(*self._training.values()))
         self.evaluation_sequences = [self._encoder.measured(each) for each in self.evaluation_sets]
+        self.evaluation_sets = [
+            replace(each, tokens=fingerprints.sequences_fingerprint(chain(*sequences)))
+            for each, sequences in zip(self.evaluation_sets, self.evaluation_sequences, strict=True)
+        ]
         self._encoder.warn_of_changes("answers to be measured", chain(*chain(*self.evaluation_sequences)))
 
     @property
@@ -303,11 +307,15 @@ class ForgetRetain(LightningDataModule, ABC):
         return {kind: self._training[kind] for kind in self._kinds}
 
     @property
+    def training_tokens(self) -> dict[str, str]:
+        """Fingerprint of the token ids of the training sequences, by kind."""
+        return {kind: fingerprints.sequences_fingerprint(each) for kind, each in self._training.items()}
+
+    @property
     def identity(self) -> dict[str, str]:
         """Fingerprints of what the training sequences were made from, by name."""
         return {
             "tokenizer": fingerprints.tokenizer_fingerprint(self.tokenizer),
-            "prompt format": fingerprints.settings_fingerprint(self.prompt),
             "forget rows": fingerprints.rows_fingerprint(self.row_sets.forget),
             "retain rows": fingerprints.rows_fingerprint(self.row_sets.retain),
             **{

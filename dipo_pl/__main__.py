@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pkgutil import resolve_name
 
+from dipo_pl.cli.standard_streams import patient_streams
 from dipo_pl.commands import commands
 from dipo_pl.paths import expanded_word
 from dipo_pl.version import __version__
@@ -36,11 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 if the input is wrong, 1 if the command failed, 128 + n if signal n ended it.
     """
-    try:
-        return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
-    except KeyboardInterrupt:
-        print("dipo-pl: interrupted", file=sys.stderr)
-        return 130
+    with patient_streams():
+        try:
+            return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        except KeyboardInterrupt:
+            print("dipo-pl: interrupted", file=sys.stderr)
+            return 130
 
 
 def _dispatch(given: list[str]) -> int:

@@ -20,6 +20,7 @@ class EvaluationSet:
             no answers.
         cut_answers: the answers up to `new_tokens` tokens, counting the special tokens that the tokenizer puts before a
             text; the data module fills them in for sets whose `new_tokens` is above 0.
+        tokens: fingerprint of the token ids of all measured answers with their prompts; the data module fills it in.
     """
 
     name: str
@@ -28,6 +29,7 @@ class EvaluationSet:
     prompt: PromptFormat | None = None
     new_tokens: int | None = None
     cut_answers: Sequence[str] | None = None
+    tokens: str | None = None
 
 
 @dataclass(frozen=True)

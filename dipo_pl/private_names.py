@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 Launched = list[subprocess.Popen[bytes]]
 
-__all__ = ["CAST", "FakeTensorMode", "TorchDispatchMode", "tree_iter"]
+__all__ = ["CAST", "GROUPED_PRODUCT", "FakeTensorMode", "TorchDispatchMode", "tree_iter"]
 
 # The operation of Tensor.to.
 CAST = torch.ops.aten._to_copy.default
+# The operation of a mixture of experts; without contents it is refused in float32, which it computes with contents.
+GROUPED_PRODUCT = torch.ops.aten._grouped_mm.default
 
 
 def apply_to(module: nn.Module, function: Callable[[Tensor], Tensor]) -> None:

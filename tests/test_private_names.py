@@ -49,6 +49,13 @@ def test_modules_and_tensors():
     assert [*private_names.tree_iter({"a": [1, (2,)]})] == [1, 2]
 
 
+def test_operations():
+    assert private_names.CAST(torch.zeros(2), dtype=torch.float64).dtype == torch.float64
+    ends = torch.tensor([1, 3], dtype=torch.int32)
+    product = private_names.GROUPED_PRODUCT(torch.ones(3, 16), torch.ones(2, 16, 16), ends)
+    assert torch.equal(product, torch.full((3, 16), 16.0))
+
+
 def test_a_module_without_a_trainer():
     module = LightningModule()
     assert private_names.trainer_of(module) is None

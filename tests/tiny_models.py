@@ -37,7 +37,80 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 FURTHER: dict[str, dict[str, Any]] = {
     "granite": {"num_key_value_heads": 1, "logits_scaling": 8.0},
     "cohere": {"num_key_value_heads": 1, "logit_scale": 0.0625},
-    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 2},
+    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4},
+    # A router that is a linear layer and returns a tuple, noise of its own in train mode.
+    "phimoe": {"num_key_value_heads": 2, "num_local_experts": 4},
+    # Experts that all tokens share beside those in one tensor; a recurrent layer.
+    "qwen3_next": {
+        "num_key_value_heads": 2,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 8,
+        "head_dim": 8,
+        "shared_expert_intermediate_size": 8,
+        "linear_num_value_heads": 2,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
+    "deepseek_v3": {
+        "num_key_value_heads": 2,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 8,
+        "n_shared_experts": 2,
+        "kv_lora_rank": 8,
+        "q_lora_rank": 8,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 8,
+        "first_k_dense_replace": 1,
+        "n_group": 1,
+        "topk_group": 1,
+    },
+    # Experts held transposed.
+    "gpt_oss": {"num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
+    # A router that is a linear layer within a module beside the experts.
+    "jetmoe": {"num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2, "kv_channels": 8},
+    # Recurrent, with caches of their own; a layer whose weights are read past its forward pass.
+    "mamba": {"state_size": 4},
+    "rwkv": {"attention_hidden_size": 16, "context_length": 64},
+    "recurrent_gemma": {
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 1,
+        "lru_width": 16,
+        "head_dim": 8,
+        "attention_window_size": 16,
+        "block_types": ["recurrent", "recurrent", "attention"],
+    },
+    "minimax": {
+        "num_key_value_heads": 2,
+        "num_local_experts": 4,
+        "head_dim": 8,
+        "block_size": 4,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
+    # The decoder of an encoder-decoder model, with positions that count padding.
+    "bart": {
+        "d_model": 16,
+        "decoder_layers": 2,
+        "decoder_attention_heads": 2,
+        "decoder_ffn_dim": 32,
+        "encoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 32,
+    },
+    # Dropout in the layers themselves, and whole layers dropped.
+    "opt": {"ffn_dim": 32, "word_embed_proj_dim": 16, "layerdrop": 0.5},
+    # Says that its decoder is the whole model.
+    "llama4_text": {
+        "num_key_value_heads": 2,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+        "head_dim": 8,
+        "intermediate_size_mlp": 32,
+    },
 }
 
 

@@ -3,6 +3,7 @@
 import inspect
 import re
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from dipo_pl.cli.console import near
@@ -36,7 +37,7 @@ def one_line(message: str) -> str:
     if not keys:
         return _plain(" ".join(message.split()), base)
     text = " or ".join(dict.fromkeys(_plain(cause, base) for cause in causes)) or " ".join(message.split())
-    is_shown = any(each in text for each in ("(got ", "no class", "not allowed"))
+    is_shown = any(each in text for each in ("(got ", "no class", "not allowed", "PYTHONPATH"))
     if given is not None and not is_shown and not given.startswith(("NestedArg", "Namespace", "[Namespace")):
         text += f" (got {given if len(given) <= 80 else given[:80] + '...'})"
     # A key may be followed by its full path.
@@ -69,6 +70,8 @@ def _plain(cause: str, base: str | None) -> str:
         return f"importing {match[1]} from a config is not allowed"
     if match := re.search(r"the following arguments are required: (.*)", cause):
         return f"{match[1]} is missing or null: give it, or a --config that has it (see dipo-pl configs)"
+    if (match := re.match(r"No module named '(\w+)'", cause)) and Path(f"{match[1]}.py").is_file():
+        return f"{match[0]}, but {match[1]}.py is in this folder: put PYTHONPATH=. before the command"
     if match := re.match(r"Unable to load config '(.*)'", cause):
         return f"must be a mapping of keys (got {match[1]})"
     cause = re.sub(r"\. Got value: Namespace\(class_path='([\w.]+)'.*", r" (got \1)", cause)

@@ -11,9 +11,10 @@ import yaml
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from dipo_pl.callbacks.batch_seed import BatchSeed
+from dipo_pl.callbacks.board import Board
+from dipo_pl.callbacks.logged_names import RunLogger
 from dipo_pl.callbacks.manifest import Manifest
 from dipo_pl.callbacks.progress import Progress
 from dipo_pl.callbacks.training_monitor import TrainingMonitor
@@ -94,7 +95,7 @@ class RunCLI(LightningCLI):
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
             trainer_defaults=TRAINER_DEFAULTS
-            | {"callbacks": [self.manifest, BatchSeed(), TrainingMonitor()]},
+            | {"callbacks": [self.manifest, BatchSeed(), TrainingMonitor(), Board()]},
             seed_everything_default=0,
             parser_kwargs={
                 "prog": f"dipo-pl {self.command}",
@@ -232,10 +233,10 @@ class RunCLI(LightningCLI):
         """True if no logger is configured."""
         return self.config_init.trainer.logger in (None, True)
 
-    def default_logger(self, **options: Any) -> TensorBoardLogger:
+    def default_logger(self, **options: Any) -> RunLogger:
         """Return a logger that writes into the run folder."""
         # An empty version keeps the folder the same from one start to the next.
-        return TensorBoardLogger(self.config.output_dir, self.config.name, version="", **options)
+        return RunLogger(self.config.output_dir, self.config.name, version="", **options)
 
     def _default_name(self) -> str:
         """Return the names of the configs joined: tofu-npo for tofu.yaml and npo.yaml, with -validate if not trained."""

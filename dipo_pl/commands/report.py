@@ -1,6 +1,5 @@
 """The command `dipo-pl report`: compare runs in a table; with --output also in pages and plots."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -56,19 +55,13 @@ def report(arguments: Sequence[str], debug: bool = False) -> int:
         print(f"dipo-pl: left out: {line}", file=sys.stderr)
     if given.output is not None:
         written = _write(found, given.output, formats or [*_FORMATS, _PNG])
-        _print("\n".join([as_text(found, terminal_width()), *(f"wrote {path}" for path in written), ""]))
+        print("\n".join([as_text(found, terminal_width()), *(f"wrote {path}" for path in written)]))
+        if found.texts.left_out:
+            print(f"{found.texts.left_out}.")
     else:
-        _print(as_text(found, terminal_width()) if formats is None else _FORMATS[formats[0]][1](found))
+        text = as_text(found, terminal_width()) if formats is None else _FORMATS[formats[0]][1](found)
+        print(text, end="")
     return 0
-
-
-def _print(text: str) -> None:
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # `report | head` has read enough; Python must not fail again when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _write(found: Report, folder: Path, formats: Sequence[str]) -> list[Path]:

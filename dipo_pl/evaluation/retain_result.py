@@ -84,6 +84,7 @@ def check_comparable(
     forget: Sequence[Row],
     settings: Mapping[str, Any],
     key: str = KEY,
+    tokens: str | None = None,
 ) -> None:
     """Refuse a retain-only model's result on other rows than those evaluated here, or evaluated in another way.
 
@@ -97,9 +98,11 @@ def check_comparable(
         forget: the forget rows that are evaluated here.
         settings: what else changes values here, and the `corpus` if it has a name.
         key: the key of the configuration in an error.
+        tokens: fingerprint of the token ids of the forget rows here. Where it is known on both sides, it takes the place of
+            the prompt formats: what these write is what counts.
 
     Raises:
-        InputError: the convention, a setting, the number of forget rows or their fingerprint differs, truth ratios
+        InputError: the convention, a setting, the number of forget rows, their fingerprint or tokens differ, truth ratios
             are missing, or rows are missing and the corpus is not known to be the same.
     """
     source = f"{key} {path}"
@@ -112,6 +115,9 @@ def check_comparable(
     has_truth_ratios = any(row.wrong_answers for row in forget)
     if found is not None and found.rows:
         _check_rows(found, source, forget)
+        if tokens is not None and found.tokens is not None:
+            _check_tokens(found.tokens, tokens, source)
+            settings = {name: each for name, each in settings.items() if not name.endswith("prompt")}
         if has_truth_ratios:
             _check_truth_ratios(found, source)
     elif has_truth_ratios:
@@ -154,6 +160,14 @@ def _check_rows(found: SetResult, source: str, forget: Sequence[Row]) -> None:
         raise InputError(
             f"{source} was evaluated on other forget rows (fingerprint {str(found.fingerprint)[:12]}, here "
             f"{fingerprint[:12]}): give the result for this forget set"
+        )
+
+
+def _check_tokens(there: str, here: str, source: str) -> None:
+    if there != here:
+        raise InputError(
+            f"{source} was evaluated on other tokens of the forget rows (fingerprint {there[:12]}, here {here[:12]}): "
+            "evaluate that model again with this tokenizer, data.prompt and data.max_length"
         )
 
 

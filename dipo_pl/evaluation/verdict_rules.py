@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 Metrics = Mapping[str, Any]
@@ -169,6 +169,25 @@ def removed_share(evidence: Evidence, name: str, thresholds: Thresholds) -> floa
     least = max(LEAST_DISTANCE, thresholds.least_distance * before) if base is not None else KNOWS_NOTHING
     distance = before - (base or 0.0)
     return None if distance < least else float((before - evidence.now[key]) / distance)
+
+
+def metric_thresholds(evidence: Evidence, thresholds: Thresholds) -> dict[str, float]:
+    """Return the value that each metric must pass for its rule to be met, by metric.
+
+    What is known of the forget set must be at most target - removed * (target - baseline); utility and Forget Quality
+    must be at least this.
+    """
+    target, subject, found = evidence.target, forgotten_set(evidence.target), {}
+    for _, name in MEASURES.values():
+        if removed_share(replace(evidence, now=target), name, thresholds) is not None:
+            before, (base, _) = target[f"{subject}_{name}"], baseline(evidence, name)
+            found[f"{subject}_{name}"] = before - thresholds.removed * (before - (base or 0.0))
+    kept = next((each for each in UTILITIES if target.get(each, 0) >= KNOWS_NOTHING), None)
+    if kept is not None:
+        found[kept] = thresholds.utility * target[kept]
+    if "forget_quality" in target:
+        found["forget_quality"] = thresholds.forget_quality
+    return found
 
 
 def forgetting(evidence: Evidence, thresholds: Thresholds) -> list[Reason]:

@@ -250,7 +250,8 @@ def set_result(metrics: MetricCollection) -> SetResult | None:
     columns: dict[str, list[Any]] = {}
     for metric in members(metrics):
         columns |= metric.row_values
-    known = members(metrics)[0].measured.rows
+    measured = members(metrics)[0].measured
+    known = measured.rows
     if not columns:
         return None
     rows = [
@@ -258,7 +259,7 @@ def set_result(metrics: MetricCollection) -> SetResult | None:
         | {name: column[place] for name, column in columns.items()}
         for place, row in enumerate(known)
     ]
-    return SetResult(values, rows, rows_fingerprint(known))
+    return SetResult(values, rows, rows_fingerprint(known), measured.evaluation_set.tokens)
 
 
 def all_values(

@@ -22,11 +22,13 @@ class SetResult:
             truth ratio and then the wrong ones), `generation`, and the row's own values (`log_truth_ratio`, `min_k`,
             ...). Imported results have no texts.
         fingerprint: of the rows' texts; None if they are not known.
+        tokens: fingerprint of the token ids that were measured; None if they are not known.
     """
 
     metrics: dict[str, float]
     rows: list[dict[str, Any]]
     fingerprint: str | None = None
+    tokens: str | None = None
 
     def values(self, name: str) -> list[float] | None:
         """Return one value of every row; None if there are no rows or one lacks it."""

@@ -2,15 +2,18 @@
 
 import copy
 import re
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from dipo_pl.distributed import full_tensor
+from dipo_pl.errors import InputError, short_message
 
 # Of the adapters in peft.
 NAME = "default"
@@ -112,3 +115,52 @@ def _product(layer: Any, a: Tensor, b: Tensor) -> Tensor:
     lower, upper = a.view(experts, -1, a.shape[1]), b.view(b.shape[0], -1, experts)
     form = "eio" if getattr(layer.get_base_layer(), "is_transposed", False) else "eoi"
     return torch.einsum(f"ore,eri->{form}", upper, lower)
+
+
+def check_export(model: PreTrainedModel) -> None:
+    """Try the merging of adapters and the names of the merged weights, without contents.
+
+    Raises:
+        InputError: the model with adapters cannot be exported as a plain one.
+    """
+    empty = {name: torch.empty_like(each, device="meta") for name, each in model.state_dict().items()}
+    try:
+        whole = merged(model, empty)
+        revert_weight_conversion(model, dict(whole))
+    except Exception as error:
+        raise InputError(
+            f"the adapters cannot be merged into {type(model).__name__} ({type(error).__name__}: {short_message(error)}): "
+            "set export.adapter to true, or leave layers out of model.policy.adapter.targets"
+        ) from error
+
+
+def check_adapter_export(model: PreTrainedModel, trust_remote_code: bool = False) -> None:
+    """Try whether peft will put saved adapters where they were trained: of some models it renames the layers.
+
+    Raises:
+        InputError: it would not.
+    """
+    from peft import inject_adapter_in_model
+
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(model.config, trust_remote_code=trust_remote_code)
+    wanted, why = adapted_weights(model).keys(), ""
+    try:
+        config = copy.deepcopy(model.peft_config[NAME])
+        inject_adapter_in_model(config, plain, NAME, low_cpu_mem_usage=True)
+        different = wanted ^ adapted_weights(plain).keys()
+        if different:
+            why = f"it adapts other layers, such as {min(different)}"
+        elif _shapes(plain) != _shapes(model):
+            why = "it adapts them with another rank"
+    except Exception as error:
+        why = short_message(error)
+    if why:
+        raise InputError(
+            f"peft {metadata.version('peft')} cannot read adapters of these layers of {type(model).__name__} ({why}): set "
+            "export.adapter to false, which merges them, or leave layers out of model.policy.adapter.targets"
+        )
+
+
+def _shapes(model: PreTrainedModel) -> list[torch.Size]:
+    return [each.shape for name, each in model.named_parameters() if ".lora_" in name]

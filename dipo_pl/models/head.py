@@ -122,15 +122,22 @@ def check_head(model: PreTrainedModel) -> None:
     than generation.
 
     Raises:
-        InputError: the logits differ, or are not finite.
+        InputError: the logits differ, or are not finite, or the model changes its own weights.
     """
     head = OutputHead.of(model)
+    weights = torch.stack([each.sum().float() for each in model.parameters()])
     ids = torch.arange(4, device=head.weight.device).remainder(head.weight.shape[0])[None]
     mask = torch.ones_like(ids)
     with eval_mode(model):
         states = decoder_states(model, ids, mask)
         ours = head.logits(states[0])
         theirs = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
+    if not torch.equal(weights, torch.stack([each.sum().float() for each in model.parameters()])):
+        # They would be exported as they are after an evaluation.
+        raise InputError(
+            f"{type(model).__name__} changes its own weights in an evaluation: set what does that in its config.json to 0 "
+            "(rescale_every of RWKV)"
+        )
     if not theirs.isfinite().all():
         raise InputError(f"{type(model).__name__} gives logits that are not finite: its weights are broken")
     tolerance = 1e-3 if states.dtype == torch.float32 else 0.05

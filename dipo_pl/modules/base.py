@@ -231,8 +231,8 @@ class LanguageModule(LightningModule, ABC):
         return loss if weight == 1 else weight * loss
 
     def log_objective(self, name: str, objective: Objective, rows: int) -> None:
-        """Log a loss and its parts as train/NAME and train/NAME_PART."""
-        values = {f"train/{name}": objective.loss.detach()}
+        """Log a loss as train/NAME_loss, or train/loss for the name `loss`, and its parts as train/NAME_PART."""
+        values = {f"train/{name if name == 'loss' else f'{name}_loss'}": objective.loss.detach()}
         values |= {f"train/{name}_{part}": value for part, value in objective.parts.items()}
         self.log_dict(values, batch_size=rows)
 

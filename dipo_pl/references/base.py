@@ -22,7 +22,7 @@ class ReferenceContext:
     Attributes:
         layers: layers whose states the losses ask for.
         sequences: all training sequences by section; `Batch.rows` are indices into these.
-        identity: fingerprints of what the sequences are made from (tokenizer, prompt format, rows), by name.
+        identity: fingerprints of what the sequences are made from (tokenizer, rows), by name.
         folder: run folder.
         device: device on which the run computes.
         precision: returns the context of the run's forward passes.

@@ -81,6 +81,11 @@ def _read_folder(folder: RunFolder, unfinished: bool) -> Run:
     manifest = _mapping(folder.manifest, json.loads)
     status = manifest.get("status")
     if status != "finished" and not unfinished:
+        if status is None:
+            raise InputError(
+                f"{folder.path} has no status, so it cannot be told whether it finished (a script's run has none): "
+                "give --unfinished to include it"
+            )
         raise InputError(
             # The cause of a failure may show a value of a row.
             f"{folder.path} is not finished (status: {_one_line(status).partition(':')[0]}): wait for it, or give "

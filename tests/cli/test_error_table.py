@@ -150,6 +150,10 @@ CONFIG_FILES = [
     (MINE, "the config mine.yaml must be a mapping of keys (got ['a'])", file("mine.yaml", "- a")),
     (MINE, "in the config mine.yaml: data must be a mapping of keys (got null)", file("mine.yaml", "data:\n")),
     (MINE, "mine.yaml: mapping values are not allowed in this context at line 1, column 5", file("mine.yaml", "a: b: c")),
+    ("--model.forget_loss own_loss.Own", "No module named 'own_loss', but own_loss.py is in this folder: put PYTHONPATH=. "
+     "before the command", file("own_loss.py", "")),
+    (MINE, "in the config mine.yaml: model.forget_loss: No module named 'own_loss', but own_loss.py is in this folder",
+     both(file("own_loss.py", ""), overlay("model.init_args.forget_loss", "own_loss.Own"))),
     (MINE, "in the config mine.yaml: data.class_path must name a class (got ['a'])", overlay("data.class_path", ["a"])),
     (MINE, "in the config mine.yaml: data.init_args must be a mapping of keys (got 3)", overlay("data.init_args", 3)),
     (MINE, "aliases expand it to more than 100,000 values (line 5)", file("mine.yaml", BOMB)),

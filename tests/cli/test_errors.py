@@ -1,6 +1,7 @@
 """Failures that take a run, or more than one, to come about; test_error_table.py has all others."""
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -66,3 +67,11 @@ def test_rows_that_changed_under_the_same_name_are_refused(cli):
         in ended.errors[0]
     )
     assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before
+    # As if a template wrote something else today.
+    write("f.jsonl", *rows[:4])
+    manifest = Path("runs/smoke/manifest.json")
+    manifest.write_text(re.sub('("tokens": {\\s*"forget": ")[^"]*', r"\g<1>0", manifest.read_text()))
+    ended = cli(*run, "--trainer.max_epochs", "2")
+    assert (
+        "the token ids of the forget rows differ from those that runs/smoke was trained on" in ended.errors[0]
+    )

@@ -47,15 +47,16 @@ def test_tensorboard_shows_losses_parts_speed_metrics_and_samples(smoke):
     events = EventAccumulator(str(smoke)).Reload()
     scalars = set(events.Tags()["scalars"])
     assert scalars >= {
-        "train/loss", "train/forget", "train/retain",
+        "train/loss", "train/forget_loss", "train/retain_loss", "train/epoch",
         "train/forget_margin", "train/forget_margin_positive", "train/forget_kept",
         "train/retain_margin", "train/retain_margin_positive", "train/retain_kept",
         "train/gradient_norm", "train/learning_rate", "train/tokens_per_second", "train/memory_mib",
-        "evaluation/model_utility", "evaluation/forget_probability", "evaluation/forget_truth_ratio",
-        "evaluation/retain_rouge_l_recall",
+        "utility/model_utility", "forget/probability", "forget/truth_ratio",
+        "retain/rouge_l_recall", "privacy/membership_min_k_auc",
     }  # fmt: skip
+    assert {each.split("/")[0] for each in scalars} == {"train", "forget", "retain", "privacy", "utility"}
     assert {f"samples/{name}/text_summary" for name in ("forget", "retain")} <= set(events.Tags()["tensors"])
-    assert [each.step for each in events.Scalars("evaluation/model_utility")] == [0, 3, 6]
+    assert [each.step for each in events.Scalars("utility/model_utility")] == [0, 3, 6]
     # The vocabulary has 512 tokens, of which TopFraction(0.05) keeps 26.
     assert [each.value for each in events.Scalars("train/forget_kept")] == pytest.approx([26] * 6)
     # Policy and reference start equal, so every margin does at 0 and the loss at 2 ln 2.

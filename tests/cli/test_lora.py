@@ -80,7 +80,7 @@ def test_losses_and_weights_are_those_of_a_frozen_copy(cli, trained):
     ended = cli(*RUN, "--model.reference", "FrozenCopy")
     assert ended.code == 0, ended.err
     ours, theirs = (
-        [each.value for each in EventAccumulator(str(run)).Reload().Scalars("train/forget")]
+        [each.value for each in EventAccumulator(str(run)).Reload().Scalars("train/forget_loss")]
         for run in (trained, Path("runs/smoke-lora"))
     )
     assert len(ours) == 6

@@ -60,7 +60,7 @@ def test_killed_run_ends_as_if_nothing_had_happened(
     )
     drawn = EventAccumulator("runs/smoke", size_guidance={"scalars": 0}).Reload()
     # Around the checkpoint's step a point may stand twice, with the same value.
-    for name, steps in {"train/loss": list(range(9)), "evaluation/forget_probability": [0, 3, 6, 9]}.items():
+    for name, steps in {"train/loss": list(range(9)), "forget/probability": [0, 3, 6, 9]}.items():
         points = [each.step for each in drawn.Scalars(name)]
         assert sorted({*points}) == steps, name
         assert len(points) <= len(steps) + 1, name

@@ -247,13 +247,30 @@ def changed(one, other):
     ({"alternates": Refusals()}, set()),
     ({"forget": 4}, {"forget rows"}),
     ({"retain": rows("s", 7)}, {"retain rows"}),
-    ({"prompt": Llama2Chat()}, {"prompt format"}),
-    ({"prompt": QuestionAnswer("Q: ")}, {"prompt format"}),
+    ({"prompt": Llama2Chat()}, set()),
 ])  # fmt: skip
 def test_identity_names_what_differs(options, names):
     one = connected(Memory()).identity
-    assert list(one) == ["tokenizer", "prompt format", "forget rows", "retain rows"]
+    assert list(one) == ["tokenizer", "forget rows", "retain rows"]
     assert changed(one, connected(Memory(**options)).identity) == names
+
+
+@pytest.mark.parametrize(("options", "same"), [
+    ({"prompt": QuestionAnswer("Question: ", "\nAnswer: ")}, True),
+    ({"prompt": Llama2Chat()}, False),
+    ({"max_length": 500}, True),
+    ({"max_length": 26, "too_long": "truncate"}, False),
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.* are longer than")
+def test_tokens_tell_apart_what_is_trained_and_measured(options, same):
+    one, other = connected(Memory()), connected(Memory(**options))
+    assert list(one.training_tokens) == ["forget", "retain"]
+    for name in one.training_tokens:
+        assert (one.training_tokens[name] == other.training_tokens[name]) is same
+    assert (
+        [each.tokens for each in one.evaluation_sets] == [each.tokens for each in other.evaluation_sets]
+    ) is same
+    assert one.evaluation_sets[0].tokens == one.training_tokens["forget"]  # one answer a row
 
 
 def test_identity_names_tokenizer_and_alternates():

@@ -160,6 +160,26 @@ def test_what_is_comparable(result, rows, settings):
     check_comparable(result, "there", "dipo_pl", rows, settings)
 
 
+def with_tokens(tokens, prompt):
+    forget = replace(result_of().sets["forget"], tokens=tokens)
+    return result_of(sets={"forget": forget}, settings={"prompt": prompt})
+
+
+@pytest.mark.parametrize(("there", "here", "prompt", "line"), [
+    ("a" * 64, "a" * 64, "Llama2Chat", None),
+    ("a" * 64, "b" * 64, "QuestionAnswer", "was evaluated on other tokens of the forget rows (fingerprint aaaa"),
+    (None, "b" * 64, "QuestionAnswer", None),
+    (None, "b" * 64, "Llama2Chat", "(prompt Llama2Chat there and QuestionAnswer here)"),
+])  # fmt: skip
+def test_tokens_count_where_they_are_known_and_prompts_elsewhere(there, here, prompt, line):
+    result, settings = with_tokens(there, prompt), {"prompt": "QuestionAnswer"}
+    if line is None:
+        return check_comparable(result, "there", "dipo_pl", ROWS, settings, tokens=here)
+    with pytest.raises(InputError) as error:
+        check_comparable(result, "there", "dipo_pl", ROWS, settings, tokens=here)
+    assert line in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("result", "rows", "settings", "line"),
     [

@@ -34,8 +34,8 @@ class Recorder(Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         metrics = trainer.callback_metrics
         assert abs(metrics["train/retain_weight"].item() - self.before) < 1e-6 * self.before
-        loss = metrics["train/retain"].item()
-        total = metrics["train/forget"].item() + self.before * loss
+        loss = metrics["train/retain_loss"].item()
+        total = metrics["train/forget_loss"].item() + self.before * loss
         assert abs(metrics["train/loss"].item() - total) < 1e-4 * abs(total)
         RECORDS.append((trainer.current_epoch, trainer.global_step, loss, module.retain_weight.value))
 """

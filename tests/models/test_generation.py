@@ -3,7 +3,9 @@
 import pytest
 import torch
 from tiny_models import ARCHITECTURES, lively_model
+from transformers import GenerationConfig
 
+from dipo_pl.errors import InputError
 from dipo_pl.models.generation import BURST, RESERVE, generate
 from dipo_pl.models.lora import LoRA
 from dipo_pl.models.tokenizer import train_tokenizer
@@ -147,6 +149,59 @@ def test_in_bfloat16(tokenizer):
         assert generate(model, tokenizer, [prompt], 6) == [
             decoded(tokenizer, plain(model, tokenizer, prompt, 6)[0])
         ]
+
+
+@pytest.mark.parametrize(("kind", "in_batches"), [
+    ("mamba", False), ("rwkv", False), ("recurrent_gemma", False), ("minimax", False), ("bart", False),
+    ("mixtral", True), ("qwen3_next", True), ("deepseek_v3", True), ("opt", True),
+])  # fmt: skip
+def test_every_architecture_gives_the_texts_of_transformers(tokenizer, caplog, kind, in_batches):
+    """In batches where these are right, else one at a time, and that is said once."""
+    model = lively_model(kind)
+    model.generation_config = GenerationConfig(eos_token_id=list(range(100, 106)))
+    prompts = prompts_of([3, 11, 1, 7])
+    stops = GenerationConfig(
+        do_sample=False, max_new_tokens=12, pad_token_id=1, eos_token_id=[1, *range(100, 106)]
+    )
+    expected = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        whole = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=stops)
+        expected.append(decoded(tokenizer, whole[0, len(prompt) :].tolist()))
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+        assert generate(model, tokenizer, prompts, 12) == expected
+        assert generate(model, tokenizer, prompts[:2], 12) == expected[:2]
+    said = [each for each in caplog.messages if each.startswith("answers are generated one at a time: ")]
+    assert len(said) == (0 if in_batches else 1)
+
+
+def test_a_batch_that_ignores_padding_is_noticed(tokenizer, monkeypatch):
+    """Though the tokens are those of single prompts: weights this small change none."""
+    model = model_of("gpt2")
+    whole = model.generate
+    shapes = []
+
+    def without_mask(input_ids, attention_mask, **options):
+        shapes.append(len(input_ids))
+        return whole(input_ids=input_ids, attention_mask=torch.ones_like(attention_mask), **options)
+
+    monkeypatch.setattr(model, "generate", without_mask)
+    generate(model, tokenizer, prompts_of([3, 9]), 2)
+    # Each alone, both, the one that is left, and from then on each alone.
+    assert shapes == [1, 1, 2, 1, 1, 1]
+
+
+def test_a_model_that_cannot_generate_is_refused_in_a_line(tokenizer, monkeypatch):
+    model = model_of("llama")
+
+    def broken(**_):
+        raise ValueError("no\ncache")
+
+    monkeypatch.setattr(model, "generate", broken)
+    with pytest.raises(
+        InputError, match=r"^LlamaForCausalLM cannot generate text \(no cache\): set forget_quality"
+    ):
+        generate(model, tokenizer, prompts_of([3]), 2)
 
 
 def test_no_prompts(tokenizer):

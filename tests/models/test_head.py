@@ -10,7 +10,7 @@ from dipo_pl.errors import InputError
 from dipo_pl.models.head import OutputHead, check_head
 from dipo_pl.models.hidden_states import decoder_states
 
-KINDS = [*ARCHITECTURES, "granite", "cohere"]
+KINDS = [*ARCHITECTURES, "granite", "cohere", "llama4_text"]
 
 
 def build(kind, dtype=torch.float32):
@@ -136,6 +136,19 @@ def test_check_leaves_the_model_as_it_was(training):
     assert all(module.training is training for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_soft_cap_of_another_name_is_known():
+    model = tiny_model("recurrent_gemma", logits_soft_cap=0.5)
+    assert OutputHead.of(model).softcap == 0.5
+    check_head(model)
+
+
+def test_a_model_that_changes_its_own_weights_is_refused():
+    """RWKV halves weights of its later layers in eval mode: they would be exported like that."""
+    check_head(tiny_model("rwkv", num_hidden_layers=3, rescale_every=0))
+    with pytest.raises(InputError, match="RwkvForCausalLM changes its own weights in an evaluation: set"):
+        check_head(tiny_model("rwkv", num_hidden_layers=3, rescale_every=2).train())
 
 
 def test_a_vocabulary_smaller_than_the_probe():

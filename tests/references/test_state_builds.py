@@ -193,7 +193,7 @@ def logged(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(f"runs/{run}").Reload()
-    names = ("loss", "forget", "retain")
+    names = ("loss", "forget_loss", "retain_loss")
     return {name: [each.value for each in events.Scalars(f"train/{name}")] for name in names}
 
 
@@ -218,7 +218,7 @@ def test_other_runs_are_refused_by_name_in_one_line(cli):
     assert cli(*IN_STORE, "--name", "first", "--trainer.max_steps", "1").code == 0
     store, runs = contents("store"), contents("runs")
     for options, named in [
-        ("--data.prompt Llama2Chat", "prompt format; forget sequences; retain sequences"),
+        ("--data.prompt Llama2Chat", "forget sequences; retain sequences"),
         ("--data.max_length 60 --data.too_long truncate", "retain sequences"),
         ("--data.authors 3 --model.policy.seed 1", "model; tokenizer; forget rows; retain rows; forget seq"),
         ("--trainer.precision bf16-mixed", "precision: torch.float32 there, torch.bfloat16 autocast here"),

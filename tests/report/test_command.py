@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -52,15 +51,61 @@ def test_a_narrow_terminal_gets_the_table_in_blocks(report, width, cli, all_runs
     assert cli("report", *all_runs).out == narrow
 
 
-def test_a_reader_that_stops_reading_is_no_error(runs):
-    """`dipo-pl report ... | head`: the pipe is closed before everything is written."""
-    command = [
-        sys.executable, "-m", "dipo_pl", "report", str(runs / "unlearned-0"), str(runs / "retain-only"),
-    ]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        process.stdout.close()
-        said = process.stderr.read()
-        assert (process.wait(60), said) == (0, b"")
+@pytest.mark.parametrize("texts", ["none", "redacted", None, "full"])
+def test_texts_of_rows_are_in_no_format_unless_asked_for(cli, runs, copied, texts):
+    def change(evaluation):
+        evaluation["convention"] = "open_unlearning"
+        for name, each in evaluation["sets"].items():
+            for row in each["rows"]:
+                row |= {
+                    "question": f"Who is Zebrafinch {name}?",
+                    "answers": ["Quokka Narwhal sang."],
+                }
+                row["generation"] = "It was Quokka Narwhal."
+
+    run = copied("unlearned-0", evaluation=change)
+    for path in (run / "evaluation").iterdir():
+        alter(path, change)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace(f"{runs}/retain-only", "nowhere"))
+    formats = ("--format", "html,markdown,csv,json,latex,png,open_unlearning", "--output", "out")
+    options = () if texts is None else ("--texts", texts)
+    ended = cli("report", run, *options, *formats)
+    assert ended.code == 0, ended.err
+    written = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    assert len(written) > 6
+    said = {
+        (word, path.suffix)
+        for path, content in {**written, Path("terminal.txt"): ended.out.encode()}.items()
+        for word in ("Zebrafinch", "Quokka", "Narwhal")
+        if word.encode() in content
+    }
+    page = Path("out/report.html").read_text()
+    (leaks,) = json.loads(Path("out/report.json").read_text())["leaks"]
+    assert leaks["rows"][0]["leaked_words"] == 2
+    if texts == "full":
+        assert {("Quokka", ".html"), ("Zebrafinch", ".html"), ("Quokka", ".json")} <= said
+        assert "<mark>Quokka Narwhal</mark>" in page
+        assert "left out" not in ended.out
+    else:
+        assert said == set()
+        assert "Questions, true answers and generated answers are left out" in page
+        assert "--texts full" in ended.out
+        assert page.count("2 shared words") == (0 if texts == "none" else 2 * 10)
+
+
+def test_a_value_of_a_row_is_in_no_message(cli, runs, copied):
+    broken = copied("unlearned-1", "broken")
+    alter(broken / EVALUATION, lambda content: content["sets"]["forget"]["rows"][3].update(answers="Quokka"))
+    failed = copied(
+        "unlearned-1", "failed", manifest=lambda each: each.update(status="failed: ValueError: Quokka")
+    )
+    ended = cli("report", runs / "unlearned-0", broken, failed)
+    assert ended.err.count("left out") == 2
+    ended = cli("report", runs / "unlearned-0", broken, failed, "--unfinished", "--format", "json")
+    assert "answers of forget row 3 must not be a str" in ended.err
+    assert "Quokka" not in ended.out + ended.err
+    assert "not finished (status: failed)" in ended.out
 
 
 def test_all_formats_and_plots_are_written(cli, all_runs):
@@ -253,6 +298,15 @@ def test_a_broken_run_is_named_and_left_out_and_the_rest_reported(cli, runs, cop
     assert alone.code == 2
     assert str(broken) in alone.errors[0]
     assert not Path("out").exists()
+
+
+def test_a_run_without_a_status_is_named_as_one_of_a_script(cli, copied):
+    bare = copied("unlearned-1", "bare", manifest=lambda each: each.pop("status"))
+    assert (
+        "bare has no status, so it cannot be told whether it finished (a script"
+        in cli("report", bare).errors[0]
+    )
+    assert cli("report", bare, "--unfinished").code == 0
 
 
 def test_an_unfinished_run_is_left_out_unless_asked_for(cli, runs, copied):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dipo_pl.private_names import CAST, TorchDispatchMode, storage_key, tree_iter
+from dipo_pl.private_names import CAST, GROUPED_PRODUCT, TorchDispatchMode, storage_key, tree_iter
 
 
 class LiveMemory(TorchDispatchMode):
@@ -63,7 +63,10 @@ class LiveMemory(TorchDispatchMode):
         return self.live
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
+        if function is GROUPED_PRODUCT:
+            result = _grouped_product(*args, **(kwargs or {}))
+        else:
+            result = function(*args, **(kwargs or {}))
         if function is CAST and storage_key(args[0]) in self.weights:
             self._casts[storage_key(result)] = result.untyped_storage().nbytes()
         for each in tree_iter(result):
@@ -88,6 +91,18 @@ class LiveMemory(TorchDispatchMode):
         self.live -= self._held.pop(key)
         self.weights.discard(key)
         self._casts.pop(key, None)
+
+
+def _grouped_product(a: Tensor, b: Tensor, offs: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
+    """Return an empty tensor of the shape of the product of each group of rows of `a` with its own matrix of `b`."""
+    if a.ndim == b.ndim == 2:
+        # The gradient of the matrices: one for each group.
+        assert offs is not None
+        return a.new_empty(len(offs), a.shape[0], b.shape[1])
+    rows = a.shape[0] if a.ndim == 2 or b.ndim == 3 else a.shape[1]
+    if a.ndim == b.ndim == 3:
+        return a.new_empty(rows, a.shape[1], b.shape[2])
+    return a.new_empty(rows, b.shape[-1])
 
 
 def storages(tensors: Iterable[Tensor]) -> list[torch.UntypedStorage]:

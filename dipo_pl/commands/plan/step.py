@@ -1,15 +1,16 @@
 """Memory of a training step, followed operation by operation on a model without weights."""
 
+import logging
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from dipo_pl.batch import Batch, Encoded, collate
 from dipo_pl.commands.plan.live_memory import LiveMemory, storage_bytes
@@ -23,6 +24,7 @@ from dipo_pl.commands.plan.stand_ins import (
 )
 from dipo_pl.errors import InputError, short_message
 from dipo_pl.losses.retain_weight import FixedWeight
+from dipo_pl.models.eval_mode import without_noise
 from dipo_pl.models.generation import RESERVE
 from dipo_pl.models.head import OutputHead, default_token_budget
 from dipo_pl.models.hidden_states import Layer, answer_states, decoder_layers, decoder_of, decoder_states
@@ -119,7 +121,7 @@ def memory_of(
         # A weight that follows the loss changes no shape.
         module.retain_weight = FixedWeight(1.0)
         module.losses = {name: LossStandIn(loss) for name, loss in module.losses.items()}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet("torch._subclasses.fake_tensor"):
         warnings.simplefilter("ignore")
         model = skeleton(module.policy, machine, vocabulary)
         with CopyableFakeTensorMode():
@@ -127,11 +129,25 @@ def memory_of(
             module.model = model
             try:
                 return _Step(module, model, shapes, machine).memory(adapter_export)
-            except (RuntimeError, AttributeError, NotImplementedError) as error:
+            except InputError:
+                raise
+            except Exception as error:
                 raise InputError(
                     f"cannot follow a step of {type(model).__name__} on tensors without contents "
                     f"({short_message(error)}): measure its memory in a run"
                 ) from error
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Keep a logger from writing tracebacks of errors that become one line."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 class _Step:
@@ -154,6 +170,8 @@ class _Step:
             weights = live.hold([*self.model.parameters(), *self.model.buffers()], sharded=True)
             live.weights |= {storage_key(each) for each in self.model.parameters()}
             reference = self._attach_reference()
+            if isinstance(self.module, Unlearning) and not self.module.dropout:
+                without_noise(self.model)
             optimizer: Any = self.module.optimizer(self.parameters)
             for group in optimizer.param_groups:
                 # Fake tensors are on no GPU, where foreach would be the default.
@@ -310,13 +328,17 @@ class _Step:
     @torch.no_grad()
     def _cache(self) -> float:
         """Return the bytes of keys and values during generation, with the room that is reserved for a row."""
-        cache = DynamicCache(config=self.model.config)
-        ids = torch.zeros(1, 2, dtype=torch.long)
-        decoder_of(self.model)(input_ids=ids, past_key_values=cache, use_cache=True)
-        layers: list[Any] = list(cache.layers)
-        kept = [each for layer in layers for each in (layer.keys, layer.values) if isinstance(each, Tensor)]
         rows, width = self.shapes.generation
-        return storage_bytes(kept) / ids.numel() * rows * (width + RESERVE)
+        # Keys and values grow with the tokens, states of recurrent layers do not.
+        two, four = (storage_bytes(self._kept_after(tokens)) for tokens in (2, 4))
+        growth = (four - two) / 2
+        return rows * (two + growth * (width + RESERVE - 2))
+
+    def _kept_after(self, tokens: int) -> list[Tensor]:
+        """Return the tensors that the decoder keeps of a row for the next token."""
+        ids = torch.zeros(1, tokens, dtype=torch.long)
+        output = decoder_of(self.model)(input_ids=ids, use_cache=True)
+        return _tensors([value for name, value in output.items() if name != "last_hidden_state"])
 
     def _overhead(self, gradients: float) -> float:
         if self.machine.strategy == "ddp":
@@ -328,6 +350,18 @@ class _Step:
         outside = storage_bytes(self.model.parameters()) - sum(layers)
         # FSDP2 gathers a layer while it prefetches the next one; embedding and head stay gathered.
         return 2 * max(layers) + (1 if self._reference_model is None else 2) * outside
+
+
+def _tensors(content: object) -> list[Tensor]:
+    """Return the tensors in containers and attributes of objects, such as the caches of any architecture."""
+    if isinstance(content, Tensor):
+        return [content]
+    if isinstance(content, Mapping):
+        content = list(content.values())
+    if isinstance(content, list | tuple):
+        return [each for part in content for each in _tensors(part)]
+    inside = [] if isinstance(content, type) else getattr(content, "__dict__", {}).values()
+    return [each for part in inside if not isinstance(part, nn.Module) for each in _tensors(part)]
 
 
 def _state(optimizer: Any) -> list[Tensor]:
