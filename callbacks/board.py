@@ -62,9 +62,10 @@ class Board(Callback):
         records = run.read_metrics()
         figure = trajectory_figure(records, _thresholds(trainer, run, records))
         settings = _flat(load_yaml(run.config.read_text(encoding="utf-8"))) if run.config.is_file() else {}
-        metrics = {
-            logged_name(name): value for name, value in records[-1].items() if isinstance(value, float)
+        values = {
+            name: each for name, each in records[-1].items() if isinstance(each, float) and name != "epoch"
         }
+        metrics = {logged_name(name): each for name, each in values.items()}
         for board in _boards(trainer):
             if figure is not None:
                 board.experiment.add_figure("trajectory", figure, trainer.global_step, close=False)
