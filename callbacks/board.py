@@ -15,13 +15,15 @@ from dipo_pl.evaluation.verdict_rules import Evidence, metric_thresholds
 from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.storage.text import load_yaml
 
-# Parts of the configuration that are shown as hyperparameters; of `model` and `data` all but the data itself.
+# Parts of the configuration that are shown as hyperparameters.
 _SHOWN = (
     "model",
     "data.class_path",
-    "data.init_args",
+    "data.init_args.batch_size",
+    "data.init_args.global_batch_size",
     "trainer.max_epochs",
     "trainer.max_steps",
+    "trainer.precision",
     "seed_everything",
 )
 

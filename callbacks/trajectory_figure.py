@@ -37,13 +37,17 @@ def trajectory_figure(
     for draw, name in ((axes.axvline, kept), (axes.axhline, known)):
         if name in thresholds:
             draw(thresholds[name], **DASHED)
+    bounds = [
+        f" (dashed: at {'least' if name == kept else 'most'} this)" if name in thresholds else ""
+        for name in (kept, known)
+    ]
     axes.set(
-        title="From the upper right to the lower right: forgotten, and the rest kept",
-        xlabel=f"{UTILITIES[kept]} (dashed: the least that must be kept)",
-        ylabel="P(forget) (dashed: the most that may be known)",
+        title="Down: forgotten; right: the rest kept",
+        xlabel=f"{UTILITIES[kept]}{bounds[0]}",
+        ylabel=f"P(forget){bounds[1]}",
     )
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
+    axes.margins(0.15)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-    axes.margins(x=0.15)
     return figure

@@ -12,6 +12,15 @@ from dipo_pl.cli.option_check import class_files
 KEY = re.compile(r'Parser key "(?P<key>[^"]*)":')
 SUBTYPES = re.compile(r"Subtypes: \[<class '(?P<path>[\w.]+)'>")
 GIVEN = re.compile(r"Given value: (?P<value>.*)")
+MISSING = re.compile(r"the following arguments are required: (?P<names>[^\n]*)")
+NESTED_MISSING = re.compile(r"(?P<names>[\w. ]+?) (is|are) missing or null: ")
+UNKNOWN = re.compile(
+    r"Expected a dot import path string: \S|Option '.*' is not accepted|there is no (class|option) "
+)
+# A class of another package that needs a third one.
+REQUIREMENT = re.compile(
+    r"Problem with given class_path '(?P<class>[\w.]+)':\s*Requirement '(?P<package>[^']+)' not met"
+)
 # Lines on levels of nesting, and on alternatives (null, a file) that nobody meant.
 NOISE = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|Expected a path but"
@@ -34,14 +43,26 @@ def one_line(message: str) -> str:
             given = match["value"]
         elif not NOISE.match(line) and line not in causes:
             causes.append(line)
+    if match := REQUIREMENT.search(message):
+        return (
+            f"{match['class'].rpartition('.')[2]} needs {match['package']}: pip install '{match['package']}'"
+        )
     if not keys:
         return _plain(" ".join(message.split()), base)
-    text = " or ".join(dict.fromkeys(_plain(cause, base) for cause in causes)) or " ".join(message.split())
-    is_shown = any(each in text for each in ("(got ", "no class", "not allowed", "PYTHONPATH"))
-    if given is not None and not is_shown and not given.startswith(("NestedArg", "Namespace", "[Namespace")):
-        text += f" (got {given if len(given) <= 80 else given[:80] + '...'})"
     # A key may be followed by its full path.
     keys = [key for key, after in zip(keys, [*keys[1:], ""], strict=True) if not after.startswith(f"{key}.")]
+    if match := MISSING.search(message):
+        return _missing([".".join([*keys, each]) for each in match["names"].split(", ")])
+    # Of a class or an option that does not exist, what other types the key takes is no news.
+    unknown = [each for each in causes if UNKNOWN.match(each)]
+    text = " or ".join(dict.fromkeys(_plain(cause, base) for cause in unknown or causes)) or " ".join(
+        message.split()
+    )
+    if match := NESTED_MISSING.match(text):
+        return _missing([".".join([*keys, each]) for each in match["names"].split(" and ")])
+    is_shown = any(each in text for each in ("(got ", "no class", "no option", "not allowed", "PYTHONPATH"))
+    if given is not None and not is_shown and not given.startswith(("NestedArg", "Namespace", "[Namespace")):
+        text += f" (got {given if len(given) <= 80 else given[:80] + '...'})"
     # The message on a nested value has been through here before, and begins with its own key.
     is_nested = re.match(r"[a-z_][\w.]*: ", text) is not None
     return f"{'.'.join(keys)}{'.' if is_nested else ': '}{text}"
@@ -57,6 +78,12 @@ def concrete_classes(base: type[Any]) -> list[type[Any]]:
     ]
 
 
+def _missing(names: list[str]) -> str:
+    are = "is" if len(names) == 1 else "are"
+    options = " and ".join(f"--{each}" for each in names)
+    return f"{' and '.join(names)} {are} missing or null: give {options}, or a --config that has it (see dipo-pl configs)"
+
+
 def _plain(cause: str, base: str | None) -> str:
     if match := re.fullmatch(r"Option '(.*)' is not accepted", cause):
         return f"there is no option {match[1]!r} (--print_config shows all)"
@@ -68,8 +95,8 @@ def _plain(cause: str, base: str | None) -> str:
     cause = re.sub(r"Type typing\.Callable.* expects a function or a callable class: ", "", cause)
     if match := re.match(r"Importing '(.*)' is not allowed", cause):
         return f"importing {match[1]} from a config is not allowed"
-    if match := re.search(r"the following arguments are required: (.*)", cause):
-        return f"{match[1]} is missing or null: give it, or a --config that has it (see dipo-pl configs)"
+    if match := MISSING.search(cause):
+        return _missing(match["names"].split(", "))
     if (match := re.match(r"No module named '(\w+)'", cause)) and Path(f"{match[1]}.py").is_file():
         return f"{match[0]}, but {match[1]}.py is in this folder: put PYTHONPATH=. before the command"
     if match := re.match(r"Unable to load config '(.*)'", cause):
@@ -83,7 +110,7 @@ def _plain(cause: str, base: str | None) -> str:
 def _known(base: str | None, given: str = "") -> str:
     """Return the classes that could have been meant, if the base class is one of this package."""
     if base is None or not base.startswith("dipo_pl."):
-        return f"{near(given, [*class_files()])}: see --model.help CLASS, --data.help CLASS"
+        return f"{near(given, [*class_files()])}: use the import path of a class (package.module.Class)"
     module, _, name = base.rpartition(".")
     names = sorted({each.__name__ for each in concrete_classes(getattr(import_module(module), name))})
     meant = near(given, names)

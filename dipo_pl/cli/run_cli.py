@@ -19,14 +19,17 @@ from dipo_pl.callbacks.manifest import Manifest
 from dipo_pl.callbacks.progress import Progress
 from dipo_pl.callbacks.training_monitor import TrainingMonitor
 from dipo_pl.callbacks.weight_change import WeightChange
+from dipo_pl.cli.error_lines import one_line
 from dipo_pl.cli.home_paths import expand_paths
 from dipo_pl.cli.named_classes import guard_configs, refuse_functions
 from dipo_pl.cli.null_check import refuse_nulls
 from dipo_pl.cli.option_check import CALLBACKS
 from dipo_pl.cli.pluggable import import_pluggable
 from dipo_pl.cli.run_parser import ConfigFile, RunParser, with_classes_for_help
+from dipo_pl.cli.trainer_check import check_trainer
+from dipo_pl.cli.unused_constructor import without_unused_constructor
 from dipo_pl.data_modules.forget_retain import ForgetRetain
-from dipo_pl.errors import InputError, check_count, check_number
+from dipo_pl.errors import InputError, causes
 from dipo_pl.modules.base import LanguageModule
 from dipo_pl.private_names import leave_signals_alone
 from dipo_pl.storage.checkpoints import AtomicCheckpointIO
@@ -87,6 +90,7 @@ class RunCLI(LightningCLI):
     """
 
     def __init__(self, words: Sequence[str]) -> None:
+        self.words = words
         self.command, *arguments = words
         self.manifest = Manifest(words)
         super().__init__(
@@ -171,11 +175,14 @@ class RunCLI(LightningCLI):
         if config.trainer is None:
             raise InputError("trainer must be a mapping of keys (got null)")
         refuse_nulls(config)
-        check_count("trainer.accumulate_grad_batches", config.trainer.accumulate_grad_batches)
-        check_number("trainer.gradient_clip_val", config.trainer.gradient_clip_val, minimum=0)
-        for key in ("val_check_interval", "check_val_every_n_epoch"):
-            if config.trainer[key] == 0:
-                raise InputError(f"trainer.{key} must be greater than 0 (got 0)")
+        check_trainer(config.trainer)
+        if without_unused_constructor(config.model) and any(
+            each.startswith("--model.constructor") for each in self.words
+        ):
+            raise InputError(
+                "model.constructor makes preference pairs, and neither model.forget_loss nor model.retain_loss uses one: "
+                "leave it out, or choose DiPO or DiPORetain"
+            )
         config.trainer.strategy = supported_strategy(config.trainer.strategy)
         if config.name is None:
             config.name = self._default_name()
@@ -210,7 +217,14 @@ class RunCLI(LightningCLI):
 
     def instantiate(self) -> None:
         """Make model, data and trainer; raise InputError if a constructor refuses a value."""
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except (TypeError, ValueError) as error:
+            is_stated = any(isinstance(each, InputError) for each in causes(error))
+            if "Problem with given class_path" in str(error) and not is_stated:
+                # jsonargparse tells how everything failed that it has tried for the key.
+                raise InputError(one_line(str(error))) from error
+            raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Return the trainer, with what every run has beside its configuration."""

@@ -8,6 +8,7 @@ from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser
 
 from dipo_pl.cli.error_lines import concrete_classes, one_line
+from dipo_pl.cli.unused_constructor import without_unused_constructor
 from dipo_pl.configs import resolve
 from dipo_pl.errors import InputError
 
@@ -33,6 +34,13 @@ class RunParser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("prog", "dipo-pl")
         super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def dump(self, cfg: Any, *args: Any, **kwargs: Any) -> str:
+        """Return the configuration as text, as --print_config shows it: without a constructor that no loss uses."""
+        shown = cfg.clone()
+        without_unused_constructor(shown.get("model"))
+        text: str = super().dump(shown, *args, **kwargs)
+        return text
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the parser's message as an InputError."""

@@ -7,8 +7,12 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+import yaml
+
+from dipo_pl.callbacks.advice import gentler, stronger
 from dipo_pl.evaluation.verdict import RANKS, TITLES
 from dipo_pl.storage.run_folder import RunFolder
+from dipo_pl.storage.text import load_yaml
 
 # Exit code where the verdict is less than --require asks for.
 LESS_THAN_REQUIRED = 3
@@ -29,14 +33,36 @@ def verdict_block(run: RunFolder) -> str:
     untested = [each["rule"].replace("_", " ") for each in reasons if _is_untested(each)]
     if untested:
         lines += _line("not tested", ", ".join(untested), width)
-    lines += [f"  next: {each}" for each in next_commands(run)]
+    lines += [line for each in _next(run, name, reasons) for line in _line("next", each, width)]
     return "\n".join(lines)
 
 
-def next_commands(run: RunFolder) -> list[str]:
-    """Return the commands that come next."""
+def _next(run: RunFolder, name: str, reasons: Sequence[dict[str, Any]]) -> list[str]:
+    """Return what to do next: the command or the option that helps most, and the report."""
     path = shlex.quote(str(run.path))
-    return [f"dipo-pl report {path}"]
+    status = {each["rule"]: each["status"] for each in reasons}
+    lost = "missed" in (status.get("collapse"), status.get("utility"), status.get("fluency"))
+    advice = []
+    if name == "forgotten":
+        advice = [f"dipo-pl relearn {path} (whether the rows are gone or only hidden)"]
+    elif lost:
+        advice = [f"{gentler(_learning_rate(run))} and another --name"]
+    elif name == "not_forgotten":
+        advice = [f"{stronger(_learning_rate(run))} and another --name"]
+    elif name == "cannot_tell" and status.get("membership") == "not_tested":
+        advice = [
+            "give --data.holdout FILE, rows of the same form that no model has seen, and another --name"
+        ]
+    return [*advice, f"dipo-pl report {path}"]
+
+
+def _learning_rate(run: RunFolder) -> float | None:
+    """Return the learning rate of a run's config; None if it has none that can be read."""
+    try:
+        config = load_yaml(run.config.read_text(encoding="utf-8"))
+        return float(config["model"]["init_args"]["optimizer"]["init_args"]["lr"])
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return None
 
 
 def is_less(run: RunFolder, required: str | None) -> bool:

@@ -59,11 +59,14 @@ def _card(report: Report, run: Run, verdict: Verdict) -> Card:
         "Was it forgotten?": _points(forgotten) or _changes(run, reference, _FORGOTTEN),
         "What did it cost?": _points(cost) or _changes(run, reference, _KEPT),
         "How sure is this?": _certainty(report, run, verdict, reference),
-        "Is it reversible?": [*_points(each for each in of_rules if each.rule in _ATTACKS), *attacks.values()]
+        "Is it reversible?": [
+            *_points(each for each in verdict.reasons if each.rule in _ATTACKS and each.rule not in attacks),
+            *attacks.values(),
+        ]
         or [Point("not_tested", "Neither relearning nor quantization was tried.")],
     }
-    untested = {each.rule: each.text for each in verdict.of_status("not_tested") if each.rule not in attacks}
-    return Card(run, verdict, style_of(report, run), answers, list(untested.values()))
+    untested = [each for each in verdict.of_status("not_tested") if each.rule not in _ATTACKS]
+    return Card(run, verdict, style_of(report, run), answers, [each.text for each in _points(untested)])
 
 
 def _points(reasons: Iterable[Reason]) -> list[Point]:

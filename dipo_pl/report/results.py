@@ -68,8 +68,7 @@ class Results:
 
     def missed(self, row: int, column: Column) -> bool:
         """Return True if the value of a run misses the threshold of its verdict's rule."""
-        verdict = self.rows[row].verdict
-        return verdict is not None and column.key in verdict.missed
+        return _misses(self.rows[row], column)
 
     @property
     def legend(self) -> str:
@@ -116,6 +115,10 @@ class Results:
         return Table("Results", self.legend, head, rows, labels=3, best=best, missed=frozenset(missed))
 
 
+def _misses(row: Row, column: Column) -> bool:
+    return row.verdict is not None and column.key in row.verdict.missed
+
+
 def make_results(rows: Sequence[Row], one_task: bool = True) -> Results:
     """Return the results; in each column, all values that read like the best one are best."""
     columns = columns_of(key for row in rows for key in row.metrics)
@@ -130,5 +133,9 @@ def make_results(rows: Sequence[Row], one_task: bool = True) -> Results:
         if len(distances) < 2 or any(each != each for each in distances.values()):
             continue
         shown = column.text(values[min(distances, key=distances.__getitem__)])
-        best |= {(index, column.key) for index, value in values.items() if column.text(value) == shown}
+        best |= {
+            (index, column.key)
+            for index, value in values.items()
+            if column.text(value) == shown and not _misses(rows[index], column)
+        }
     return Results(tuple(rows), tuple(columns), frozenset(best))

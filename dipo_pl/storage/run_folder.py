@@ -125,7 +125,9 @@ class RunFolder:
             | (entries if each["step"] == step else {})
             for each in self.read_metrics()
         ]
-        write_text(self.metrics, "".join(json.dumps(each) + "\n" for each in records))
+        # A run without evaluations has no such file.
+        if records:
+            write_text(self.metrics, "".join(json.dumps(each) + "\n" for each in records))
 
 
 def check_name(name: str) -> None:

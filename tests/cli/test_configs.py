@@ -100,6 +100,8 @@ def test_overlay_swaps_the_losses(cli, overlay, forget, retain):
     assert model["init_args"]["forget_loss"]["class_path"].endswith(f".{forget}")
     chosen = model["init_args"]["retain_loss"]
     assert chosen is None if retain is None else chosen["class_path"].endswith(f".{retain}")
+    uses = "DiPO" in forget or "DiPO" in str(retain)
+    assert (model["init_args"]["constructor"] is not None) == uses
     if forget == "NPO":
         assert model["init_args"]["forget_loss"]["init_args"] == {"beta": 0.1}
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from dipo_pl.cli.error_lines import one_line
+
 SMOKE = ("fit", "--config", "smoke.yaml")
 
 
@@ -75,3 +77,14 @@ def test_rows_that_changed_under_the_same_name_are_refused(cli):
     assert (
         "the token ids of the forget rows differ from those that runs/smoke was trained on" in ended.errors[0]
     )
+
+
+def test_a_package_that_is_missing_is_named():
+    """As jsonargparse tells it of a logger of Lightning whose own package is not installed."""
+    lines = (
+        "Does not validate against any of the Union subtypes", "Subtypes: [<class 'Logger'>, <class 'bool'>]", "Errors:",
+        "  - Problem with given class_path 'lightning.pytorch.loggers.WandbLogger':",
+        "    Requirement 'wandb>=0.12.10' not met. HINT: Try running `pip install -U 'wandb>=0.12.10'`",
+        "  - Expected a <class 'bool'>",
+    )  # fmt: skip
+    assert one_line("\n".join(lines)) == "WandbLogger needs wandb>=0.12.10: pip install 'wandb>=0.12.10'"

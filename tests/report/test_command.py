@@ -102,6 +102,7 @@ def test_a_value_of_a_row_is_in_no_message(cli, runs, copied):
     )
     ended = cli("report", runs / "unlearned-0", broken, failed)
     assert ended.err.count("left out") == 2
+    assert "Quokka" not in ended.err
     ended = cli("report", runs / "unlearned-0", broken, failed, "--unfinished", "--format", "json")
     assert "answers of forget row 3 must not be a str" in ended.err
     assert "Quokka" not in ended.out + ended.err

@@ -107,6 +107,7 @@ REASONS = [
     {"rule": "utility", "status": "met", "evidence": "target", "text": "Utility is kept"},
     {"rule": "warnings", "status": "missed", "evidence": "this run", "text": "forgetting stalled"},
     {"rule": "relearning", "status": "not_tested", "evidence": "none", "text": "relearning was not tried"},
+    {"rule": "paraphrased", "status": "not_tested", "evidence": "none", "text": "paraphrases were not tried"},
     {"rule": "quantization", "status": "not_tested", "evidence": "none", "text": "rounding was not tried"},
 ]  # fmt: skip
 
@@ -126,9 +127,10 @@ def test_a_card_answers_the_first_questions(runs, copied):
     assert texts["How sure is this?"] == [
         "Compared with: retain-only model.", "10 forget rows, one seed.", "Forgetting stalled.",
     ]  # fmt: skip
-    assert [each.partition(":")[0] for each in texts["Is it reversible?"]] == ["After 4 steps of relearning"]
     # What an attack of this report has tested is not named as untested.
-    assert card.not_tested == ["rounding was not tried"]
+    said = [each.partition(":")[0] for each in texts["Is it reversible?"]]
+    assert said == ["Rounding was not tried.", "After 4 steps of relearning"]
+    assert card.not_tested == ["Paraphrases were not tried."]
     first = section_of(as_html(report), "verdicts")
     assert '<span class="badge not_forgotten">not forgotten</span>' in first
     assert "P fell &lt;b&gt;too&lt;/b&gt; little" in first
@@ -152,6 +154,13 @@ def test_no_star_for_a_run_that_did_not_forget(runs, copied, verdicts, starred):
     hint = "No value of a run is best that did not forget"
     assert (hint in results.legend) == (not starred)
     assert next(row.standing for row in results.rows) == "reference"
+
+
+def test_a_value_that_misses_its_threshold_is_not_best(runs, copied):
+    paths = [copied(f"unlearned-{number}", manifest=judged("partly")) for number in range(2)]
+    best = {key for _, key in read_report([*paths, runs / "retain-only"]).results.best}
+    assert "model_utility" in best
+    assert "forget_probability" not in best
 
 
 def test_a_run_without_a_verdict_is_judged_and_that_is_said(runs, copied):
