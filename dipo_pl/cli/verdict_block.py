@@ -49,7 +49,9 @@ def _next(run: RunFolder, name: str, reasons: Sequence[dict[str, Any]]) -> list[
         advice = [f"{gentler(_learning_rate(run))} and another --name"]
     elif name == "not_forgotten":
         advice = [f"{stronger(_learning_rate(run))} and another --name"]
-    elif name == "cannot_tell" and status.get("membership") == "not_tested":
+    elif name == "cannot_tell" and any(
+        each["rule"] == "membership" and _is_untested(each) for each in reasons
+    ):
         advice = [
             "give --data.holdout FILE, rows of the same form that no model has seen, and another --name"
         ]

@@ -23,6 +23,8 @@ def reason(rule, status="met", evidence="holdout"):
      "try model.optimizer.lr 2e-06 (a fifth of this) and another --name"),
     ("cannot_tell", [reason("membership", "not_tested", "none")],
      "give --data.holdout FILE, rows of the same form that no model has seen, and another --name"),
+    # A holdout was given, with too few rows.
+    ("cannot_tell", [reason("membership", "not_tested")], "dipo-pl report {run}"),
 ])  # fmt: skip
 def test_block(tmp_path, verdict, reasons, advice):
     run = RunFolder(tmp_path / "run")
@@ -35,7 +37,9 @@ def test_block(tmp_path, verdict, reasons, advice):
     assert f"(step 4, {run.path})" in block.splitlines()[0]
     assert "  warning    step 3 was better" in block
     assert "relearning, quantization" in block
-    assert f"  next       {advice.format(run=run.path)}\n  next       dipo-pl report {run.path}" in block
+    assert f"  next       {advice.format(run=run.path)}" in block
+    assert block.endswith(f"  next       dipo-pl report {run.path}")
+    assert ("--data.holdout" in block) == (reasons[0]["evidence"] == "none")
     assert [is_less(run, each) for each in (None, "partly", "forgotten")] == [
         False, verdict not in ("partly", "forgotten"), verdict != "forgotten",
     ]  # fmt: skip
