@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +73,20 @@ def tune(arguments: Sequence[str], debug: bool = False) -> int:
     from dipo_pl.cli.run import resolved, run
 
     config: dict[str, Any] = {}
+    found: list[Trial] = []
 
     def prepare() -> int:
         config.update(resolved(["fit", *arguments]))
         _rate(config)
         return 0
 
+    def add(rate: float, run: RunFolder) -> int:
+        found.append(outcome(rate, run, config))
+        return 0
+
     if code := one_line_errors(prepare, debug):
         return code
     folder = Path(config["output_dir"]) / f"{config['name']}-tune"
-    found: list[Trial] = []
     while (rate := next_rate(_rate(config), found)) is not None:
         name = f"{rate:.3g}"
         _say(
@@ -90,9 +95,7 @@ def tune(arguments: Sequence[str], debug: bool = False) -> int:
         own = TRIAL | {"model.optimizer.lr": rate, "name": name, "output_dir": str(folder)}
         if code := run(["fit", *arguments, *as_options(own)], debug):
             return code
-        if code := one_line_errors(
-            lambda rate=rate, name=name: _add(found, rate, folder / name, config), debug
-        ):  # type: ignore[misc]
+        if code := one_line_errors(partial(add, rate, RunFolder(folder / name)), debug):
             return code
     best = chosen(found)
     for each in found:
@@ -134,11 +137,6 @@ def _rate(config: dict[str, Any]) -> float:
     if not isinstance(rate, float | int) or rate <= 0:
         raise InputError(f"--tune needs a first learning rate > 0 (got model.optimizer.lr {rate}): give one")
     return float(rate)
-
-
-def _add(found: list[Trial], rate: float, path: Path, config: dict[str, Any]) -> int:
-    found.append(outcome(rate, RunFolder(path), config))
-    return 0
 
 
 def outcome(rate: float, run: RunFolder, config: dict[str, Any]) -> Trial:
