@@ -57,7 +57,7 @@ class Judge(Callback):
 
     def __init__(
         self,
-        removed: float = 0.9,
+        removed: float = 0.8,
         partly: float = 0.5,
         least_distance: float = 0.1,
         membership: float = 0.1,
@@ -162,7 +162,7 @@ class Judge(Callback):
         if RANKS[verdicts[better].name] > RANKS[verdicts[step].name]:
             warnings.append(
                 f"step {better} would have been '{TITLES[verdicts[better].name]}', but step {step} was exported: "
-                "selection.rule LowestForgetProbability chooses among checkpoints"
+                "selection.rule NearestToUnseen chooses among checkpoints"
             )
         return warnings
 

@@ -27,6 +27,7 @@ examples:
                                                      the working directory, then among the shipped configs
   dipo-pl fit --config tofu.yaml --model.forget_loss NPO --model.forget_loss.beta 0.1 --name my-run
   dipo-pl fit --model.help Unlearning                arguments of a class (--data.help TOFU, --model.forget_loss.help NPO)
+  dipo-pl fit --tune --config jsonl.yaml ...         learning rate found by short runs on your rows first
   dipo-pl fit --config tofu.yaml --print_config      the resulting configuration, without running it
 """
 

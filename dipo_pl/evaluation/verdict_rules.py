@@ -54,7 +54,7 @@ class Thresholds:
         word_entropy: of the target's word entropy in these answers, the share that must be kept.
     """
 
-    removed: float = 0.9
+    removed: float = 0.8
     partly: float = 0.5
     least_distance: float = 0.1
     membership: float = 0.1
@@ -233,6 +233,22 @@ def _forgetting(evidence: Evidence, thresholds: Thresholds, rule: str) -> Reason
     return Reason(
         rule, status, source, f"{went}: {what} (at least {thresholds.removed:.0%})", share, thresholds.removed
     )
+
+
+def deviation(evidence: Evidence, thresholds: Thresholds) -> float | None:
+    """Return how far the weights are from a model that never saw the rows, in units of the thresholds.
+
+    The largest of (1 - removed share) / (1 - threshold) over the measures of forgetting and of |AUC - aim| / threshold of
+    membership; at most 1 where all of these rules are met. It falls while rows are forgotten, and rises again once they are
+    erased so far that they can be told from unseen ones by that.
+
+    None if there is no measure of forgetting.
+    """
+    shares = [removed_share(evidence, name, thresholds) for _, name in MEASURES.values()]
+    left = [(1 - each) / (1 - thresholds.removed) for each in shares if each is not None]
+    told = membership(evidence, thresholds)
+    apart = [told.value / told.threshold] if told.value is not None and told.threshold else []
+    return max(0.0, *left, *apart) if left else None
 
 
 def membership(evidence: Evidence, thresholds: Thresholds) -> Reason:

@@ -10,6 +10,7 @@ from dipo_pl.callbacks.selection import (
     BestForgetQuality,
     FirstForgotten,
     LowestForgetProbability,
+    NearestToUnseen,
 )
 from dipo_pl.errors import InputError
 from dipo_pl.metrics.result import EvaluationResult
@@ -70,7 +71,7 @@ def test_lowest_forget_probability(metrics, target, retain, score):
 @pytest.mark.parametrize(("scores", "end"), [
     ([-0.8, -0.5], None),
     ([-0.8, 0.0], "P(forget) is that of a model that never saw the rows"),
-    ([-0.5, -0.5, -0.6], "P(forget) did not fall in the last 2 evaluations"),
+    ([-0.5, -0.5, -0.6], "forgetting did not go on in the last 2 evaluations"),
     ([-0.5, -0.6, -0.4], None),
     ([-0.5, -1e6 - 0.2, -1e6 - 0.3], "utility was lost in the last 2 evaluations"),
     ([-0.5, -1e6 - 0.3, -1e6 - 0.2], None),  # utility comes back
@@ -80,6 +81,39 @@ def test_lowest_forget_probability(metrics, target, retain, score):
 ])  # fmt: skip
 def test_lowest_forget_probability_ends(scores, end):
     assert LowestForgetProbability(patience=2).ends(scores) == end
+
+
+UNSEEN = {"holdout_probability": 0.1, "forget_extraction_strength": 0.6, "holdout_extraction_strength": 0.1}
+
+
+@pytest.mark.parametrize(("metrics", "target", "retain", "score"), [
+    # Of the way from 0.9 to the holdout's 0.1, 0.2 may be left, which is one unit.
+    (found(0.5, 0.8), {"holdout_probability": 0.1}, None, -0.5 / 0.2),
+    (found(0.26, 0.8), {"holdout_probability": 0.1}, None, -1.0),
+    (found(0.05, 0.8), {"holdout_probability": 0.1}, None, 0.0),
+    # The measure that is forgotten least counts.
+    (found(0.1, 0.8) | {"forget_extraction_strength": 0.35}, UNSEEN, None, -0.5 / 0.2),
+    # A retain-only model counts before a holdout, and 0 where there is neither.
+    (found(0.5, 0.8), {"holdout_probability": 0.1}, {"forget_probability": 0.5}, 0.0),
+    (found(0.45, 0.8), {}, None, -0.5 / 0.2),
+    # Erased too far: the rows are told from unseen ones by it.
+    (found(0.0, 0.8) | {"membership_min_k_auc": 0.2}, {"holdout_probability": 0.1}, None, -3.0),
+    (found(0.0, 0.8) | {"membership_min_k_auc": 0.45}, {"holdout_probability": 0.1}, None, -0.5),
+    # Utility is lost, or was not measured now; nothing was known.
+    (found(0.1, 0.4), {"holdout_probability": 0.1}, None, -1e6 - 0.45),
+    ({"forget_probability": 0.1}, {}, None, None),
+    (found(0.1, 0.8), {"forget_probability": 0.1, "holdout_probability": 0.1}, None, 0.0),
+])  # fmt: skip
+def test_nearest_to_unseen(metrics, target, retain, score):
+    given = NearestToUnseen().score(metrics, KNOWING | target, retain)
+    assert given == (None if score is None else pytest.approx(score))
+
+
+def test_nearest_to_unseen_ends():
+    rule = NearestToUnseen(patience=2)
+    assert rule.ends([-3.0, -1.0]) == "the forget rows are like rows that the model never saw"
+    assert rule.ends([-3.0, -1.1]) is None
+    assert rule.ends([-2.0, -2.5, -3.0]) == "forgetting did not go on in the last 2 evaluations"
 
 
 def test_metrics_that_a_rule_needs():

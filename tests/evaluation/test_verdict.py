@@ -43,9 +43,9 @@ def without(metrics, *names):
 @pytest.mark.parametrize(("changes", "name", "statuses"), [
     ({}, "forgotten", {"forget_probability": "met", "forget_rouge": "met", "extraction_strength": "met"}),
     ({}, "forgotten", {"membership": "met", "utility": "met", "fluency": "met", "collapse": "met"}),
-    # P(forget): 0.9 of the way from 0.9 to 0.1 is at 0.18, half of it at 0.5.
-    ({"forget_probability": 0.179}, "forgotten", {"forget_probability": "met"}),
-    ({"forget_probability": 0.181}, "partly", {"forget_probability": "partly"}),
+    # P(forget): 0.8 of the way from 0.9 to 0.1 is at 0.26, half of it at 0.5.
+    ({"forget_probability": 0.259}, "forgotten", {"forget_probability": "met"}),
+    ({"forget_probability": 0.261}, "partly", {"forget_probability": "partly"}),
     ({"forget_probability": 0.499}, "partly", {"forget_probability": "partly"}),
     ({"forget_probability": 0.501}, "not_forgotten", {"forget_probability": "missed"}),
     ({"forget_probability": 0.95}, "not_forgotten", {"forget_probability": "missed"}),

@@ -1,0 +1,166 @@
+"""Search of a learning rate by short runs on the user's own rows, for `dipo-pl fit --tune`."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dipo_pl.cli.command_parser import as_options, one_line_errors
+from dipo_pl.errors import InputError
+from dipo_pl.storage.run_folder import RunFolder
+
+# Optimizer steps of a trial, and how often it is evaluated.
+STEPS, EVERY = 20, 5
+# Between one learning rate and the next.
+FACTOR = 2.5
+# Scores below mean that utility was lost.
+LOST = -1e5
+# Learning rates above and below the configured one.
+HIGHER, LOWER = 4, 3
+# A trial needs neither the best checkpoint nor an export, and its learning rate does not depend on its length.
+TRIAL = {
+    "trainer.max_steps": STEPS,
+    "trainer.val_check_interval": EVERY,
+    "trainer.check_val_every_n_epoch": "null",
+    "model.schedule": "constant_with_warmup",
+    "selection.rule": "null",
+    "selection.stop": False,
+    "checkpoint.monitor": "null",
+    "export.enabled": False,
+    "export.best": False,
+    "samples.rows": 0,
+    "require": "null",
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Outcome of a short run.
+
+    Attributes:
+        rate: its learning rate.
+        score: best score of its evaluations by the rule `NearestToUnseen`; -1 and above is forgotten.
+        text: the outcome in one line.
+    """
+
+    rate: float
+    score: float
+    text: str
+
+    @property
+    def keeps_utility(self) -> bool:
+        """True if an evaluation of the trial kept utility."""
+        return self.score > LOST
+
+
+def tune(arguments: Sequence[str], debug: bool = False) -> int:
+    """Run `fit` with the learning rate with which short runs forget most and keep utility.
+
+    Each short run takes 20 optimizer steps and has a folder of its own beside the run's, NAME-tune/RATE. The first one has
+    the configured learning rate; the next ones have 2.5 times more as long as that forgets more and utility is kept, or less
+    until it is kept. Finished ones are not repeated.
+
+    Args:
+        arguments: options of `fit`.
+        debug: print the traceback of an error.
+
+    Returns:
+        The exit code of the first run that fails, else that of the final one.
+    """
+    # Loads Lightning, which takes seconds.
+    from dipo_pl.cli.run import resolved, run
+
+    config: dict[str, Any] = {}
+    found: list[Trial] = []
+
+    def prepare() -> int:
+        config.update(resolved(["fit", *arguments]))
+        _rate(config)
+        return 0
+
+    def add(rate: float, run: RunFolder) -> int:
+        found.append(outcome(rate, run, config))
+        return 0
+
+    if code := one_line_errors(prepare, debug):
+        return code
+    folder = Path(config["output_dir"]) / f"{config['name']}-tune"
+    while (rate := next_rate(_rate(config), found)) is not None:
+        name = f"{rate:.3g}"
+        _say(
+            f"short run {len(found) + 1} of at most {1 + max(HIGHER, LOWER)}: learning rate {name}, {STEPS} steps"
+        )
+        own = TRIAL | {"model.optimizer.lr": rate, "name": name, "output_dir": str(folder)}
+        if code := run(["fit", *arguments, *as_options(own)], debug):
+            return code
+        if code := one_line_errors(partial(add, rate, RunFolder(folder / name)), debug):
+            return code
+    best = chosen(found)
+    for each in found:
+        _say(f"{each.text}{', chosen' if each is best else ''}")
+    if not best.keeps_utility:
+        _say("no learning rate kept utility: the lowest one is used, and the verdict will say what it does")
+    return run(["fit", *arguments, "--model.optimizer.lr", f"{best.rate:.3g}"], debug)
+
+
+def next_rate(first: float, found: Sequence[Trial]) -> float | None:
+    """Return the learning rate to try next; None if the search is done.
+
+    Args:
+        first: the configured learning rate.
+        found: the trials so far, in order.
+    """
+    if not found:
+        return float(f"{first:.3g}")
+    last, best = found[-1], max(found, key=lambda each: each.score)
+    if not found[0].keeps_utility:
+        ends, factor, most = last.keeps_utility, 1 / FACTOR, LOWER
+    else:
+        ends, factor, most = last is not best or last.score >= -1, FACTOR, HIGHER
+    return None if ends or len(found) > most else float(f"{last.rate * factor:.3g}")
+
+
+def chosen(found: Sequence[Trial]) -> Trial:
+    """Return the trial with the highest score, of equal ones that with the lowest learning rate."""
+    return max(found, key=lambda each: (each.score, -each.rate))
+
+
+def _rate(config: dict[str, Any]) -> float:
+    optimizer = config["model"]["init_args"]["optimizer"]
+    rate = (optimizer.get("init_args") or {}).get("lr")
+    if "forget_loss" not in config["model"]["init_args"]:
+        raise InputError(
+            "--tune searches the learning rate of an unlearning run, and model is FineTuning: leave it out"
+        )
+    if not isinstance(rate, float | int) or rate <= 0:
+        raise InputError(f"--tune needs a first learning rate > 0 (got model.optimizer.lr {rate}): give one")
+    return float(rate)
+
+
+def outcome(rate: float, run: RunFolder, config: dict[str, Any]) -> Trial:
+    """Return what a finished short run has shown."""
+    # These load torch, which takes seconds.
+    from dipo_pl.callbacks.selection import NearestToUnseen
+    from dipo_pl.evaluation.retain_result import read_result
+
+    rule, result = NearestToUnseen(), config["forget_quality"].get("retain_result")
+    retain = None if result is None else read_result(result).metrics
+    target, *records = run.read_metrics()
+    scores = [(score, each) for each in records if (score := rule.score(each, target, retain)) is not None]
+    if target["step"] != 0 or not scores:
+        raise InputError(
+            f"{run.path} has no evaluation before or after training that --tune can compare: remove it"
+        )
+    score, best = max(scores, key=lambda each: each[0])
+    key = next(
+        each for each in best if each.endswith("forget_probability") or each == "request_1_probability"
+    )
+    lost = "" if score > LOST else ", utility lost"
+    text = f"learning rate {rate:.3g}: P(forget) {target[key]:.3g} -> {best[key]:.3g} at step {best['step']}{lost}"
+    return Trial(rate, score, text)
+
+
+def _say(text: str) -> None:
+    print(f"dipo-pl: tune: {text}", file=sys.stderr, flush=True)
