@@ -94,10 +94,8 @@ def _thresholds(trainer: Trainer, run: RunFolder, records: list[dict[str, Any]])
     if not target:
         return {}
     judge = next(each for each in trainer.callbacks if isinstance(each, Judge))  # type: ignore[attr-defined]
-    retain = ForgetQuality.of(trainer).retain
-    evidence = Evidence(
-        target, target, None if retain is None else retain.metrics, wrong_answers(run, target)
-    )
+    retain = ForgetQuality.of(trainer).retain_metrics
+    evidence = Evidence(target, target, retain, wrong_answers(run, target))
     return metric_thresholds(evidence, judge.thresholds)
 
 

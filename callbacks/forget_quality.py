@@ -19,8 +19,9 @@ from dipo_pl.callbacks.manifest import Manifest
 from dipo_pl.callbacks.pace import Pace
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.distributed import is_sharded
-from dipo_pl.errors import InputError, TrainingError, check_count
+from dipo_pl.errors import NOT_FINITE, InputError, TrainingError, check_count
 from dipo_pl.evaluation.retain_result import check_comparable, read_result
+from dipo_pl.evaluation.verdict_rules import ATTACK, Metrics
 from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.metrics import base
 from dipo_pl.metrics.base import FORGET, HOLDOUT, EvaluationMetric, MeasuredSet
@@ -114,6 +115,8 @@ class ForgetQuality(Callback):
         self.generate_every = generate_every
         self.max_new_tokens = max_new_tokens
         self.retain: EvaluationResult | None = None
+        # Those of its metrics that can be compared with this run's: not membership by other holdout rows.
+        self.retain_metrics: Metrics | None = None
         self.result: EvaluationResult | None = None
         self.complete_step = -1
         # Answers generated in this evaluation, and the time that all so far have taken.
@@ -191,7 +194,12 @@ class ForgetQuality(Callback):
         rows, tokens = sets[FORGET].rows, sets[FORGET].tokens
         check_comparable(self.retain, self.retain_result, self.convention.name, rows, settings, tokens=tokens)
         theirs = self.retain.sets.get(HOLDOUT)
-        if HOLDOUT in sets and theirs and theirs.fingerprint != rows_fingerprint(sets[HOLDOUT].rows):
+        ours = rows_fingerprint(sets[HOLDOUT].rows) if HOLDOUT in sets else None
+        same = theirs is None or theirs.fingerprint in (None, ours)
+        self.retain_metrics = {
+            name: value for name, value in self.retain.metrics.items() if same or name != ATTACK
+        }
+        if ours and theirs and theirs.fingerprint != ours:
             rank_zero_info(
                 f"PrivLeak is not measured: forget_quality.retain_result {self.retain_result} was evaluated on other "
                 "holdout rows"
@@ -256,7 +264,7 @@ class ForgetQuality(Callback):
         broken = not bool(seen.nll.isfinite().all())
         if trainer.strategy.reduce_boolean_decision(broken, all=False):
             raise TrainingError(
-                f"an answer's loss is not finite at step {trainer.global_step}: the model's weights are broken"
+                f"an answer's loss is {NOT_FINITE} at step {trainer.global_step}: the model's weights are broken"
             )
         metrics = self._collections[dataloader_idx]
         if any("gradient_norm" in each.inputs for each in base.members(metrics)):

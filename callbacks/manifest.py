@@ -218,7 +218,10 @@ def _data(trainer: Trainer) -> dict[str, Any]:
             name: {"rows": len(answers), "fingerprint": texts_fingerprint(answers)}
             for name, answers in data.companions.items()
         },
-        "evaluation": {each.name: _rows(each.rows) for each in data.evaluation_sets},
+        "evaluation": {
+            each.name: _rows(each.rows) | ({} if each.whole is None else {"of": each.whole})
+            for each in data.evaluation_sets
+        },
     }
 
 

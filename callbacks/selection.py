@@ -2,7 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from dipo_pl.callbacks.forget_quality import ForgetQuality
+from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError, check_count, check_objects, check_share
 from dipo_pl.evaluation.verdict_rules import (
     KNOWS_NOTHING,
@@ -36,7 +38,13 @@ _NO_UTILITY = (
 
 
 class SelectionRule(ABC):
-    """Base class of rules that score each evaluation; the first checkpoint with the highest score is kept."""
+    """Base class of rules that score each evaluation; the first checkpoint with the highest score is kept.
+
+    Attributes:
+        rows: number of rows of each evaluation set, which `Selection` fills in; empty if not known.
+    """
+
+    rows: Mapping[str, int] = MappingProxyType({})
 
     @abstractmethod
     def score(self, metrics: Metrics, target: Metrics, retain: Metrics | None) -> float | None:
@@ -113,7 +121,8 @@ class NearestToUnseen(SelectionRule):
     Args:
         utility_share: share of the target's utility that must be kept, in (0, 1].
         removed: share of the distance from the target to a model that never saw the rows that must be gone, in (0, 1).
-        membership: distance of the membership AUC from a retain-only model's, or from 0.5, that is allowed.
+        membership: distance of the membership AUC from a retain-only model's, or from 0.5, that is allowed; with few rows,
+            twice its standard error, as in the verdict.
         patience: evaluations without a better score, and without utility coming back, after which no better one is
             expected.
     """
@@ -137,7 +146,7 @@ class NearestToUnseen(SelectionRule):
         lost = _lost_utility(self, metrics, target)
         if lost is None or lost > 0:
             return None if lost is None else LOST - lost
-        left = deviation(Evidence(target, metrics, retain), self.thresholds)
+        left = deviation(Evidence(target, metrics, retain, rows=self.rows), self.thresholds)
         # The target knew nothing of the rows.
         return 0.0 if left is None else -left
 
@@ -255,6 +264,7 @@ class Selection(Callback):
                 f"{type(module).__name__} makes none forget: give {NO_RULE}"
             )
         self.rule.check(ForgetQuality.of(trainer))
+        self.rule.rows = {each.name: len(each.rows) for each in ForgetRetain.of(trainer).evaluation_sets}
         if (
             trainer.num_sanity_val_steps == 0
             and not RunFolder(trainer.default_root_dir).evaluation_file(0).is_file()
@@ -291,8 +301,7 @@ class Selection(Callback):
 
     def _scores(self, trainer: Trainer) -> list[float | None]:
         """Return the scores of all evaluations so far, including the one before training."""
-        result = ForgetQuality.of(trainer).retain
-        retain = None if result is None else result.metrics
+        retain = ForgetQuality.of(trainer).retain_metrics
         records = ForgetQuality.trajectory(trainer)
         return [self.rule.score(each, records[0], retain) for each in records] if self.rule else []
 

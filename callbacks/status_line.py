@@ -88,8 +88,12 @@ class StatusLine:
     def _draw(self) -> None:
         if self._open_above:
             return
+        try:
+            columns = os.get_terminal_size(self._stream.fileno()).columns or 80
+        except OSError:
+            # The terminal was closed.
+            return
         # A terminal would wrap a line that fills it.
-        columns = os.get_terminal_size(self._stream.fileno()).columns or 80
         text = self._text(columns - 1)
         if text != self._drawn:
             self._stream.write(f"\r{text}{ERASE[1:]}")

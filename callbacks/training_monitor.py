@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from dipo_pl.batch import Batch
 from dipo_pl.distributed import total_norm
-from dipo_pl.errors import TrainingError
+from dipo_pl.errors import NOT_FINITE, TrainingError
 
 
 class TrainingMonitor(Callback):
@@ -62,9 +62,9 @@ class TrainingMonitor(Callback):
 
     def _stop(self, trainer: Trainer, cause: str) -> None:
         raise TrainingError(
-            f"{cause} at epoch {trainer.current_epoch}, step {trainer.global_step} ({'; '.join(self._rows)}): the optimizer "
-            "step was not made, and any checkpoint is from before it. Lower the learning rate, clip gradients "
-            "(trainer.gradient_clip_val 1.0), or look at these rows"
+            f"{cause} ({NOT_FINITE}) at epoch {trainer.current_epoch}, step {trainer.global_step} "
+            f"({'; '.join(self._rows)}): the optimizer step was not made, and any checkpoint is from before it. Lower the "
+            "learning rate, clip gradients (trainer.gradient_clip_val 1.0), or look at these rows"
         )
 
 

@@ -13,14 +13,12 @@ from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.errors import InputError, check_number, check_share
 from dipo_pl.evaluation.verdict import RANKS, TITLES, Verdict, judge
 from dipo_pl.evaluation.verdict_rules import (
-    ATTACK,
     Evidence,
     Metrics,
     Thresholds,
     forgotten_set,
     kept_utility,
 )
-from dipo_pl.metrics.base import HOLDOUT
 from dipo_pl.metrics.result import EvaluationResult
 from dipo_pl.report.model_card import write_model_card
 from dipo_pl.storage.run_folder import RunFolder
@@ -96,7 +94,7 @@ class Judge(Callback):
         manifest = run.read_manifest() if trainer.is_global_zero else {}
         if "pairs" not in module.trains_on or manifest.get("command") != "fit":
             return
-        retain = _comparable(ForgetQuality.of(trainer).retain, manifest)
+        retain = ForgetQuality.of(trainer).retain_metrics
         guard = next(each for each in trainer.callbacks if isinstance(each, CollapseGuard))  # type: ignore[attr-defined]
         verdict = self.of_run(run, retain, guard, self._steps)
         step = run.final_step
@@ -129,7 +127,12 @@ class Judge(Callback):
             for each in (records[1:] if target else records)
         }
         now: Metrics = next((each for each in records if each["step"] == run.final_step != 0), {})
-        warnings = self._warnings(records, now["step"], verdicts, guard, steps) if target and now else []
+        warnings = []
+        if target and now:
+            warnings = [
+                *_left_out(sets.get(forgotten_set(target), {})),
+                *self._warnings(records, now["step"], verdicts, guard, steps),
+            ]
         evidence = Evidence(target, now, retain, wrong, rows, _collapse(guard, target, now), warnings)
         return judge(evidence, self.thresholds)
 
@@ -167,15 +170,12 @@ class Judge(Callback):
         return warnings
 
 
-def _comparable(result: EvaluationResult | None, manifest: Mapping[str, Any]) -> Metrics | None:
-    """Return a retain-only model's metrics, without membership on other holdout rows than this run's."""
-    if result is None:
-        return None
-    theirs = result.sets.get(HOLDOUT)
-    ours = manifest["data"]["evaluation"].get(HOLDOUT, {}).get("fingerprint")
-    if theirs is None or theirs.fingerprint in (None, ours):
-        return result.metrics
-    return {name: value for name, value in result.metrics.items() if name != ATTACK}
+def _left_out(measured: Mapping[str, Any]) -> list[str]:
+    """Return a sentence on forget rows that were not measured, if there are any; see `Manifest`."""
+    rows, whole = measured.get("rows", 0), measured.get("of", 0)
+    if rows >= whole:
+        return []
+    return [f"only {rows} of the {whole} forget rows were measured (data.evaluation_rows)"]
 
 
 def _collapse(guard: CollapseGuard, target: Metrics, now: Metrics) -> list[str]:

@@ -30,6 +30,14 @@ def chosen_sets(sets: Sequence[EvaluationSet], names: Sequence[str] | None) -> l
     return [known[name] for name in names]
 
 
+def first_rows(evaluation_set: EvaluationSet, count: int | None) -> EvaluationSet:
+    """Return the set with its first `count` rows alone, which then knows how many there are; None takes all."""
+    rows = evaluation_set.rows
+    if count is None or count >= len(rows):
+        return evaluation_set
+    return replace(evaluation_set, rows=rows[:count], whole=len(rows))
+
+
 def refuse_seen_holdout(sets: Iterable[EvaluationSet], known: Sequence[Row]) -> None:
     """Raise an InputError if a holdout shares rows with those that a model has seen."""
     for each in sets:

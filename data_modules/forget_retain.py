@@ -18,6 +18,7 @@ from dipo_pl.data_modules.evaluation_sets import (
     EvaluationBatches,
     chosen_sets,
     evaluation_batches,
+    first_rows,
     refuse_seen_holdout,
     with_cut_answers,
 )
@@ -58,18 +59,15 @@ class ForgetRetain(LightningDataModule, ABC):
         forget_share: with train_on `forget`, the share of its rows that training steps hold, drawn by the seed, in
             (0, 1]; a smaller share is part of a larger one.
         batch_size: rows that one device takes at once; with `pairs`, that many of each set.
-        global_batch_size: rows of an optimizer step over all devices; how many batches are accumulated follows from
-            it, from batch_size and from the number of devices, and the same rows make a step however they
-            are split. Null is batch_size times devices times trainer.accumulate_grad_batches. Either way a step is
-            the mean over its rows, also the last of an epoch, which may have fewer.
+        global_batch_size: rows of an optimizer step over all devices; how many batches are accumulated follows from it, and
+            the same rows make a step however they are split. Null is batch_size times devices times
+            trainer.accumulate_grad_batches. A step is the mean over its rows, also an epoch's last, which may have fewer.
         evaluation_tokens: tokens measured at once on one device, padding included; a row is measured with all its
             answers, and goes alone where these are more.
         evaluation_rows: measure only the first rows of each evaluation set; null measures all.
         evaluate: names of the evaluation sets to measure; null measures all that the data has.
-        alternates: other answers to the forget rows' questions, for losses that ask for them; null takes the
-            rows' own, where they have any.
-        group_by_length: put items of similar length into one batch, which saves padding; pairs stay as
-            they are.
+        alternates: other answers to the forget rows' questions, for losses that ask for them; null takes the rows' own.
+        group_by_length: put items of similar length into one batch, which saves padding; pairs stay as they are.
         max_length: tokens of a sequence, EOS included.
         too_long: what is done with a longer row: `error` refuses it, `truncate` cuts it and warns with the count.
         requests: names of forget sets, in the order in which they are requested, each measured as a set of its own
@@ -246,7 +244,7 @@ class ForgetRetain(LightningDataModule, ABC):
         sets = chosen_sets(rows.evaluation, self.evaluate)
         for place, (name, new) in enumerate(new_rows(requests).items(), start=1):
             sets += self.request_sets(place, name, new)
-        self.evaluation_sets = [replace(each, rows=each.rows[: self.evaluation_rows]) for each in sets]
+        self.evaluation_sets = [first_rows(each, self.evaluation_rows) for each in sets]
         refuse_seen_holdout(self.evaluation_sets, [*rows.forget, *rows.retain, *joined(requests.values())])
         self._row_sets = rows
 

@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def read_content(path: Path, kind: str) -> bytes:
         raise InputError(
             f"no file {path}: give the path of {kind}{hub if len(at_hub) == 2 else ''}"
         ) from None
-    except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}") from None
 
 

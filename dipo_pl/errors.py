@@ -5,6 +5,9 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+# What errors say of a loss, a gradient or an answer's loss that ends a run.
+NOT_FINITE = "not finite"
+
 
 class InputError(ValueError):
     """Error of wrong input: the message names the argument or file, shows the value and says what to do."""

@@ -1,10 +1,14 @@
 """Standard output and error whose reader may stop reading, as `dipo-pl report ... | head` does."""
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
+
+# What writing fails with once the reader of a pipe, or the terminal, has gone.
+GONE = (errno.EPIPE, errno.EIO)
 
 
 class PatientStream:
@@ -23,18 +27,21 @@ class PatientStream:
         """Write a text, if it is still read; return its length."""
         try:
             return self._stream.write(text)
-        except BrokenPipeError:
-            self._drop()
+        except OSError as error:
+            self._drop(error)
             return len(text)
 
     def flush(self) -> None:
         """Pass on what has been written."""
         try:
             self._stream.flush()
-        except BrokenPipeError:
-            self._drop()
+        except OSError as error:
+            self._drop(error)
 
-    def _drop(self) -> None:
+    def _drop(self, error: OSError) -> None:
+        """Have all further output go nowhere; raise the error again if the reader is still there."""
+        if error.errno not in GONE:
+            raise error
         # Python flushes the stream once more at its end, which must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 

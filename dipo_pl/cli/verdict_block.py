@@ -11,6 +11,7 @@ import yaml
 
 from dipo_pl.callbacks.advice import gentler, stronger
 from dipo_pl.evaluation.verdict import RANKS, TITLES
+from dipo_pl.evaluation.verdict_rules import MEASURES
 from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.storage.text import load_yaml
 
@@ -41,13 +42,14 @@ def _next(run: RunFolder, name: str, reasons: Sequence[dict[str, Any]]) -> list[
     """Return what to do next: the command or the option that helps most, and the report."""
     path = shlex.quote(str(run.path))
     status = {each["rule"]: each["status"] for each in reasons}
-    lost = "missed" in (status.get("collapse"), status.get("utility"), status.get("fluency"))
+    lost = any(status.get(each) in ("missed", "partly") for each in ("collapse", "utility", "fluency"))
+    stays = any(status.get(each) in ("missed", "partly") for each in MEASURES)
     advice = []
     if name == "forgotten":
         advice = [f"dipo-pl relearn {path} (whether the rows are gone or only hidden)"]
     elif lost:
         advice = [f"{gentler(_learning_rate(run))} and another --name"]
-    elif name == "not_forgotten":
+    elif stays:
         advice = [f"{stronger(_learning_rate(run))} and another --name"]
     elif name == "cannot_tell" and any(
         each["rule"] == "membership" and _is_untested(each) for each in reasons

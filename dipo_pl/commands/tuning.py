@@ -1,14 +1,16 @@
 """Search of a learning rate by short runs on the user's own rows, for `dipo-pl fit --tune`."""
 
+import io
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dipo_pl.cli.command_parser import as_options, one_line_errors
-from dipo_pl.errors import InputError
+from dipo_pl.errors import NOT_FINITE, InputError
 from dipo_pl.storage.run_folder import RunFolder
 
 # Optimizer steps of a trial, and how often it is evaluated.
@@ -19,14 +21,16 @@ FACTOR = 2.5
 LOST = -1e5
 # Learning rates above and below the configured one.
 HIGHER, LOWER = 4, 3
-# A trial needs neither the best checkpoint nor an export, and its learning rate does not depend on its length.
+# A trial needs neither the best checkpoint nor an export, and neither its length nor its learning rate depends on epochs.
 TRIAL = {
+    "trainer.max_epochs": -1,
     "trainer.max_steps": STEPS,
     "trainer.val_check_interval": EVERY,
     "trainer.check_val_every_n_epoch": "null",
     "model.schedule": "constant_with_warmup",
     "selection.rule": "null",
     "selection.stop": False,
+    "collapse_guard.stop": False,
     "checkpoint.monitor": "null",
     "export.enabled": False,
     "export.best": False,
@@ -60,7 +64,7 @@ def tune(arguments: Sequence[str], debug: bool = False) -> int:
 
     Each short run takes 20 optimizer steps and has a folder of its own beside the run's, NAME-tune/RATE. The first one has
     the configured learning rate; the next ones have 2.5 times more as long as that forgets more and utility is kept, or less
-    until it is kept. Finished ones are not repeated.
+    until it is kept. One that ends with numbers that are not finite has lost utility. Finished ones are not repeated.
 
     Args:
         arguments: options of `fit`.
@@ -93,7 +97,10 @@ def tune(arguments: Sequence[str], debug: bool = False) -> int:
             f"short run {len(found) + 1} of at most {1 + max(HIGHER, LOWER)}: learning rate {name}, {STEPS} steps"
         )
         own = TRIAL | {"model.optimizer.lr": rate, "name": name, "output_dir": str(folder)}
-        if code := run(["fit", *arguments, *as_options(own)], debug):
+        # The verdict of a short run, with what to do next, is no verdict on the run that was asked for.
+        with redirect_stdout(io.StringIO()):
+            code = run(["fit", *arguments, *as_options(own)], debug)
+        if code and not _diverged(RunFolder(folder / name)):
             return code
         if code := one_line_errors(partial(add, rate, RunFolder(folder / name)), debug):
             return code
@@ -140,13 +147,17 @@ def _rate(config: dict[str, Any]) -> float:
 
 
 def outcome(rate: float, run: RunFolder, config: dict[str, Any]) -> Trial:
-    """Return what a finished short run has shown."""
+    """Return what a short run has shown."""
+    if _diverged(run):
+        return Trial(rate, 10 * LOST, f"learning rate {rate:.3g}: ended with numbers that are not finite")
     # These load torch, which takes seconds.
     from dipo_pl.callbacks.selection import NearestToUnseen
     from dipo_pl.evaluation.retain_result import read_result
+    from dipo_pl.evaluation.verdict_rules import forgotten_set
 
     rule, result = NearestToUnseen(), config["forget_quality"].get("retain_result")
     retain = None if result is None else read_result(result).metrics
+    rule.rows = {name: each["rows"] for name, each in run.read_manifest()["data"]["evaluation"].items()}
     target, *records = run.read_metrics()
     scores = [(score, each) for each in records if (score := rule.score(each, target, retain)) is not None]
     if target["step"] != 0 or not scores:
@@ -154,12 +165,16 @@ def outcome(rate: float, run: RunFolder, config: dict[str, Any]) -> Trial:
             f"{run.path} has no evaluation before or after training that --tune can compare: remove it"
         )
     score, best = max(scores, key=lambda each: each[0])
-    key = next(
-        each for each in best if each.endswith("forget_probability") or each == "request_1_probability"
-    )
+    key = f"{forgotten_set(target)}_probability"
     lost = "" if score > LOST else ", utility lost"
     text = f"learning rate {rate:.3g}: P(forget) {target[key]:.3g} -> {best[key]:.3g} at step {best['step']}{lost}"
     return Trial(rate, score, text)
+
+
+def _diverged(run: RunFolder) -> bool:
+    """Return whether a run has failed because a loss or a gradient was not finite."""
+    status = str(run.read_manifest().get("status"))
+    return status.startswith("failed: ") and NOT_FINITE in status
 
 
 def _say(text: str) -> None:

@@ -239,16 +239,19 @@ def deviation(evidence: Evidence, thresholds: Thresholds) -> float | None:
     """Return how far the weights are from a model that never saw the rows, in units of the thresholds.
 
     The largest of (1 - removed share) / (1 - threshold) over the measures of forgetting and of |AUC - aim| / threshold of
-    membership; at most 1 where all of these rules are met. It falls while rows are forgotten, and rises again once they are
-    erased so far that they can be told from unseen ones by that.
+    membership, unless the rows are too few for it; at most 1 where all of these rules are met. It falls while rows are
+    forgotten, and rises again once they are erased so far that they can be told from unseen ones by that.
 
     None if there is no measure of forgetting.
     """
     shares = [removed_share(evidence, name, thresholds) for _, name in MEASURES.values()]
     left = [(1 - each) / (1 - thresholds.removed) for each in shares if each is not None]
+    if not left:
+        return None
     told = membership(evidence, thresholds)
-    apart = [told.value / told.threshold] if told.value is not None and told.threshold else []
-    return max(0.0, *left, *apart) if left else None
+    if told.status != "not_tested" and told.value is not None and told.threshold:
+        left.append(told.value / told.threshold)
+    return max(0.0, *left)
 
 
 def membership(evidence: Evidence, thresholds: Thresholds) -> Reason:

@@ -109,6 +109,21 @@ def test_nearest_to_unseen(metrics, target, retain, score):
     assert given == (None if score is None else pytest.approx(score))
 
 
+@pytest.mark.parametrize(("rows", "auc", "score"), [
+    # As in the verdict: up to twice the standard error, 2 sqrt(41 / 4800) of 20 rows each.
+    (20, 0.65, -0.15 / 0.18484),
+    (20, 0.8, -0.3 / 0.18484),
+    # Of 10 rows each nothing can be told, unless they are all apart.
+    (10, 0.7, 0.0),
+    (10, 1.0, -0.5 / 0.26458),
+])  # fmt: skip
+def test_nearest_to_unseen_does_not_follow_the_noise_of_few_rows(rows, auc, score):
+    rule = NearestToUnseen()
+    rule.rows = {"forget": rows, "holdout": rows}
+    metrics = found(0.1, 0.8) | {"membership_min_k_auc": auc}
+    assert rule.score(metrics, KNOWING | {"holdout_probability": 0.1}, None) == pytest.approx(score, rel=1e-4)
+
+
 def test_nearest_to_unseen_ends():
     rule = NearestToUnseen(patience=2)
     assert rule.ends([-3.0, -1.0]) == "the forget rows are like rows that the model never saw"
@@ -276,6 +291,15 @@ def test_a_run_without_a_retain_only_model_ends_when_it_has_forgotten(cli, learn
     reached = [each["forget_probability"] <= target["holdout_probability"] for each in trained]
     assert reached == [False] * (len(trained) - 1) + [True]
     assert run.read_manifest()["exported_step"] == trained[-1]["step"]
+
+
+def test_a_rule_knows_how_many_rows_are_measured(cli, learned, run, monkeypatch):
+    monkeypatch.setattr(NearestToUnseen, "score", lambda rule, *_: print("rows", dict(rule.rows)))
+    words = unlearn(learned, "null", "NearestToUnseen", "--forget_quality.generate_every", "0")
+    ended = cli(*words, "--trainer.max_steps", "1", "--data.evaluation_rows", "2")
+    assert ended.code == 0, ended.err
+    assert "rows {'forget': 2, 'retain': 2, 'holdout': 2}" in ended.out
+    assert run.read_manifest()["data"]["evaluation"]["forget"]["of"] > 2
 
 
 def test_a_best_checkpoint_that_never_was_is_no_reason_to_lose_the_last_one(cli, learned, run):

@@ -129,6 +129,16 @@ def test_wrong_answers_stand_in_for_a_holdout(tmp_path):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(("measured", "said"), [
+    ({"rows": 300, "of": 400}, ["only 300 of the 400 forget rows were measured (data.evaluation_rows)"]),
+    ({"rows": 400}, []),
+])  # fmt: skip
+def test_forget_rows_that_were_not_measured_are_told(tmp_path, measured, said):
+    run = run_of(tmp_path, TARGET, trained(1, 0.1))
+    run.add_to_manifest(data={"evaluation": {"forget": measured}})
+    assert texts(verdict(run), "warnings") == said
+
+
 @pytest.mark.parametrize("records", [(), (TARGET,), (trained(3, 0.1),)])
 def test_without_an_evaluation_before_or_after_nothing_can_be_told(tmp_path, records):
     assert verdict(run_of(tmp_path, *records)).name == "cannot_tell"

@@ -37,7 +37,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(process, tm
     ended = process(*SMOKE, "--model.forget_loss", "user_classes.Diverging")
     assert ended.code == 1
     (line,) = ended.errors
-    assert "the loss is nan at epoch 1, step 4 (forget rows [" in line
+    assert "the loss is nan (not finite) at epoch 1, step 4 (forget rows [" in line
     assert "retain rows [" in line
     run = tmp_path / "runs" / "smoke"
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)

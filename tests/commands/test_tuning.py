@@ -61,6 +61,32 @@ def test_the_run_has_the_chosen_rate_and_nothing_finished_is_repeated(cli, monke
     assert {each: each.stat().st_mtime_ns for each in Path("runs").rglob("*") if each.is_file()} == before
 
 
+def test_a_rate_that_diverges_is_too_high_and_the_search_goes_on(cli, monkeypatch):
+    words = (
+        "--model.optimizer.lr",
+        "1e30",
+        "--trainer.gradient_clip_val",
+        "null",
+        "--trainer.max_epochs",
+        "1",
+    )
+    monkeypatch.setattr(
+        tuning, "TRIAL", tuning.TRIAL | {"trainer.max_steps": 4, "trainer.val_check_interval": 1}
+    )
+    monkeypatch.setattr(tuning, "FACTOR", 1e33)
+    ended = cli("fit", "--tune", *QUICK, *words)
+    assert ended.code == 0, ended.err
+    told = [
+        line.removeprefix("dipo-pl: tune: ") for line in ended.err.splitlines() if ": tune: learning" in line
+    ]
+    assert told[0] == "learning rate 1e+30: ended with numbers that are not finite"
+    assert told[-1].startswith("learning rate 0.001: P(forget) ")
+    assert told[-1].endswith(", chosen")
+    # The short run has as many steps as it says, though the run has an epoch of 3; its verdict is not the run's.
+    assert json.loads(Path("runs/smoke-tune/0.001/manifest.json").read_text())["steps"] == 4
+    assert ended.out.count("verdict: ") == 1
+
+
 @pytest.mark.parametrize(("options", "line"), [
     ("--config smoke.yaml --model FineTuning --data.train_on all", "--tune searches the learning rate of an unlearning run"),
     ("--config smoke.yaml --model.optimizer.lr 0", "--tune needs a first learning rate > 0 (got model.optimizer.lr 0"),

@@ -129,6 +129,7 @@ def archive(*names):
     (b"%PDF-1.7", "is a PDF: extract its text"),
     (parquet()[:200], r"cannot read .*: "),
     (gzip.compress(LINES.encode(), mtime=0)[:-9], "cannot read .*: "),
+    (gzip.compress(b"", mtime=0)[:10] + b"\xff" * 20, "cannot read .*: .*invalid block type"),
     (zst(LINES.encode())[:-9], "cannot read .*: "),
     (json.dumps({"data": RECORDS}, indent=1).encode(), "is one JSON object over several lines: write the list 'data' in it"),
     (json.dumps(RECORDS[0], indent=1).encode(), "is one JSON object over several lines: write one object on each line$"),
