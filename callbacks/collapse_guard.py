@@ -110,7 +110,9 @@ class CollapseGuard(Callback):
                 f"forgetting has stalled: the probability of forget answers is {known[1]:.3f} ({known[0]:.3f} before "
                 f"training) {at}"
             )
-            found["stalled"] = Sign(what, f"{stronger(rate)}, or more epochs (trainer.max_epochs)")
+            found["stalled"] = Sign(
+                what, f"{stronger(rate)}, or train longer (trainer.max_steps, trainer.max_epochs)"
+            )
         name = next((each for each in UTILITIES if target.get(each, 0) >= KNOWS_NOTHING), "")
         for key, title, unit in [
             ("forget_quality_log10_p", "log10 of Forget Quality", 1.0),

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, TextIO, cast
 
 # Seconds between two drawings on a terminal, and between two lines elsewhere.
@@ -116,8 +116,8 @@ class StatusLine:
             setattr(sys, name, above)
             self._replaced.callback(setattr, sys, name, stream)
             for handler in _handlers_of(stream):
+                self._replaced.callback(handler.setStream, handler.stream)
                 handler.setStream(above)
-                self._replaced.callback(handler.setStream, stream)
 
 
 class _Above:
@@ -139,7 +139,18 @@ class _Above:
 
 
 def _handlers_of(stream: TextIO) -> list["logging.StreamHandler[TextIO]"]:
-    """Return the handlers of all loggers that write to a stream, which they hold since they were made."""
+    """Return the handlers of all loggers that write to the file of a stream, which they hold since they were made."""
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     handlers = [handler for each in loggers for handler in getattr(each, "handlers", ())]
-    return [each for each in handlers if type(each) is logging.StreamHandler and each.stream is stream]
+    # The stream may have been wrapped since.
+    return [
+        each
+        for each in handlers
+        if type(each) is logging.StreamHandler and _file_of(each.stream) == stream.fileno()
+    ]
+
+
+def _file_of(stream: TextIO) -> int | None:
+    with suppress(AttributeError, OSError, ValueError):
+        return stream.fileno()
+    return None

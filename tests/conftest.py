@@ -44,7 +44,7 @@ def cli(
 
     def run(*arguments: str | Path) -> Ended:
         capsys.readouterr()
-        for logger in list(logging.root.manager.loggerDict.values()):
+        for logger in (logging.root, *logging.root.manager.loggerDict.values()):
             # Handlers hold on to the standard error there was when they were made, another test's.
             for handler in getattr(logger, "handlers", []):
                 if type(handler) is logging.StreamHandler:

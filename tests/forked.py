@@ -47,7 +47,7 @@ def fork(
         if err is None:
             os.dup2(1, 2)
         sys.stdout, sys.stderr = (open(each, "w", buffering=1, closefd=False) for each in (1, 2))  # noqa: SIM115
-        for logger in logging.root.manager.loggerDict.values():
+        for logger in (logging.root, *logging.root.manager.loggerDict.values()):
             for handler in getattr(logger, "handlers", []):
                 if type(handler) is logging.StreamHandler:
                     handler.stream = sys.stderr

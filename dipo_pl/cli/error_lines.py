@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from dipo_pl.cli.console import near
-from dipo_pl.cli.option_check import class_files
 
 KEY = re.compile(r'Parser key "(?P<key>[^"]*)":')
 SUBTYPES = re.compile(r"Subtypes: \[<class '(?P<path>[\w.]+)'>")
@@ -110,7 +109,8 @@ def _plain(cause: str, base: str | None) -> str:
 def _known(base: str | None, given: str = "") -> str:
     """Return the classes that could have been meant, if the base class is one of this package."""
     if base is None or not base.startswith("dipo_pl."):
-        return f"{near(given, [*class_files()])}: use the import path of a class (package.module.Class)"
+        # Suggestions come from the package, and a class of another package is asked for.
+        return ": use the import path of a class (package.module.Class)"
     module, _, name = base.rpartition(".")
     names = sorted({each.__name__ for each in concrete_classes(getattr(import_module(module), name))})
     meant = near(given, names)

@@ -3,7 +3,10 @@
 import sys
 from pathlib import Path
 
+from forked import fork, wait
+
 from dipo_pl import data_modules
+from dipo_pl.__main__ import main
 from dipo_pl.cli.pluggable import PACKAGES, import_pluggable
 
 MODULE = """
@@ -15,15 +18,20 @@ class NewcomersAuthors(FictitiousAuthors):
 """
 
 
-def test_a_new_file_in_a_folder_is_enough(process, tmp_path, monkeypatch):
+def test_a_new_file_in_a_folder_is_enough(tmp_path):
     folder = tmp_path / "more"
     folder.mkdir()
     (folder / "newcomers_authors.py").write_text(MODULE)
-    monkeypatch.setattr(data_modules, "__path__", [*data_modules.__path__, str(folder)])
+
+    def run() -> int:
+        data_modules.__path__.append(str(folder))
+        import_pluggable()
+        return main(["fit", "--config", "smoke.yaml", "--data", "NewcomersAuthors", "--print_config"])
+
     # In a process of its own: the class would be one of this process's from now on.
-    monkeypatch.delitem(sys.modules, "dipo_pl.cli.run_cli", raising=False)
-    ended = process("fit", "--config", "smoke.yaml", "--data", "NewcomersAuthors", "--print_config")
-    assert "class_path: dipo_pl.data_modules.newcomers_authors.NewcomersAuthors" in ended.out, ended.err
+    assert wait(fork(run, tmp_path / "out")) == 0
+    config = (tmp_path / "out").read_text()
+    assert "class_path: dipo_pl.data_modules.newcomers_authors.NewcomersAuthors" in config
 
 
 def test_every_module_of_the_packages_is_imported():

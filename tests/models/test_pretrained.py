@@ -1,6 +1,7 @@
 """Pretrained models: saved weights as they were, nothing run or unpickled from outside, errors in a line."""
 
 import json
+import os
 import re
 import shutil
 
@@ -114,7 +115,7 @@ def test_what_transformers_is_asked_for(monkeypatch, revision, asked):
 @pytest.mark.parametrize("what", ["tokenizer", "model", "configuration"])
 def test_a_missing_folder_is_refused(monkeypatch, tmp_path, path, what):
     monkeypatch.chdir(tmp_path)
-    refused(path, rf"^no model folder {re.escape(path)}: give a folder with ", what)
+    refused(path, rf"^no model folder {re.escape(os.path.expanduser(path))}: give a folder with ", what)
 
 
 def cut(folder):
