@@ -186,5 +186,4 @@ def _diverged(run: RunFolder) -> bool:
 def _say(text: str) -> None:
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-    if rank_zero_only.rank == 0:
-        print(f"dipo-pl: tune: {text}", file=sys.stderr, flush=True)
+    rank_zero_only(print)(f"dipo-pl: tune: {text}", file=sys.stderr, flush=True)
