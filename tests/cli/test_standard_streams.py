@@ -29,6 +29,7 @@ def test_a_reader_that_stops_reading_is_no_error(command, joined):
 
 
 def test_a_terminal_that_is_closed_is_no_error(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
     leader, follower = pty.openpty()
     stream = PatientStream(os.fdopen(follower, "w", buffering=1))
     monkeypatch.setattr(sys, "stderr", stream)
