@@ -1,6 +1,7 @@
 """Callback that judges whether an unlearning run has made the model forget, and records the verdict."""
 
 import math
+import re
 from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
@@ -13,6 +14,7 @@ from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.errors import InputError, check_number, check_share
 from dipo_pl.evaluation.verdict import RANKS, TITLES, Verdict, judge
 from dipo_pl.evaluation.verdict_rules import (
+    LEAST_DISTANCE,
     Evidence,
     Metrics,
     Thresholds,
@@ -25,6 +27,8 @@ from dipo_pl.storage.run_folder import RunFolder
 
 # Signs of the collapse guard that say that the weights are broken.
 BROKEN = ("utility", "repetitive", "words")
+# The probability of a request's rows, in a sequence of requests.
+REQUEST = re.compile(r"request_\d+_probability")
 
 
 class Judge(Callback):
@@ -131,6 +135,7 @@ class Judge(Callback):
         if target and now:
             warnings = [
                 *_left_out(sets.get(forgotten_set(target), {})),
+                *_came_back(target, now),
                 *self._warnings(records, now["step"], verdicts, guard, steps),
             ]
         evidence = Evidence(target, now, retain, wrong, rows, _collapse(guard, target, now), warnings)
@@ -176,6 +181,17 @@ def _left_out(measured: Mapping[str, Any]) -> list[str]:
     if rows >= whole:
         return []
     return [f"only {rows} of the {whole} forget rows were measured (data.evaluation_rows)"]
+
+
+def _came_back(target: Metrics, now: Metrics) -> list[str]:
+    """Return a sentence for each earlier request whose rows are known better than before training."""
+    keys = [key for key in target if REQUEST.fullmatch(key) and not key.startswith(forgotten_set(target))]
+    return [
+        f"P({key.removesuffix('_probability').replace('_', ' ')}) rose from {target[key]:.3g} to {now[key]:.3g}: rows of an "
+        "earlier request are coming back"
+        for key in keys
+        if now.get(key, 0.0) > target[key] + LEAST_DISTANCE
+    ]
 
 
 def _collapse(guard: CollapseGuard, target: Metrics, now: Metrics) -> list[str]:

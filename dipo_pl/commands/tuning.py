@@ -45,7 +45,8 @@ class Trial:
 
     Attributes:
         rate: its learning rate.
-        score: best score of its evaluations by the rule `NearestToUnseen`; -1 and above is forgotten.
+        score: best score of its evaluations by the rule `NearestToUnseen`, with the run's own arguments if it is the rule of
+            the run; -1 and above is forgotten.
         text: the outcome in one line.
     """
 
@@ -64,7 +65,8 @@ def tune(arguments: Sequence[str], debug: bool = False) -> int:
 
     Each short run takes 20 optimizer steps and has a folder of its own beside the run's, NAME-tune/RATE. The first one has
     the configured learning rate; the next ones have 2.5 times more as long as that forgets more and utility is kept, or less
-    until it is kept. One that ends with numbers that are not finite has lost utility. Finished ones are not repeated.
+    until it is kept. One that ends with numbers that are not finite has lost utility; on several devices it ends the search.
+    Finished ones are not repeated.
 
     Args:
         arguments: options of `fit`.
@@ -100,9 +102,11 @@ def tune(arguments: Sequence[str], debug: bool = False) -> int:
         # The verdict of a short run, with what to do next, is no verdict on the run that was asked for.
         with redirect_stdout(io.StringIO()):
             code = run(["fit", *arguments, *as_options(own)], debug)
-        if code and not _diverged(RunFolder(folder / name)):
+        short = RunFolder(folder / name)
+        # Ranks that have failed cannot begin another run together.
+        if code and (not _diverged(short) or short.read_manifest()["world_size"] > 1):
             return code
-        if code := one_line_errors(partial(add, rate, RunFolder(folder / name)), debug):
+        if code := one_line_errors(partial(add, rate, short), debug):
             return code
     best = chosen(found)
     for each in found:
@@ -155,7 +159,9 @@ def outcome(rate: float, run: RunFolder, config: dict[str, Any]) -> Trial:
     from dipo_pl.evaluation.retain_result import read_result
     from dipo_pl.evaluation.verdict_rules import forgotten_set
 
-    rule, result = NearestToUnseen(), config["forget_quality"].get("retain_result")
+    given, result = config["selection"]["rule"] or {}, config["forget_quality"].get("retain_result")
+    is_same = str(given.get("class_path")).endswith(f".{NearestToUnseen.__name__}")
+    rule = NearestToUnseen(**(given.get("init_args") or {} if is_same else {}))
     retain = None if result is None else read_result(result).metrics
     rule.rows = {name: each["rows"] for name, each in run.read_manifest()["data"]["evaluation"].items()}
     target, *records = run.read_metrics()
@@ -178,4 +184,6 @@ def _diverged(run: RunFolder) -> bool:
 
 
 def _say(text: str) -> None:
-    print(f"dipo-pl: tune: {text}", file=sys.stderr, flush=True)
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    rank_zero_only(print)(f"dipo-pl: tune: {text}", file=sys.stderr, flush=True)

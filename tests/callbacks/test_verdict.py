@@ -139,6 +139,15 @@ def test_forget_rows_that_were_not_measured_are_told(tmp_path, measured, said):
     assert texts(verdict(run), "warnings") == said
 
 
+def test_earlier_requests_that_come_back_are_told(tmp_path):
+    before = {"request_1_probability": 0.1, "request_2_probability": 0.12, "request_3_probability": 0.8}
+    now = {"request_1_probability": 0.3, "request_2_probability": 0.13, "request_3_probability": 0.9}
+    found = verdict(run_of(tmp_path, TARGET | before, trained(5, 0.1) | now))
+    assert [each for each in texts(found, "warnings") if "coming back" in each] == [
+        "P(request 1) rose from 0.1 to 0.3: rows of an earlier request are coming back"
+    ]
+
+
 @pytest.mark.parametrize("records", [(), (TARGET,), (trained(3, 0.1),)])
 def test_without_an_evaluation_before_or_after_nothing_can_be_told(tmp_path, records):
     assert verdict(run_of(tmp_path, *records)).name == "cannot_tell"

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from dipo_pl.commands import tuning
-from dipo_pl.commands.tuning import Trial, chosen, next_rate
+from dipo_pl.commands.tuning import Trial, chosen, next_rate, outcome
+from dipo_pl.storage.run_folder import RunFolder
 
 LOST = -1e6
 
@@ -85,6 +87,28 @@ def test_a_rate_that_diverges_is_too_high_and_the_search_goes_on(cli, monkeypatc
     # The short run has as many steps as it says, though the run has an epoch of 3; its verdict is not the run's.
     assert json.loads(Path("runs/smoke-tune/0.001/manifest.json").read_text())["steps"] == 4
     assert ended.out.count("verdict: ") == 1
+
+
+@pytest.mark.parametrize(("rule", "score"), [
+    (None, -1e6 - 0.45),
+    ({"class_path": "dipo_pl.callbacks.selection.FirstForgotten", "init_args": {"metric": "x"}}, -1e6 - 0.45),
+    ({"class_path": "dipo_pl.callbacks.selection.NearestToUnseen", "init_args": {"utility_share": 0.5, "removed": 0.5}},
+     -1.6),
+])  # fmt: skip
+def test_short_runs_are_compared_by_the_rule_of_the_run(tmp_path, rule, score):
+    run = RunFolder(tmp_path)
+    target = {"step": 0, "forget_probability": 0.5, "retain_probability": 0.8}
+    records = target, {"step": 5, "forget_probability": 0.4, "retain_probability": 0.4}
+    run.metrics.write_text("".join(json.dumps(each) + "\n" for each in records))
+    run.add_to_manifest(data={"evaluation": {}})
+    found = outcome(1e-5, run, {"selection": {"rule": rule}, "forget_quality": {}})
+    assert found.score == pytest.approx(score)
+
+
+def test_other_ranks_say_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    tuning._say("a second time")
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("options", "line"), [
