@@ -72,13 +72,11 @@ class SelectionRule(ABC):
         """Return why no better score is expected after these, as a clause; None if one may still come."""
 
 
-class LowestForgetProbability(SelectionRule):
-    """Rule that keeps the lowest P(forget) among evaluations that keep utility, else the best utility.
+class UtilityKept(SelectionRule):
+    """Base class of rules that score evaluations with enough utility, and need no retain-only model.
 
-    It needs no retain-only model. P(forget) counts as 0 from where a model is that never saw the rows: at or below the
-    retain-only model's, or without one what the model before training gives to holdout rows. So training does not go on to
-    erase what is forgotten already. The score is the distance from there, negated; if utility is lost, -1e6 minus the
-    missing share. Utility is Model Utility, KnowMem of the retain set, or P(retain).
+    Utility is Model Utility, KnowMem of the retain set, or P(retain). If it is lost, the score is -1e6 minus the share that
+    is missing.
 
     Args:
         utility_share: share of the target's utility that must be kept, in (0, 1].
@@ -92,69 +90,96 @@ class LowestForgetProbability(SelectionRule):
         self.utility_share = utility_share
         self.patience = patience
 
+    @abstractmethod
+    def distance(self, evidence: Evidence) -> float:
+        """Return how far an evaluation is from a model that never saw the rows, at least 0."""
+
     def check(self, evaluation: ForgetQuality) -> None:
         """Check nothing: what is missing is seen in the evaluation before training."""
 
     def score(self, metrics: Metrics, target: Metrics, retain: Metrics | None) -> float | None:
-        """Return the distance of P(forget) from where it should be, negated; less if utility is lost."""
-        lost = _lost_utility(self, metrics, target)
-        if lost is None or lost > 0:
-            return None if lost is None else LOST - lost
-        aim, _ = baseline(Evidence(target, metrics, retain), "probability")
-        return float(min((aim or 0.0) - metrics[f"{forgotten_set(target)}_probability"], 0.0))
+        """Return the distance, negated; less if utility is lost, and None if utility was not measured now."""
+        key = f"{forgotten_set(target)}_probability"
+        lacks = (
+            "P(forget)" if key not in target else "a utility" if UTILITIES.keys().isdisjoint(target) else None
+        )
+        if lacks is not None:
+            raise InputError(
+                f"selection.rule {type(self).__name__} needs {lacks}, which is not measured: add forget and retain to "
+                f"data.evaluate, or give {NO_RULE}"
+            )
+        kept = kept_utility(target, metrics)
+        if kept is None and any(target.get(each, 0) >= KNOWS_NOTHING for each in UTILITIES):
+            return None
+        if kept is not None and kept.share < self.utility_share:
+            return LOST - (self.utility_share - kept.share)
+        return -self.distance(Evidence(target, metrics, retain, rows=self.rows))
 
     def ends(self, scores: Sequence[float]) -> str | None:
-        """Return whether P(forget) is where it should be, or the last `patience` scores are no better than one before."""
+        """Return whether the last `patience` scores are no better than one before them."""
+        before, last = scores[: -self.patience], scores[-self.patience :]
+        # Utility that was lost and rises again may come back.
+        recovers = len(last) > 1 and last[-1] == max(last) > last[-2]
+        if not before or max(before) < max(last) or (last[-1] < LOST and recovers):
+            return None
+        lost = "utility was lost" if max(last) < LOST else "forgetting did not go on"
+        return f"{lost} in the last {self.patience} evaluations"
+
+
+class LowestForgetProbability(UtilityKept):
+    """Rule that keeps the lowest P(forget) among evaluations that keep utility, else the best utility.
+
+    P(forget) counts as 0 from where a model is that never saw the rows: at or below the retain-only model's, or without one
+    what the model before training gives to holdout rows. So training does not go on to erase what is forgotten already.
+    """
+
+    def distance(self, evidence: Evidence) -> float:
+        """Return P(forget) minus where it should be."""
+        aim, _ = baseline(evidence, "probability")
+        now = evidence.now[f"{forgotten_set(evidence.target)}_probability"]
+        return float(max(now - (aim or 0.0), 0.0))
+
+    def ends(self, scores: Sequence[float]) -> str | None:
+        """Return whether P(forget) is where it should be, or no better score is expected."""
         if scores and scores[-1] == 0:
             return "P(forget) is that of a model that never saw the rows"
-        return _no_better(scores, self.patience)
+        return super().ends(scores)
 
 
-class NearestToUnseen(SelectionRule):
+class NearestToUnseen(UtilityKept):
     """Rule that keeps the evaluation nearest to a model that never saw the rows, among those that keep utility.
 
     The score is minus the largest deviation in units of its threshold (`dipo_pl.evaluation.verdict_rules.deviation`), over
     P(forget), ROUGE, extraction strength and membership: -1 and above is forgotten by each of them. Membership lowers the
-    score where the rows are erased too far. The rule needs no retain-only model; the more evidence there is (a retain-only
-    model, a holdout), the better it knows where to end. If utility is lost, the score is -1e6 minus the missing share.
+    score where the rows are erased too far. The more evidence there is (a retain-only model, a holdout), the better the rule
+    knows where to end.
 
     Args:
         utility_share: share of the target's utility that must be kept, in (0, 1].
+        patience: evaluations without a better score, and without utility coming back, after which no better one is
+            expected.
         removed: share of the distance from the target to a model that never saw the rows that must be gone, in (0, 1).
         membership: distance of the membership AUC from a retain-only model's, or from 0.5, that is allowed; with few rows,
             twice its standard error, as in the verdict.
-        patience: evaluations without a better score, and without utility coming back, after which no better one is
-            expected.
     """
 
     def __init__(
-        self, utility_share: float = 0.95, removed: float = 0.8, membership: float = 0.1, patience: int = 3
+        self, utility_share: float = 0.95, patience: int = 3, removed: float = 0.8, membership: float = 0.1
     ) -> None:
-        check_share("selection.rule.utility_share", utility_share)
+        super().__init__(utility_share, patience)
         check_share("selection.rule.removed", removed, one=False)
         check_share("selection.rule.membership", membership)
-        check_count("selection.rule.patience", patience)
-        self.utility_share = utility_share
         self.thresholds = Thresholds(removed=removed, membership=membership)
-        self.patience = patience
 
-    def check(self, evaluation: ForgetQuality) -> None:
-        """Check nothing: what is missing is seen in the evaluation before training."""
-
-    def score(self, metrics: Metrics, target: Metrics, retain: Metrics | None) -> float | None:
-        """Return the deviation from a model that never saw the rows, negated; less if utility is lost."""
-        lost = _lost_utility(self, metrics, target)
-        if lost is None or lost > 0:
-            return None if lost is None else LOST - lost
-        left = deviation(Evidence(target, metrics, retain, rows=self.rows), self.thresholds)
-        # The target knew nothing of the rows.
-        return 0.0 if left is None else -left
+    def distance(self, evidence: Evidence) -> float:
+        """Return the deviation; 0 if the target knew nothing of the rows."""
+        return deviation(evidence, self.thresholds) or 0.0
 
     def ends(self, scores: Sequence[float]) -> str | None:
-        """Return whether the rows are forgotten, or the last `patience` scores are no better than one before."""
+        """Return whether the rows are forgotten, or no better score is expected."""
         if scores and scores[-1] >= -1:
             return "the forget rows are like rows that the model never saw"
-        return _no_better(scores, self.patience)
+        return super().ends(scores)
 
 
 class BestForgetQuality(SelectionRule):
@@ -328,33 +353,6 @@ class BestCheckpoint(ModelCheckpoint):
         """Return whether a checkpoint with this value is to be kept."""
         scored = current is None or not torch.isneginf(current)
         return bool(scored and super().check_monitor_top_k(trainer, current))
-
-
-def _lost_utility(
-    rule: LowestForgetProbability | NearestToUnseen, metrics: Metrics, target: Metrics
-) -> float | None:
-    """Return the share of utility that is missing to what must be kept, 0 if it is kept; None if it was not measured now."""
-    key = f"{forgotten_set(target)}_probability"
-    lacks = "P(forget)" if key not in target else "a utility" if UTILITIES.keys().isdisjoint(target) else None
-    if lacks is not None:
-        raise InputError(
-            f"selection.rule {type(rule).__name__} needs {lacks}, which is not measured: add forget and retain to "
-            f"data.evaluate, or give {NO_RULE}"
-        )
-    kept = kept_utility(target, metrics)
-    if kept is None:
-        return None if any(target.get(each, 0) >= KNOWS_NOTHING for each in UTILITIES) else 0.0
-    return max(rule.utility_share - kept.share, 0.0)
-
-
-def _no_better(scores: Sequence[float], patience: int) -> str | None:
-    before, last = scores[:-patience], scores[-patience:]
-    # Utility that was lost and rises again may come back.
-    recovers = len(last) > 1 and last[-1] == max(last) > last[-2]
-    if not before or max(before) < max(last) or (last[-1] < LOST and recovers):
-        return None
-    lost = "utility was lost" if max(last) < LOST else "forgetting did not go on"
-    return f"{lost} in the last {patience} evaluations"
 
 
 def _refuse_unknown_monitors(trainer: Trainer, metrics: Metrics) -> None:

@@ -390,7 +390,7 @@ class ForgetRetain(LightningDataModule, ABC):
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
         """Go on from a place; Lightning calls this before it asks for the training loader, or with shards after that."""
         assert self.trainer is not None
-        epoch, done = state_dict["epoch"], state_dict["batches_done"]
+        epoch, done = (state_dict[each] for each in ("epoch", "batches_done"))
         if (before := state_dict.get("accumulation")) is not None:
             # Checkpoints are of whole steps, which are other numbers of batches at another world size.
             done = min(-(-done // before) * self.trainer.accumulate_grad_batches, len(self._new_sampler()))

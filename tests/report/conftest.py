@@ -123,3 +123,9 @@ def four(tmp_path_factory):
         for name, method in (("dipo", 0.0), ("npo", 0.5))
         for mode in ("sustainability", "scalability")
     ]
+
+
+@pytest.fixture
+def content(cli):
+    """Return the report of some paths, read from JSON."""
+    return lambda *arguments: json.loads(cli("report", *arguments, "--format", "json").out)

@@ -9,18 +9,11 @@ from pathlib import Path
 import pytest
 from sample_runs import alter, forgotten
 
-from dipo_pl.metrics.result import EvaluationResult
 from dipo_pl.report.formats import as_text
 
 
 def records_of(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture
-def content(cli):
-    """Return the report of some paths, read from JSON."""
-    return lambda *arguments: json.loads(cli("report", *arguments, "--format", "json").out)
 
 
 def test_the_table_in_the_terminal(cli, runs, all_runs):
@@ -339,21 +332,6 @@ def test_what_is_not_comparable_is_refused_with_both_named(cli, runs, copied, ch
     assert "unlearned-0 and other are not comparable" in ended.errors[0]
     assert said in ended.errors[0]
     assert not Path("out").exists()
-
-
-def test_an_evaluation_file_stands_beside_runs(content, runs):
-    evaluation = runs / "unlearned-0" / "evaluation" / "step-000003.json"
-    row = content(runs / "retain-only", evaluation)["rows"][1]
-    assert (row["name"], row["kind"]) == ("step-000003", "evaluation file")
-    assert row["metrics"] == EvaluationResult.read(evaluation).metrics
-
-
-def test_published_results_of_tofu(content):
-    rows = content("llama2-7b_full", "--retain-only", "llama2-7b_retain90")["rows"]
-    by_name = {each["name"]: each["metrics"] for each in rows}
-    assert by_name["llama2-7b_full"]["model_utility"] == pytest.approx(0.622677, abs=1e-6)
-    assert by_name["llama2-7b_full"]["forget_quality"] == pytest.approx(1.834066e-21, rel=1e-6)
-    assert "forget_quality" not in by_name["llama2-7b_retain90"]
 
 
 def test_each_run_is_reported_once_and_the_retain_only_run_of_the_config_too(content, runs, copied):
