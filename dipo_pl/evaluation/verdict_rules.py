@@ -353,4 +353,8 @@ def collapse(evidence: Evidence, was_seen: bool) -> Reason:
 def notes(evidence: Evidence) -> list[Reason]:
     """Return what the verdict does not rest on: warnings of the run, and what was not tried."""
     warned = [Reason("warnings", "missed", "this run", each) for each in evidence.warnings]
-    return warned + [Reason(rule, "not_tested", "none", text) for rule, text in PROBES.items()]
+    untested = dict(PROBES)
+    # Training goes on to teach them, which raises what is measured on them.
+    if evidence.rows and evidence.rows.keys() <= {"forget", "retain", "holdout"}:
+        untested["other_knowledge"] = "what the model can do beyond the retain rows was not tested"
+    return warned + [Reason(rule, "not_tested", "none", text) for rule, text in untested.items()]

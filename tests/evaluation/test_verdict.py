@@ -181,3 +181,11 @@ def test_the_latest_request_is_judged():
     assert forgotten_set(TARGET | requests) == "request_10"
     found = verdict({**requests, "request_10_probability": 0.1}, target=TARGET | requests)
     assert (found.reasons[0].rule, found.reasons[0].status) == ("forget_probability", "met")
+
+
+@pytest.mark.parametrize(("more", "told"), [({}, True), ({"world_facts": 20}, False)])
+def test_utility_on_retain_rows_alone_is_told(more, told):
+    rows = {"forget": 20, "retain": 20, "holdout": 20} | more
+    found = judge(Evidence(TARGET, FORGOTTEN, rows=rows), Thresholds())
+    assert found.name == "forgotten"
+    assert ("other_knowledge" in {each.rule for each in found.reasons}) is told
