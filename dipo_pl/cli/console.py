@@ -44,9 +44,9 @@ def say(kind: str, text: str) -> None:
     print(f"dipo-pl: {kind}: {text}", file=sys.stderr, flush=True)
 
 
-def near(name: str, known: Sequence[str]) -> str:
-    """Return ` (did you mean ...?)` if one of the known names is like the given one, else nothing."""
-    matches = get_close_matches(name, known, n=1)
+def near(name: str, known: Sequence[str], least: float = 0.6) -> str:
+    """Return ` (did you mean ...?)` if one of the known names is like the given one, by a ratio of `least`, else nothing."""
+    matches = get_close_matches(name, known, n=1, cutoff=least)
     return f" (did you mean {matches[0]}?)" if matches else ""
 
 

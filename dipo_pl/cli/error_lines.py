@@ -109,8 +109,8 @@ def _plain(cause: str, base: str | None) -> str:
 def _known(base: str | None, given: str = "") -> str:
     """Return the classes that could have been meant, if the base class is one of this package."""
     if base is None or not base.startswith("dipo_pl."):
-        # Suggestions come from the package, and a class of another package is asked for.
-        return ": use the import path of a class (package.module.Class)"
+        # Closer than among the classes of one base: NeptuneLogger is no slip of RunLogger.
+        return f"{near(given, [*class_files()], 0.8)}: use the import path of a class (package.module.Class)"
     module, _, name = base.rpartition(".")
     names = sorted({each.__name__ for each in concrete_classes(getattr(import_module(module), name))})
     meant = near(given, names)
