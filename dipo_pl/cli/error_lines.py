@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dipo_pl.cli.console import near
+from dipo_pl.cli.option_check import class_files
 
 KEY = re.compile(r'Parser key "(?P<key>[^"]*)":')
 SUBTYPES = re.compile(r"Subtypes: \[<class '(?P<path>[\w.]+)'>")
