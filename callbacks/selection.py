@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from dipo_pl.callbacks.forget_quality import ForgetQuality
+from dipo_pl.callbacks.verdict import Judge, wrong_answers
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError, check_count, check_objects, check_share
 from dipo_pl.evaluation.verdict_rules import (
@@ -41,10 +42,14 @@ class SelectionRule(ABC):
     """Base class of rules that score each evaluation; the first checkpoint with the highest score is kept.
 
     Attributes:
-        rows: number of rows of each evaluation set, which `Selection` fills in; empty if not known.
+        rows: number of rows of each evaluation set; empty if not known. `Selection` fills in this and what follows.
+        wrong_answers: the target's mean probability of wrong answers to the forget questions; None if there are none.
+        thresholds: of the verdict.
     """
 
     rows: Mapping[str, int] = MappingProxyType({})
+    wrong_answers: float | None = None
+    thresholds = Thresholds()
 
     @abstractmethod
     def score(self, metrics: Metrics, target: Metrics, retain: Metrics | None) -> float | None:
@@ -113,7 +118,7 @@ class UtilityKept(SelectionRule):
             return None
         if kept is not None and kept.share < self.utility_share:
             return LOST - (self.utility_share - kept.share)
-        return -self.distance(Evidence(target, metrics, retain, rows=self.rows))
+        return -self.distance(Evidence(target, metrics, retain, self.wrong_answers, self.rows))
 
     def ends(self, scores: Sequence[float]) -> str | None:
         """Return whether the last `patience` scores are no better than one before them."""
@@ -153,23 +158,7 @@ class NearestToUnseen(UtilityKept):
     P(forget), ROUGE, extraction strength and membership: -1 and above is forgotten by each of them. Membership lowers the
     score where the rows are erased too far. The more evidence there is (a retain-only model, a holdout), the better the rule
     knows where to end.
-
-    Args:
-        utility_share: share of the target's utility that must be kept, in (0, 1].
-        patience: evaluations without a better score, and without utility coming back, after which no better one is
-            expected.
-        removed: share of the distance from the target to a model that never saw the rows that must be gone, in (0, 1).
-        membership: distance of the membership AUC from a retain-only model's, or from 0.5, that is allowed; with few rows,
-            twice its standard error, as in the verdict.
     """
-
-    def __init__(
-        self, utility_share: float = 0.95, patience: int = 3, removed: float = 0.8, membership: float = 0.1
-    ) -> None:
-        super().__init__(utility_share, patience)
-        check_share("selection.rule.removed", removed, one=False)
-        check_share("selection.rule.membership", membership)
-        self.thresholds = Thresholds(removed=removed, membership=membership)
 
     def distance(self, evidence: Evidence) -> float:
         """Return the deviation; 0 if the target knew nothing of the rows."""
@@ -290,6 +279,9 @@ class Selection(Callback):
             )
         self.rule.check(ForgetQuality.of(trainer))
         self.rule.rows = {each.name: len(each.rows) for each in ForgetRetain.of(trainer).evaluation_sets}
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        judges = (each.thresholds for each in callbacks if isinstance(each, Judge))
+        self.rule.thresholds = next(judges, self.rule.thresholds)
         if (
             trainer.num_sanity_val_steps == 0
             and not RunFolder(trainer.default_root_dir).evaluation_file(0).is_file()
@@ -328,6 +320,10 @@ class Selection(Callback):
         """Return the scores of all evaluations so far, including the one before training."""
         retain = ForgetQuality.of(trainer).retain_metrics
         records = ForgetQuality.trajectory(trainer)
+        if self.rule and records and trainer.is_global_zero:
+            self.rule.wrong_answers = wrong_answers(RunFolder(trainer.default_root_dir), records[0])
+        if self.rule:
+            self.rule.wrong_answers = trainer.strategy.broadcast(self.rule.wrong_answers)
         return [self.rule.score(each, records[0], retain) for each in records] if self.rule else []
 
     def _ends(self, scores: Sequence[float | None]) -> str | None:

@@ -14,7 +14,7 @@ from dipo_pl.callbacks.collapse_guard import CollapseGuard
 from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.callbacks.last_checkpoint import LastCheckpoint
 from dipo_pl.callbacks.samples import Samples
-from dipo_pl.callbacks.selection import BestForgetQuality, NearestToUnseen
+from dipo_pl.callbacks.selection import BestForgetQuality
 from dipo_pl.data_modules.alternates import Refusals
 from dipo_pl.data_modules.fictitious_articles import MAX_ARTICLES, FictitiousNews, fictitious_articles
 from dipo_pl.data_modules.fictitious_authors import MAX_AUTHORS, FictitiousAuthors, fictitious_rows
@@ -52,7 +52,6 @@ def whole(minimum, maximum):
 POSITIVE = "a finite number > 0", 1e-9, (0, 0.0, -0.1, math.nan, math.inf)
 NOT_NEGATIVE = "a finite number >= 0", 0, (-0.1, -1e-10, math.nan, math.inf)
 SHARE = "a share in (0, 1]", 1, (0, 0.0, -0.05, 1.0001, math.nan, math.inf)
-BETWEEN = "a share in (0, 1)", 0.5, (0, 0.0, -0.05, 1, 1.0, math.nan)
 BELOW_1 = "a share in [0, 1)", 0, (-0.1, 1, 1.0, math.nan)
 ONE, NONE = [[-1.0]], [[1.0]]
 
@@ -105,8 +104,6 @@ ARGUMENTS = {
     **{f"data.{name}": (FictitiousNews, *count(4)) for name in ("fold_articles", "seen_articles")},
     "samples.rows": (Samples, *count(0)),
     "selection.rule.utility_share": (BestForgetQuality, *SHARE),
-    "selection.rule.removed": (NearestToUnseen, *BETWEEN),
-    "selection.rule.membership": (NearestToUnseen, *SHARE),
     "selection.rule.patience": (BestForgetQuality, *count(1)),
     "last_checkpoint.every_n_epochs": (LastCheckpoint, *count(1)),
     "last_checkpoint.every_n_steps": (LastCheckpoint, *count(1)),

@@ -156,8 +156,9 @@ def outcome(rate: float, run: RunFolder, config: dict[str, Any]) -> Trial:
         return Trial(rate, 10 * LOST, f"learning rate {rate:.3g}: ended with numbers that are not finite")
     # These load torch, which takes seconds.
     from dipo_pl.callbacks.selection import NearestToUnseen
+    from dipo_pl.callbacks.verdict import wrong_answers
     from dipo_pl.evaluation.retain_result import read_result
-    from dipo_pl.evaluation.verdict_rules import forgotten_set
+    from dipo_pl.evaluation.verdict_rules import Thresholds, forgotten_set
 
     given, result = config["selection"]["rule"] or {}, config["forget_quality"].get("retain_result")
     is_same = str(given.get("class_path")).endswith(f".{NearestToUnseen.__name__}")
@@ -165,6 +166,7 @@ def outcome(rate: float, run: RunFolder, config: dict[str, Any]) -> Trial:
     retain = None if result is None else read_result(result).metrics
     rule.rows = {name: each["rows"] for name, each in run.read_manifest()["data"]["evaluation"].items()}
     target, *records = run.read_metrics()
+    rule.wrong_answers, rule.thresholds = wrong_answers(run, target), Thresholds(**config["verdict"])
     scores = [(score, each) for each in records if (score := rule.score(each, target, retain)) is not None]
     if target["step"] != 0 or not scores:
         raise InputError(

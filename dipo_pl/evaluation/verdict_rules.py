@@ -245,7 +245,9 @@ def deviation(evidence: Evidence, thresholds: Thresholds) -> float | None:
     None if there is no measure of forgetting.
     """
     shares = [removed_share(evidence, name, thresholds) for _, name in MEASURES.values()]
-    left = [(1 - each) / (1 - thresholds.removed) for each in shares if each is not None]
+    # All may have to be gone.
+    allowed = max(1 - thresholds.removed, 1e-9)
+    left = [(1 - each) / allowed for each in shares if each is not None]
     if not left:
         return None
     told = membership(evidence, thresholds)

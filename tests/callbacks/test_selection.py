@@ -13,6 +13,7 @@ from dipo_pl.callbacks.selection import (
     NearestToUnseen,
 )
 from dipo_pl.errors import InputError
+from dipo_pl.evaluation.verdict_rules import Thresholds
 from dipo_pl.metrics.result import EvaluationResult
 from dipo_pl.storage.run_folder import RunFolder
 
@@ -122,6 +123,18 @@ def test_nearest_to_unseen_does_not_follow_the_noise_of_few_rows(rows, auc, scor
     rule.rows = {"forget": rows, "holdout": rows}
     metrics = found(0.1, 0.8) | {"membership_min_k_auc": auc}
     assert rule.score(metrics, KNOWING | {"holdout_probability": 0.1}, None) == pytest.approx(score, rel=1e-4)
+
+
+def test_nearest_to_unseen_has_the_verdicts_evidence_and_thresholds():
+    rule = NearestToUnseen()
+    # Without other evidence than wrong answers, of the way from 0.9 to their 0.1.
+    rule.wrong_answers = 0.1
+    assert rule.score(found(0.26, 0.8), KNOWING, None) == pytest.approx(-1)
+    rule.thresholds = Thresholds(removed=0.9)
+    assert rule.score(found(0.26, 0.8), KNOWING, None) == pytest.approx(-2)
+    rule.thresholds = Thresholds(removed=1.0)
+    assert rule.score(found(0.11, 0.8), KNOWING, None) < -1
+    assert rule.score(found(0.1, 0.8), KNOWING, None) == pytest.approx(0, abs=1e-6)
 
 
 def test_nearest_to_unseen_ends():

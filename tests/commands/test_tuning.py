@@ -92,7 +92,7 @@ def test_a_rate_that_diverges_is_too_high_and_the_search_goes_on(cli, monkeypatc
 @pytest.mark.parametrize(("rule", "score"), [
     (None, -1e6 - 0.45),
     ({"class_path": "dipo_pl.callbacks.selection.FirstForgotten", "init_args": {"metric": "x"}}, -1e6 - 0.45),
-    ({"class_path": "dipo_pl.callbacks.selection.NearestToUnseen", "init_args": {"utility_share": 0.5, "removed": 0.5}},
+    ({"class_path": "dipo_pl.callbacks.selection.NearestToUnseen", "init_args": {"utility_share": 0.5}},
      -1.6),
 ])  # fmt: skip
 def test_short_runs_are_compared_by_the_rule_of_the_run(tmp_path, rule, score):
@@ -101,7 +101,9 @@ def test_short_runs_are_compared_by_the_rule_of_the_run(tmp_path, rule, score):
     records = target, {"step": 5, "forget_probability": 0.4, "retain_probability": 0.4}
     run.metrics.write_text("".join(json.dumps(each) + "\n" for each in records))
     run.add_to_manifest(data={"evaluation": {}})
-    found = outcome(1e-5, run, {"selection": {"rule": rule}, "forget_quality": {}})
+    found = outcome(
+        1e-5, run, {"selection": {"rule": rule}, "forget_quality": {}, "verdict": {"removed": 0.5}}
+    )
     assert found.score == pytest.approx(score)
 
 
