@@ -58,6 +58,9 @@ def fork(
         sys.modules["__main__"].__spec__ = find_spec("dipo_pl.__main__")
         ended = run()
         code = ended if isinstance(ended, int) else 0
+    except KeyboardInterrupt:
+        # Before the command listens.
+        code = 130
     except BaseException:
         traceback.print_exc()
     finally:
