@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,9 @@ def process(tmp_path: Path) -> Callable[..., Ended]:
         out, err = tmp_path / ".out", tmp_path / ".err"
         child = forked.command(words, out, err, tmp_path, environment)
         ended = Ended(forked.wait(child, timeout=300), out.read_text(), err.read_text())
+        if ended.code < 0:
+            # TensorBoard reads event files in the order of their seconds; a start within the same one may come first.
+            time.sleep(1 - time.time() % 1)
         out.unlink()
         err.unlink()
         return ended
