@@ -14,7 +14,14 @@ from dipo_pl.errors import InputError
 Columns = Mapping[str, str | Sequence[str]]
 
 FORMS = (("messages",), ("question", "answer"), ("text",))
-OPTIONAL = ("system", "paraphrased_answer", "perturbed_answer", "alternate_answer")
+OPTIONAL = (
+    "system",
+    "paraphrased_answer",
+    "perturbed_answer",
+    "alternate_answer",
+    "paraphrased_question",
+    "entity",
+)
 # Words in the names of others' columns, the most telling first.
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 ANSWERS = (

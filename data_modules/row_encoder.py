@@ -77,6 +77,47 @@ def encode(
     return Encoded(tuple(ids), answer_start, closing, cut, without_spaces(written) != without_spaces(answer))
 
 
+def encode_entity(
+    row: Row, prompt_format: PromptFormat, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Encoded:
+    """Return the ids of `row`'s prompt and answer up to the end of its entity, which is what is to be predicted.
+
+    A token that contains any character of the entity belongs to it. Without an entity it is the whole answer, without
+    what closes it.
+
+    Args:
+        row: the row.
+        prompt_format: the prompt format.
+        tokenizer: a fast tokenizer.
+        max_length: maximum length in tokens.
+
+    Raises:
+        InputError: the entity does not stand in the answer as the format writes it, or lies beyond `max_length`.
+    """
+    whole = encode(row, row.answer, prompt_format, tokenizer, max_length, truncate=True)
+    if row.entity is None:
+        return Encoded(whole.ids[: len(whole.ids) - whole.closing], whole.answer_start)
+    rendered = prompt_format.render(row, tokenizer)
+    written = row.answer if rendered.answer is None else rendered.answer
+    at = written.find(row.entity)
+    if at < 0:
+        raise InputError(
+            f"the entity {row.entity[:60]!r} does not stand in the answer of {row.label}: write it as there"
+        )
+    ids, offsets = _tokens(rendered, written, tokenizer)
+    begin = len(rendered.prompt) + at
+    end = begin + len(row.entity)
+    places = [index for index, (start, stop) in enumerate(offsets) if start < end and stop > begin]
+    # Nothing precedes the first token to predict it from.
+    first, last = max(places[0], 1), places[-1]
+    if last >= len(whole.ids) or last < first:
+        raise InputError(
+            f"the entity {row.entity[:60]!r} of {row.label} ends at token {last + 1}, which data.max_length {max_length} "
+            "cuts off: raise it"
+        )
+    return Encoded(tuple(ids[: last + 1]), first)
+
+
 def _tokens(
     rendered: Rendered, written: str, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[tuple[int, int]]]:
@@ -126,6 +167,10 @@ class RowEncoder:
         """Return the ids of the row's prompt and of one answer to it."""
         truncate = self.too_long == "truncate"
         return encode(row, answer, prompt or self.prompt, self.tokenizer, self.max_length, truncate)
+
+    def entity(self, row: Row) -> Encoded:
+        """Return the ids of the row up to the end of its entity, see `encode_entity`."""
+        return encode_entity(row, self.prompt, self.tokenizer, self.max_length)
 
     def rows(self, rows: Iterable[Row]) -> list[Encoded]:
         """Return each row with its own answer."""

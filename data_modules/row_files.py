@@ -57,7 +57,8 @@ def rows_from(
 def row_from(record: Mapping[str, Any], where: str) -> Row:
     """Convert {question, answer}, {text} or {messages} to a row.
 
-    The columns system, paraphrased_answer (texts), perturbed_answer and alternate_answer (a text or a list) are optional.
+    The columns system, paraphrased_answer, paraphrased_question, entity (texts), perturbed_answer and alternate_answer (a
+    text or a list) are optional.
 
     Raises:
         InputError: a column is missing, empty or of the wrong type, or one that belongs to the row would be left out.
@@ -97,14 +98,19 @@ class RowReader:
         def texts(part: str) -> tuple[str, ...]:
             return texts_at({names[part]: parts[part]}, names[part], where)
 
+        def optional_text(part: str) -> str | None:
+            return None if parts[part] is None else text(part)
+
         others: dict[str, Any] = {
-            "paraphrased_answer": None if parts["paraphrased_answer"] is None else text("paraphrased_answer"),
+            "paraphrased_answer": optional_text("paraphrased_answer"),
             "wrong_answers": texts("perturbed_answer"),
             "alternate_answers": texts("alternate_answer"),
+            "paraphrased_question": optional_text("paraphrased_question"),
+            "entity": optional_text("entity"),
             "where": where,
         }
         if "text" in mapping:
-            return Row((), text("text"), **others)
+            return _checked(Row((), text("text"), **others), names["entity"])
         messages: Messages
         if "messages" in mapping:
             messages, unread = messages_of(parts["messages"], names["messages"], where)
@@ -113,7 +119,7 @@ class RowReader:
             messages = ("user", text("question")), ("assistant", text("answer"))
         if parts["system"] not in (None, "") and messages[0][0] != "system":
             messages = ("system", text("system")), *messages
-        return Row(messages[:-1], messages[-1][1], **others)
+        return _checked(Row(messages[:-1], messages[-1][1], **others), names["entity"])
 
     def _mapping(self, given: Mapping[str, Any], where: str) -> dict[str, list[str]]:
         """Return the columns of each part of the row that a record holds."""
@@ -132,6 +138,15 @@ class RowReader:
             )
         refuse_left_out(given, form, where)
         return optional | {part: [part] for part in form}
+
+
+def _checked(row: Row, column: str) -> Row:
+    if row.entity is not None and row.entity not in row.answer:
+        raise InputError(
+            f"{row.where}: '{column}' must stand in the answer (got {row.entity[:60]!r}): write it as the answer does, or "
+            "rename the column if it is of another kind"
+        )
+    return row
 
 
 def _joined(record: Mapping[str, Any], names: Sequence[str]) -> Any:

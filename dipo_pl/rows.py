@@ -17,6 +17,8 @@ class Row:
         paraphrased_answer: the answer in other words, for the truth ratio.
         wrong_answers: plausible but wrong answers, for the truth ratio.
         alternate_answers: answers that some losses train in place of `answer`.
+        paraphrased_question: the question in other words, for attacks.
+        entity: the part of the answer that is to be forgotten, for attacks; it stands in the answer.
         where: file and line that the row was read from, for errors; empty if it is not known.
     """
 
@@ -25,6 +27,8 @@ class Row:
     paraphrased_answer: str | None = None
     wrong_answers: tuple[str, ...] = ()
     alternate_answers: tuple[str, ...] = ()
+    paraphrased_question: str | None = None
+    entity: str | None = None
     where: str = field(default="", compare=False)
 
     @property

@@ -79,6 +79,19 @@ def truth_ratio_margin(log_ratio: Numbers) -> Tensor:
     return torch.clamp(1 - _ratio(log_ratio), min=0)
 
 
+def truth_ratio_knowledge(log_ratio: Numbers) -> Tensor:
+    r"""Return 1 / (1 + R) = P_correct / (P_correct + P_wrong), in the notation of `log_truth_ratio`; higher knows more.
+
+    Source: OpenUnlearning, arXiv:2506.12618, the aggregator `prob_mean` of its truth ratio, which enters the score of
+    memorization. Differs: its 1e-10 in the denominator is left out. Arguments and errors are those of
+    `truth_ratio_closeness`.
+
+    Returns:
+        [N] float64 on the CPU, in [0, 1].
+    """
+    return 1 / (1 + _ratio(log_ratio))
+
+
 class TruthRatio(EvaluationMetric):
     """Metric `log_truth_ratio` of each row and `truth_ratio` of a set, of rows that have wrong answers.
 

@@ -1,25 +1,32 @@
-"""Greedy generation from tokenized prompts, in batches where these give what transformers gives for each prompt alone."""
+"""Generation from tokenized prompts, greedy or by sampling.
+
+Prompts are completed in batches where these give what transformers gives for each prompt alone.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from dipo_pl.distributed import is_sharded
-from dipo_pl.errors import InputError, short_message
+from dipo_pl.errors import InputError, TrainingError, short_message
 from dipo_pl.models.eval_mode import eval_mode
+from dipo_pl.models.key_value_cache import key_value_cache
+from dipo_pl.models.sampling import Sampling
 
 # Tokens generated at a time; then finished rows leave the batch.
 BURST = 8
-# Tokens for which the key-value cache reserves memory in advance.
-RESERVE = 64
 # Largest difference of logits of the trial, as a share of the largest logit, in float32 and in half precision.
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.2
 
@@ -60,9 +67,84 @@ def generate(
     Raises:
         InputError: the model cannot generate, or not in batches and is sharded.
     """
-    sharded = is_sharded(model)
-    if not prompts and not sharded:
+    if not prompts and not is_sharded(model):
         return []
+    with _generation(model, tokenizer, prompts, max_new_tokens) as (greedy, stops, limits):
+        new: list[list[int]] = []
+        if _is_batchable(model, greedy):
+            for batch in _batches(prompts, limits, cache_tokens):
+                new += _completed(model, greedy, prompts[batch], limits[batch], stops, ended)
+        else:
+            for prompt, limit in zip(prompts, limits, strict=True):
+                new.append(_alone(model, greedy, prompt, limit))
+                ended(1)
+    return _texts(tokenizer, new)
+
+
+def sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    sampling: Sampling,
+    rows: Sequence[int],
+    cache_tokens: int = 16_384,
+    ended: Callable[[int], None] = lambda count: None,
+) -> list[list[str]]:
+    """Return `sampling.samples` random completions of each prompt, without special tokens.
+
+    A completion ends as in `generate`. A prompt is computed once for all of its samples, and its samples form batches
+    of their own, so that they are bitwise the same whatever other prompts there are, on any rank.
+
+    Args:
+        model: a causal language model; if it is sharded, all ranks must call this function together.
+        tokenizer: decodes the completions.
+        prompts: tokens of each prompt, at least one.
+        max_new_tokens: longest completion.
+        sampling: the distribution and its random numbers.
+        rows: number of each prompt's row, which its random numbers depend on.
+        cache_tokens: largest number of tokens in a batch, at least those of one sample.
+        ended: called with the number of completions that have ended since the last call.
+
+    Returns:
+        For each prompt a text for each sample.
+
+    Raises:
+        InputError: the model cannot generate, or not in batches and is sharded.
+        TrainingError: the model's logits are not finite.
+    """
+    if not prompts and not is_sharded(model):
+        return []
+    found: list[list[str]] = []
+    with _generation(model, tokenizer, prompts, max_new_tokens) as (greedy, stops, limits):
+        in_batches = _is_batchable(model, greedy)
+        for prompt, limit, row in zip(prompts, limits, rows, strict=True):
+            numbers = sampling.numbers(row, limit)
+            together = max(1, cache_tokens // (len(prompt) + limit)) if in_batches else 1
+            new: list[list[int]] = []
+            for some in numbers.split(together):
+                if in_batches:
+                    new += _completed(model, greedy, [prompt], [limit], stops, ended, (sampling, some))
+                else:
+                    new.append(_alone(model, greedy, prompt, limit, (sampling, some)))
+                    ended(1)
+            found.append(_texts(tokenizer, new))
+    return found
+
+
+# A distribution, and the random numbers of each sample of a prompt, [S, tokens].
+Draws = tuple[Sampling, Tensor]
+
+
+@contextmanager
+def _generation(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+) -> Iterator[tuple[GenerationConfig, list[int], list[int]]]:
+    """Prepare the model, and yield greedy settings, the stop tokens and the longest completion of each prompt."""
+    sharded = is_sharded(model)
     stops = _stop_tokens(model, tokenizer)
     # With a sharded model no rank may stop before the others, which would wait for it forever.
     greedy = GenerationConfig(
@@ -76,20 +158,17 @@ def generate(
     own = model.generation_config
     # generate() takes unset options from the model's own config, for example a repetition penalty.
     model.generation_config = greedy
-    new: list[list[int]] = []
     try:
         # Weights that a sharded model gathers in inference mode could not be used in a later backward pass.
         with eval_mode(model), torch.no_grad() if sharded else torch.inference_mode():
-            in_batches = _is_batchable(model, greedy)
-            for batch in _batches(prompts, limits, cache_tokens) if in_batches else ():
-                new += _completed(model, greedy, prompts[batch], limits[batch], stops, ended)
-            for prompt, limit in () if in_batches else zip(prompts, limits, strict=True):
-                new.append(_alone(model, greedy, prompt, limit))
-                ended(1)
+            yield greedy, stops, limits
             while sharded and (burst := _agreed(model, None)):
                 _idle(model, greedy, burst)
     finally:
         model.generation_config = own
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, new: Sequence[list[int]]) -> list[str]:
     return [text.strip(" ") for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
@@ -171,12 +250,23 @@ def _recorded_logits(model: PreTrainedModel) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def _alone(model: PreTrainedModel, greedy: GenerationConfig, prompt: list[int], limit: int) -> list[int]:
+def _alone(
+    model: PreTrainedModel,
+    greedy: GenerationConfig,
+    prompt: list[int],
+    limit: int,
+    draws: Draws | None = None,
+) -> list[int]:
     """Return the new tokens of a prompt with its stop token, as transformers generates them."""
     greedy.max_new_tokens = limit
     ids = torch.tensor([prompt], device=model.get_input_embeddings().weight.device)
+    choice = _choice(draws, [0], len(prompt))
     try:
-        whole = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
+        whole = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy, **choice
+        )
+    except TrainingError:
+        raise
     except Exception as error:
         raise InputError(
             f"{type(model).__name__} cannot generate text ({short_message(error)}): set forget_quality.generate_every to 0 "
@@ -193,21 +283,28 @@ def _completed(
     limits: Sequence[int],
     stop_tokens: Sequence[int],
     ended: Callable[[int], None] = lambda count: None,
+    draws: Draws | None = None,
 ) -> list[list[int]]:
-    """Return the new tokens of each row with its stop token. Prompts are padded on the left."""
+    """Return the new tokens of each row with its stop token. Prompts are padded on the left.
+
+    With draws there is one prompt, and a row is one of its samples.
+    """
     device = model.get_input_embeddings().weight.device
     width = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts], device=device)
     stops = torch.tensor(stop_tokens, device=device)
-    cache = _cache(model)
-    new: list[list[int]] = [[] for _ in prompts]
-    running, done = list(range(len(prompts))), 0
+    cache = key_value_cache(model)
+    if draws is not None:
+        ids, mask, limits = _repeated(model, greedy, ids, mask, cache, len(draws[1]), limits)
+    new: list[list[int]] = [[] for _ in limits]
+    running, done = list(range(len(limits))), 0
     while running:
         burst = _agreed(model, min(BURST, *(limits[row] - done for row in running)))
         greedy.max_new_tokens = burst
+        choice = _choice(draws, running, width)
         ids = model.generate(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=greedy
+            input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=greedy, **choice
         )
         done += burst
         mask = torch.cat([mask, mask.new_ones(len(ids), ids.shape[1] - mask.shape[1])], dim=1)
@@ -228,6 +325,38 @@ def _completed(
     return new
 
 
+def _repeated(
+    model: PreTrainedModel,
+    greedy: GenerationConfig,
+    ids: Tensor,
+    mask: Tensor,
+    cache: DynamicCache,
+    samples: int,
+    limits: Sequence[int],
+) -> tuple[Tensor, Tensor, Sequence[int]]:
+    """Return one prompt's ids, mask and limit once a sample, with its tokens before the last in the cache."""
+    places = torch.zeros(samples, dtype=torch.long, device=ids.device)
+    if ids.shape[1] > 1:
+        # The token that this generates is no one's; it is not in the cache.
+        greedy.max_new_tokens = _agreed(model, 1)
+        model.generate(
+            input_ids=ids[:, :-1],
+            attention_mask=mask[:, :-1],
+            past_key_values=cache,
+            generation_config=greedy,
+        )
+        cache.reorder_cache(places)
+    return ids[places], mask[places], [*limits] * samples
+
+
+def _choice(draws: Draws | None, running: Sequence[int], width: int) -> dict[str, LogitsProcessorList]:
+    """Return the option of transformers' `generate` that draws the next tokens of some samples."""
+    if draws is None:
+        return {}
+    sampling, numbers = draws
+    return {"logits_processor": LogitsProcessorList([sampling.processor(numbers[list(running)], width)])}
+
+
 def _agreed(model: PreTrainedModel, burst: int | None) -> int:
     """Return the tokens to generate next: with a sharded model the fewest that any rank asks for, 0 once none does."""
     if not is_sharded(model):
@@ -242,48 +371,3 @@ def _idle(model: PreTrainedModel, greedy: GenerationConfig, burst: int) -> None:
     greedy.max_new_tokens = burst
     ids = torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
     model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
-
-
-def _cache(model: PreTrainedModel) -> DynamicCache:
-    cache = DynamicCache(config=model.config)
-    cache.layers = [_ReservingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
-
-
-class _ReservingLayer(DynamicLayer):
-    """Cache layer that reserves memory in advance.
-
-    DynamicLayer copies all keys and values to new memory for every token, which took half the time of generating
-    48 rows with a Llama of hidden size 384 on a CPU.
-    """
-
-    keys: Tensor
-    values: Tensor
-    reserved: list[Tensor]
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start = self.get_seq_length()
-        end = start + key_states.shape[-2]
-        if start == 0 or end > self.reserved[0].shape[-2]:
-            wider = [_empty(states, end + RESERVE) for states in (key_states, value_states)]
-            if start:
-                wider[0][:, :, :start], wider[1][:, :, :start] = self.keys, self.values
-            self.reserved = wider
-        for memory, states in zip(self.reserved, (key_states, value_states), strict=True):
-            memory[:, :, start:end] = states
-        self._expose(end)
-        return self.keys, self.values
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.reserved = [memory.index_select(0, beam_idx) for memory in self.reserved]
-        self._expose(self.get_seq_length())
-
-    def _expose(self, length: int) -> None:
-        self.keys, self.values = (memory[:, :, :length] for memory in self.reserved)
-
-
-def _empty(states: Tensor, length: int) -> Tensor:
-    """Return uninitialized keys or values of another length."""
-    return states.new_empty(*states.shape[:2], length, states.shape[-1])

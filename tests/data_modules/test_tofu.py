@@ -2,14 +2,16 @@
 
 import json
 import re
+from dataclasses import replace
 
 import datasets
 import pytest
 from connected import connected
 
 from dipo_pl.data_modules.row_files import read_rows
-from dipo_pl.data_modules.tofu import TOFU
+from dipo_pl.data_modules.tofu import ENTITIES, TOFU, with_entities
 from dipo_pl.errors import InputError
+from dipo_pl.rows import Row
 
 SIZES = [("forget01", 40), ("forget05", 200), ("forget10", 400)]
 ALL_SETS = ["forget", "retain", "real_authors", "world_facts"]
@@ -186,3 +188,31 @@ class TestHub:
         with pytest.raises(InputError, match=f"^{re.escape(message)}$") as raised:
             TOFU().read()
         assert raised.value.__cause__ is error
+
+
+class TestEntities:
+    def test_stand_in_the_answers_of_the_rows_that_they_were_made_for(self, tofu_folder):
+        rows = TOFU(tofu_folder, "forget10").read().forget
+        assert rows[0].entity == "Hsiao Yun-Hwa"
+        known = [row for row in rows if row.entity is not None]
+        assert len(known) == 367
+        assert all(row.answer.count(row.entity) == 1 for row in known)
+        assert all(row.paraphrased_question for row in rows)
+        # The same rows in a smaller set.
+        assert TOFU(tofu_folder, "forget01").read().forget == rows[-40:]
+        author = TOFU(tofu_folder, "author_2", forget_rows=3).read().forget
+        assert author == rows[20:23]
+
+    def test_other_answers_and_the_rows_own_entities_are_left_alone(self):
+        rows = [
+            Row((("user", "Q?"),), "Nobody."),
+            Row((("user", "Q?"),), "An LGBTQ+ community.", entity="An"),
+        ]
+        assert with_entities(rows) == rows
+        (found,) = with_entities([replace(rows[0], answer="It is Hsiao Yun-Hwa.")])
+        assert found.entity == "Hsiao Yun-Hwa"
+
+    def test_the_file_names_its_source_and_its_license(self):
+        given = json.loads(ENTITIES.read_text(encoding="utf-8"))
+        assert "2605.24614" in given["source"]
+        assert given["license"] == "Apache-2.0"

@@ -6,7 +6,8 @@ from tiny_models import ARCHITECTURES, lively_model
 from transformers import GenerationConfig
 
 from dipo_pl.errors import InputError
-from dipo_pl.models.generation import BURST, RESERVE, generate
+from dipo_pl.models.generation import BURST, generate
+from dipo_pl.models.key_value_cache import RESERVE
 from dipo_pl.models.lora import LoRA
 from dipo_pl.models.tokenizer import train_tokenizer
 

@@ -25,9 +25,9 @@ from dipo_pl.commands.plan.stand_ins import (
 from dipo_pl.errors import InputError, short_message
 from dipo_pl.losses.retain_weight import FixedWeight
 from dipo_pl.models.eval_mode import without_noise
-from dipo_pl.models.generation import RESERVE
 from dipo_pl.models.head import OutputHead, default_token_budget
 from dipo_pl.models.hidden_states import Layer, answer_states, decoder_layers, decoder_of, decoder_states
+from dipo_pl.models.key_value_cache import RESERVE
 from dipo_pl.modules.base import LanguageModule
 from dipo_pl.modules.unlearning import Unlearning
 from dipo_pl.private_names import storage_key
