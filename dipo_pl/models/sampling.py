@@ -10,9 +10,6 @@ from transformers import LogitsProcessor
 
 from dipo_pl.errors import TrainingError, check_count, check_number, check_share
 
-# Below 1 by more than rounding, so that the product with a sum stays below the sum.
-LARGEST = 1 - 2**-32
-
 
 @dataclass(frozen=True)
 class Sampling:
@@ -78,7 +75,8 @@ class Sampling:
             raise TrainingError(
                 "logits are not finite while texts are sampled: the model's weights are broken"
             )
-        below = numbers.to(sums.device).clamp(max=LARGEST)[:, None] * sums[:, -1:]
+        # Below the last sum, also where u is the largest number below 1.
+        below = numbers.to(sums.device)[:, None] * sums[:, -1:]
         return torch.searchsorted(sums, below, right=True)[:, 0]
 
     def processor(self, numbers: Tensor, width: int) -> LogitsProcessor:

@@ -3,6 +3,7 @@ import math
 import random
 
 import pytest
+import torch
 
 from dipo_pl.errors import InputError
 from dipo_pl.metrics.leakage import leak_at_k, leaked, upper_bound
@@ -47,9 +48,10 @@ def test_the_bound_matches_a_loop(x, n, confidence):
 
 def test_the_bound_worked_by_hand():
     assert upper_bound([0.0] * 40) == pytest.approx(1 - 0.05 ** (1 / 40), rel=1e-12)
-    # 2.2 rows count as 3; ten times 0.1 is one, whatever its rounding.
+    # 2.2 rows count as 3; the roundings of 13 times 2/13 add up to more than 2, and count as 2.
     assert upper_bound([0.1] * 22) == upper_bound([1] * 3 + [0] * 19)
-    assert upper_bound([0.1] * 10) == upper_bound([1] + [0] * 9)
+    assert torch.tensor([2 / 13] * 13, dtype=torch.float64).sum() > 2
+    assert upper_bound([2 / 13] * 13) == upper_bound([1] * 2 + [0] * 11)
 
 
 def test_the_bound_holds_as_often_as_it_says():
