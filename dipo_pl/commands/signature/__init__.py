@@ -1,0 +1,1 @@
+"""Commands that sign what a run has left and check it: nothing was changed since."""
