@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from tiny_models import tiny_model
 
 import dipo_pl
 from dipo_pl import losses
@@ -23,12 +24,17 @@ from dipo_pl.data_modules.muse import MUSE
 from dipo_pl.data_modules.tofu import TOFU
 from dipo_pl.errors import InputError
 from dipo_pl.losses.retain_weight import DualWeight, FixedWeight
+from dipo_pl.metrics.audit_scores import membership_distance, utility_score
 from dipo_pl.metrics.fluency import distinct_ngrams
+from dipo_pl.metrics.leakage import leaked, upper_bound
 from dipo_pl.metrics.membership import Membership, min_k, min_k_plus_plus
 from dipo_pl.metrics.probability import option_probability
 from dipo_pl.metrics.truth_ratio import log_truth_ratio
+from dipo_pl.metrics.unlearning_depth import depth_scores
 from dipo_pl.models.from_config import FromConfig
 from dipo_pl.models.lora import LoRA
+from dipo_pl.models.pruning import prune
+from dipo_pl.models.sampling import Sampling
 from dipo_pl.modules.finetuning import FineTuning
 from dipo_pl.preferences.constructors import LogitModulation
 from dipo_pl.preferences.filters import EffectiveTokens, Nucleus, RelativeProbability, TopFraction
@@ -52,6 +58,7 @@ def whole(minimum, maximum):
 POSITIVE = "a finite number > 0", 1e-9, (0, 0.0, -0.1, math.nan, math.inf)
 NOT_NEGATIVE = "a finite number >= 0", 0, (-0.1, -1e-10, math.nan, math.inf)
 SHARE = "a share in (0, 1]", 1, (0, 0.0, -0.05, 1.0001, math.nan, math.inf)
+SHARE_OR_0 = "a share in [0, 1]", 0, (-0.1, 1.0001, math.nan, math.inf)
 BELOW_1 = "a share in [0, 1)", 0, (-0.1, 1, 1.0, math.nan)
 ONE, NONE = [[-1.0]], [[1.0]]
 
@@ -102,6 +109,19 @@ ARGUMENTS = {
     "count of articles": (fictitious_articles, *whole(1, MAX_ARTICLES)),
     **{f"data.{name}": (FictitiousNews, *count(1)) for name in ("folds", "retain_articles", "editions")},
     **{f"data.{name}": (FictitiousNews, *count(4)) for name in ("fold_articles", "seen_articles")},
+    "samples of a row": (lambda value: Sampling(samples=value), *count(1)),
+    "temperature": (Sampling, *POSITIVE),
+    "top_p": (Sampling, *SHARE),
+    "seed": (Sampling, *count(0)),
+    "share": (lambda value: prune(tiny_model(), value), "a share in (0, 1)", 0.5, (0, 0.0, 1, 1.1, math.nan)),
+    "recall": (lambda value: leaked([], "a", recall=value), *SHARE),
+    "confidence": (lambda value: upper_bound([0.5], value), "a share in (0, 1)", 0.5, (0, 1, 1.1, math.nan)),
+    "threshold": (lambda value: depth_scores([0.0], [[0.0]], [[0.0]], value), *NOT_NEGATIVE),
+    "auc": (lambda value: membership_distance(value, 0.5), *SHARE_OR_0),
+    "retain_auc": (lambda value: membership_distance(0.5, value), *SHARE),
+    "model_utility": (lambda value: utility_score(value, 0.5), *SHARE_OR_0),
+    "target_utility": (lambda value: utility_score(0.5, value), *SHARE),
+    "target_fluency": (lambda value: utility_score(0.5, 0.5, 0.5, value), *SHARE),
     "samples.rows": (Samples, *count(0)),
     "selection.rule.utility_share": (BestForgetQuality, *SHARE),
     "selection.rule.patience": (BestForgetQuality, *count(1)),

@@ -6,9 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from dipo_pl.batch import EvaluationBatch
-from dipo_pl.models.answer_scores import TokenScores
+from dipo_pl.models.answer_scores import TokenScores, answer_scores
+from dipo_pl.models.head import OutputHead
+from dipo_pl.models.prompt_packing import row_states
 
 NOTHING = torch.empty(0)
 
@@ -39,6 +42,30 @@ class Observations:
     variances: Sequence[Tensor] = ()
     generation: Sequence[str] = ()
     gradient_norm: Tensor = NOTHING
+
+    @classmethod
+    def of_model(
+        cls, model: PreTrainedModel, batch: EvaluationBatch, token_budget: int | None = None
+    ) -> "Observations":
+        """Return what a model gives for the answers of a batch; nothing is generated.
+
+        Args:
+            model: a causal language model.
+            batch: R rows with all their answers, on the model's device.
+            token_budget: positions whose logits exist at a time; None is `default_token_budget`.
+        """
+        answers = batch.answers
+        first = torch.tensor([row in batch.originals for row in range(len(answers.lengths))])
+        detailed = torch.repeat_interleave(first, torch.tensor(answers.lengths)).to(answers.targets.device)
+        nll, tokens = answer_scores(
+            row_states(model, answers, len(batch.rows)),
+            answers.targets,
+            answers.lengths,
+            OutputHead.of(model).gathered(),
+            detailed,
+            token_budget,
+        )
+        return cls.of(batch, nll, tokens)
 
     @classmethod
     def of(cls, batch: EvaluationBatch, nll: Tensor, tokens: TokenScores) -> "Observations":

@@ -18,11 +18,8 @@ from dipo_pl.connection import TrainingData
 from dipo_pl.errors import InputError, check_count, check_objects, check_share
 from dipo_pl.losses.engine import Objective
 from dipo_pl.metrics.observations import Observations
-from dipo_pl.models.answer_scores import answer_scores
 from dipo_pl.models.generation import generate
 from dipo_pl.models.gradient_norm import gradient_norm
-from dipo_pl.models.head import OutputHead
-from dipo_pl.models.prompt_packing import row_states
 from dipo_pl.models.source import ModelSource
 from dipo_pl.models.weight_sample import check_trained_dtype, sampled
 from dipo_pl.private_names import trainer_of
@@ -240,18 +237,7 @@ class LanguageModule(LightningModule, ABC):
         self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Observations]:
         """Return scores of every row's answers, under `observations`."""
-        answers = batch.answers
-        first = torch.tensor([row in batch.originals for row in range(len(answers.lengths))])
-        detailed = torch.repeat_interleave(first, torch.tensor(answers.lengths)).to(answers.targets.device)
-        nll, tokens = answer_scores(
-            row_states(self.language_model, answers, len(batch.rows)),
-            answers.targets,
-            answers.lengths,
-            OutputHead.of(self.language_model).gathered(),
-            detailed,
-            self.token_budget,
-        )
-        return {"observations": Observations.of(batch, nll, tokens)}
+        return {"observations": Observations.of_model(self.language_model, batch, self.token_budget)}
 
     def gradient_norms(self, batch: EvaluationBatch) -> list[float]:
         """Return the gradient norm of each row's original answer; see `dipo_pl.models.gradient_norm`."""

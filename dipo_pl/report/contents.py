@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dipo_pl.errors import InputError
 from dipo_pl.metrics.conventions import CONVENTIONS
+from dipo_pl.report.audits import Audit, audit_of, audited_verdict, is_audit, not_tried, read_audit
 from dipo_pl.report.compare import (
     attacked_run,
     different_forget_sets,
@@ -25,6 +26,7 @@ from dipo_pl.report.seeds import SeedGroup, seed_groups
 from dipo_pl.report.sequences import RequestSequence, find_sequences, stage_folders, utility_metric
 from dipo_pl.report.texts import Texts, without_texts
 from dipo_pl.report.verdicts import verdict_of
+from dipo_pl.storage.run_folder import RunFolder
 
 _REFERENCES = (Kind.TARGET, Kind.RETAIN_ONLY)
 
@@ -41,6 +43,7 @@ class Report:
         created: time of the report, UTC.
         leaks: what each model that was to forget still gives away.
         texts: how much of the rows' texts it holds.
+        audits: attacks on runs.
     """
 
     runs: tuple[Run, ...]
@@ -52,6 +55,7 @@ class Report:
     created: str
     leaks: tuple[Leaks, ...]
     texts: Texts
+    audits: tuple[Audit, ...] = ()
 
     @property
     def convention(self) -> str:
@@ -96,11 +100,17 @@ def read_report(
     left_out = []
     known = {each.path.resolve() for each in runs}
     paths = [stage for path in paths for stage in stage_folders(path) or [path]]
+    audits = []
     for path in {each.resolve(): each for each in paths if each.resolve() not in known}.values():
         try:
-            runs.append(read_run(path, unfinished))
+            if is_audit(path):
+                audits.append(read_audit(RunFolder(path)))
+            else:
+                runs.append(read_run(path, unfinished))
         except InputError as error:
             left_out.append(str(error))
+    if audits and not runs and not left_out:
+        raise InputError("nothing to report beside audits: give the audited runs as well")
     if not runs:
         others = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
         raise InputError(f"nothing to report: {left_out[0]}{others}")
@@ -114,7 +124,7 @@ def read_report(
     if texts is not Texts.FULL:
         runs = without_texts(runs)
     usual = next((each.chosen.utility_parts for each in runs if each.chosen.utility_parts), frozenset())
-    rows = _rows(runs, usual)
+    rows = _rows(runs, usual, audits)
     competing = [each for each in runs if each.kind.competes]
     one_task = not any(different_forget_sets(one, other) for one, other in combinations(competing, 2))
     sequences = find_sequences(runs, usual)
@@ -124,11 +134,17 @@ def read_report(
         results=make_results(rows, one_task),
         seeds=tuple(seed_groups(runs)),
         sequences=sequences,
-        notes=(*_notes_on_references(runs), *_notes_on_sequences(sequences), *notes),
+        notes=(
+            *_notes_on_references(runs),
+            *_notes_on_sequences(sequences),
+            *notes,
+            *(f"{audit.name}: {line}" for audit in audits for line in not_tried(audit)),
+        ),
         left_out=(*left_out, *others_there),
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         leaks=tuple(each for each in leaks if each is not None),
         texts=texts,
+        audits=tuple(audits),
     )
 
 
@@ -143,13 +159,13 @@ def _in_order(runs: Sequence[Run]) -> list[Run]:
     return ordered + [each for each in probes if each not in ordered]
 
 
-def _rows(runs: Sequence[Run], usual: frozenset[str]) -> list[Row]:
-    rows = [_row(run, retain_only_of(run, runs), usual) for run in runs]
+def _rows(runs: Sequence[Run], usual: frozenset[str], audits: Sequence[Audit]) -> list[Row]:
+    rows = [_row(run, retain_only_of(run, runs), usual, audit_of(run, audits)) for run in runs]
     place = sum(run.kind in _REFERENCES for run in runs)
     return [*rows[:place], *_rows_before(runs, usual), *rows[place:]]
 
 
-def _row(run: Run, reference: Run | None, usual: frozenset[str]) -> Row:
+def _row(run: Run, reference: Run | None, usual: frozenset[str], audit: Audit | None) -> Row:
     metrics, notes = run.chosen.comparable(usual), []
     if run.manifest and run.manifest.get("status") != "finished":
         notes.append(f"not finished (status: {run.manifest.get('status')})")
@@ -172,7 +188,10 @@ def _row(run: Run, reference: Run | None, usual: frozenset[str]) -> Row:
             elif computed := forget_quality_against(run, reference):
                 metrics |= computed
                 notes.append(f"its Forget Quality was computed for this report, against {reference.name}")
-    return Row(run.name, run.kind, metrics, run, tuple(notes), verdict_of(run, reference))
+    verdict = verdict_of(run, reference)
+    if verdict is not None and audit is not None:
+        verdict = audited_verdict(verdict, audit)
+    return Row(run.name, run.kind, metrics, run, tuple(notes), verdict)
 
 
 def _rows_before(runs: Sequence[Run], usual: frozenset[str]) -> list[Row]:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from textwrap import fill
 from typing import Any
 
+from dipo_pl.report.audits import audit_table
 from dipo_pl.report.contents import Report
 from dipo_pl.report.leaks import LeakedRow
 from dipo_pl.report.run import Kind, Run, printable
@@ -19,10 +20,11 @@ _ABOUT = ("name", "kind", "verdict", "convention", "seed", "epoch", "step", "pat
 
 
 def tables(report: Report) -> list[Table]:
-    """Return the tables that text formats have: results in short, seeds, sequences."""
+    """Return the tables that text formats have: results in short, seeds, sequences, audits."""
     results = report.results.headlines
     seeds = [seed_table(report.seeds, results.columns)] if report.seeds else []
-    return [results.table(), *seeds, *(stage_table(each, report.utility_metric) for each in report.sequences)]
+    stages = (stage_table(each, report.utility_metric) for each in report.sequences)
+    return [results.table(), *seeds, *stages, *map(audit_table, report.audits)]
 
 
 def as_text(report: Report, width: int | None = None) -> str:
@@ -122,6 +124,7 @@ def as_json(report: Report) -> str:
         "leaks": [
             {"run": each.run, "step": each.step, "rows": list(map(_leak, each.rows))} for each in report.leaks
         ],
+        "audits": list(map(asdict, report.audits)),
         "notes": report.notes,
         "left_out": report.left_out,
     }

@@ -9,6 +9,7 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from dipo_pl.report.audits import audit_table
 from dipo_pl.report.cards import Card, cards
 from dipo_pl.report.columns import AUC_SCALE
 from dipo_pl.report.compare import attacked_run
@@ -63,6 +64,7 @@ def as_html(report: Report) -> str:
         seeds=seed_table(report.seeds, report.results.headlines.columns) if report.seeds else None,
         stages=[stage_table(each, report.utility_metric) for each in report.sequences],
         quantized=quantized,
+        audits=list(map(audit_table, report.audits)),
         lowest_log10_p=_lowest_log10_p(report.runs),
         lookup=lookup,
         style=Markup(_part("page.css")),
@@ -78,6 +80,7 @@ def _sections(report: Report, plots: Plots, generated: bool, quantized: bool) ->
         "trajectory": plots["trajectory"],
         "truth-ratio": plots["truth_ratio"],
         "membership": plots["membership"],
+        "audits": report.audits,
         "attacks": plots["relearning"] or quantized,
         "continual": report.sequences,
         "seeds": report.seeds,

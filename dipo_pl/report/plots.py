@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 
 from dipo_pl.report import drawing
+from dipo_pl.report.audits import MODELS, Audit
 from dipo_pl.report.columns import MEMBERSHIP_SCORES, column_of
 from dipo_pl.report.compare import attacked_run, retain_only_of
 from dipo_pl.report.contents import Report
@@ -19,6 +20,8 @@ _RELEARNING = (
     *(f"{rows}_{part}" for rows in ("forget", "held_back") for part in ("probability", "rouge_l_recall")),
     "forget_quality_log10_p",
 )
+# What an audit's curves are drawn against.
+_AGAINST = {"k": "answers sampled", "layer": "layer", "step": "steps of fine-tuning"}
 _STAGES = "requests processed (0: before the first)"
 
 
@@ -29,6 +32,7 @@ def all_plots(report: Report) -> dict[str, list[Plot]]:
         "truth_ratio": truth_ratios(report),
         "membership": membership(report),
         "relearning": relearning(report),
+        "audits": audit_curves(report.audits),
         "utility_by_stage": utility_by_stage(report.sequences, report.utility_metric),
         "requests_by_stage": [
             plot
@@ -162,6 +166,38 @@ def relearning(report: Report) -> list[Plot]:
                     ),
                 )
             )
+    return plots
+
+
+def audit_curves(audits: Sequence[Audit]) -> list[Plot]:
+    """Return the curves of each audit's attacks: by tries, layers or steps, one for each model."""
+    plots = []
+    for number, audit in enumerate(audits, start=1):
+        for attack in audit.attacks:
+            against = next((each for each in _AGAINST if each in attack.series), None)
+            if against is None:
+                continue
+            x = attack.series[against]
+            named = {"gone": "gone from the unlearned model's layers"} | MODELS
+            curves = [
+                Curve(named[key], x, y, None if key == "retain_only" else style)
+                for style, (key, y) in enumerate(attack.series.items())
+                if key in named and len(y) == len(x) > 1
+            ]
+            if curves:
+                plots.append(
+                    Plot(
+                        f"audit_{number}_{attack.name}",
+                        f"{attack.name}: {audit.name}",
+                        [
+                            f"{each.name}: {each.y[0]:.3f} at {each.x[0]:g}, {each.y[-1]:.3f} at {each.x[-1]:g}"
+                            for each in curves
+                        ],
+                        _AGAINST[against],
+                        "share gone (up: forgot more)" if "gone" in attack.series else "up: knows more",
+                        partial(drawing.draw_curves, curves=curves, whole_steps=True, least_span=0.2),
+                    )
+                )
     return plots
 
 

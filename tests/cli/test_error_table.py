@@ -293,6 +293,13 @@ RUNS = [
     ("report runs/smoke", "runs/smoke is not finished (status: running)", run_of_smoke(unfinished)),
     ("quantize runs/smoke", "cannot read the configuration of the run in runs/smoke/config.yaml",
      run_of_smoke(config_without_keys)),
+    *((f"{command} runs/smoke --yes", "runs/smoke is not finished (status: running)", run_of_smoke(unfinished))
+      for command in ("audit", "purge")),
+    ("audit runs/smoke --against runs/none", "--against: no model folder runs/none", run_of_smoke()),
+    ("audit runs/smoke --attacks Hinted", "attacks", run_of_smoke()),
+    ("purge runs/smoke", "nothing is removed without a yes: give --yes", run_of_smoke()),
+    ("sign runs/smoke", "the following arguments are required: --key", run_of_smoke()),
+    ("verify runs/smoke", "runs/smoke is not signed (no signature.json)", run_of_smoke()),
 ]  # fmt: skip
 CONSOLIDATE = "consolidate runs/smoke --output one.ckpt"
 SHARDS = [

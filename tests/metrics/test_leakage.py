@@ -69,7 +69,7 @@ def test_which_texts_leak():
         "Her father is a civil engineer in Rome.",  # 7 of 8 words
         "Her father is a baker in Rome.",
         "He works as a CIVIL\n engineer.",
-        "A civilengineer, or uncivil engineers.",
+        "A civilengineer, or uncivil engineer.",
         "",
     ]
     assert leaked(texts, answer).tolist() == [True, True, False, False, False, False]

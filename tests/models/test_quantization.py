@@ -11,7 +11,7 @@ from dipo_pl.errors import InputError
 from dipo_pl.models.head import OutputHead, check_head
 from dipo_pl.models.lora import LoRA
 from dipo_pl.models.pretrained import Pretrained
-from dipo_pl.models.quantization import quantize
+from dipo_pl.models.quantization import normal_levels, quantize
 from dipo_pl.models.tokenizer import train_tokenizer
 
 # Widths that 32 does not divide; GPT-2 holds its weights transposed and ties its head; Phi has biases.
@@ -55,6 +55,41 @@ def test_linear_layers_are_rounded_and_nothing_else(kind, bits, group):
         assert new.dtype == torch.float32
         assert new.is_contiguous()
         is_rounded(*((old.T, new.T) if kind == "gpt2" else (old, new)), bits, group)
+
+
+# As bitsandbytes prints them, and QLoRA's appendix E.
+NF4 = [
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+]  # fmt: skip
+
+
+def test_the_levels_of_nf4_are_the_published_ones():
+    assert normal_levels().tolist() == pytest.approx(NF4, abs=2e-7)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_nf4_takes_the_nearest_level_of_each_block(kind):
+    """Widths that 64 does not divide, and a block of zeros."""
+    model = model_of(kind)
+    if kind == "llama":
+        model.model.layers[0].mlp.down_proj.weight.data[0, 64:] = 0
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    quantize(model, "nf4")
+    changed = [name for name, each in model.state_dict().items() if not torch.equal(each, before[name])]
+    assert len(changed) == LAYERS[kind]
+    for name in changed:
+        old, new = before[name], model.state_dict()[name]
+        pairs = zip(*((old.T, new.T) if kind == "gpt2" else (old, new)), strict=True)
+        for row, rounded in pairs:
+            for start in range(0, len(row), 64):
+                block = row[start : start + 64].tolist()
+                scale = max(map(abs, block))
+                for was, became in zip(block, rounded[start : start + 64].tolist(), strict=True):
+                    nearest = min(abs(was - level * scale) for level in NF4)
+                    assert abs(became - was) == pytest.approx(nearest, abs=1e-6)
+                    assert min(abs(became - level * scale) for level in NF4) < 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,0 +1,104 @@
+"""Base of all attacks, and what an attack has found."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+import numpy as np
+
+from dipo_pl.attacks.subject import MODELS, UNLEARNED, Subject
+from dipo_pl.errors import check_number
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of an attack: numbers alone, no texts.
+
+    Attributes:
+        headline: what `values` are, in words.
+        values: for each attacked model one number by which the models are compared; the higher, the more it knows.
+        metrics: what enters metrics.jsonl, by key.
+        interval: of 95 % confidence over rows, of the unlearned model's value; None where it is not known.
+        rows: values of single rows, each with its number `row`.
+        series: by name the values of a curve, one of them its steps, layers or settings.
+    """
+
+    headline: str
+    values: dict[str, float]
+    metrics: dict[str, float]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    series: dict[str, list[Any]] = field(default_factory=dict)
+    interval: list[float] | None = None
+
+    def content(self) -> dict[str, Any]:
+        """Return the outcome as plain values, which `read` takes."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> Self:
+        """Return an outcome from its plain values."""
+        return cls(**content)
+
+
+class Attack(ABC):
+    """Base of attacks.
+
+    A subclass says in `lacks` what it cannot do without, and attacks all models of a `Subject` in `run`. Its arguments
+    are the keys below its name in the config of an audit.
+
+    Args:
+        tolerance: largest distance of the unlearned model's headline value to the retain-only model's that counts as none.
+    """
+
+    def __init__(self, tolerance: float = 0.05) -> None:
+        check_number(f"{type(self).__name__}.tolerance", tolerance, minimum=0)
+        self.tolerance = tolerance
+
+    @property
+    def name(self) -> str:
+        """The attack's name in results, from its class: `LeakAtK` is leak_at_k."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+
+    def lacks(self, subject: Subject) -> str | None:
+        """Return what the attack needs and the subject does not have; None if it can be tried."""
+        return None
+
+    @abstractmethod
+    def run(self, subject: Subject) -> Outcome:
+        """Attack the models; on every rank, which all return the same."""
+
+
+def mean_interval(values: Sequence[float], resamples: int = 2000) -> list[float]:
+    """Return the 2.5 % and 97.5 % quantiles of the mean of rows that are drawn again and again: the bootstrap.
+
+    Source: Efron, Annals of Statistics 7, 1979; percentile interval.
+
+    Args:
+        values: of the rows, at least one.
+        resamples: number of drawings, which depend on nothing but the number of rows.
+    """
+    rows = np.asarray(values, dtype=np.float64)
+    drawn = np.random.default_rng(0).integers(len(rows), size=(resamples, len(rows)))
+    low, high = np.quantile(rows[drawn].mean(axis=1), [0.025, 0.975])
+    return [float(low), float(high)]
+
+
+def keyed(model: str, key: str) -> str:
+    """Return the key of a model's value in metrics.jsonl: the unlearned model's own are without a prefix."""
+    return key if model == UNLEARNED else f"{model}_{key}"
+
+
+def by_model(values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return the metrics of all models under their keys.
+
+    Args:
+        values: for each model its metrics.
+    """
+    return {
+        keyed(model, key): value
+        for model in MODELS
+        if model in values
+        for key, value in values[model].items()
+    }

@@ -1,0 +1,59 @@
+"""Base of attacks that change a model's weights a little: what was only hidden may come back."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from dipo_pl.attacks.base import Attack, Outcome, by_model
+from dipo_pl.attacks.measuring import measure
+from dipo_pl.attacks.subject import CALLED, Subject
+from dipo_pl.metrics import Probability, TruthRatio
+from dipo_pl.models.eval_mode import eval_mode
+
+
+class ChangedWeights(Attack):
+    """Base of attacks that measure the forget set on a model whose weights were changed, in several ways.
+
+    A metric is NAME_CHANGE_probability, and of rows with wrong answers NAME_CHANGE_truth_ratio.
+    """
+
+    @property
+    @abstractmethod
+    def changes(self) -> Sequence[str]:
+        """Names of the changes."""
+
+    @abstractmethod
+    def change(self, model: PreTrainedModel, change: str) -> None:
+        """Change the model in place."""
+
+    def run(self, subject: Subject) -> Outcome:
+        """Return the metrics of each model after each change."""
+        found = {
+            change: subject.each_model(f"{self.name}-{change}", partial(self._measured, subject, change))
+            for change in self.changes
+        }
+        metrics = {
+            name: {
+                f"{self.name}_{change}_{key}": value
+                for change in self.changes
+                for key, value in found[change][name].items()
+            }
+            for name in subject.names
+        }
+        series: dict[str, list[Any]] = {"change": list(self.changes)}
+        series |= {
+            name: [found[change][name]["probability"] for change in self.changes] for name in subject.names
+        }
+        values = {name: max(series[name]) for name in subject.names}
+        return Outcome("largest mean probability of the true answer", values, by_model(metrics), [], series)
+
+    def _measured(self, subject: Subject, change: str, name: str) -> dict[str, float]:
+        model = subject.fresh(name)
+        self.change(model, change)
+        with eval_mode(model), torch.no_grad():
+            what = f"forget rows of the {CALLED[name]} after {change}, batches"
+            return measure(subject, model, subject.forget, [Probability(), TruthRatio()], what=what).metrics

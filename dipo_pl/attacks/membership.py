@@ -1,0 +1,70 @@
+"""Membership inference: can the forget rows be told from rows that no model has seen?"""
+
+from typing import Any
+
+from dipo_pl.attacks.base import Attack, Outcome, by_model
+from dipo_pl.attacks.measuring import measure
+from dipo_pl.attacks.subject import CALLED, RETAIN_ONLY, UNLEARNED, Subject
+from dipo_pl.errors import check_share
+from dipo_pl.metrics import Membership as MembershipMetric
+from dipo_pl.metrics.audit_scores import membership_distance, membership_score
+from dipo_pl.metrics.base import FORGET, HOLDOUT
+
+# The attacks that OpenUnlearning's score of privacy averages over.
+SCORED = ("loss", "zlib", "min_k", "min_k_plus_plus")
+
+
+class Membership(Attack):
+    r"""Attack that tells forget rows from holdout rows by the loss, zlib, Min-K% and Min-K%++.
+
+    Metrics are the area under the curve of each, `membership_ATTACK_auc`, and with a retain-only model the closeness to its
+    area, `membership_ATTACK_closeness`, and their harmonic mean `privacy_mia`; see `dipo_pl.metrics.audit_scores`. The
+    attacks that compare with a reference model or need gradients are those of an evaluation, and are left out.
+
+    Args:
+        k: share of an answer's least probable tokens that Min-K% and Min-K%++ average, in (0, 1].
+        tolerance: see `Attack`; of the area that differs most from the retain-only model's.
+    """
+
+    def __init__(self, k: float = 0.4, tolerance: float = 0.05) -> None:
+        super().__init__(tolerance)
+        check_share("Membership.k", k)
+        self.k = k
+
+    def lacks(self, subject: Subject) -> str | None:
+        """Return the holdout where there is none."""
+        return "a holdout (data.holdout of the run)" if subject.holdout is None else None
+
+    def run(self, subject: Subject) -> Outcome:
+        """Return the areas of each model."""
+        areas = subject.each_model(self.name, lambda name: self._areas(subject, name))
+        metrics = {
+            name: {f"membership_{attack}_auc": area for attack, area in each.items()}
+            for name, each in areas.items()
+        }
+        farthest = SCORED[0]
+        if RETAIN_ONLY in areas:
+            theirs = areas[RETAIN_ONLY]
+            farthest = max(SCORED, key=lambda attack: abs(areas[UNLEARNED][attack] - theirs[attack]))
+            for name in areas:
+                # A model that never saw the rows and recognizes none of them tells nothing.
+                if name != RETAIN_ONLY and all(theirs.values()):
+                    close = {each: membership_distance(areas[name][each], theirs[each]) for each in SCORED}
+                    metrics[name] |= {f"membership_{each}_closeness": value for each, value in close.items()}
+                    metrics[name]["privacy_mia"] = membership_score(**close)
+        values = {name: each[farthest] for name, each in areas.items()}
+        series: dict[str, list[Any]] = {"attack": list(SCORED)}
+        series |= {name: [each[attack] for attack in SCORED] for name, each in areas.items()}
+        return Outcome(f"AUC of the {farthest} attack", values, by_model(metrics), [], series)
+
+    def _areas(self, subject: Subject, name: str) -> dict[str, float]:
+        metric = MembershipMetric(self.k)
+        sets = {}
+        with subject.model(name) as model:
+            for each in (subject.forget, subject.holdout):
+                assert each is not None
+                what = f"{each.name} rows of the {CALLED[name]}, batches"
+                sets[each.name] = measure(subject, model, each, [metric], what=what)
+        assert sets.keys() == {FORGET, HOLDOUT}
+        found = metric.across(sets, None)
+        return {attack: found[f"membership_{attack}_auc"] for attack in SCORED}

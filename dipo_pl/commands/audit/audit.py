@@ -1,0 +1,172 @@
+"""An audit: its attacks one after another, each finished one in a file of its own, and the figures made from them."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from lightning.fabric import Fabric
+
+from dipo_pl.attacks.base import Attack, Outcome
+from dipo_pl.attacks.judgement import Judgement, judge, not_tried, overall
+from dipo_pl.attacks.memory import FileMemory
+from dipo_pl.attacks.score import scores
+from dipo_pl.attacks.subject import UNLEARNED, Subject
+from dipo_pl.cli.run import data_module
+from dipo_pl.commands.audit.config import AuditConfig
+from dipo_pl.commands.audit.fingerprints import write_fingerprints
+from dipo_pl.commands.audit.models import identity_of
+from dipo_pl.commands.audit.progress import AuditProgress
+from dipo_pl.commands.probes.finished_run import FinishedRun
+from dipo_pl.errors import InputError
+from dipo_pl.metrics.conventions import UTILITY_SETS
+from dipo_pl.models.pretrained import Pretrained
+from dipo_pl.modules.finetuning import FineTuning
+from dipo_pl.storage.files import write_text
+from dipo_pl.storage.fingerprints import settings_fingerprint
+from dipo_pl.storage.run_folder import RunFolder
+from dipo_pl.storage.secrets import redact, redact_arguments
+from dipo_pl.version import __version__
+
+
+class Audit:
+    """Audit of a finished run.
+
+    Args:
+        run: the run.
+        folder: the audit's own folder.
+        config: its settings.
+        sources: where the models come from, by name.
+        fabric: launched; gives the device of this rank.
+        key: of the rows' fingerprints; None writes none.
+
+    Raises:
+        InputError: the rows cannot be read, or the run measured no forget set.
+    """
+
+    def __init__(
+        self,
+        run: FinishedRun,
+        folder: RunFolder,
+        config: AuditConfig,
+        sources: Mapping[str, Pretrained],
+        fabric: Fabric,
+        key: bytes | None = None,
+    ) -> None:
+        self.key = key
+        self.run_folder, self.config, self.of, self.fabric = folder, config, run, fabric
+        data = data_module(run.config)
+        data.connect(FineTuning(sources[UNLEARNED]))
+        data.setup("validate")
+        quality = run.config.get("forget_quality") or {}
+        utility = quality.get("utility_sets")
+        self.subject = Subject(
+            sources,
+            data,
+            UTILITY_SETS if utility is None else utility,
+            quality.get("max_new_tokens") or 200,
+            fabric.device,
+            config.seed,
+        )
+        # What results were made from: another one makes them again.
+        self._identity = [
+            __version__,
+            {each.name: each.tokens for each in data.evaluation_sets},
+            data.training_tokens,
+            [(row.paraphrased_question, row.entity) for row in self.subject.forget.rows],
+            self.subject.utility_sets,
+            self.subject.max_new_tokens,
+            config.seed,
+            {name: identity_of(each) for name, each in sources.items()},
+        ]
+
+    def run(self, arguments: Sequence[str]) -> None:
+        """Try all attacks and write what they find. What a killed audit has finished is read.
+
+        Args:
+            arguments: of the command line, for the manifest.
+        """
+        first = self.fabric.is_global_zero
+        lacking = {each.name: each.lacks(self.subject) for each in self.config.attacks}
+        if first:
+            write_text(self.run_folder.config, self.config.text)
+            self._write_manifest("running", arguments)
+            if self.key is not None:
+                write_fingerprints(self.run_folder, self.key, self.subject.forget.rows)
+        progress = AuditProgress(sum(each is None for each in lacking.values()))
+        self.subject.started, self.subject.advanced = progress.started, progress.advanced
+        if first:
+            progress.line.open()
+        outcomes: dict[str, Outcome] = {}
+        judgements: dict[str, Judgement] = {}
+        try:
+            for attack in self.config.attacks:
+                if (missing := lacking[attack.name]) is not None:
+                    judgements[attack.name] = not_tried(f"it takes {missing}")
+                    continue
+                progress.next_attack(attack.name)
+                try:
+                    outcomes[attack.name] = self._outcome(attack)
+                except InputError as error:
+                    judgements[attack.name] = not_tried(" ".join(str(error).split()))
+                else:
+                    judgements[attack.name] = judge(
+                        outcomes[attack.name], attack.tolerance, self.config.removed
+                    )
+        finally:
+            progress.line.close()
+        if first:
+            self._write(outcomes, judgements, arguments)
+        self.fabric.barrier()
+
+    def _outcome(self, attack: Attack) -> Outcome:
+        """Return what an attack finds, of this or an interrupted audit."""
+        made_from = json.dumps([*self._identity, settings_fingerprint(attack)], default=str)
+        identity = hashlib.sha256(made_from.encode()).hexdigest()
+        folder = self.run_folder.path / "attacks"
+        self.subject.memory = FileMemory(folder / "parts", identity)
+        found = FileMemory(folder, identity).part(attack.name, lambda: attack.run(self.subject).content())
+        return Outcome.read(found)
+
+    def _write(
+        self, outcomes: Mapping[str, Outcome], judgements: Mapping[str, Judgement], arguments: Sequence[str]
+    ) -> None:
+        metrics: dict[str, float] = {}
+        for each in outcomes.values():
+            metrics |= each.metrics
+        metrics |= scores(metrics)
+        write_text(self.run_folder.metrics, json.dumps({"epoch": None, "step": 0, **metrics}) + "\n")
+        shown = ("headline", "values", "interval", "series")
+        found = {name: {key: vars(each)[key] for key in shown} for name, each in outcomes.items()}
+        attacks = {name: asdict(each) | found.get(name, {}) for name, each in judgements.items()}
+        verdict = asdict(overall(dict(judgements)))
+        self._write_manifest("finished", arguments, ended=_now(), verdict=verdict, attacks=attacks)
+
+    def _write_manifest(self, status: str, arguments: Sequence[str], **further: Any) -> None:
+        record: dict[str, Any] = {
+            "status": status,
+            "command": "audit",
+            "started": self.run_folder.read_manifest().get("started", _now()),
+            "dipo_pl": __version__,
+            "arguments": redact_arguments(arguments),
+            "world_size": self.fabric.world_size,
+            "device": str(self.fabric.device),
+            "probe": {"kind": "audit", "of": str(self.of.path), "weights": self.of.weights},
+            "models": {name: redact(each.source) for name, each in self.subject.sources.items()},
+            "rows": len(self.subject.forget.rows),
+        }
+        write_text(self.run_folder.manifest, json.dumps(record | further, indent=2) + "\n")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def launched(run: FinishedRun, devices: int) -> Fabric:
+    """Return Fabric with its processes started, on the kind of device that the run had."""
+    accelerator = (run.config.get("trainer") or {}).get("accelerator") or "auto"
+    fabric = Fabric(accelerator=accelerator, devices=devices, strategy="ddp" if devices > 1 else "auto")
+    fabric.launch()
+    return fabric

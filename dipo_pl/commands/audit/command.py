@@ -1,0 +1,76 @@
+"""The command `dipo-pl audit`: attack a finished run's model beside its target and a model that never knew."""
+
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+from dipo_pl.cli.command_parser import Parser
+from dipo_pl.commands.probes.finished_run import FinishedRun
+from dipo_pl.errors import check_count
+from dipo_pl.signals import Interrupted, interruption
+from dipo_pl.storage.files import locked
+from dipo_pl.storage.run_folder import RunFolder
+
+DESCRIPTION = """\
+Attack the model of a finished run, its target and a model that never saw the forget rows, and say for each attack whether
+the first can be told from the last. The result is the run folder RUN-audit; it holds numbers of rows and figures, but no
+question, no answer and no generated text. Attacks and their settings are those of audit.yaml; give another --config, or
+options such as --removed 0.8. The same command goes on where it was stopped, and repeats no finished attack."""
+
+EXAMPLES = """\
+examples:
+  dipo-pl audit runs/tofu --against runs/tofu-retain90
+  dipo-pl audit runs/tofu --against my-org/never-saw-it --target my-org/knows-it --config my_attacks.yaml
+"""
+
+
+def audit(arguments: Sequence[str], debug: bool = False) -> int:
+    """Run all attacks that are not finished; return 0, or 128 + n if signal n ended it."""
+    given, options = parser().parse_known_args(arguments)
+    check_count("--devices", given.devices)
+    run = FinishedRun.read(given.run)
+    folder = RunFolder(run.folder("audit"))
+    # These take seconds to import.
+    from dipo_pl.commands.audit.audit import Audit, launched
+    from dipo_pl.commands.audit.config import AuditConfig
+    from dipo_pl.commands.audit.fingerprints import check_key
+    from dipo_pl.commands.audit.models import check_tokenizers, sources_of
+    from dipo_pl.report.audits import audit_table, not_tried, read_audit
+    from dipo_pl.storage.keyed import read_key
+
+    config = AuditConfig.parse(given.config or ["audit.yaml"], options)
+    sources = sources_of(run, given.target, given.against)
+    check_tokenizers(dict(sources))
+    # Before other ranks are started, since a key that is not there is made.
+    key = None if given.key is None else read_key(given.key, (run.path, folder.path))
+    check_key(folder, key)
+    fabric = launched(run, given.devices)
+    made = Audit(run, folder, config, sources, fabric, key)
+    with interruption.listening():
+        try:
+            with locked(folder.path) if fabric.is_global_zero else nullcontext():
+                made.run(arguments)
+        except Interrupted as interrupted:
+            print(f"dipo-pl: {interrupted}: the same command goes on from here", file=sys.stderr)
+            return int(interrupted.code or 0)
+    if fabric.is_global_zero:
+        found = read_audit(folder)
+        print("\n".join(["", audit_table(found).to_text(), *not_tried(found), f"\n{folder.path}"]))
+    return 0
+
+
+def parser() -> Parser:
+    """Return the parser of the command's arguments."""
+    made = Parser("audit", DESCRIPTION, epilog=EXAMPLES)
+    made.add_argument("run", metavar="RUN", help="folder of a finished run")
+    against = "run, model folder or hub id of a model that never saw the forget rows (default: that of the run's result)"
+    made.add_argument("--against", metavar="RETAIN_ONLY", help=against)
+    target = "run, model folder or hub id of the model before unlearning (default: what the run started from)"
+    made.add_argument("--target", metavar="TARGET", help=target)
+    config = "attacks and their settings; repeatable (default: audit.yaml)"
+    made.add_argument("--config", "-c", action="append", help=config)
+    key = "file of a key, made if there is none: rows.json then has fingerprints of the rows that nobody guesses without it"
+    made.add_argument("--key", metavar="FILE", type=Path, help=key)
+    made.add_argument("--devices", type=int, default=1, help="devices that share the rows (default: 1)")
+    return made

@@ -1,0 +1,81 @@
+import pytest
+
+from dipo_pl.attacks.base import Outcome
+from dipo_pl.attacks.judgement import Judgement, judge, not_tried, overall
+from dipo_pl.attacks.score import scores
+
+
+def judged(target, unlearned, retain_only, tolerance=0.05, removed=0.5):
+    named = {"target": target, "unlearned": unlearned, "retain_only": retain_only}
+    values = {name: each for name, each in named.items() if each is not None}
+    return judge(Outcome("how much", values, {}), tolerance, removed)
+
+
+@pytest.mark.parametrize(("values", "status"), [
+    ((0.9, 0.14, 0.1), "indistinguishable"),
+    ((0.9, 0.06, 0.1), "indistinguishable"),
+    ((0.9, 0.16, 0.1), "distinguishable"),
+    # Forgotten too hard.
+    ((0.9, 0.0, 0.1), "distinguishable"),
+    # Less than half of the way from 0.9 to 0.1, and just half of it.
+    ((0.9, 0.51, 0.1), "not_forgotten"),
+    ((0.9, 0.5, 0.1), "distinguishable"),
+    ((0.9, 0.95, 0.1), "not_forgotten"),
+    # The target is no different from the model that never knew: the attack shows nothing.
+    ((0.12, 0.11, 0.1), "not_tried"),
+    ((0.12, 0.4, 0.1), "distinguishable"),
+    ((None, 0.12, 0.1), "indistinguishable"),
+    ((None, 0.4, 0.1), "distinguishable"),
+    # Without a model that never knew.
+    ((0.9, 0.6, None), "not_forgotten"),
+    ((0.9, 0.2, None), "not_tried"),
+    ((None, 0.9, None), "not_tried"),
+    ((0.04, 0.04, None), "not_tried"),
+])  # fmt: skip
+def test_an_attack_is_judged_by_its_distances(values, status):
+    assert judged(*values).status == status
+
+
+def test_thresholds_are_the_configs():
+    assert judged(0.9, 0.3, 0.1, removed=0.8).status == "not_forgotten"
+    assert judged(0.9, 0.3, 0.1, tolerance=0.3).status == "indistinguishable"
+
+
+def test_reasons_show_the_figures():
+    assert judged(0.9, 0.4, 0.1).reason == "how much: target 0.9, unlearned model 0.4, retain-only model 0.1"
+    assert "cannot tell the target from the retain-only model either" in judged(0.1, 0.1, 0.1).reason
+    assert "it takes a retain-only model" in judged(0.9, 0.2, None).reason
+
+
+def test_the_worst_attack_decides():
+    like, told, known = (
+        Judgement(each, "") for each in ("indistinguishable", "distinguishable", "not_forgotten")
+    )
+    missing = not_tried("it takes a holdout")
+    assert overall({"a": like, "b": told, "c": known, "d": known}) == Judgement("not_forgotten", "by c, d")
+    assert overall({"a": like, "b": told, "c": missing}) == Judgement("distinguishable", "by b")
+    assert overall({"a": like, "b": like, "c": missing}) == Judgement(
+        "indistinguishable", "by a, b; 1 not tried"
+    )
+    assert overall({"a": like}) == Judgement("indistinguishable", "by a")
+    assert overall({"a": missing}).status == "not_tried"
+
+
+def test_scores_are_made_of_what_is_known():
+    metrics = {
+        "memorization_score": 0.604, "privacy_mia": 0.8642, "unlearning_depth": 0.8319,
+        "model_utility": 0.5, "target_model_utility": 0.5, "fluency": 0.9, "target_fluency": 0.9,
+    }  # fmt: skip
+    found = scores(metrics)
+    assert found["privacy_score"] == pytest.approx(0.8477, abs=5e-5)
+    assert found["utility_score"] == 1
+    assert found["overall_score"] == pytest.approx(3 / (1 / 0.604 + 1 / found["privacy_score"] + 1))
+    assert found["overall_score_mia"] == pytest.approx(3 / (1 / 0.604 + 1 / 0.8642 + 1))
+    less = scores({key: value for key, value in metrics.items() if key != "unlearning_depth"})
+    assert less.keys() == {"utility_score", "overall_score_mia"}
+    less = scores(
+        {key: value for key, value in metrics.items() if "fluency" not in key} | {"model_utility": 0.25}
+    )
+    assert less["utility_score"] == 0.5
+    assert scores({**metrics, "target_model_utility": 0.0}).keys() == {"privacy_score"}
+    assert scores({}) == {}
