@@ -20,6 +20,7 @@ from dipo_pl.report.compare import (
 )
 from dipo_pl.report.leaks import Leaks, leaks_of
 from dipo_pl.report.read import distinct_names, read_run
+from dipo_pl.report.registers import Register, registers_of
 from dipo_pl.report.results import Results, Row, make_results
 from dipo_pl.report.run import Kind, Run, lookup, printable
 from dipo_pl.report.seeds import SeedGroup, seed_groups
@@ -44,6 +45,7 @@ class Report:
         leaks: what each model that was to forget still gives away.
         texts: how much of the rows' texts it holds.
         audits: attacks on runs.
+        registers: of sequences of requests.
     """
 
     runs: tuple[Run, ...]
@@ -56,6 +58,7 @@ class Report:
     leaks: tuple[Leaks, ...]
     texts: Texts
     audits: tuple[Audit, ...] = ()
+    registers: tuple[Register, ...] = ()
 
     @property
     def convention(self) -> str:
@@ -99,7 +102,11 @@ def read_report(
     runs = [] if retain_only is None else [read_run(retain_only, unfinished)]
     left_out = []
     known = {each.path.resolve() for each in runs}
-    paths = [stage for path in paths for stage in stage_folders(path) or [path]]
+    given = paths
+    stages = [stage for path in paths for stage in stage_folders(path) or [path]]
+    # The audits of stages lie beside these.
+    beside = (each.with_name(f"{each.name}-audit") for each in stages if each not in given)
+    paths = [*stages, *filter(is_audit, beside)]
     audits = []
     for path in {each.resolve(): each for each in paths if each.resolve() not in known}.values():
         try:
@@ -145,6 +152,7 @@ def read_report(
         leaks=tuple(each for each in leaks if each is not None),
         texts=texts,
         audits=tuple(audits),
+        registers=tuple(registers_of(given)),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from dipo_pl.report.audits import audit_table
 from dipo_pl.report.contents import Report
 from dipo_pl.report.leaks import LeakedRow
+from dipo_pl.report.registers import register_table
 from dipo_pl.report.run import Kind, Run, printable
 from dipo_pl.report.seeds import METHOD, seed_table
 from dipo_pl.report.sequences import RequestSequence, stage_table
@@ -20,11 +21,12 @@ _ABOUT = ("name", "kind", "verdict", "convention", "seed", "epoch", "step", "pat
 
 
 def tables(report: Report) -> list[Table]:
-    """Return the tables that text formats have: results in short, seeds, sequences, audits."""
+    """Return the tables that text formats have: results in short, seeds, sequences, registers, audits."""
     results = report.results.headlines
     seeds = [seed_table(report.seeds, results.columns)] if report.seeds else []
     stages = (stage_table(each, report.utility_metric) for each in report.sequences)
-    return [results.table(), *seeds, *stages, *map(audit_table, report.audits)]
+    registers = map(register_table, report.registers)
+    return [results.table(), *seeds, *stages, *registers, *map(audit_table, report.audits)]
 
 
 def as_text(report: Report, width: int | None = None) -> str:
@@ -124,6 +126,7 @@ def as_json(report: Report) -> str:
         "leaks": [
             {"run": each.run, "step": each.step, "rows": list(map(_leak, each.rows))} for each in report.leaks
         ],
+        "registers": list(map(asdict, report.registers)),
         "audits": list(map(asdict, report.audits)),
         "notes": report.notes,
         "left_out": report.left_out,

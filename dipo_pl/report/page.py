@@ -18,6 +18,7 @@ from dipo_pl.report.drawing import HOW_TO_GET_PLOTS, Plot, color_of, drawable, i
 from dipo_pl.report.generations import generated_rows
 from dipo_pl.report.leaks import Leaks
 from dipo_pl.report.plots import all_plots, style_of
+from dipo_pl.report.registers import register_table
 from dipo_pl.report.results import Row
 from dipo_pl.report.run import Kind, Run, lookup
 from dipo_pl.report.seeds import seed_table
@@ -65,6 +66,7 @@ def as_html(report: Report) -> str:
         stages=[stage_table(each, report.utility_metric) for each in report.sequences],
         quantized=quantized,
         audits=list(map(audit_table, report.audits)),
+        registers=list(map(register_table, report.registers)),
         lowest_log10_p=_lowest_log10_p(report.runs),
         lookup=lookup,
         style=Markup(_part("page.css")),

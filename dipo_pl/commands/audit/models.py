@@ -11,6 +11,9 @@ from dipo_pl.models.source import ModelSource
 from dipo_pl.storage.fingerprints import tokenizer_fingerprint
 from dipo_pl.storage.run_folder import RunFolder
 
+# Arguments of a pretrained model that say how it is trained, not what it is.
+OF_TRAINING = ("adapter", "gradient_checkpointing")
+
 
 def sources_of(run: FinishedRun, target: str | None, against: str | None) -> dict[str, Pretrained]:
     """Return where the models come from, by name; a model that is not known is left out.
@@ -29,9 +32,8 @@ def sources_of(run: FinishedRun, target: str | None, against: str | None) -> dic
     if target is not None:
         found[TARGET] = _named(target, "--target")
     elif started["class_path"].split(".")[-1] == "Pretrained" and run.manifest.get("command") == "fit":
-        own = started["init_args"]
-        kept = ("path", "revision", "dtype", "attention", "trust_remote_code", "tokenizer")
-        found[TARGET] = Pretrained(**{key: own[key] for key in kept if own.get(key)})
+        own = {key: value for key, value in started["init_args"].items() if value is not None}
+        found[TARGET] = Pretrained(**{key: own[key] for key in own if key not in OF_TRAINING})
     compared = (run.config.get("forget_quality") or {}).get("retain_result")
     if against is not None:
         found[RETAIN_ONLY] = _named(against, "--against")

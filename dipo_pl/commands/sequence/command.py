@@ -13,6 +13,7 @@ from dipo_pl.commands.sequence.stages import RENAME_OR_REMOVE, Stage
 from dipo_pl.configs import resolve
 from dipo_pl.errors import InputError
 from dipo_pl.storage.files import locked
+from dipo_pl.storage.register import read_register
 from dipo_pl.storage.run_folder import check_name
 
 DESCRIPTION = """\
@@ -22,6 +23,7 @@ Carry out requests to forget, one after another. Each stage is a run folder: run
   requests: [author_1, author_2]     forget sets in order, as data.forget takes them
   mode: sustainability               each from the model before; or scalability: the first k together, from the target
   retain_only: runs/retain/hf        optional: model that never saw them, evaluated on the data of each stage
+  register: {author_1: {id: R-17, received: 2026-01-02, by: K. Ito}}    optional: what register.jsonl says of a request
   epochs_of_first: false             optional: later stages train as long as the first one's selection chose
 
 Each stage evaluates all requests so far again (request_1_probability, ...), to show whether one comes back. The same
@@ -55,6 +57,8 @@ def sequence(arguments: Sequence[str], debug: bool = False) -> int:
     config = resolved(["fit", *shared])
     _check_config(config)
     stages = _stages(plan, Path(given.output_dir) / name, config)
+    # A damaged one is found before days of training, not after.
+    read_register(stages[0].folder)
     for each in stages:
         each.check()
         if each.finished and not is_finished(each.fit_words(shared)):
@@ -89,17 +93,21 @@ def _run(stages: Sequence[Stage], shared: Sequence[str], debug: bool) -> int:
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
     from dipo_pl.cli.run import run
+    from dipo_pl.commands.sequence.register import register
 
     for each in stages:
         state = "is finished" if each.finished else f"-> {each.run.path}"
         rank_zero_only(print)(f"\n[{each.number}/{len(stages)}] {each.requests[-1]} {state}", flush=True)
         if each.finished:
+            # Where it was killed before, or audited since.
+            rank_zero_only(register)(each)
             continue
         each.check()
         evaluation = each.evaluation_words(shared)
         for words in [*([] if evaluation is None else [evaluation]), each.fit_words(shared)]:
             if code := run(words, debug):
                 return code
+        rank_zero_only(register)(each)
     return 0
 
 

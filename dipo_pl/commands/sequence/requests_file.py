@@ -1,6 +1,6 @@
 """File that lists the requests of a sequence."""
 
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -9,6 +9,8 @@ import yaml
 from dipo_pl.errors import InputError
 from dipo_pl.storage.text import load_yaml, read_text
 
+# What a register may say of a request: free texts, and dates as they are written.
+ABOUT = ("id", "received", "decided", "decision", "by")
 Mode = Literal["sustainability", "scalability"]
 
 
@@ -25,6 +27,7 @@ class RequestsFile:
             is evaluated on the data of each stage, for Forget Quality, PrivLeak and selection.
         epochs_of_first: let the stages after the first train for as many epochs as the first one's selection chose
             (MUSE's protocol), without a selection of their own.
+        register: for a request by name what its register is to say: `id`, `received`, `decided`, `decision`, `by`.
     """
 
     configs: list[str]
@@ -32,6 +35,7 @@ class RequestsFile:
     mode: Mode = "sustainability"
     retain_only: str | list[str] | None = None
     epochs_of_first: bool = False
+    register: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path, **given: Any) -> Self:
@@ -56,7 +60,7 @@ class RequestsFile:
                 f"{path} has the unknown key {unknown[0]!r}: the keys of a sequence are {', '.join(keys)} (give the "
                 "config of a run to dipo-pl fit --config)"
             )
-        if missing := [name for name, key in keys.items() if key.default is MISSING and name not in content]:
+        if missing := [name for name, key in keys.items() if _is_needed(key) and name not in content]:
             raise InputError(f"{path} lacks the key {missing[0]!r}, which every sequence has")
         read = cls(**content | {name: value for name, value in given.items() if value is not None})
         read.check(path)
@@ -87,6 +91,24 @@ class RequestsFile:
         ):
             if not valid:
                 raise InputError(f"{path}: {name} must be {expected} (got {getattr(self, name)!r})")
+        _check_register(self.requests, self.register, path)
+
+
+def _is_needed(key: Field[Any]) -> bool:
+    return key.default is MISSING and key.default_factory is MISSING
+
+
+def _check_register(requests: list[str], given: object, path: Path) -> None:
+    example = "such as {author_1: {id: R-17, received: 2026-01-02, decided: 2026-01-05, by: K. Ito}}"
+    if not isinstance(given, dict) or not all(isinstance(each, dict) for each in given.values()):
+        raise InputError(f"{path}: register must be a mapping of requests, {example} (got {given!r})")
+    for name, about in given.items():
+        if name not in requests:
+            raise InputError(
+                f"{path}: register has {name!r}, which is none of the requests {', '.join(requests)}"
+            )
+        if unknown := [key for key in about if key not in ABOUT]:
+            raise InputError(f"{path}: register says {unknown[0]!r} of {name}: it may say {', '.join(ABOUT)}")
 
 
 def _are_texts(value: Any) -> bool:

@@ -1,0 +1,38 @@
+"""Entries of the register of a sequence: who asked for what when, and what came of it."""
+
+from typing import Any
+
+from dipo_pl.commands.sequence.requests_file import ABOUT
+from dipo_pl.commands.sequence.stages import Stage
+from dipo_pl.storage.register import add_to_register
+from dipo_pl.storage.run_folder import RunFolder
+
+
+def register(stage: Stage) -> None:
+    """Add what came of a finished stage to the register of its sequence, once, and again after an audit.
+
+    Raises:
+        InputError: the register is damaged.
+        WriteError: it cannot be written.
+    """
+    manifest = stage.run.read_manifest()
+    policy = manifest.get("policy") or {}
+    name = stage.requests[-1]
+    about = stage.sequence.register.get(name, {})
+    entry: dict[str, Any] = {
+        "stage": stage.number,
+        "request": name,
+        **{key: str(about[key]) for key in ABOUT if about.get(key) is not None},
+        "started": manifest.get("started"),
+        "finished": manifest.get("ended"),
+        "model_before": policy.get("weights_at_start"),
+        "model_after": policy.get("weights_at_end"),
+        "verdict": manifest.get("verdict"),
+    }
+    path = stage.run.path
+    audit = RunFolder(path.with_name(f"{path.name}-audit")).read_manifest()
+    of_these = (audit.get("probe") or {}).get("weights") == policy.get("weights_at_end")
+    if audit.get("status") == "finished" and of_these:
+        entry["audit"] = audit["verdict"]["status"]
+        entry["attacks"] = {attack: each["status"] for attack, each in audit["attacks"].items()}
+    add_to_register(stage.folder, entry)
