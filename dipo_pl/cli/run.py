@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from dipo_pl.cli.command_parser import one_line_errors
 from dipo_pl.cli.console import quieten
 from dipo_pl.cli.option_check import check_options
+from dipo_pl.errors import InputError
 
 if TYPE_CHECKING:
+    from dipo_pl.callbacks.selection import SelectionRule
     from dipo_pl.cli.run_cli import RunCLI
     from dipo_pl.data_modules.forget_retain import ForgetRetain
     from dipo_pl.modules.base import LanguageModule
@@ -76,6 +78,20 @@ def language_model(config: dict[str, Any]) -> "LanguageModule":
     """
     made: LanguageModule = _made("model", config)
     return made
+
+
+def selection_rule(given: Any) -> "SelectionRule":
+    """Return the rule that a value of `selection.rule` names; raise InputError if there is none or an argument is wrong."""
+    from dipo_pl.callbacks.selection import Selection
+    from dipo_pl.cli.run_parser import RunParser
+
+    parser = RunParser()
+    parser.add_lightning_class_args(Selection, "selection")
+    made = parser.instantiate_classes(parser.parse_object({"selection": {"rule": given}}))["selection"].rule
+    if made is None:
+        raise InputError("selection.rule must name a rule (got null)")
+    rule: SelectionRule = made
+    return rule
 
 
 def _parsed(arguments: Sequence[str]) -> "RunCLI":

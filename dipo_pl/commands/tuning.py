@@ -2,16 +2,19 @@
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dipo_pl.cli.command_parser import as_options, one_line_errors
 from dipo_pl.errors import NOT_FINITE, InputError
 from dipo_pl.storage.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from dipo_pl.callbacks.selection import SelectionRule
 
 # Optimizer steps of a trial, and how often it is evaluated.
 STEPS, EVERY = 20, 5
@@ -19,6 +22,8 @@ STEPS, EVERY = 20, 5
 FACTOR = 2.5
 # Scores below mean that utility was lost.
 LOST = -1e5
+# The score of a run that ended with numbers that are not finite.
+DIVERGED = 10 * LOST
 # Learning rates above and below the configured one.
 HIGHER, LOWER = 4, 3
 # A trial needs neither the best checkpoint nor an export, and neither its length nor its learning rate depends on epochs.
@@ -104,7 +109,7 @@ def tune(arguments: Sequence[str], debug: bool = False) -> int:
             code = run(["fit", *arguments, *as_options(own)], debug)
         short = RunFolder(folder / name)
         # Ranks that have failed cannot begin another run together.
-        if code and (not _diverged(short) or short.read_manifest()["world_size"] > 1):
+        if code and (not has_diverged(short) or short.read_manifest()["world_size"] > 1):
             return code
         if code := one_line_errors(partial(add, rate, short), debug):
             return code
@@ -152,17 +157,47 @@ def _rate(config: dict[str, Any]) -> float:
 
 def outcome(rate: float, run: RunFolder, config: dict[str, Any]) -> Trial:
     """Return what a short run has shown."""
-    if _diverged(run):
-        return Trial(rate, 10 * LOST, f"learning rate {rate:.3g}: ended with numbers that are not finite")
+    if has_diverged(run):
+        return Trial(rate, DIVERGED, f"learning rate {rate:.3g}: ended with numbers that are not finite")
     # These load torch, which takes seconds.
     from dipo_pl.callbacks.selection import NearestToUnseen
+    from dipo_pl.evaluation.verdict_rules import forgotten_set
+
+    given = config["selection"]["rule"] or {}
+    is_same = str(given.get("class_path")).endswith(f".{NearestToUnseen.__name__}")
+    best = best_evaluation(NearestToUnseen(**(given.get("init_args") or {} if is_same else {})), run, config)
+    key = f"{forgotten_set(best.target)}_probability"
+    lost = "" if best.score > LOST else ", utility lost"
+    change = f"{best.target[key]:.3g} -> {best.metrics[key]:.3g}"
+    text = f"learning rate {rate:.3g}: P(forget) {change} at step {best.metrics['step']}{lost}"
+    return Trial(rate, best.score, text)
+
+
+class Best(NamedTuple):
+    """Evaluation of a run that a rule scores highest, its score, and the evaluation before training."""
+
+    score: float
+    metrics: dict[str, Any]
+    target: dict[str, Any]
+
+
+def best_evaluation(rule: "SelectionRule", run: RunFolder, config: Mapping[str, Any]) -> Best:
+    """Return the best of a run's evaluations after training began.
+
+    Args:
+        rule: scores the evaluations.
+        run: the run.
+        config: its resolved configuration.
+
+    Raises:
+        InputError: there is no evaluation before training, or none after it that the rule can score.
+    """
+    # These load torch, which takes seconds.
     from dipo_pl.callbacks.verdict import wrong_answers
     from dipo_pl.evaluation.retain_result import read_result
-    from dipo_pl.evaluation.verdict_rules import Thresholds, forgotten_set
+    from dipo_pl.evaluation.verdict_rules import Thresholds
 
-    given, result = config["selection"]["rule"] or {}, config["forget_quality"].get("retain_result")
-    is_same = str(given.get("class_path")).endswith(f".{NearestToUnseen.__name__}")
-    rule = NearestToUnseen(**(given.get("init_args") or {} if is_same else {}))
+    result = config["forget_quality"].get("retain_result")
     retain = None if result is None else read_result(result).metrics
     rule.rows = {name: each["rows"] for name, each in run.read_manifest()["data"]["evaluation"].items()}
     target, *records = run.read_metrics()
@@ -170,16 +205,13 @@ def outcome(rate: float, run: RunFolder, config: dict[str, Any]) -> Trial:
     scores = [(score, each) for each in records if (score := rule.score(each, target, retain)) is not None]
     if target["step"] != 0 or not scores:
         raise InputError(
-            f"{run.path} has no evaluation before or after training that --tune can compare: remove it"
+            f"{run.path} has no evaluation before or after training that can be compared: remove it"
         )
     score, best = max(scores, key=lambda each: each[0])
-    key = f"{forgotten_set(target)}_probability"
-    lost = "" if score > LOST else ", utility lost"
-    text = f"learning rate {rate:.3g}: P(forget) {target[key]:.3g} -> {best[key]:.3g} at step {best['step']}{lost}"
-    return Trial(rate, score, text)
+    return Best(score, best, target)
 
 
-def _diverged(run: RunFolder) -> bool:
+def has_diverged(run: RunFolder) -> bool:
     """Return whether a run has failed because a loss or a gradient was not finite."""
     status = str(run.read_manifest().get("status"))
     return status.startswith("failed: ") and NOT_FINITE in status

@@ -4,7 +4,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dipo_pl.report.seeds import Interval
 from dipo_pl.storage.files import replacing
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Plot:
         name: name of its file.
         values: what it shows in words, a phrase for each curve.
         draw: draws into axes.
+        height: inches of the figure without a legend of many lines.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Plot:
     x_label: str
     y_label: str
     draw: Callable[["Axes"], None]
+    height: float = 4.4
 
     @property
     def description(self) -> str:
@@ -125,7 +128,7 @@ def side_by_side(plots: Sequence[Plot]) -> "Figure":
         part.legend(handles, names, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
         rows = max(rows, math.ceil(len(names) / columns))
     # A long legend must leave the axes their height.
-    figure.set_size_inches(6.4 * len(plots), 4.4 + 0.2 * max(0, rows - 3))
+    figure.set_size_inches(6.4 * len(plots), max(each.height for each in plots) + 0.2 * max(0, rows - 3))
     return figure
 
 
@@ -250,6 +253,30 @@ def draw_requests(axes: "Axes", curves: Sequence[Curve]) -> None:
     axes.plot([], [], markeredgecolor=_DARK, label="the request", **ring)
     axes.set_ylim(min(0.0, axes.get_ylim()[0]))
     axes.locator_params(axis="x", integer=True)
+
+
+def draw_intervals(
+    axes: "Axes", rows: Mapping[str, tuple[Sequence[float], Interval | None]], references: Mapping[str, float]
+) -> None:
+    """Draw a line for each row: a small dot for each value, and a large one for their mean with its interval.
+
+    Args:
+        axes: what to draw into.
+        rows: values and interval of each row by name; a single value has no interval.
+        references: values of the models to compare with, drawn from top to bottom.
+    """
+    for place, (values, interval) in enumerate(rows.values()):
+        axes.plot(values, [place] * len(values), "o", color="#56b4e9", markersize=4, alpha=0.8)
+        if interval is not None:
+            axes.plot(interval[1:], [place, place], color=color_of(0), linewidth=2)
+            axes.plot([interval.mean], [place], "o", color=color_of(0), markersize=8)
+    axes.plot([], [], "o", color="#56b4e9", markersize=4, label="a seed")
+    axes.plot([], [], "o-", color=color_of(0), markersize=8, linewidth=2, label="mean, 95% interval")
+    for (name, value), style in zip(references.items(), _DASHES[1:], strict=False):
+        axes.axvline(value, color=_DARK, linestyle=style, linewidth=1.2, label=name)
+    axes.set_yticks(range(len(rows)), [shortened(each, _LONG_LABEL) for each in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
 
 
 def _widened(

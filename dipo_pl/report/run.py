@@ -147,8 +147,7 @@ class Run:
     @property
     def recipe(self) -> str:
         """SHA-256 of the config without names and seeds; runs with equal recipes are repetitions."""
-        text = json.dumps(_without_names_and_seeds(self.config), sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return recipe_of(self.config)
 
     def is_at(self, path: str | Path | None) -> bool:
         """Return True if `path` names the folder or file of this run."""
@@ -160,6 +159,12 @@ class Run:
         found = [(row.get("nll") or [None])[0] if name == "loss" else row.get(name) for row in rows]
         values = [float(each) for each in found if each is not None]
         return values if len(values) == len(rows) else []
+
+
+def recipe_of(config: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a config without names and seeds."""
+    text = json.dumps(_without_names_and_seeds(config), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def lookup(tree: Any, *keys: str) -> Any:
@@ -175,7 +180,7 @@ def printable(text: str) -> str:
 
 
 def _without_names_and_seeds(config: Any, prefix: str = "") -> Any:
-    if not isinstance(config, dict):
+    if not isinstance(config, Mapping):
         return config
     kept = [name for name in config if f"{prefix}{name}" not in _NAMES_AND_SEEDS]
     return {name: _without_names_and_seeds(config[name], f"{prefix}{name}.") for name in kept}

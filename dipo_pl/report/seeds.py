@@ -73,11 +73,11 @@ def _group(by_seed: dict[int, Run]) -> SeedGroup:
     return SeedGroup(name or runs[0].name, runs, tuple(by_seed), metrics)
 
 
-def _interval_text(group: SeedGroup, column: Column) -> str:
-    """Return a mean with its interval; empty if a seed lacks the metric."""
-    if column.key not in group.metrics:
+def interval_text(interval: Interval | None, column: Column) -> str:
+    """Return a mean with its interval; empty if there is none, as where a seed lacks the metric."""
+    if interval is None:
         return ""
-    mean, low, high = map(column.text, group.metrics[column.key])
+    mean, low, high = map(column.text, interval)
     return f"{mean} [{low}, {high}]"
 
 
@@ -89,7 +89,7 @@ def seed_table(groups: Sequence[SeedGroup], columns: Iterable[Column]) -> Table:
         "it never reaches beyond the smallest and the largest value.",
         ["metric", *(f"{each.name} (seeds {', '.join(map(str, each.seeds))})" for each in groups)],
         [
-            [column.title, *(_interval_text(group, column) for group in groups)]
+            [column.title, *(interval_text(group.metrics.get(column.key), column) for group in groups)]
             for column in columns
             if any(column.key in group.metrics for group in groups)
         ],

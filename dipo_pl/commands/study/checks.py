@@ -1,0 +1,63 @@
+"""Checks of a study before anything runs: every configuration is valid, and no two rows are the same."""
+
+from typing import Any
+
+from dipo_pl.cli.console import cause_of
+from dipo_pl.cli.run import resolved, selection_rule
+from dipo_pl.commands.probes import quantize, relearn
+from dipo_pl.commands.study.plan import Job, Kind, Plan
+from dipo_pl.errors import InputError
+from dipo_pl.report.run import recipe_of
+
+
+def checked(plan: Plan) -> list[dict[str, Any]]:
+    """Return the resolved configurations of a study, one for each row and each model.
+
+    Raises:
+        InputError: one of them is wrong, or two rows have the same.
+    """
+    if plan.file.learning_rate is not None:
+        _naming("learning_rate.rule", selection_rule, plan.file.learning_rate.rule)
+    configs: list[dict[str, Any]] = []
+    recipes: dict[tuple[str, bool], str | None] = {}
+    seen: set[tuple[Kind, str | None]] = set()
+    for job in plan.jobs:
+        if (job.kind, job.row) in seen:
+            continue
+        seen.add((job.kind, job.row))
+        rate = job.tuned_by[0].rate if job.tuned_by else job.rate
+        words = job.words(plan.folder, rate)
+        if job.kind.is_probe:
+            parser = (relearn if job.kind is Kind.RELEARN else quantize).parser()
+            _naming(f"after.{job.kind}", parser.parse_known_args, words[1:])
+            continue
+        config = _naming((job.row and f"row {job.row!r}") or str(job.kind), resolved, words)
+        configs.append(config)
+        if job.kind is Kind.ROW:
+            recipe = recipe_of(config), bool(job.tuned_by)
+            if (same := recipes.setdefault(recipe, job.row)) != job.row:
+                raise InputError(
+                    f"rows {same!r} and {job.row!r} have the same configuration: leave one of them out"
+                )
+        _check_evaluations(job, config)
+    return configs
+
+
+def _check_evaluations(job: Job, config: dict[str, Any]) -> None:
+    if job.kind is Kind.TUNING and config["trainer"]["num_sanity_val_steps"] == 0:
+        raise InputError(
+            f"row {job.row!r} has no evaluation before training, which learning_rate.rule compares with: set "
+            "trainer.num_sanity_val_steps to -1"
+        )
+    if config["trainer"]["fast_dev_run"]:
+        raise InputError(
+            "trainer.fast_dev_run makes no results: give trainer.max_steps or limit_train_batches"
+        )
+
+
+def _naming(where: str, check: Any, *arguments: Any) -> Any:
+    """Return what a check returns; name `where` in its error."""
+    try:
+        return check(*arguments)
+    except Exception as error:
+        raise InputError(f"{where}: {cause_of(error)[0]}") from error

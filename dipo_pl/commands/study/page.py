@@ -1,0 +1,294 @@
+"""Report of a study: a page in Markdown with tables and pictures, made of its records alone."""
+
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+from dipo_pl.commands.study.plan import Kind
+from dipo_pl.commands.study.rates import chosen_rate
+from dipo_pl.commands.study.results import FAILED, FINISHED, Results
+from dipo_pl.commands.study.summary import (
+    AREA,
+    ATTACKS,
+    COSTS,
+    RETAIN_ONLY,
+    TARGET,
+    Line,
+    Summary,
+    records_of,
+    summary_of,
+    versions_of,
+)
+from dipo_pl.report import drawing
+from dipo_pl.report.columns import Column, column_of
+from dipo_pl.report.drawing import HOW_TO_GET_PLOTS, Curve, Plot, drawable, write_png
+from dipo_pl.report.seeds import METHOD, interval_text
+from dipo_pl.report.table import Table, markdown_escaped, terminal_width
+from dipo_pl.storage.files import write_text
+
+PAGE = "README.md"
+PICTURES = (
+    "forget_quality_log10_p", "forget_probability", "forget_rouge_l_recall", "model_utility", "priv_leak",
+    "membership_min_k_auc", AREA.key,
+)  # fmt: skip
+LEVEL = 0.05  # of Forget Quality
+
+
+def write_page(results: Results) -> None:
+    """Write README.md and the pictures beside results.json, and print the table.
+
+    Raises:
+        WriteError: a file cannot be written.
+    """
+    summary, folder = summary_of(results), results.path.parent
+    if not summary.lines:
+        print("no run of the table is finished: no report")
+        return
+    plots = [*_intervals(summary), *_relearning(results)] if drawable() else []
+    for plot in plots:
+        write_png(folder / f"{plot.name}.png", plot)
+    write_text(folder / PAGE, as_markdown(results, summary, plots))
+    table = _table("Results", f"{_caption(summary)}", summary, summary.columns)
+    print(f"\n{table.to_text(terminal_width())}\nreport: {folder / PAGE}")
+    if not plots:
+        print(f"dipo-pl: {HOW_TO_GET_PLOTS}", file=sys.stderr)
+
+
+def as_markdown(results: Results, summary: Summary, plots: Sequence[Plot] = ()) -> str:
+    """Return the page."""
+    parts = [f"# Study {markdown_escaped(results.study['name'])}\n", *_about(results, summary)]
+    parts += [
+        "## Results\n",
+        _table("Results", _caption(summary), summary, summary.columns, True).to_markdown(),
+    ]
+    for title, caption, columns in (
+        ("Attacks", "What an attack on the unlearned model brings back.", ATTACKS),
+        ("Cost", "Time and memory depend on the machine and on how many runs it had at a time.", COSTS),
+    ):
+        measured = [each for each in columns if any(each.key in line.values for line in summary.lines)]
+        if measured:
+            text = f"{caption} {' '.join(f'{each.title}: {each.meaning}.' for each in measured)}"
+            parts += [f"## {title}\n", _table(title, text, summary, measured).to_markdown()]
+    if rates := _rates(results):
+        parts += ["## Learning rates\n", rates.to_markdown()]
+    if plots:
+        pictures = [f"![{each.title}: {each.description}]({each.name}.png)\n" for each in plots]
+        parts += ["## Pictures\n", *pictures]
+    return "\n".join([*parts, *_commands(results)])
+
+
+def resolution(rows: int) -> str:
+    """Return what values Forget Quality can have on so many forget rows, in a sentence.
+
+    The KS statistic of two samples of n values is a multiple of 1/n.
+    """
+    # Loads SciPy, which takes half a second.
+    from dipo_pl.metrics.forget_quality import forget_quality
+
+    def p(gap: int) -> float:
+        ours, theirs = (
+            [float(each) for each in range(rows)],
+            [float(each + gap) - 0.5 for each in range(rows)],
+        )
+        return forget_quality(ours, theirs).forget_quality
+
+    above = next((gap for gap in range(rows, 0, -1) if p(gap) > LEVEL), None)
+    text = f"On {rows} forget rows the KS statistic is a multiple of 1/{rows}, so that Forget Quality takes {rows} values"
+    if above is None or above == rows:
+        return f"{text}, none of which is on the other side of {LEVEL:g}."
+    near = f"{p(above):.3g} (KS {above / rows:.3g}) and {p(above + 1):.3g} (KS {(above + 1) / rows:.3g})"
+    return f"{text}; those next to {LEVEL:g} are {near}."
+
+
+def _about(results: Results, summary: Summary) -> list[str]:
+    study, runs = results.study, list(results.runs.values())
+    done = [each for each in runs if each["status"] == FINISHED]
+    seeds = study["file"]["seeds"]
+    expected, found = (
+        len(study["rows"]) * len(seeds),
+        sum(len(records_of(results, Kind.ROW, each)) for each in study["rows"]),
+    )
+    machines = [
+        f"{each['processor']}, {each['cores']} core(s), {each['aten_cpu_capability']}"
+        + "".join(f", {gpu}" for gpu in each["gpus"])
+        for each in versions_of(results, "machine")
+    ]
+    times = [datetime.fromisoformat(each["started"]) for each in done]
+    whole = timedelta(seconds=round(sum(each["seconds"] for each in done)))
+    lines = {
+        "Seeds": f"{', '.join(map(str, seeds))} ({len(seeds)}); {found} of {expected} runs of the table are finished",
+        "Command": f"`dipo-pl study --config {study['name']}.yaml`" if not study["options"] else
+        f"`dipo-pl study --config {study['name']}.yaml {' '.join(f'--{k} {v}' for k, v in study['options'].items())}`",
+        "Machine": "; ".join(map(markdown_escaped, machines)),
+        "Threads of a run": ", ".join(map(str, versions_of(results, "threads"))),
+        "dipo-pl": "; ".join(
+            f"{version} at commit {commit}" if commit else str(version)
+            for version in versions_of(results, "dipo_pl")
+            for commit in versions_of(results, "commit")
+        ),
+        "Packages": "; ".join(
+            ", ".join(f"{name} {version}" for name, version in each.items())
+            for each in versions_of(results, "versions")
+            if each
+        ),
+        "Time": f"{min(times):%Y-%m-%d %H:%M} to {max(times):%Y-%m-%d %H:%M} UTC; {whole} of runs" if times else "",
+    }  # fmt: skip
+    about = [f"- {name}: {text}" for name, text in lines.items() if text]
+    sizes = {each["rows"]["forget"] for each in done if "forget" in (each.get("rows") or {})}
+    if "forget_quality" in {key for line in summary.lines for key in line.values}:
+        about += [f"- {resolution(size)}" for size in sorted(sizes)]
+    about += [
+        f"- {key} **failed**: {markdown_escaped(str(each.get('error')))}"
+        for key, each in results.runs.items()
+        if each["status"] == FAILED
+    ]
+    others = {each["row"] for each in runs if each["row"] is not None} - {*study["rows"]}
+    if others:
+        about.append(
+            f"- Records of rows that the study has no longer are kept in results.json: {', '.join(sorted(others))}"
+        )
+    made = "Made by `dipo-pl study` from `results.json`; do not edit. `--report` makes it again.\n"
+    return [made, "\n".join(about) + "\n"]
+
+
+def _caption(summary: Summary) -> str:
+    used = [f"{each.title}: {each.meaning} ({each.better.value})." for each in summary.columns]
+    return f"Mean [low, high]: {METHOD}; a single seed has no interval. {' '.join(used)}"
+
+
+def _table(
+    title: str, caption: str, summary: Summary, columns: Sequence[Column], judged: bool = False
+) -> Table:
+    head = ["row", "seeds", *(["verdicts"] if judged else []), *(each.title for each in columns)]
+    rows = [
+        [
+            line.name,
+            _seeds(line),
+            *([line.verdict] if judged else []),
+            *(_cell(line, each) for each in columns),
+        ]
+        for line in summary.lines
+    ]
+    return Table(title, caption, head, rows, labels=3 if judged else 2)
+
+
+def _seeds(line: Line) -> str:
+    return f"{len(line.seeds)}{f', {len(line.failed)} failed' if line.failed else ''}"
+
+
+def _cell(line: Line, column: Column) -> str:
+    if column.key in line.intervals:
+        interval = line.intervals[column.key]
+        return (
+            column.text(interval.mean) if interval.low == interval.high else interval_text(interval, column)
+        )
+    return column.text(next(iter(line.values.get(column.key, {}).values()), None))
+
+
+def _rates(results: Results) -> Table | None:
+    chosen = results.study["file"]["learning_rate"]
+    scores: dict[str, dict[float, list[float]]] = {}
+    for each in results.runs.values():
+        if (
+            each["kind"] == str(Kind.TUNING)
+            and each["status"] == FINISHED
+            and each["row"] in results.study["rows"]
+        ):
+            scores.setdefault(each["row"], {}).setdefault(each["learning_rate"], []).append(each["score"])
+    if chosen is None or not scores:
+        return None
+    rates = sorted({rate for each in scores.values() for rate in each})
+    rows: list[list[str]] = []
+    best: set[tuple[int, int]] = set()
+    for name in (each for each in results.study["rows"] if each in scores):
+        choice = chosen_rate(scores[name])
+        best.add((len(rows), 1 + rates.index(choice.rate)))
+        rows.append(
+            [name, *(f"{choice.scores[rate]:.4g}" if rate in choice.scores else "" for rate in rates)]
+        )
+    seeds = ", ".join(map(str, chosen["seeds"]))
+    caption = (
+        f"Best score over the evaluations of a run by the rule {chosen['rule']}, mean over seeds {seeds}, which are not in "
+        "the table; the marked rate is used. About -1e6: utility was lost at each evaluation, or the run diverged."
+    )
+    return Table(
+        "Learning rates", caption, ["row", *(f"{each:g}" for each in rates)], rows, best=frozenset(best)
+    )
+
+
+def _intervals(summary: Summary) -> Iterable[Plot]:
+    for key in PICTURES:
+        column = AREA if key == AREA.key else column_of(key)
+        rows = {
+            line.name: ([*line.values[key].values()], line.intervals.get(key))
+            for line in summary.lines
+            if key in line.values and line.name not in (TARGET, RETAIN_ONLY)
+        }
+        if not rows:
+            continue
+        references = {
+            name: fmean(line.values[key].values())
+            for name in (RETAIN_ONLY, TARGET)
+            if (line := summary.line(name)) is not None and line.values.get(key)
+        }
+        if key == "forget_quality_log10_p":
+            references = {f"p = {LEVEL:g}": math.log10(LEVEL)} | references
+        if key == AREA.key:
+            references = {RETAIN_ONLY: 0.0}
+        described = [f"{name} {fmean(values):.3f}" for name, (values, _) in rows.items()]
+        described += [f"{name} {value:.3f}" for name, value in references.items()]
+        draw = partial(drawing.draw_intervals, rows=rows, references=references)
+        yield Plot(
+            key,
+            column.title,
+            described,
+            f"{column.title} ({column.better.value})",
+            "",
+            draw,
+            1.8 + 0.3 * len(rows),
+        )
+
+
+def _relearning(results: Results) -> Iterable[Plot]:
+    curves = []
+    for style, name in [(None, None), *enumerate(results.study["rows"])]:
+        by_step: dict[float, list[float]] = {}
+        for record in records_of(results, Kind.RELEARN, name).values():
+            for each in record["curve"]:
+                if "held_back_probability" in each:
+                    by_step.setdefault(each["step"], []).append(each["held_back_probability"])
+        if by_step:
+            curves.append(
+                Curve(name or RETAIN_ONLY, [*by_step], [fmean(each) for each in by_step.values()], style)
+            )
+    if curves:
+        described = [f"{each.name} {each.y[0]:.3f} to {each.y[-1]:.3f}" for each in curves]
+        draw: Any = partial(drawing.draw_curves, curves=curves, whole_steps=True, least_span=0.2)
+        title, steps = (
+            "Relearning: mean over seeds of P(held back)",
+            "steps of fine-tuning on a share of the forget set",
+        )
+        yield Plot("relearning", title, described, steps, "P(held back)", draw)
+
+
+def _commands(results: Results) -> list[str]:
+    name, options = results.study["name"], "".join(f" --{k} {v}" for k, v in results.study["options"].items())
+    parts = [
+        "## Commands\n",
+        "A row with all that it needs, made anew in another folder:\n",
+        f"    dipo-pl study --config {name}.yaml --row ROW --name again{options}\n",
+        "The run of each seed, which needs the folders that it names:\n",
+    ]
+    for row in results.study["rows"]:
+        commands = [each["command"] for each in records_of(results, Kind.ROW, row).values()]
+        if commands:
+            parts += [f"{markdown_escaped(row)}:\n", "".join(f"    {each}\n" for each in commands)]
+    for kind in (Kind.TARGET, Kind.RETAIN_ONLY):
+        commands = [each["command"] for each in records_of(results, kind).values()]
+        if commands:
+            parts += [f"{kind}:\n", "".join(f"    {each}\n" for each in commands)]
+    return parts

@@ -1,0 +1,110 @@
+"""Progress of a study in one line: what is done, what runs, and the time left."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from dipo_pl.commands.study.plan import Job, Kind
+from dipo_pl.commands.study.results import Results
+from dipo_pl.commands.study.runner import Runner
+from dipo_pl.errors import InputError
+from dipo_pl.report.drawing import shortened
+
+
+def status_text(
+    runner: Runner, results: Results, at_a_time: int, machine: Mapping[str, object], width: int | None
+) -> str:
+    """Return the status line of a study, at most `width` characters long."""
+    running = [*runner.running]
+    titles = "; ".join(_title(each.job, runner.plan.folder) for each in running) or "starting"
+    parts = [
+        (_kind(each.job), time.monotonic() - each.since, share_done(each.job, runner.plan.folder))
+        for each in running
+    ]
+    left = seconds_left(
+        parts, [_kind(each) for each in runner.todo], known_seconds(results, machine), at_a_time
+    )
+    after = "time left not known yet" if left is None else f"about {readable(left)} left"
+    text = f"study: {runner.ended}/{runner.total} runs done, {after}; running: {titles}"
+    return text if width is None else shortened(text, width)
+
+
+def seconds_left(
+    running: Sequence[tuple[str, float, float | None]],
+    waiting: Sequence[str],
+    known: Mapping[str, Sequence[float]],
+    at_a_time: int,
+) -> float | None:
+    """Return the estimated seconds to the end of the study; None if there is nothing to tell from.
+
+    Args:
+        running: kind, elapsed seconds and share done of each run that is running; the share is None if it is not known.
+        waiting: kinds of the runs that wait.
+        known: seconds of finished runs by kind.
+        at_a_time: runs at a time.
+    """
+    means = {kind: fmean(each) for kind, each in known.items() if each}
+    left, expected = [], dict(means)
+    for kind, elapsed, share in running:
+        whole = elapsed / share if share else means.get(kind)
+        if whole is None:
+            return None
+        left.append(max(whole - elapsed, 0.0))
+        expected.setdefault(kind, whole)
+    if any(kind not in expected for kind in waiting):
+        return None
+    work = sum(left) + sum(expected[kind] for kind in waiting)
+    # Not faster than the longest one that is running.
+    return max([work / max(at_a_time, 1), *left])
+
+
+def known_seconds(results: Results, machine: Mapping[str, object]) -> dict[str, list[float]]:
+    """Return the seconds of runs that this machine has finished, by kind."""
+    known: dict[str, list[float]] = {}
+    for record in list(results.runs.values()):
+        if "seconds" in record and record.get("machine") == machine:
+            kind = Kind(record["kind"])
+            known.setdefault(_pooled(kind), []).append(record["seconds"])
+    return known
+
+
+def share_done(job: Job, study: Path) -> float | None:
+    """Return the share of its steps that a running run has evaluated; None if that is not known."""
+    run = job.folders(study)[0]
+    try:
+        manifest, records = run.read_manifest(), run.read_metrics()
+    except (InputError, OSError):
+        return None
+    if not records or manifest.get("status") == "finished":
+        return None
+    last = records[-1]
+    for done, limit in (
+        (last["step"], manifest.get("max_steps")),
+        (last.get("epoch"), manifest.get("max_epochs")),
+    ):
+        if done and limit and limit > 0:
+            return float(min(done / limit, 1.0))
+    return None
+
+
+def readable(seconds: float) -> str:
+    """Return a duration for people."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _title(job: Job, study: Path) -> str:
+    share = share_done(job, study)
+    return job.title if share is None else f"{job.title} ({share:.0%})"
+
+
+def _kind(job: Job) -> str:
+    return _pooled(job.kind)
+
+
+def _pooled(kind: Kind) -> str:
+    # A tuning run is one of a row, on another seed.
+    return str(Kind.ROW if kind is Kind.TUNING else kind)

@@ -1,0 +1,190 @@
+"""Summary of a study's records: values of each row and metric by seed, with intervals."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from dipo_pl.commands.study.measure import relearning_area
+from dipo_pl.commands.study.plan import Kind
+from dipo_pl.commands.study.results import FAILED, FINISHED, Record, Results
+from dipo_pl.report.columns import Better, Column, columns_of
+from dipo_pl.report.seeds import Interval, bootstrap_mean
+
+TARGET, RETAIN_ONLY = "target", "retain-only"
+AREA = Column(
+    "relearning_area",
+    "Relearning area",
+    "mean over the steps of a relearning attack of P(held back), minus the retain-only model's of the same seed",
+    Better.NEAR_ZERO,
+)
+ATTACKS = (
+    AREA,
+    *(
+        Column(
+            f"int{bits}_{key}",
+            f"{title} {bits} bits",
+            f"{title} with weights rounded to {bits} bits",
+            Better.NEITHER,
+        )
+        for bits in (8, 4)
+        for key, title in (("forget_probability", "P(forget)"), ("model_utility", "Model Utility"))
+    ),
+)
+COSTS = (
+    Column("learning_rate", "Learning rate", "chosen by the study's rule", Better.NEITHER, digits=6),
+    Column("step_seconds", "Seconds a step", "median time from one step to the next", Better.LOWER),
+    Column(
+        "memory_mib",
+        "Memory, MiB",
+        "most memory of the process, on a GPU of the allocator",
+        Better.LOWER,
+        digits=0,
+    ),
+    Column("steps", "Steps", "optimizer steps", Better.NEITHER, digits=0),
+    Column("seconds", "Seconds", "whole run, with evaluations and start", Better.LOWER, digits=0),
+)
+# A model compared with itself, by definition of these metrics.
+OF_ITSELF = {
+    "forget_quality": 1.0,
+    "forget_quality_log10_p": 0.0,
+    "forget_quality_ks_statistic": 0.0,
+    "priv_leak": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """Line of the table.
+
+    Attributes:
+        name: of the row or model.
+        values: values of each metric by seed.
+        verdicts: verdict of each seed.
+        failed: seeds whose run failed.
+    """
+
+    name: str
+    values: Mapping[str, Mapping[int, float]]
+    verdicts: Mapping[int, str] = field(default_factory=dict)
+    failed: tuple[int, ...] = ()
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds that were measured."""
+        return sorted({seed for each in self.values.values() for seed in each})
+
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        """Mean and interval of each metric that at least two seeds have."""
+        return {key: bootstrap_mean([*each.values()]) for key, each in self.values.items() if len(each) > 1}
+
+    @property
+    def verdict(self) -> str:
+        """The verdicts with their numbers, such as `3 partly, 2 forgotten`."""
+        counts = Counter(self.verdicts.values()).most_common()
+        return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Lines of a study's table.
+
+    Attributes:
+        lines: target and retain-only model, then the rows in the study's order.
+        columns: headline metrics that were measured.
+    """
+
+    lines: tuple[Line, ...]
+    columns: tuple[Column, ...]
+
+    def line(self, name: str) -> Line | None:
+        """Return the line of this name, if there is one."""
+        return next((each for each in self.lines if each.name == name), None)
+
+
+def summary_of(results: Results) -> Summary:
+    """Return the summary of all records that are finished."""
+    names = results.study["rows"]
+    lines = [_models(results, Kind.TARGET, TARGET), _models(results, Kind.RETAIN_ONLY, RETAIN_ONLY)]
+    lines += [_row(results, name) for name in names]
+    lines = [each for each in lines if each.values or each.failed]
+    keys = {key for each in lines for key in each.values}
+    known = {each.key for each in (*ATTACKS, *COSTS)}
+    return Summary(tuple(lines), tuple(each for each in columns_of(keys - known) if each.headline))
+
+
+def records_of(results: Results, kind: Kind, row: str | None = None) -> dict[int, Record]:
+    """Return the finished records of a kind and row by seed, in order; of models, those of the table's seeds."""
+    seeds = results.study["file"]["seeds"]
+    found = {
+        each["seed"]: each
+        for each in _of(results, kind, row)
+        if each["status"] == FINISHED and each["seed"] in seeds
+    }
+    return dict(sorted(found.items()))
+
+
+def _of(results: Results, kind: Kind, row: str | None) -> Iterator[Record]:
+    return (each for each in results.runs.values() if (each["kind"], each["row"]) == (str(kind), row))
+
+
+def _row(results: Results, name: str) -> Line:
+    records = records_of(results, Kind.ROW, name)
+    values = {seed: {**each["metrics"], **_costs(each)} for seed, each in records.items()}
+    theirs = records_of(results, Kind.RELEARN)
+    for seed, each in records_of(results, Kind.RELEARN, name).items():
+        if seed in values and seed in theirs:
+            area = relearning_area(each["curve"], theirs[seed]["curve"])
+            values[seed] |= {} if area is None else {AREA.key: area}
+    for seed, each in records_of(results, Kind.QUANTIZE, name).items():
+        if seed in values:
+            values[seed] |= _quantized(each)
+    failed = tuple(sorted(each["seed"] for each in _of(results, Kind.ROW, name) if each["status"] == FAILED))
+    verdicts = {seed: each["verdict"] for seed, each in records.items() if each.get("verdict")}
+    return Line(name, _by_metric(values), verdicts, failed)
+
+
+def _models(results: Results, kind: Kind, name: str) -> Line:
+    values: dict[int, dict[str, float]] = {}
+    for seed, each in records_of(results, kind).items():
+        values[seed] = {**each["metrics"], **_costs(each)}
+        if kind is Kind.RETAIN_ONLY:
+            values[seed] |= OF_ITSELF
+    if kind is Kind.TARGET:
+        # What rows measured before training is comparable with what they measured after it.
+        for row in results.study["rows"]:
+            for seed, each in records_of(results, Kind.ROW, row).items():
+                if "before" in each:
+                    values[seed] = values.get(seed, {}) | each["before"]
+    if kind is Kind.RETAIN_ONLY:
+        for seed, each in records_of(results, Kind.QUANTIZE).items():
+            values[seed] |= _quantized(each)
+    return Line(name, _by_metric(values))
+
+
+def _costs(record: Record) -> dict[str, float]:
+    return {each.key: float(record[each.key]) for each in COSTS if record.get(each.key) is not None}
+
+
+def _quantized(record: Record) -> dict[str, float]:
+    return {
+        f"{bits}_{key}": value
+        for bits, metrics in record["quantized"].items()
+        for key, value in metrics.items()
+    }
+
+
+def _by_metric(values: Mapping[int, Mapping[str, float]]) -> dict[str, dict[int, float]]:
+    keys = dict.fromkeys(key for each in values.values() for key in each)
+    return {key: {seed: each[key] for seed, each in values.items() if key in each} for key in keys}
+
+
+def versions_of(results: Results, key: str) -> list[Any]:
+    """Return the different values of a fact of all finished records, such as their machines."""
+    found: list[Any] = []
+    for each in results.runs.values():
+        if each["status"] == FINISHED and each.get(key) not in found:
+            found.append(each.get(key))
+    return found
