@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test torture bench lint docs audit format clean
+.PHONY: help install demo study study-smollm2 study-gpu test torture bench lint docs audit format clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 23
@@ -22,6 +22,18 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install ## Train, unlearn, measure: the whole story offline on a CPU, in minutes
 	$(BIN)/dipo-pl demo
+
+# Where TOFU's files are: a folder, or the hub's name.
+TOFU ?= $(or $(DIPO_PL_TOFU),locuslab/TOFU)
+
+study: install ## Twelve methods at 2.6 M parameters on real TOFU rows, 5 seeds (TOFU=FOLDER; hours on 2 cores)
+	$(BIN)/dipo-pl study --config study_tofu.yaml --data.path $(TOFU) $(OPTIONS)
+
+study-smollm2: install ## Eight methods on pretrained/smollm2, 135 M parameters, 3 seeds (TOFU=FOLDER; half a day on 2 cores)
+	$(BIN)/dipo-pl study --config study_smollm2.yaml --data.path $(TOFU) $(OPTIONS)
+
+study-gpu: install ## Methods on TOFU forget10 at 1 B, 5 seeds, on GPUs (prepared, not run yet; TOFU=FOLDER)
+	$(BIN)/dipo-pl study --config study_gpu.yaml --data.path $(TOFU) $(OPTIONS)
 
 test: install ## Run all tests, two at a time (PROCESSES=4; OPTIONS='-k resume')
 	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist worksteal $(OPTIONS)

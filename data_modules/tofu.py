@@ -38,6 +38,8 @@ class TOFU(ForgetRetain):
         forget: forget01, forget05, forget10, one of the 20 authors of forget10 (author_1 to author_20), or a list.
         forget_rows: use only the first rows of each forget set; null uses all.
         retain_rows: use only the first rows of the retain set; null uses all.
+        holdout_rows: take this many rows of the retain set after the first `retain_rows` as `holdout`: a model that was
+            trained with the same `retain_rows` has not seen them; null reads `holdout10`.
         options: arguments of ForgetRetain.
     """
 
@@ -47,15 +49,22 @@ class TOFU(ForgetRetain):
         forget: str | list[str] = "forget10",
         forget_rows: int | None = None,
         retain_rows: int | None = None,
+        holdout_rows: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         check_count("data.forget_rows", forget_rows)
         check_count("data.retain_rows", retain_rows)
+        check_count("data.holdout_rows", holdout_rows)
+        if holdout_rows is not None and retain_rows is None:
+            raise InputError(
+                f"data.holdout_rows needs data.retain_rows, after which they begin (got {holdout_rows} and null)"
+            )
         self.path = expanded(path)
         self.forget = forget
         self.forget_rows = forget_rows
         self.retain_rows = retain_rows
+        self.holdout_rows = holdout_rows
 
     def read(self) -> RowSets:
         """Read the rows and the evaluation sets that are measured."""
@@ -70,12 +79,21 @@ class TOFU(ForgetRetain):
             names = list(EVALUATION_SETS)
         if (
             self.evaluate != names
+            and self.holdout_rows is None
             and Path(self.path).is_dir()
             and not named_file(Path(self.path), self._holdout).exists()
         ):
             names.remove("holdout")
+        known = {"forget": forget}
+        if self.holdout_rows is not None and self.retain_rows is not None:
+            known["holdout"] = retain[self.retain_rows : self.retain_rows + self.holdout_rows]
+            if len(known["holdout"]) < self.holdout_rows:
+                raise InputError(
+                    f"data.holdout_rows must be at most {len(known['holdout'])}, the rows after the first "
+                    f"{self.retain_rows} (got {self.holdout_rows})"
+                )
         rows = {
-            name: forget if name == "forget" else self._split(self._configuration(name)) for name in names
+            name: known[name] if name in known else self._split(self._configuration(name)) for name in names
         }
         options = ("real_authors", "world_facts")
         evaluation = [EvaluationSet(name, each, options=name in options) for name, each in rows.items()]

@@ -47,6 +47,7 @@ from dipo_pl.modules.unlearning import Unlearning as Unlearning
 from dipo_pl.preferences.constructors import LogitModulation as LogitModulation
 from dipo_pl.preferences.constructors import PreferenceConstructor as PreferenceConstructor
 from dipo_pl.preferences.filters import AllOf as AllOf
+from dipo_pl.preferences.filters import AnyOf as AnyOf
 from dipo_pl.preferences.filters import EffectiveTokens as EffectiveTokens
 from dipo_pl.preferences.filters import Filter as Filter
 from dipo_pl.preferences.filters import Nucleus as Nucleus

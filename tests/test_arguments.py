@@ -101,6 +101,7 @@ ARGUMENTS = {
     "data.forget_share": (partial(rows, train_on="forget"), *SHARE),
     "data.forget_rows": (TOFU, *count(1)),
     "data.retain_rows": (TOFU, *count(1)),
+    "data.holdout_rows": (partial(TOFU, retain_rows=1), *count(1)),
     "data.max_length of blocks": (MUSE, "at least 2", 2, (1,)),
     "data.alternates.per_row": (Refusals, *count(1)),
     "data.authors": (FictitiousAuthors, *whole(2, MAX_AUTHORS)),

@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from dipo_pl.cli.command_parser import as_options, one_line_errors
 from dipo_pl.errors import NOT_FINITE, InputError
@@ -22,8 +22,8 @@ STEPS, EVERY = 20, 5
 FACTOR = 2.5
 # Scores below mean that utility was lost.
 LOST = -1e5
-# The score of a run that ended with numbers that are not finite.
-DIVERGED = 10 * LOST
+# The score of a run that ended with numbers that are not finite: below that of any lost utility.
+DIVERGED = 100 * LOST
 # Learning rates above and below the configured one.
 HIGHER, LOWER = 4, 3
 # A trial needs neither the best checkpoint nor an export, and neither its length nor its learning rate depends on epochs.
@@ -165,24 +165,18 @@ def outcome(rate: float, run: RunFolder, config: dict[str, Any]) -> Trial:
 
     given = config["selection"]["rule"] or {}
     is_same = str(given.get("class_path")).endswith(f".{NearestToUnseen.__name__}")
-    best = best_evaluation(NearestToUnseen(**(given.get("init_args") or {} if is_same else {})), run, config)
-    key = f"{forgotten_set(best.target)}_probability"
-    lost = "" if best.score > LOST else ", utility lost"
-    change = f"{best.target[key]:.3g} -> {best.metrics[key]:.3g}"
-    text = f"learning rate {rate:.3g}: P(forget) {change} at step {best.metrics['step']}{lost}"
-    return Trial(rate, best.score, text)
+    rule = NearestToUnseen(**(given.get("init_args") or {} if is_same else {}))
+    (score, best), target = max(scored(rule, run, config), key=lambda each: each[0]), run.read_metrics()[0]
+    key = f"{forgotten_set(target)}_probability"
+    lost = "" if score > LOST else ", utility lost"
+    text = f"learning rate {rate:.3g}: P(forget) {target[key]:.3g} -> {best[key]:.3g} at step {best['step']}{lost}"
+    return Trial(rate, score, text)
 
 
-class Best(NamedTuple):
-    """Evaluation of a run that a rule scores highest, its score, and the evaluation before training."""
-
-    score: float
-    metrics: dict[str, Any]
-    target: dict[str, Any]
-
-
-def best_evaluation(rule: "SelectionRule", run: RunFolder, config: Mapping[str, Any]) -> Best:
-    """Return the best of a run's evaluations after training began.
+def scored(
+    rule: "SelectionRule", run: RunFolder, config: Mapping[str, Any]
+) -> list[tuple[float, dict[str, Any]]]:
+    """Return a run's evaluations after training began that a rule can score, with their scores.
 
     Args:
         rule: scores the evaluations.
@@ -207,8 +201,7 @@ def best_evaluation(rule: "SelectionRule", run: RunFolder, config: Mapping[str, 
         raise InputError(
             f"{run.path} has no evaluation before or after training that can be compared: remove it"
         )
-    score, best = max(scores, key=lambda each: each[0])
-    return Best(score, best, target)
+    return scores
 
 
 def has_diverged(run: RunFolder) -> bool:

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ class TopFraction(Filter):
 
     Source: arXiv:2510.04773, whose threshold p = 0.05 is described both as a rank and as a relative probability. This
     is the rank form alone; `RelativeProbability` is the relative form. The paper's own filter is probably their union
-    (the larger of the two sets), as in code for contrastive decoding. Keeping the rank form as the default is a
+    (the larger of the two sets; `AnyOf`), as in code for contrastive decoding. Keeping the rank form as the default is a
     choice of this project; how p should follow the scale and the task is an open question of the paper.
 
     Args:
@@ -159,16 +160,38 @@ class AllOf(Filter):
     """
 
     def __init__(self, filters: Sequence[Filter]) -> None:
-        if not filters:
-            raise InputError("AllOf.filters must name at least one filter (got none)")
-        self.filters = list(filters)
+        self.filters = _several("AllOf", filters)
 
     def keep(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mask of kept tokens; see the base class."""
-        kept = self.filters[0].keep(logits, targets)
-        for each in self.filters[1:]:
-            kept = kept & each.keep(logits, targets)
-        return kept
+        return reduce(torch.logical_and, (each.keep(logits, targets) for each in self.filters))
+
+
+class AnyOf(Filter):
+    """Filter that keeps the tokens that any of several filters keeps (their union).
+
+    With `TopFraction` and `RelativeProbability` of one rate it is the larger of their two sets at each position, which is
+    probably the filter of arXiv:2510.04773; see `TopFraction`.
+
+    Args:
+        filters: at least one filter.
+
+    Raises:
+        InputError: `filters` is empty.
+    """
+
+    def __init__(self, filters: Sequence[Filter]) -> None:
+        self.filters = _several("AnyOf", filters)
+
+    def keep(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the mask of kept tokens; see the base class."""
+        return reduce(torch.logical_or, (each.keep(logits, targets) for each in self.filters))
+
+
+def _several(name: str, filters: Sequence[Filter]) -> list[Filter]:
+    if not filters:
+        raise InputError(f"{name}.filters must name at least one filter (got none)")
+    return list(filters)
 
 
 def _at_least(logits: Tensor, threshold: Tensor) -> Tensor:

@@ -1,10 +1,15 @@
 """Every shipped config parses and names only what exists; every overlay runs."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
 from dipo_pl.cli.run import data_module, resolved
 from dipo_pl.commands.sequence.requests_file import RequestsFile
+from dipo_pl.commands.study.checks import checked
+from dipo_pl.commands.study.plan import Plan
+from dipo_pl.commands.study.study_file import StudyFile
 from dipo_pl.configs import resolve, shipped
 from dipo_pl.data_modules.muse import MUSE
 from dipo_pl.data_modules.tofu import TOFU
@@ -20,10 +25,15 @@ def is_sequence(name: str) -> bool:
     return "requests" in yaml.safe_load(shipped()[name].read_text())
 
 
+def is_study(name: str) -> bool:
+    return "rows" in yaml.safe_load(shipped()[name].read_text())
+
+
 SEQUENCES = sorted(filter(is_sequence, shipped()))
 # tests/commands/audit runs it.
 AUDIT = "audit.yaml"
-NAMES = sorted({*shipped()} - {*SEQUENCES, AUDIT})
+STUDIES = sorted(filter(is_study, shipped()))
+NAMES = sorted({*shipped()} - {*SEQUENCES, *STUDIES, AUDIT})
 OVERLAYS = [name for name in NAMES if is_overlay(name)]
 # These need what a test machine may not have.
 GPU_ONLY = ["gpu.yaml"]
@@ -53,6 +63,14 @@ def test_requests_are_forget_sets_of_the_configs(name, tofu_folder):
             data.path = tofu_folder
         assert all(data.read_forget(each) for each in plan.requests)
     assert shipped()[name].read_text().startswith("# Requests: ")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_all_configurations_of_a_study_parse(name):
+    file = StudyFile.read(shipped()[name])
+    models = [each for each in (file.target, file.retain_only) if each is not None]
+    assert len(checked(Plan(file, Path("runs/x"), {}))) == len(file.rows) + len(models)
+    assert shipped()[name].read_text().startswith("# Study: ")
 
 
 @pytest.mark.parametrize("name", GPU_ONLY)

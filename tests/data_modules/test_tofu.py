@@ -139,7 +139,24 @@ class TestFolder:
             ["Nobody's."],
         )
 
-    @pytest.mark.parametrize("name", ["forget_rows", "retain_rows"])
+    def test_the_holdout_can_be_the_retain_rows_after_those_that_are_trained(self, small):
+        data = TOFU(str(small), "forget01", retain_rows=2, holdout_rows=1, evaluate=["forget", "holdout"])
+        retain, (forget, holdout) = data.read().retain, data.read().evaluation
+        assert [each.name for each in (forget, holdout)] == ["forget", "holdout"]
+        assert list(holdout.rows) == list(
+            TOFU(str(small), "forget01", evaluate=["forget"]).read().retain[2:3]
+        )
+        assert holdout.rows[0] not in retain
+
+    @pytest.mark.parametrize(("rows", "line"), [
+        ({"holdout_rows": 3}, r"^data\.holdout_rows needs data\.retain_rows, after which they begin \(got 3 and null\)$"),
+        ({"retain_rows": 3, "holdout_rows": 10**6}, r"^data\.holdout_rows must be at most \d+, the rows after the first 3 "),
+    ])  # fmt: skip
+    def test_a_holdout_that_is_not_there(self, small, rows, line):
+        with pytest.raises(InputError, match=line):
+            TOFU(str(small), "forget01", evaluate=["forget"], **rows).read()
+
+    @pytest.mark.parametrize("name", ["forget_rows", "retain_rows", "holdout_rows"])
     def test_limits_below_one(self, name):
         with pytest.raises(InputError, match=rf"^data.{name} must be at least 1 \(got 0\)$"):
             TOFU(**{name: 0})

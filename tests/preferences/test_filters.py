@@ -8,6 +8,7 @@ import torch
 from dipo_pl.errors import InputError
 from dipo_pl.preferences.filters import (
     AllOf,
+    AnyOf,
     EffectiveTokens,
     Filter,
     Nucleus,
@@ -155,6 +156,18 @@ def test_all_of_intersects():
     assert kept(AllOf([loose]), row) == [[0, 1, 2]]
 
 
+def test_any_of_is_the_union():
+    """Of 4 tokens, half are 2; at least 0.2 times as probable as the first are 3, and at least 0.6 times 1."""
+    row = log(0.5, 0.24, 0.21, 0.05)
+    top, loose, strict = TopFraction(0.5), RelativeProbability(0.2), RelativeProbability(0.6)
+    assert kept(AnyOf([top, loose]), row) == [[0, 1, 2]]
+    assert kept(AnyOf([loose, top]), row) == [[0, 1, 2]]
+    assert kept(AnyOf([top, strict]), row) == [[0, 1]]
+    assert kept(AnyOf([strict]), row) == [[0]]
+    # Neither contains the other.
+    assert kept(AnyOf([Even(), top]), row) == [[0, 1, 2]]
+
+
 class Even(Filter):
     def keep(self, logits, targets):
         return (torch.arange(logits.shape[-1]) % 2 == 0).expand_as(logits)
@@ -174,6 +187,7 @@ FILTERS = {
     "nucleus_little": Nucleus(1e-6),
     "nucleus_all": Nucleus(1.0),
     "all_of": AllOf([TopFraction(0.05), RelativeProbability(0.05), Nucleus(0.5)]),
+    "any_of": AnyOf([TopFraction(0.05), RelativeProbability(0.05), Nucleus(0.5)]),
     "effective": EffectiveTokens(),
     "effective_many": EffectiveTokens(8.0),
 }
@@ -231,6 +245,8 @@ def test_target_token_is_kept_whatever_its_probability():
     assert mask.tolist() == [[False, False, True], [True, False, False]]
 
 
-def test_all_of_nothing_is_refused():
-    with pytest.raises(InputError, match=r"^AllOf\.filters must name at least one filter \(got none\)$"):
-        AllOf([])
+@pytest.mark.parametrize("kind", [AllOf, AnyOf])
+def test_a_combination_of_nothing_is_refused(kind):
+    line = rf"^{kind.__name__}\.filters must name at least one filter \(got none\)$"
+    with pytest.raises(InputError, match=line):
+        kind([])

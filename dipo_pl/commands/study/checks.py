@@ -22,16 +22,19 @@ def checked(plan: Plan) -> list[dict[str, Any]]:
     recipes: dict[tuple[str, bool], str | None] = {}
     seen: set[tuple[Kind, str | None]] = set()
     for job in plan.jobs:
-        if (job.kind, job.row) in seen:
+        # A tuning run without options of its own is a run of its row with another learning rate.
+        is_same = job.kind is Kind.TUNING and plan.file.learning_rate and not plan.file.learning_rate.options
+        if is_same or (job.kind, job.row) in seen:
             continue
         seen.add((job.kind, job.row))
-        rate = job.tuned_by[0].rate if job.tuned_by else job.rate
-        words = job.words(plan.folder, rate)
+        words = job.words(plan.folder, job.tuned_by[0].rate if job.tuned_by else job.rate)
         if job.kind.is_probe:
             parser = (relearn if job.kind is Kind.RELEARN else quantize).parser()
             _naming(f"after.{job.kind}", parser.parse_known_args, words[1:])
             continue
-        config = _naming((job.row and f"row {job.row!r}") or str(job.kind), resolved, words)
+        where = str(job.kind) if job.row is None else f"row {job.row!r}"
+        config = _naming(where, resolved, words)
+        _check_config(job, config, where)
         configs.append(config)
         if job.kind is Kind.ROW:
             recipe = recipe_of(config), bool(job.tuned_by)
@@ -39,19 +42,20 @@ def checked(plan: Plan) -> list[dict[str, Any]]:
                 raise InputError(
                     f"rows {same!r} and {job.row!r} have the same configuration: leave one of them out"
                 )
-        _check_evaluations(job, config)
     return configs
 
 
-def _check_evaluations(job: Job, config: dict[str, Any]) -> None:
-    if job.kind is Kind.TUNING and config["trainer"]["num_sanity_val_steps"] == 0:
-        raise InputError(
-            f"row {job.row!r} has no evaluation before training, which learning_rate.rule compares with: set "
-            "trainer.num_sanity_val_steps to -1"
-        )
+def _check_config(job: Job, config: dict[str, Any], where: str) -> None:
+    if job.retain_only is not None and (key := "forget_quality.retain_result") in job.recipe.options:
+        raise InputError(f"{where}: {key} is the result of the study's retain_only: leave one of them out")
     if config["trainer"]["fast_dev_run"]:
         raise InputError(
-            "trainer.fast_dev_run makes no results: give trainer.max_steps or limit_train_batches"
+            f"{where}: trainer.fast_dev_run makes no results: give trainer.max_steps or limit_train_batches"
+        )
+    if (job.tuned_by or job.kind is Kind.TUNING) and config["trainer"]["num_sanity_val_steps"] == 0:
+        raise InputError(
+            f"{where} has no evaluation before training, which learning_rate.rule compares with: set "
+            "trainer.num_sanity_val_steps to -1"
         )
 
 

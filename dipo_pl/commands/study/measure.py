@@ -75,7 +75,7 @@ def measured(job: Job, study: Path) -> dict[str, Any]:
     if first["step"] == 0:
         found["before"] = _numbers(first)
     if job.kind is Kind.TUNING:
-        found |= _score(job, run)
+        found["score"] = _score(job, run)
     return found
 
 
@@ -112,14 +112,19 @@ def relearning_area(curve: list[Mapping[str, Any]], retain_only: list[Mapping[st
     return float(np.trapezoid(differences, steps) / (steps[-1] - steps[0]))
 
 
-def _score(job: Job, run: RunFolder) -> dict[str, Any]:
+def _score(job: Job, run: RunFolder) -> float:
+    """Return the rule's score of the evaluation that counts for a run, which the table would show."""
     # These load torch, which takes seconds.
     from dipo_pl.cli.run import selection_rule
-    from dipo_pl.commands.tuning import best_evaluation
+    from dipo_pl.commands.tuning import scored
 
     config = load_yaml(run.config.read_text(encoding="utf-8"))
-    best = best_evaluation(selection_rule(job.rule), run, config)
-    return {"score": best.score, "scored_step": best.metrics["step"]}
+    for score, each in scored(selection_rule(job.rule), run, config):
+        if each["step"] == run.final_step:
+            return score
+    raise InputError(
+        f"the last evaluation of {run.path} lacks a metric that learning_rate.rule needs: generate answers to all rows then"
+    )
 
 
 def _pace(run: RunFolder) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Report of a study: a page in Markdown with tables and pictures, made of its records alone."""
 
 import math
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
@@ -29,6 +30,7 @@ from dipo_pl.report.drawing import HOW_TO_GET_PLOTS, Curve, Plot, drawable, writ
 from dipo_pl.report.seeds import METHOD, interval_text
 from dipo_pl.report.table import Table, markdown_escaped, terminal_width
 from dipo_pl.storage.files import write_text
+from dipo_pl.storage.secrets import redact_arguments
 
 PAGE = "README.md"
 PICTURES = (
@@ -52,7 +54,7 @@ def write_page(results: Results) -> None:
     for plot in plots:
         write_png(folder / f"{plot.name}.png", plot)
     write_text(folder / PAGE, as_markdown(results, summary, plots))
-    table = _table("Results", f"{_caption(summary)}", summary, summary.columns)
+    table = _table(f"Study {results.study['name']}", summary, summary.columns)
     print(f"\n{table.to_text(terminal_width())}\nreport: {folder / PAGE}")
     if not plots:
         print(f"dipo-pl: {HOW_TO_GET_PLOTS}", file=sys.stderr)
@@ -61,18 +63,15 @@ def write_page(results: Results) -> None:
 def as_markdown(results: Results, summary: Summary, plots: Sequence[Plot] = ()) -> str:
     """Return the page."""
     parts = [f"# Study {markdown_escaped(results.study['name'])}\n", *_about(results, summary)]
-    parts += [
-        "## Results\n",
-        _table("Results", _caption(summary), summary, summary.columns, True).to_markdown(),
-    ]
-    for title, caption, columns in (
-        ("Attacks", "What an attack on the unlearned model brings back.", ATTACKS),
-        ("Cost", "Time and memory depend on the machine and on how many runs it had at a time.", COSTS),
-    ):
+    for title, columns in (("Results", summary.columns), ("Attacks", ATTACKS), ("Cost", COSTS)):
         measured = [each for each in columns if any(each.key in line.values for line in summary.lines)]
         if measured:
-            text = f"{caption} {' '.join(f'{each.title}: {each.meaning}.' for each in measured)}"
-            parts += [f"## {title}\n", _table(title, text, summary, measured).to_markdown()]
+            meanings = (
+                f"- {markdown_escaped(f'{each.title}: {each.meaning} ({each.better.value})')}"
+                for each in measured
+            )
+            table = _table(title, summary, measured, judged=title == "Results")
+            parts += [f"## {title}\n", table.to_markdown(), "\n".join(meanings) + "\n"]
     if rates := _rates(results):
         parts += ["## Learning rates\n", rates.to_markdown()]
     if plots:
@@ -107,6 +106,7 @@ def resolution(rows: int) -> str:
 def _about(results: Results, summary: Summary) -> list[str]:
     study, runs = results.study, list(results.runs.values())
     done = [each for each in runs if each["status"] == FINISHED]
+    options = _options(results)
     seeds = study["file"]["seeds"]
     expected, found = (
         len(study["rows"]) * len(seeds),
@@ -115,24 +115,23 @@ def _about(results: Results, summary: Summary) -> list[str]:
     machines = [
         f"{each['processor']}, {each['cores']} core(s), {each['aten_cpu_capability']}"
         + "".join(f", {gpu}" for gpu in each["gpus"])
-        for each in versions_of(results, "machine")
+        for (each,) in versions_of(results, "machine")
     ]
     times = [datetime.fromisoformat(each["started"]) for each in done]
     whole = timedelta(seconds=round(sum(each["seconds"] for each in done)))
     lines = {
         "Seeds": f"{', '.join(map(str, seeds))} ({len(seeds)}); {found} of {expected} runs of the table are finished",
-        "Command": f"`dipo-pl study --config {study['name']}.yaml`" if not study["options"] else
-        f"`dipo-pl study --config {study['name']}.yaml {' '.join(f'--{k} {v}' for k, v in study['options'].items())}`",
+        "Command": f"`dipo-pl study --config {study['name']}.yaml{options}`",
         "Machine": "; ".join(map(markdown_escaped, machines)),
-        "Threads of a run": ", ".join(map(str, versions_of(results, "threads"))),
+        "Threads of a run": ", ".join(str(each) for (each,) in versions_of(results, "threads")),
         "dipo-pl": "; ".join(
             f"{version} at commit {commit}" if commit else str(version)
-            for version in versions_of(results, "dipo_pl")
-            for commit in versions_of(results, "commit")
+            for version, commit in versions_of(results, "dipo_pl", "commit")
         ),
+        "Forget rows": "; ".join(f"fingerprint {each['forget'][:16]}" for (each,) in versions_of(results, "data") if each),
         "Packages": "; ".join(
             ", ".join(f"{name} {version}" for name, version in each.items())
-            for each in versions_of(results, "versions")
+            for (each,) in versions_of(results, "versions")
             if each
         ),
         "Time": f"{min(times):%Y-%m-%d %H:%M} to {max(times):%Y-%m-%d %H:%M} UTC; {whole} of runs" if times else "",
@@ -155,14 +154,7 @@ def _about(results: Results, summary: Summary) -> list[str]:
     return [made, "\n".join(about) + "\n"]
 
 
-def _caption(summary: Summary) -> str:
-    used = [f"{each.title}: {each.meaning} ({each.better.value})." for each in summary.columns]
-    return f"Mean [low, high]: {METHOD}; a single seed has no interval. {' '.join(used)}"
-
-
-def _table(
-    title: str, caption: str, summary: Summary, columns: Sequence[Column], judged: bool = False
-) -> Table:
+def _table(title: str, summary: Summary, columns: Sequence[Column], judged: bool = True) -> Table:
     head = ["row", "seeds", *(["verdicts"] if judged else []), *(each.title for each in columns)]
     rows = [
         [
@@ -173,6 +165,7 @@ def _table(
         ]
         for line in summary.lines
     ]
+    caption = f"Mean [low, high]: {METHOD}; a single seed has no interval."
     return Table(title, caption, head, rows, labels=3 if judged else 2)
 
 
@@ -212,8 +205,8 @@ def _rates(results: Results) -> Table | None:
         )
     seeds = ", ".join(map(str, chosen["seeds"]))
     caption = (
-        f"Best score over the evaluations of a run by the rule {chosen['rule']}, mean over seeds {seeds}, which are not in "
-        "the table; the marked rate is used. About -1e6: utility was lost at each evaluation, or the run diverged."
+        f"Score of a run's last (or selected) evaluation by the rule {chosen['rule']}, mean over seeds {seeds}, not in "
+        "the table; the marked rate is used. About -1e6: utility was lost, or the run diverged."
     )
     return Table(
         "Learning rates", caption, ["row", *(f"{each:g}" for each in rates)], rows, best=frozenset(best)
@@ -276,7 +269,7 @@ def _relearning(results: Results) -> Iterable[Plot]:
 
 
 def _commands(results: Results) -> list[str]:
-    name, options = results.study["name"], "".join(f" --{k} {v}" for k, v in results.study["options"].items())
+    name, options = results.study["name"], _options(results)
     parts = [
         "## Commands\n",
         "A row with all that it needs, made anew in another folder:\n",
@@ -292,3 +285,8 @@ def _commands(results: Results) -> list[str]:
         if commands:
             parts += [f"{kind}:\n", "".join(f"    {each}\n" for each in commands)]
     return parts
+
+
+def _options(results: Results) -> str:
+    words = [word for key, value in results.study["options"].items() for word in (f"--{key}", str(value))]
+    return f" {shlex.join(redact_arguments(words))}" if words else ""

@@ -129,7 +129,7 @@ class Plan:
     Attributes:
         file: the study.
         folder: folder of its runs.
-        further: options of every run from the command line.
+        further: options of every run from the command line, which come last.
         known: contents of configs by name, as they were when they were first read.
 
     Raises:
@@ -178,11 +178,11 @@ class Plan:
     def _model(self, kind: Kind, recipe: Recipe | None, seed: int) -> Job | None:
         if recipe is None:
             return None
-        given = Recipe(recipe.configs, self.file.options | self.further | recipe.options)
+        given = Recipe(recipe.configs, self.file.options | recipe.options | self.further)
         return Job(f"{kind}/seed-{seed}", kind, seed, given, self._contents(given))
 
     def _recipe(self, row: Row, options: dict[str, Any] | None = None) -> Recipe:
-        given = self.file.options | self.further | row.options | (options or {})
+        given = self.file.options | row.options | (options or {}) | self.further
         return Recipe([*self.file.configs, *row.configs], given)
 
     def _contents(self, recipe: Recipe) -> tuple[Any, ...]:

@@ -45,16 +45,18 @@ def seconds_left(
         at_a_time: runs at a time.
     """
     means = {kind: fmean(each) for kind, each in known.items() if each}
-    left, expected = [], dict(means)
+    left: list[float] = []
     for kind, elapsed, share in running:
         whole = elapsed / share if share else means.get(kind)
-        if whole is None:
-            return None
-        left.append(max(whole - elapsed, 0.0))
-        expected.setdefault(kind, whole)
-    if any(kind not in expected for kind in waiting):
+        if whole is not None:
+            left.append(max(whole - elapsed, 0.0))
+            means.setdefault(kind, whole)
+    if not means:
         return None
-    work = sum(left) + sum(expected[kind] for kind in waiting)
+    # Of a kind that has not ended yet, a run counts as one of the others.
+    usual = fmean(means.values())
+    left += [usual] * (len(running) - len(left))
+    work = sum(left) + sum(means.get(kind, usual) for kind in waiting)
     # Not faster than the longest one that is running.
     return max([work / max(at_a_time, 1), *left])
 

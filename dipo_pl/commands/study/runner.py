@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from dipo_pl.cli.console import cause_of
 from dipo_pl.cli.processes import end_of
 from dipo_pl.commands.study import attached
 from dipo_pl.commands.study.folders import drop_weights, is_there, lacks_model, make_room
@@ -88,7 +89,7 @@ class Runner:
         redo: make runs again whose records are of another configuration.
         rows: names of the rows to run.
         say: prints a line.
-        start: starts a command.
+        start: starts a command; None is `launch`.
 
     Attributes:
         todo: the runs that have not been finished.
@@ -106,10 +107,10 @@ class Runner:
         redo: bool,
         rows: Iterable[str],
         say: Callable[[str], None] = print,
-        start: Launch = launch,
+        start: Launch | None = None,
     ) -> None:
         self.plan, self.results, self._facts, self._redo, self._say, self._start = (
-            plan, results, facts, redo, say, start
+            plan, results, facts, redo, say, start or launch
         )  # fmt: skip
         self._selected = [each for each in plan.jobs if each.row is None or each.row in {*rows}]
         self._places = deque(devices or [()] * at_a_time)
@@ -189,11 +190,13 @@ class Runner:
         self.results.save()
 
     def _start_some(self) -> None:
+        unfinished = {*self._unfinished}
         for job in [*self.todo]:
-            if blocking := next((each for each in (*job.needs, *job.tuned_by) if each in self.failed), None):
+            awaited = (*job.needs, *job.tuned_by)
+            if blocking := next((each for each in awaited if each in self.failed), None):
                 self.todo.remove(job)
                 self.failed[job] = f"not run: it needs {blocking.key}"
-            elif self._places and not any(each in self._unfinished for each in (*job.needs, *job.tuned_by)):
+            elif self._places and unfinished.isdisjoint(awaited):
                 self.todo.remove(job)
                 self._start_one(job)
 
@@ -247,8 +250,9 @@ class Runner:
         try:
             found = measured(job, self.plan.folder) if code == 0 else diverged(job, self.plan.folder)
             error = "" if found is not None else error_of(ended.log, ended.offset, code)
-        except (InputError, OSError, ValueError, KeyError) as problem:
-            found, error = None, redact(" ".join(str(problem).split()))
+        except Exception as problem:
+            # A damaged folder can fail in any way.
+            found, error = None, cause_of(problem)[0]
         if found is None:
             self.failed[job] = f"{error[:SHOWN]} (log: {ended.log})"
             self._say(f"{job.title}: failed: {self.failed[job]}")
@@ -292,6 +296,6 @@ def error_of(log: Path, offset: int, code: int) -> str:
     lines = log.read_bytes()[offset:].decode(errors="replace").splitlines() if log.is_file() else []
     said = [line for line in lines if line.startswith(("dipo-pl: error: ", "dipo-pl: failed: "))]
     last = (
-        said[-1].partition(": ")[2] if said else next((line for line in reversed(lines) if line.strip()), "")
+        said[-1].split(": ", 2)[2] if said else next((line for line in reversed(lines) if line.strip()), "")
     )
     return redact(last) or f"exit code {code}"

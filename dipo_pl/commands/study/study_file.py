@@ -89,8 +89,9 @@ class Rates:
     Attributes:
         seeds: seeds of the runs that it rests on, none of them in the table.
         values: the learning rates.
-        rule: selection rule that scores evaluations, as `selection.rule` takes it. The rate with the highest best score over
-            the evaluations of a run, averaged over the seeds, is chosen; of equal ones the lowest.
+        rule: selection rule that scores evaluations, as `selection.rule` takes it. The rate with the highest score of the
+            evaluation that counts for a run, which the table would show, averaged over the seeds, is chosen; of equal ones
+            the lowest.
         options: further options of these runs, such as a lower number of epochs.
     """
 
@@ -221,6 +222,11 @@ class StudyFile:
             if (other := folders.setdefault(each.slug, each.name)) != each.name:
                 raise InputError(
                     f"{path}: rows {other!r} and {each.name!r} would share the folder rows/{each.slug}: rename one"
+                )
+            if self.target is not None and "model.policy.path" in each.options:
+                raise InputError(
+                    f"{path}: row {each.name!r} gives model.policy.path, and every row starts from the target: leave one of "
+                    "them out"
                 )
             if self.tunes(each) and RATE in self.options | each.options:
                 raise InputError(

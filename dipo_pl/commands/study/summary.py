@@ -181,10 +181,11 @@ def _by_metric(values: Mapping[int, Mapping[str, float]]) -> dict[str, dict[int,
     return {key: {seed: each[key] for seed, each in values.items() if key in each} for key in keys}
 
 
-def versions_of(results: Results, key: str) -> list[Any]:
-    """Return the different values of a fact of all finished records, such as their machines."""
-    found: list[Any] = []
+def versions_of(results: Results, *keys: str) -> list[tuple[Any, ...]]:
+    """Return the different values of some facts of all finished records, such as their machines."""
+    found: list[tuple[Any, ...]] = []
     for each in results.runs.values():
-        if each["status"] == FINISHED and each.get(key) not in found:
-            found.append(each.get(key))
+        values = tuple(each.get(key) for key in keys)
+        if each["status"] == FINISHED and values not in found:
+            found.append(values)
     return found

@@ -1,0 +1,18 @@
+"""A study in an empty folder, whose runs are written without training."""
+
+from pathlib import Path
+
+import pytest
+from study_inputs import Written, write_study
+
+from dipo_pl.commands.study import runner
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Written:
+    """What a study starts."""
+    write_study(tmp_path / "s.yaml")
+    made = Written()
+    monkeypatch.setattr(runner, "launch", made)
+    monkeypatch.setattr(runner, "TICK", 0)
+    return made

@@ -1,0 +1,121 @@
+"""The report of a study, worked by hand from its records."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from dipo_pl.commands.study.measure import relearning_area
+from dipo_pl.commands.study.page import as_markdown, resolution
+from dipo_pl.commands.study.results import Results
+from dipo_pl.commands.study.summary import summary_of
+
+
+def curve(*values: float) -> list[dict]:
+    return [{"step": 2 * place, "held_back_probability": value} for place, value in enumerate(values)]
+
+
+def test_the_relearning_area_is_the_mean_difference_over_the_steps():
+    """Differences .1, .3, .1 at steps 0, 2, 4: two trapezoids of .4, over 4 steps."""
+    assert relearning_area(curve(0.2, 0.5, 0.4), curve(0.1, 0.2, 0.3)) == pytest.approx(0.8 / 4)
+    assert relearning_area(curve(0.2, 0.5), curve(0.3, 0.6)) == pytest.approx(-0.1)
+    # Only steps that both have.
+    assert relearning_area(curve(0.2, 0.5, 0.9), curve(0.1, 0.2)) == pytest.approx(0.2)
+    assert relearning_area(curve(0.2), curve(0.1)) is None
+    assert relearning_area([{"step": 0}, {"step": 1}], curve(0.1, 0.2)) is None
+
+
+def p(rows: int, gap: int) -> float:
+    """Hodges 1958: 2 [binom(2n, n - h) - binom(2n, n - 2h) + ...] / binom(2n, n)."""
+    terms = ((-1) ** (k - 1) * math.comb(2 * rows, rows - k * gap) for k in range(1, rows // gap + 1))
+    return 2 * sum(terms) / math.comb(2 * rows, rows)
+
+
+def test_the_resolution_of_forget_quality():
+    """On 5 rows p of D = 4/5 is 20 / 252 and of 1 it is 2 / 252."""
+    steps = "On 5 forget rows the KS statistic is a multiple of 1/5, so that Forget Quality takes 5 values"
+    assert resolution(5) == f"{steps}; those next to 0.05 are 0.0794 (KS 0.8) and 0.00794 (KS 1)."
+    assert p(40, 12) > 0.05 > p(40, 13)
+    assert f"are {p(40, 12):.3g} (KS 0.3) and {p(40, 13):.3g} (KS 0.325)." in resolution(40)
+    assert resolution(2).endswith("takes 2 values, none of which is on the other side of 0.05.")
+
+
+def record(kind: str, row: str | None, seed: int, **further: object) -> dict:
+    machine = {"processor": "A | B", "cores": 2, "aten_cpu_capability": "AVX2", "gpus": [], "system": "Linux"}
+    return {
+        "kind": kind, "row": row, "seed": seed, "status": "finished", "command": f"dipo-pl fit {row}", "seconds": 60.0,
+        "learning_rate": None, "started": f"2026-01-0{1 + seed % 100}T10:00:00+00:00", "machine": machine, "threads": 1,
+        "dipo_pl": "1", "commit": "c0ffee", "versions": {"torch": "2"}, "rows": {"forget": 5}, "data": {"forget": "f" * 64},
+    } | further  # fmt: skip
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    runs = {}
+    for seed, forget in enumerate((0.1, 0.2, 0.6)):
+        metrics = {"forget_probability": forget, "forget_quality_log10_p": -float(seed)}
+        before = {"forget_probability": 0.9 + seed / 100}
+        runs[f"rows/a/seed-{seed}"] = record(
+            "rows", "A", seed, metrics=metrics, before=before, verdict="partly"
+        )
+        runs[f"rows/a/seed-{seed}-relearn"] = record("relearn", "A", seed, curve=curve(0.2, 0.4 + seed / 10))
+        runs[f"retain_only/seed-{seed}"] = record(
+            "retain_only", None, seed, metrics={"forget_probability": 0.05}
+        )
+        runs[f"retain_only/seed-{seed}-relearn"] = record("relearn", None, seed, curve=curve(0.1, 0.1))
+        runs[f"target/seed-{seed}"] = record("target", None, seed, metrics={"forget_probability": 0.5})
+    runs["rows/b/seed-0"] = record("rows", "B", 0, metrics={"forget_probability": 0.3}, verdict="forgotten")
+    runs["rows/b/seed-1"] = record("rows", "B", 1, status="failed", error="no | memory")
+    runs["rows/b/seed-2"] = record("rows", "B", 2, status="running")
+    runs["rows/old/seed-0"] = record("rows", "old", 0, metrics={"forget_probability": 0.99})
+    runs["tuning/a/1/seed-100"] = record("tuning", "A", 100, metrics={}, learning_rate=1e-4, score=-2.0)
+    runs["tuning/a/2/seed-100"] = record("tuning", "A", 100, metrics={}, learning_rate=2e-4, score=-1.0)
+    file = {"seeds": [0, 1, 2], "learning_rate": {"seeds": [100], "rule": "NearestToUnseen"}}
+    study = {"name": "s", "rows": ["A", "B"], "file": file, "options": {"data.path": "/my data"}}
+    return Results(tmp_path / "results.json", study, runs)
+
+
+def test_lines_hold_every_seed_with_intervals(results):
+    summary = summary_of(results)
+    assert [each.name for each in summary.lines] == ["target", "retain-only", "A", "B"]
+    line = summary.line("A")
+    assert line.values["forget_probability"] == {0: 0.1, 1: 0.2, 2: 0.6}
+    mean, low, high = line.intervals["forget_probability"]
+    assert (mean, low, high) == (pytest.approx(0.3), pytest.approx(0.1), pytest.approx(0.6))
+    # Differences .1 and .3, .4, .5: means .2, .25, .3.
+    assert line.values["relearning_area"] == {seed: pytest.approx(0.2 + seed / 20) for seed in range(3)}
+    # As the rows measured it before training, not as the target's own run did.
+    assert summary.line("target").values["forget_probability"] == {0: 0.9, 1: 0.91, 2: 0.92}
+    assert summary.line("retain-only").values["forget_quality_log10_p"] == {0: 0, 1: 0, 2: 0}
+    assert (summary.line("B").seeds, summary.line("B").failed) == ([0], (1,))
+    assert summary.line("old") is None
+
+
+def test_the_page_names_what_it_rests_on(results):
+    page = as_markdown(results, summary_of(results))
+    for line in (
+        "- Seeds: 0, 1, 2 (3); 4 of 6 runs of the table are finished",
+        "- Command: `dipo-pl study --config s.yaml --data.path '/my data'`",
+        r"- Machine: A \| B, 2 core(s), AVX2",
+        "- dipo-pl: 1 at commit c0ffee",
+        "- Time: 2026-01-01 10:00 to 2026-01-03 10:00 UTC",
+        r"- rows/b/seed-1 **failed**: no \| memory",
+        "- Records of rows that the study has no longer are kept in results.json: old",
+        "| row | seeds | verdicts | Forget Quality | log10 p | KS | P(forget) | PrivLeak |",
+        r"| A | 3 | 3 partly |  | -1.00 \[-2.00, 0.00\] |  | 0.300 \[0.100, 0.600\] |  |",
+        r"| retain-only | 3 |  | 1.000 | 0.00 | 0.000 | 0.050 | 0.0 |",
+        "| B | 1, 1 failed | 1 forgotten |  |  |  | 0.300 |  |",
+        r"| A | 3 | 0.250 \[0.200, 0.300\] |",
+        "| A | -2 | **-1** |",
+        "    dipo-pl study --config s.yaml --row ROW --name again --data.path '/my data'",
+        "    dipo-pl fit A",
+    ):
+        assert line in page, line
+
+
+def test_results_are_read_as_they_were_written(results):
+    results.save()
+    again = Results.read(results.path.parent)
+    assert (again.study, again.runs) == (results.study, results.runs)
+    assert json.loads(results.path.read_text())["runs"].keys() == results.runs.keys()
