@@ -120,6 +120,10 @@ def _run(
     facts["commit"] = machine.commit()
     with _both_locked(folder, results_folder):
         results = Results.read(results_folder)
+        if (other := results.study.get("name", path.stem)) != path.stem:
+            raise InputError(
+                f"{results.path} holds the results of the study {other}: give another --results or --name"
+            )
         rows = given.row or [row.name for row in file.rows]
         runner = Runner(plan, results, jobs, places, facts, given.redo, rows)
         runner.prepare()

@@ -148,19 +148,29 @@ class Runner:
                 for need in each.needs
                 if need not in wanted and not is_there(need, each, self.plan.folder)
             ]
-        self.todo = [each for each in self.plan.jobs if each in wanted]
+        self.todo, self.failed = [each for each in self.plan.jobs if each in wanted], {}
         self.ended = len({*self._selected} - {*self.todo})
 
     def run(self) -> None:
         """Run all that is to be done; what fails is in `failed`."""
         try:
-            while self.todo or self.running:
-                self._collect()
-                self._start_some()
-                if self.running:
-                    time.sleep(TICK)
+            self._run_all()
+            # A row's record may be of another learning rate than its tuning runs have chosen just now.
+            while self._redo and any(map(self._is_stale, self._selected)):
+                self.prepare()
+                self._run_all()
         finally:
             self._end_all()
+        for job in filter(self._is_stale, self._selected):
+            why = "its record is of another learning rate than is chosen now: give --redo to make it again"
+            self.failed.setdefault(job, why)
+
+    def _run_all(self) -> None:
+        while self.todo or self.running:
+            self._collect()
+            self._start_some()
+            if self.running:
+                time.sleep(TICK)
 
     def rate(self, job: Job) -> float | None:
         """Return the learning rate of a run; None if it is as configured, or not chosen yet."""
@@ -206,12 +216,7 @@ class Runner:
 
     def _start_one(self, job: Job) -> None:
         if self._is_stale(job):
-            # Known only now that its learning rate is chosen.
-            if not self._redo and self.results.runs[job.key]["status"] != FAILED:
-                self.failed[job] = (
-                    "its record is of another learning rate than is chosen now: give --redo to make it again"
-                )
-                return
+            # What an earlier, unfinished start had; the learning rate is known only now.
             self._discard(job)
         if lacks_model(job, self.todo, self.plan.folder):
             self._say(f"{job.title}: made again, since other runs need its model, which is gone")

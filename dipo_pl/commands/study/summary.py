@@ -43,7 +43,13 @@ COSTS = (
         digits=0,
     ),
     Column("steps", "Steps", "optimizer steps", Better.NEITHER, digits=0),
-    Column("seconds", "Seconds", "whole run, with evaluations and start", Better.LOWER, digits=0),
+    Column(
+        "seconds",
+        "Seconds",
+        "whole run with evaluations and start, or what followed its last resumption",
+        Better.LOWER,
+        digits=0,
+    ),
 )
 # A model compared with itself, by definition of these metrics.
 OF_ITSELF = {

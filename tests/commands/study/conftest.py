@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from study_inputs import Written, write_study
 
-from dipo_pl.commands.study import runner
+from dipo_pl.commands.study import page, runner
 
 
 @pytest.fixture
@@ -15,4 +15,6 @@ def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Written:
     made = Written()
     monkeypatch.setattr(runner, "launch", made)
     monkeypatch.setattr(runner, "TICK", 0)
+    # Drawing takes most of the time of such a study; test_study.py draws.
+    monkeypatch.setattr(page, "drawable", lambda: False)
     return made

@@ -186,6 +186,47 @@ def test_a_changed_config_is_refused_until_it_is_to_be_made_again(cli, written, 
     assert records()["rows/mine/seed-0"]["status"] == "finished"
 
 
+def test_a_learning_rate_that_is_chosen_anew_makes_records_stale(cli, written):
+    one_row = {"rows": {"DiPO": {}}, "seeds": [0], "after": None}
+    write_study(Path("s.yaml"), **one_row)
+    done(cli)
+    # 2e-4 forgets more, and keeps utility.
+    write_study(Path("s.yaml"), **one_row, learning_rate={"seeds": [100], "values": [1e-4, 2e-4, 1e-3]})
+    written.commands.clear()
+    text = done(cli, code=1)
+    assert written.made == ["target/seed-100", "tuning/dipo/0.0002/seed-100"]
+    assert (
+        "failed: DiPO, seed 0: its record is of another learning rate than is chosen now: give --redo" in text
+    )
+    assert records()["rows/dipo/seed-0"]["learning_rate"] == 1e-4
+    written.commands.clear()
+    done(cli, *RUN, "--redo")
+    assert written.made == ["target/seed-0", "rows/dipo/seed-0"]
+    assert records()["rows/dipo/seed-0"]["learning_rate"] == 2e-4
+
+
+def test_with_redo_it_is_made_again_at_once(cli, written):
+    one_row = {"rows": {"DiPO": {}}, "seeds": [0], "after": None}
+    write_study(Path("s.yaml"), **one_row)
+    done(cli)
+    write_study(Path("s.yaml"), **one_row, learning_rate={"seeds": [100], "values": [1e-4, 2e-4, 1e-3]})
+    written.commands.clear()
+    done(cli, *RUN, "--redo")
+    assert written.made == [
+        "target/seed-100",
+        "tuning/dipo/0.0002/seed-100",
+        "target/seed-0",
+        "rows/dipo/seed-0",
+    ]
+
+
+def test_results_of_another_study_are_left_alone(cli, written, refused):
+    done(cli)
+    write_study(Path("t.yaml"))
+    line = refused("study", "--config", "t.yaml", "--results", "runs/s", "--name", "s")
+    assert "runs/s/results.json holds the results of the study s: give another --results or --name" in line
+
+
 def test_options_of_every_run_follow(cli, written):
     without = dict.fromkeys(("learning_rate", "after", "target", "retain_only"))
     write_study(Path("s.yaml"), rows={"DiPO": {}}, seeds=[0], **without)
