@@ -21,7 +21,8 @@ def chosen_rate(tuning: Mapping[float, list[float]]) -> Choice:
         tuning: scores by learning rate, one for each seed.
     """
     scores = {rate: fmean(each) for rate, each in sorted(tuning.items())}
-    return Choice(max(scores, key=lambda rate: (scores[rate], -rate)), scores)
+    # The first of equal ones, and they ascend.
+    return Choice(max(scores, key=scores.__getitem__), scores)
 
 
 def choice_of(jobs: tuple[Job, ...], runs: Mapping[str, Mapping[str, Any]]) -> Choice:

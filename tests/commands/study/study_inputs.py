@@ -92,6 +92,10 @@ class Written:
         is_probe = words[0] == "relearn"
         given = dict(itertools.pairwise(words))
         path = f"{words[1]}-relearn" if is_probe else f"{given['--output_dir']}/{given['--name']}"
+        model = f"{words[1]}/hf" if is_probe else given.get("--model.policy.path")
+        if model is not None and not Path(model, "config.json").is_file():
+            log.write_text(f"dipo-pl: error: no model in {model}")
+            return Ended(2)
         write_run(RunFolder(path), float(given.get("--model.optimizer.lr", 0)), seed_of(path))
         return Ended(0)
 

@@ -205,19 +205,15 @@ def test_a_learning_rate_that_is_chosen_anew_makes_records_stale(cli, written):
     assert records()["rows/dipo/seed-0"]["learning_rate"] == 2e-4
 
 
-def test_with_redo_it_is_made_again_at_once(cli, written):
-    one_row = {"rows": {"DiPO": {}}, "seeds": [0], "after": None}
+def test_with_redo_it_is_made_again_at_once_with_its_probe(cli, written):
+    one_row = {"rows": {"DiPO": {}}, "seeds": [0]}
     write_study(Path("s.yaml"), **one_row)
     done(cli)
     write_study(Path("s.yaml"), **one_row, learning_rate={"seeds": [100], "values": [1e-4, 2e-4, 1e-3]})
     written.commands.clear()
     done(cli, *RUN, "--redo")
-    assert written.made == [
-        "target/seed-100",
-        "tuning/dipo/0.0002/seed-100",
-        "target/seed-0",
-        "rows/dipo/seed-0",
-    ]
+    row = ["target/seed-0", "rows/dipo/seed-0", "rows/dipo/seed-0-relearn"]
+    assert written.made == ["target/seed-100", "tuning/dipo/0.0002/seed-100", *row]
 
 
 def test_results_of_another_study_are_left_alone(cli, written, refused):
