@@ -26,7 +26,7 @@ def is_sequence(name: str) -> bool:
 
 
 def is_study(name: str) -> bool:
-    return "rows" in yaml.safe_load(shipped()[name].read_text())
+    return {"rows", "seeds"} <= yaml.safe_load(shipped()[name].read_text()).keys()
 
 
 SEQUENCES = sorted(filter(is_sequence, shipped()))

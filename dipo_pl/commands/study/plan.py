@@ -116,8 +116,7 @@ class Job:
         last name counts.
         """
         options = {key: _located(key, value) for key, value in self.recipe.options.items()}
-        # A probe is one of a run with this learning rate.
-        of_needs = [each.fingerprint(rate if self.kind.is_probe else None) for each in self.needs]
+        of_needs = [each.fingerprint(None) for each in self.needs]
         content = [self.kind, self.contents, options, self.seed, rate, self.rule, of_needs]
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
