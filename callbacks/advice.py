@@ -3,8 +3,6 @@
 import shlex
 from collections.abc import Sequence
 
-from lightning import Trainer
-
 # A step in the learning rate that is seen in the result.
 STEP = 5
 # Options of an unlearning run that its retain-only model has no use for, or sets itself.
@@ -13,12 +11,6 @@ _NOT_TAKEN = (
     "data.train_on", "model.policy.path", "model.forget_loss", "model.retain_loss", "model.retain_weight",
     "model.constructor", "model.reference",
 )  # fmt: skip
-
-
-def learning_rate(trainer: Trainer) -> float | None:
-    """Return the highest learning rate of the schedule; None before there is an optimizer."""
-    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-    return max((float(group.get("initial_lr", group["lr"])) for group in groups), default=None)
 
 
 def gentler(rate: float | None) -> str:

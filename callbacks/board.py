@@ -9,6 +9,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from dipo_pl.callbacks.forget_quality import ForgetQuality, log_evaluation
 from dipo_pl.callbacks.logged_names import logged_name
+from dipo_pl.callbacks.lookup import callbacks_of
 from dipo_pl.callbacks.trajectory_figure import trajectory_figure
 from dipo_pl.callbacks.verdict import Judge, wrong_answers
 from dipo_pl.evaluation.verdict_rules import Evidence, metric_thresholds
@@ -93,7 +94,7 @@ def _thresholds(trainer: Trainer, run: RunFolder, records: list[dict[str, Any]])
     target = records[0] if records and records[0]["step"] == 0 else {}
     if not target:
         return {}
-    judge = next(each for each in trainer.callbacks if isinstance(each, Judge))  # type: ignore[attr-defined]
+    judge = callbacks_of(trainer, Judge)[0]
     retain = ForgetQuality.of(trainer).retain_metrics
     evidence = Evidence(target, target, retain, wrong_answers(run, target))
     return metric_thresholds(evidence, judge.thresholds)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from dipo_pl.callbacks.advice import gentler, learning_rate, stronger
+from dipo_pl.callbacks.advice import gentler, stronger
 from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.errors import TrainingError, check_number, check_share
 from dipo_pl.evaluation.verdict_rules import KNOWS_NOTHING, UTILITIES, Metrics, forgotten_set, kept_utility
@@ -79,7 +79,7 @@ class CollapseGuard(Callback):
             return
         records = ForgetQuality.trajectory(trainer)
         done = trainer.global_step / max(trainer.estimated_stepping_batches, 1)
-        for name, sign in self.signs(records, done, learning_rate(trainer)).items():
+        for name, sign in self.signs(records, done, module.learning_rate).items():
             if name in self._reported:
                 continue
             self._reported.add(name)

@@ -15,6 +15,7 @@ from dipo_pl import metrics as known
 from dipo_pl.batch import EvaluationBatch
 from dipo_pl.callbacks.advice import retain_only_command
 from dipo_pl.callbacks.logged_names import logged_name
+from dipo_pl.callbacks.lookup import callbacks_of
 from dipo_pl.callbacks.manifest import Manifest
 from dipo_pl.callbacks.pace import Pace
 from dipo_pl.data_modules.forget_retain import ForgetRetain
@@ -132,8 +133,7 @@ class ForgetQuality(Callback):
     @classmethod
     def of(cls, trainer: Trainer) -> "ForgetQuality":
         """Return the callback of a trainer."""
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        return next(each for each in callbacks if isinstance(each, cls))
+        return callbacks_of(trainer, cls)[0]
 
     @staticmethod
     def trajectory(trainer: Trainer) -> list[dict[str, Any]]:
@@ -216,8 +216,7 @@ class ForgetQuality(Callback):
             lines.append(f"Forget Quality is not measured: it needs {' and '.join(lacks)}")
         if self.retain_result:
             return lines
-        manifest = next((each for each in trainer.callbacks if isinstance(each, Manifest)), None)  # type: ignore[attr-defined]
-        words = [] if manifest is None else manifest.arguments
+        words = [word for each in callbacks_of(trainer, Manifest) for word in each.arguments]
         run = RunFolder(trainer.default_root_dir).path
         folder = run.with_name(f"{run.name}-retain-only")
         command = retain_only_command(words, folder.name, "path" in vars(module.policy))

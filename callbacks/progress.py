@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from dipo_pl.batch import Batch, EvaluationBatch
 from dipo_pl.callbacks.forget_quality import ForgetQuality
+from dipo_pl.callbacks.lookup import callbacks_of
 from dipo_pl.callbacks.pace import Pace
 from dipo_pl.callbacks.status_line import StatusLine
 from dipo_pl.data_modules.forget_retain import ForgetRetain
@@ -121,9 +122,8 @@ class Progress(ProgressBar):
     @classmethod
     def end_at(cls, trainer: Trainer, step: int) -> None:
         """Tell a trainer's progress, if it shows one, that training ends at a step that the trainer does not know of."""
-        for each in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(each, cls):
-                each.limit = step
+        for each in callbacks_of(trainer, cls):
+            each.limit = step
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Open the line."""

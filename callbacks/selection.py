@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from dipo_pl.callbacks.forget_quality import ForgetQuality
+from dipo_pl.callbacks.lookup import callbacks_of
 from dipo_pl.callbacks.verdict import Judge, wrong_answers
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError, check_count, check_objects, check_share
@@ -279,9 +280,8 @@ class Selection(Callback):
             )
         self.rule.check(ForgetQuality.of(trainer))
         self.rule.rows = {each.name: len(each.rows) for each in ForgetRetain.of(trainer).evaluation_sets}
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        judges = (each.thresholds for each in callbacks if isinstance(each, Judge))
-        self.rule.thresholds = next(judges, self.rule.thresholds)
+        for judge in callbacks_of(trainer, Judge):
+            self.rule.thresholds = judge.thresholds
         if (
             trainer.num_sanity_val_steps == 0
             and not RunFolder(trainer.default_root_dir).evaluation_file(0).is_file()
@@ -318,13 +318,16 @@ class Selection(Callback):
 
     def _scores(self, trainer: Trainer) -> list[float | None]:
         """Return the scores of all evaluations so far, including the one before training."""
-        retain = ForgetQuality.of(trainer).retain_metrics
         records = ForgetQuality.trajectory(trainer)
-        if self.rule and records and trainer.is_global_zero:
-            self.rule.wrong_answers = wrong_answers(RunFolder(trainer.default_root_dir), records[0])
-        if self.rule:
-            self.rule.wrong_answers = trainer.strategy.broadcast(self.rule.wrong_answers)
-        return [self.rule.score(each, records[0], retain) for each in records] if self.rule else []
+        if self.rule is None or not records:
+            return []
+        retain = ForgetQuality.of(trainer).retain_metrics
+        # Rank 0 alone reads files.
+        found = (
+            wrong_answers(RunFolder(trainer.default_root_dir), records[0]) if trainer.is_global_zero else None
+        )
+        self.rule.wrong_answers = trainer.strategy.broadcast(found)
+        return [self.rule.score(each, records[0], retain) for each in records]
 
     def _ends(self, scores: Sequence[float | None]) -> str | None:
         trained = [score for score in scores[1:] if score is not None]

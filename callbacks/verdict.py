@@ -3,6 +3,8 @@
 import math
 import re
 from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -11,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from dipo_pl.callbacks.collapse_guard import CollapseGuard
 from dipo_pl.callbacks.forget_quality import ForgetQuality
+from dipo_pl.callbacks.lookup import callbacks_of
 from dipo_pl.errors import InputError, check_number, check_share
 from dipo_pl.evaluation.verdict import RANKS, TITLES, Verdict, judge
 from dipo_pl.evaluation.verdict_rules import (
@@ -99,7 +102,7 @@ class Judge(Callback):
         if "pairs" not in module.trains_on or manifest.get("command") != "fit":
             return
         retain = ForgetQuality.of(trainer).retain_metrics
-        guard = next(each for each in trainer.callbacks if isinstance(each, CollapseGuard))  # type: ignore[attr-defined]
+        guard = callbacks_of(trainer, CollapseGuard)[0]
         verdict = self.of_run(run, retain, guard, self._steps)
         step = run.final_step
         if step is not None:
@@ -205,7 +208,13 @@ def wrong_answers(run: RunFolder, target: Metrics) -> float | None:
     path = run.evaluation_file(0)
     if not target or not path.is_file():
         return None
-    found = EvaluationResult.read(path).sets.get(forgotten_set(target))
+    return _wrong_answers(path, forgotten_set(target), path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _wrong_answers(path: Path, forgotten: str, modified: int) -> float | None:
+    # Every evaluation of a run asks for this; `modified` tells a file that was written again.
+    found = EvaluationResult.read(path).sets.get(forgotten)
     # The original, the correct and then the wrong answers.
     losses = [] if found is None else [nll for row in found.rows for nll in row.get("nll", [])[2:]]
     return fmean(math.exp(-each) for each in losses) if losses else None

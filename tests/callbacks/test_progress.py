@@ -195,6 +195,15 @@ def test_time_left_is_from_the_speed_of_each_kind_of_work(state, left):
     assert made.text(None).endswith(f", {left}")
 
 
+def test_the_time_of_generation_counts_as_that_alone(monkeypatch):
+    shown = Progress()
+    shown._mark = 0.0
+    clock = iter([10.0, 20.0])
+    monkeypatch.setattr("dipo_pl.callbacks.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    shown._generation.add(4, 3.0)
+    assert [shown._lap(), shown._lap()] == [7.0, 10.0]
+
+
 def test_a_line_fits_its_terminal():
     made = progress(step=12, steps=Pace(1, 1), trained_rows=Pace(100, 12.3), loss=1.23456)
     made._reach(12)

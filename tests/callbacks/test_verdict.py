@@ -129,6 +129,14 @@ def test_wrong_answers_stand_in_for_a_holdout(tmp_path):
     )  # fmt: skip
 
 
+def test_an_evaluation_that_is_made_again_is_read_again(tmp_path):
+    target = {name: value for name, value in TARGET.items() if "holdout" not in name}
+    for loss, said in [(1.0, "to the 0.368"), (2.0, "to the 0.135")]:
+        rows = [{"nll": [0.1, 0.1, loss]}]
+        reason = verdict(run_of(tmp_path, target, trained(1, 0.3), forget=SetResult({}, rows))).reasons[0]
+        assert said in reason.text
+
+
 @pytest.mark.parametrize(("measured", "said"), [
     ({"rows": 300, "of": 400}, ["only 300 of the 400 forget rows were measured (data.evaluation_rows)"]),
     ({"rows": 400}, []),

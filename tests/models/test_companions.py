@@ -6,7 +6,7 @@ import huggingface_hub.constants
 import pytest
 from tiny_models import save_tiny_model
 
-from dipo_pl.models.companions import companions, model_folder
+from dipo_pl.models.companions import LARGEST, companions, model_folder
 from dipo_pl.models.pretrained import Pretrained
 
 KEPT = (
@@ -34,6 +34,15 @@ def folder(tmp_path):
 def test_all_but_weights_code_and_other_models(folder):
     assert {str(each) for each in companions(folder)} == {*KEPT}
     assert {str(each) for each in companions(folder, code=True)} == {*KEPT, "modeling_own.py"}
+
+
+def test_a_large_file_counts_as_weights(folder):
+    with (folder / "unknown.format").open("wb") as file:
+        file.truncate(LARGEST)
+    assert Path("unknown.format") in companions(folder)
+    with (folder / "unknown.format").open("ab") as file:
+        file.write(b"x")
+    assert Path("unknown.format") not in companions(folder)
 
 
 @pytest.mark.parametrize("trusted", [False, True])
