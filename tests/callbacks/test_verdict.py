@@ -69,7 +69,7 @@ FLUENT = {"forget_rouge_l_recall": 0.05, "retain_repetition": 0.0, "retain_word_
 
 def run_of(tmp_path, *records, exported=None, **sets):
     run = RunFolder(tmp_path / "run")
-    run.evaluation.mkdir(parents=True)
+    run.evaluation.mkdir(parents=True, exist_ok=True)
     run.metrics.write_text("".join(json.dumps(FLUENT | each) + "\n" for each in records))
     run.add_to_manifest(exported_step=exported)
     run.evaluation_file(0).write_text(EvaluationResult("dipo_pl", {}, sets).text())
