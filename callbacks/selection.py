@@ -155,9 +155,9 @@ class LowestForgetProbability(UtilityKept):
 class NearestToUnseen(UtilityKept):
     """Rule that keeps the evaluation nearest to a model that never saw the rows, among those that keep utility.
 
-    The score is minus the largest deviation in units of its threshold (`dipo_pl.evaluation.verdict_rules.deviation`), over
-    P(forget), ROUGE, extraction strength and membership: -1 and above is forgotten by each of them. Membership lowers the
-    score where the rows are erased too far. The more evidence there is (a retain-only model, a holdout), the better the rule
+    The score is minus the deviation in units of the thresholds (`dipo_pl.evaluation.verdict_rules.deviation`), over
+    P(forget), ROUGE, extraction strength, membership and Forget Quality: -1 and above is forgotten by each of them.
+    Membership and Forget Quality lower the score where the rows are erased too far. The more evidence there is (a retain-only model, a holdout), the better the rule
     knows where to end.
     """
 

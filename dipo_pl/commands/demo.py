@@ -9,6 +9,7 @@ from typing import Any
 
 from dipo_pl.cli.command_parser import Parser
 from dipo_pl.commands.headline_table import headline_table
+from dipo_pl.errors import check_number
 from dipo_pl.metrics.knowledge import before_next_question
 from dipo_pl.report.contents import read_report
 from dipo_pl.report.drawing import write_png
@@ -77,10 +78,13 @@ def demo(arguments: Sequence[str], debug: bool = False) -> int:
     """Run the demo; return the exit code of the first step that fails, else 0."""
     given = parser().parse_args(arguments)
     folder, corpus = Path(given.output_dir), CORPORA[given.corpus]
+    check_number("--seed", given.seed, minimum=0, maximum=2**32 - 1)
+    # Each seed has target models of its own.
+    folder = folder / f"seed-{given.seed}" if given.seed else folder
     # Loads Lightning, which takes seconds.
     from dipo_pl.cli.run import run
 
-    steps = _steps(corpus, folder)
+    steps = _steps(corpus, folder, given.seed)
     started = time.monotonic()
     for number, (description, command) in enumerate(steps, start=1):
         print(f"\n[{number}/{len(steps)}] {description}\n      dipo-pl {' '.join(command)}", flush=True)
@@ -97,13 +101,16 @@ def parser() -> Parser:
     corpora = "authors in the format of TOFU, or news in that of MUSE (default: authors)"
     made.add_argument("--corpus", choices=list(CORPORA), default="authors", help=corpora)
     made.add_argument("--output_dir", default="runs", help="folder of the run folders (default: runs)")
+    seed = "seed of weights and batches (default: 0); the run folders of another one are in a folder seed-N"
+    made.add_argument("--seed", type=int, default=0, metavar="N", help=seed)
     return made
 
 
-def _steps(corpus: Corpus, folder: Path) -> list[tuple[str, list[str]]]:
+def _steps(corpus: Corpus, folder: Path, seed: int) -> list[tuple[str, list[str]]]:
     """Return description and command of each step."""
-    fit = ["fit", "--output_dir", str(folder), "--config", f"{corpus.target}.yaml"]
-    unlearning = ["--output_dir", str(folder), "--config", f"{corpus.run}.yaml"]
+    shared = ["--output_dir", str(folder), *(["--seed_everything", str(seed)] if seed else [])]
+    fit = ["fit", *shared, "--config", f"{corpus.target}.yaml"]
+    unlearning = [*shared, "--config", f"{corpus.run}.yaml"]
     path, retain_result = "--model.policy.path", "--forget_quality.retain_result"
     retain_only = [*fit, "--config", "retain_only.yaml"]
     steps = [(corpus.target_step, fit), (corpus.retain_only_step, retain_only)]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 Metrics = Mapping[str, Any]
@@ -238,9 +239,11 @@ def _forgetting(evidence: Evidence, thresholds: Thresholds, rule: str) -> Reason
 def deviation(evidence: Evidence, thresholds: Thresholds) -> float | None:
     """Return how far the weights are from a model that never saw the rows, in units of the thresholds.
 
-    The largest of (1 - removed share) / (1 - threshold) over the measures of forgetting and of |AUC - aim| / threshold of
-    membership, unless the rows are too few for it; at most 1 where all of these rules are met. It falls while rows are
-    forgotten, and rises again once they are erased so far that they can be told from unseen ones by that.
+    The parts are (1 - removed share) / (1 - threshold) for each measure of forgetting, |AUC - aim| / threshold for
+    membership, unless the rows are too few for it, and log p / log threshold for Forget Quality. Where all of these rules
+    are met, the deviation is the largest part, at most 1; else it is 1 plus the mean of what the parts exceed 1 by, so that
+    it falls as long as any of them comes nearer: an AUC of 1 and a p-value of few rows stay where they are for long. It
+    rises again once rows are erased so far that they can be told from unseen ones by that.
 
     None if there is no measure of forgetting.
     """
@@ -253,7 +256,10 @@ def deviation(evidence: Evidence, thresholds: Thresholds) -> float | None:
     told = membership(evidence, thresholds)
     if told.status != "not_tested" and told.value is not None and told.threshold:
         left.append(told.value / told.threshold)
-    return max(0.0, *left)
+    if "forget_quality_log10_p" in evidence.now and 0 < thresholds.forget_quality < 1:
+        left.append(evidence.now["forget_quality_log10_p"] / math.log10(thresholds.forget_quality))
+    beyond = fmean(max(each - 1, 0.0) for each in left)
+    return 1 + beyond if beyond else max(0.0, *left)
 
 
 def membership(evidence: Evidence, thresholds: Thresholds) -> Reason:

@@ -92,13 +92,18 @@ UNSEEN = {"holdout_probability": 0.1, "forget_extraction_strength": 0.6, "holdou
     (found(0.5, 0.8), {"holdout_probability": 0.1}, None, -0.5 / 0.2),
     (found(0.26, 0.8), {"holdout_probability": 0.1}, None, -1.0),
     (found(0.05, 0.8), {"holdout_probability": 0.1}, None, 0.0),
-    # The measure that is forgotten least counts.
-    (found(0.1, 0.8) | {"forget_extraction_strength": 0.35}, UNSEEN, None, -0.5 / 0.2),
+    # Probability is gone, of extraction strength half is left: 1 plus half of 2.5 - 1.
+    (found(0.1, 0.8) | {"forget_extraction_strength": 0.35}, UNSEEN, None, -1.75),
+    # All are met: the one that is forgotten least counts.
+    (found(0.1, 0.8) | {"forget_extraction_strength": 0.15}, UNSEEN, None, -0.5),
+    # log 0.0025 / log 0.05 = 2, beside a probability that is gone; p = 0.2236 is half of the way to the threshold.
+    (found(0.1, 0.8) | {"forget_quality_log10_p": -2.60206}, {"holdout_probability": 0.1}, None, -1.5),
+    (found(0.1, 0.8) | {"forget_quality_log10_p": -0.650515}, {"holdout_probability": 0.1}, None, -0.5),
     # A retain-only model counts before a holdout, and 0 where there is neither.
     (found(0.5, 0.8), {"holdout_probability": 0.1}, {"forget_probability": 0.5}, 0.0),
     (found(0.45, 0.8), {}, None, -0.5 / 0.2),
     # Erased too far: the rows are told from unseen ones by it.
-    (found(0.0, 0.8) | {"membership_min_k_auc": 0.2}, {"holdout_probability": 0.1}, None, -3.0),
+    (found(0.0, 0.8) | {"membership_min_k_auc": 0.2}, {"holdout_probability": 0.1}, None, -2.0),
     (found(0.0, 0.8) | {"membership_min_k_auc": 0.45}, {"holdout_probability": 0.1}, None, -0.5),
     # Utility is lost, or was not measured now; nothing was known.
     (found(0.1, 0.4), {"holdout_probability": 0.1}, None, -1e6 - 0.45),
@@ -113,10 +118,10 @@ def test_nearest_to_unseen(metrics, target, retain, score):
 @pytest.mark.parametrize(("rows", "auc", "score"), [
     # As in the verdict: up to twice the standard error, 2 sqrt(41 / 4800) of 20 rows each.
     (20, 0.65, -0.15 / 0.18484),
-    (20, 0.8, -0.3 / 0.18484),
+    (20, 0.8, -1 - (0.3 / 0.18484 - 1) / 2),
     # Of 10 rows each nothing can be told, unless they are all apart.
     (10, 0.7, 0.0),
-    (10, 1.0, -0.5 / 0.26458),
+    (10, 1.0, -1 - (0.5 / 0.26458 - 1) / 2),
 ])  # fmt: skip
 def test_nearest_to_unseen_does_not_follow_the_noise_of_few_rows(rows, auc, score):
     rule = NearestToUnseen()
