@@ -157,8 +157,8 @@ class NearestToUnseen(UtilityKept):
 
     The score is minus the deviation in units of the thresholds (`dipo_pl.evaluation.verdict_rules.deviation`), over
     P(forget), ROUGE, extraction strength, membership and Forget Quality: -1 and above is forgotten by each of them.
-    Membership and Forget Quality lower the score where the rows are erased too far. The more evidence there is (a retain-only model, a holdout), the better the rule
-    knows where to end.
+    Membership and Forget Quality lower the score where the rows are erased too far. The more evidence there is (a
+    retain-only model, a holdout), the better the rule knows where to end.
     """
 
     def distance(self, evidence: Evidence) -> float:
