@@ -354,7 +354,7 @@ def test_named_sets_in_the_order_given_and_their_first_rows():
 
 @pytest.mark.parametrize(("names", "message"), [
     (["forget", "holdout"], "^data.evaluate names 'holdout'; this data has forget, retain$"),
-    ([], "^data.evaluate names no set; this data has forget, retain$"),
+    ([], r"^data.evaluate must name at least one set \(got \[\]\): null measures all that there are$"),
 ])  # fmt: skip
 def test_sets_that_are_not_there_are_refused(names, message):
     with pytest.raises(InputError, match=message):
