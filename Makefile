@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo study study-smollm2 study-gpu test torture bench lint docs audit format clean
+.PHONY: help install demo study study-smollm2 study-gpu test torture variations bench lint docs audit format clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 23
@@ -40,6 +40,9 @@ test: install ## Run all tests, two at a time (PROCESSES=4; OPTIONS='-k resume')
 
 torture: install ## Kill, interrupt, starve and damage short runs at random (OPTIONS='--faults 60 --seed 1 --shards')
 	$(BIN)/python tests/torture $(OPTIONS)
+
+variations: install ## Run the demo under five seeds, two numbers of threads and two sets of instructions; takes an hour
+	$(BIN)/python tests/variations $(OPTIONS)
 
 bench: install ## Time and memory of a step (OPTIONS=--evaluation: of an evaluation), side by side with plain code
 	$(BIN)/python tests/benchmarks $(OPTIONS)

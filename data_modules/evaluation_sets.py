@@ -23,7 +23,9 @@ def chosen_sets(sets: Sequence[EvaluationSet], names: Sequence[str] | None) -> l
     if names is None:
         return list(sets)
     if not names:
-        raise InputError("data.evaluate must name at least one set (got []): null measures all that there are")
+        raise InputError(
+            "data.evaluate must name at least one set (got []): null measures all that there are"
+        )
     for name in names:
         if name not in known:
             raise InputError(f"data.evaluate names {name!r}; this data has {', '.join(known)}")
