@@ -31,6 +31,7 @@ from dipo_pl.evaluation.verdict_rules import (
     forgetting,
     membership,
     notes,
+    other_attacks,
     utility,
 )
 
@@ -76,7 +77,8 @@ def judge(evidence: Evidence, thresholds: Thresholds) -> Verdict:
     broken = collapse(evidence, {useful.status, fluent.status} != {"not_tested"})
     others = [membership(evidence, thresholds), forget_quality(evidence, thresholds), useful, fluent, broken]
     rules = [*gone, *(each for each in others if each is not None)]
-    return Verdict(_name({each.rule: each for each in rules}), (*rules, *notes(evidence)))
+    said = (*rules, *other_attacks(evidence, thresholds), *notes(evidence))
+    return Verdict(_name({each.rule: each for each in rules}), said)
 
 
 def _name(rules: dict[str, Reason]) -> Name:

@@ -31,6 +31,8 @@ MEASURES = {
 GENERATED = ("rouge_l_recall", "verbatim", "knowledge")
 # The attack that PrivLeak uses too.
 ATTACK = "membership_min_k_auc"
+# Attacks whose areas are told beside it.
+OTHER_ATTACKS = {"loss": "loss", "zlib": "zlib", "Min-K%++": "min_k_plus_plus"}
 # Rules that nothing of a training run tests.
 PROBES = {
     "relearning": "whether training on a few of the rows brings the others back was not tested",
@@ -272,7 +274,7 @@ def membership(evidence: Evidence, thresholds: Thresholds) -> Reason:
     aim = 0.5 if theirs is None else theirs
     source: Baseline = "holdout" if theirs is None else "retain-only model"
     seen, unseen = (evidence.rows.get(each) for each in ("forget", "holdout"))
-    noise = 2 * math.sqrt((seen + unseen + 1) / (12 * seen * unseen)) if seen and unseen else 0.0
+    noise = _noise(evidence)
     distance, bound = abs(auc - aim), max(thresholds.membership, noise)
     of = f"membership AUC is {auc:.2f}, {aim:.2f} is {'chance' if theirs is None else 'a retain-only model'}"
     if distance <= bound and noise > 2 * thresholds.membership:
@@ -288,6 +290,30 @@ def membership(evidence: Evidence, thresholds: Thresholds) -> Reason:
     )
     text = f"{of}{what} (at most {bound:.2f} apart)"
     return Reason("membership", status, source, text, distance, bound)
+
+
+def _noise(evidence: Evidence) -> float:
+    """Return twice the standard error of the area of an attack; 0 if the numbers of rows are not known."""
+    seen, unseen = (evidence.rows.get(each) for each in ("forget", "holdout"))
+    return 2 * math.sqrt((seen + unseen + 1) / (12 * seen * unseen)) if seen and unseen else 0.0
+
+
+def other_attacks(evidence: Evidence, thresholds: Thresholds) -> list[Reason]:
+    """Return a warning on the attacks beside Min-K% that tell the rows from unseen ones; nothing if there are none."""
+    bound, apart = max(thresholds.membership, _noise(evidence)), []
+    for title, name in OTHER_ATTACKS.items():
+        key = f"membership_{name}_auc"
+        aim = (evidence.retain or {}).get(key, 0.5)
+        if key in evidence.now and abs(evidence.now[key] - aim) > bound:
+            apart.append(f"{title} {evidence.now[key]:.2f} ({aim:.2f})")
+    if not apart:
+        return []
+    whose = "chance" if evidence.retain is None else "a retain-only model's"
+    text = (
+        f"by other attacks the rows are told from unseen ones, recognized or erased too far: AUC of {', '.join(apart)}; in "
+        f"brackets {whose}, at most {bound:.2f} apart"
+    )
+    return [Reason("warnings", "missed", "retain-only model" if evidence.retain else "holdout", text)]
 
 
 def forget_quality(evidence: Evidence, thresholds: Thresholds) -> Reason | None:

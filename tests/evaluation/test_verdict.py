@@ -100,6 +100,22 @@ def test_warnings_are_reported_and_do_not_decide():
     ]
 
 
+@pytest.mark.parametrize(("areas", "retain", "said"), [
+    ({"loss": 0.6, "zlib": 0.4}, None, None),
+    # With a retain-only model its own area counts, and for an attack that it lacks 0.5.
+    ({"loss": 0.1, "zlib": 0.2, "min_k_plus_plus": 0.55}, {"membership_loss_auc": 0.45},
+     "loss 0.10 (0.45), zlib 0.20 (0.50);"),
+    ({"min_k_plus_plus": 0.61}, None, "Min-K%++ 0.61 (0.50);"),
+])  # fmt: skip
+def test_other_attacks_are_told_and_do_not_decide(areas, retain, said):
+    given = None if retain is None else RETAIN | retain | {"membership_min_k_auc": 0.5}
+    found = verdict({f"membership_{name}_auc": area for name, area in areas.items()}, retain=given)
+    assert found.name == "forgotten"
+    texts = [each.text for each in found.reasons if each.rule == "warnings"]
+    assert len(texts) == (said is not None)
+    assert all(f"AUC of {said} in brackets" in each for each in texts)
+
+
 @pytest.mark.parametrize("none", [{"target": {}}, {"now": {}}])
 def test_without_evaluations_nothing_can_be_told(none):
     found = verdict(**none)
