@@ -8,8 +8,8 @@ STEP = 5
 # Options of an unlearning run that its retain-only model has no use for, or sets itself.
 _NOT_TAKEN = (
     "name", "ckpt_path", "require", "selection", "checkpoint", "export", "verdict", "forget_quality.retain_result",
-    "data.train_on", "model.policy.path", "model.forget_loss", "model.retain_loss", "model.retain_weight",
-    "model.constructor", "model.reference",
+    "data.train_on", "model.policy.path", "model.policy.gguf_file", "model.forget_loss", "model.retain_loss",
+    "model.retain_weight", "model.constructor", "model.reference",
 )  # fmt: skip
 
 

@@ -5,7 +5,9 @@ tests/test_private_names.py fails when one of them changes, or when another file
 
 import subprocess
 from argparse import Action, ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -92,3 +94,17 @@ def options_of(parser: ArgumentParser) -> list[Action]:
 def attention_implementation(config: Any) -> str:
     """Return how a transformers model computes attention: eager, sdpa, flash_attention_2, ..."""
     return str(config._attn_implementation)
+
+
+@contextmanager
+def bar_of_dequantization() -> Iterator[None]:
+    """Have transformers show its progress on a GGUF file on a terminal only, and remove the bar at its end."""
+    # Imported late: transformers takes seconds.
+    from transformers import modeling_gguf_pytorch_utils as loading
+
+    before = loading.tqdm
+    loading.tqdm = partial(before, disable=None, leave=False)
+    try:
+        yield
+    finally:
+        loading.tqdm = before

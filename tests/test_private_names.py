@@ -5,6 +5,7 @@ import inspect
 import os
 from argparse import ArgumentParser
 from importlib.util import find_spec, module_from_spec
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import subprocess_script
-from transformers import LlamaConfig
+from transformers import LlamaConfig, modeling_gguf_pytorch_utils
 
 import dipo_pl
 from dipo_pl import private_names
@@ -109,6 +110,17 @@ def test_strategies():
 def test_configurations_of_transformers():
     config = LlamaConfig(attn_implementation="eager")
     assert private_names.attention_implementation(config) == "eager"
+
+
+def test_the_bar_of_gguf_files():
+    before = modeling_gguf_pytorch_utils.tqdm
+    source = inspect.getsource(modeling_gguf_pytorch_utils.load_gguf_checkpoint)
+    assert "in tqdm(reader.tensors" in source
+    with private_names.bar_of_dequantization():
+        bar = modeling_gguf_pytorch_utils.tqdm([1], desc="read", file=StringIO())
+        # No terminal.
+        assert bar.disable
+    assert modeling_gguf_pytorch_utils.tqdm is before
 
 
 def private_uses(path: Path) -> list[str]:

@@ -11,6 +11,7 @@ WEIGHTS = (
 )  # fmt: skip
 # What another training left behind, and the card of another model.
 OTHERS = ("README.md", "trainer_state.json", "adapter_config.json", "manifest.json", "dipo_pl.json")
+LICENSES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 # Weights of a format that is not known here.
 LARGEST = 100 * 2**20
 
@@ -36,11 +37,18 @@ def companions(folder: Path, code: bool = False) -> list[Path]:
     return [each.relative_to(folder) for each in found if code or each.suffix != ".py"]
 
 
-def model_folder(path: str, revision: str | None = None) -> Path | None:
-    """Return the folder of a model: a folder itself, or what the local cache holds of a hub id, else None."""
+def licenses(folder: Path) -> list[Path]:
+    """Return the license files of a model folder, as paths within the folder."""
+    return [each for each in companions(folder) if any(map(each.match, LICENSES))]
+
+
+def model_folder(path: str, revision: str | None = None, file: str = "config.json") -> Path | None:
+    """Return the folder of a model: a folder itself, or the one of a file that the cache holds of a hub id, else None."""
     if Path(path).is_dir():
         return Path(path)
-    cached = try_to_load_from_cache(path, "config.json", revision=revision or "main")
+    if Path(path).exists():
+        return None
+    cached = try_to_load_from_cache(path, file, revision=revision or "main")
     return Path(cached).parent if isinstance(cached, str) else None
 
 

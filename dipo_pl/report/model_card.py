@@ -78,11 +78,15 @@ def _hub_id(policy: dict[str, Any]) -> str | None:
 def _base(manifest: dict[str, Any], policy: dict[str, Any]) -> str:
     arguments = policy["init_args"]
     if path := _hub_id(policy):
-        return f"`{path}`" + (f", revision `{arguments['revision']}`" if arguments.get("revision") else "")
+        places = {"revision": "revision", "gguf_file": "file"}
+        stated = (f", {word} `{arguments[key]}`" for key, word in places.items() if arguments.get(key))
+        return f"`{path}`{''.join(stated)}"
     if "path" not in arguments:
         return f"{manifest['policy']['source']}, trained from scratch"
     # The card is public: it names the folder, without where it is.
     folder = Path(arguments["path"])
+    if (file := Path(manifest["policy"]["source"])).suffix.lower() == ".gguf":
+        return f"`{file.name}`, a local GGUF file"
     return f"`{folder.parent.name if folder.name == 'hf' else folder.name}`, a local folder"
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dipo_pl.errors import InputError
 from dipo_pl.models.companions import companions
+from dipo_pl.models.gguf_path import local_gguf
 from dipo_pl.models.pretrained import Pretrained
 from dipo_pl.storage.run_folder import RunFolder
 
@@ -43,6 +44,10 @@ class ModelFolder:
             InputError: the folder does not exist or holds no complete model in safetensors files.
         """
         path = Path(given)
+        if (gguf := local_gguf(given)) is not None:
+            raise InputError(
+                f"{gguf} is a GGUF file: make a folder of it first (dipo-pl pretrained {gguf} --output FOLDER)"
+            )
         if not path.is_dir():
             raise InputError(
                 f"no model folder {given}: give a folder with config.json and *.safetensors, or that of a finished "

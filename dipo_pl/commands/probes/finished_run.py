@@ -125,7 +125,9 @@ def _policy(run: RunFolder, manifest: Mapping[str, Any], policy: Mapping[str, An
     if manifest.get("command") == "validate" and policy["class_path"].split(".")[-1] == "Pretrained":
         if own.get("quantization") is not None:
             raise InputError(f"{run.path} evaluated a quantized model: probe a run of the unquantized model")
-        return kept | {key: own[key] for key in ("path", "revision", "dtype", "tokenizer") if own.get(key)}
+        return kept | {
+            key: own[key] for key in ("path", "revision", "dtype", "tokenizer", "gguf_file") if own.get(key)
+        }
     if (run.hf / "adapter_config.json").is_file():
         raise InputError(
             f"{run.hf} holds an adapter, not a complete model: train that run again with export.adapter false"

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from dipo_pl.cli.command_parser import as_options
 from dipo_pl.commands.sequence.requests_file import RequestsFile
 from dipo_pl.errors import InputError
+from dipo_pl.models.gguf_path import local_gguf
 from dipo_pl.paths import expanded
 from dipo_pl.storage.run_folder import RunFolder
 
@@ -16,9 +18,13 @@ from dipo_pl.storage.run_folder import RunFolder
 SAMPLE = 2**20
 
 
-def weights_sample(folder: Path) -> str | None:
-    """Return the SHA-256 of names, sizes and both ends of the *.safetensors files; None if there are none."""
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+def weights_sample(model: Path, gguf_file: str | None = None) -> str | None:
+    """Return the SHA-256 of names, sizes and both ends of the *.safetensors files, or of the GGUF file; None without any."""
+    files = sorted(model.glob("*.safetensors")) if model.is_dir() else []
+    # The run that needs the model says what is wrong with it.
+    with suppress(InputError):
+        gguf = local_gguf(str(model), gguf_file)
+        files = files if gguf is None else [gguf]
     digest = hashlib.sha256()
     for path in files:
         size = path.stat().st_size
@@ -95,10 +101,19 @@ class Stage:
 
     @property
     def start(self) -> Path:
-        """The model that this stage starts from: a folder or a hub id."""
+        """The model that this stage starts from: a folder, a GGUF file or a hub id."""
         if self._before is not None:
             return self._before.run.hf
-        return Path(self.config["model"]["init_args"]["policy"]["init_args"]["path"])
+        return Path(self._policy["path"])
+
+    @property
+    def _policy(self) -> Mapping[str, Any]:
+        policy: Mapping[str, Any] = self.config["model"]["init_args"]["policy"]["init_args"]
+        return policy
+
+    @property
+    def _start_gguf(self) -> str | None:
+        return self._policy.get("gguf_file") if self._before is None else None
 
     @property
     def _is_chained(self) -> bool:
@@ -183,7 +198,7 @@ class Stage:
             "name": self.folder.name,
             "mode": self.sequence.mode,
             "requests": self.requests,
-            "start": weights_sample(self.start),
+            "start": weights_sample(self.start, self._start_gguf),
             "retain_only": None if model is None else weights_sample(model),
         }
         return {"class_path": "dipo_pl.commands.sequence.stage_record.StageRecord", "init_args": record}
@@ -192,7 +207,9 @@ class Stage:
         """Return the command that trains this stage, with the options of `fit` that all stages share."""
         callbacks = self.config["trainer"].get("callbacks") or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        settings = self._settings(self.run, self.start) | {"trainer.callbacks": [*callbacks, self._record]}
+        settings = self._settings(self.run, self.start, self._start_gguf) | {
+            "trainer.callbacks": [*callbacks, self._record]
+        }
         reference = self.config["model"]["init_args"].get("reference") or {}
         if (store := (reference.get("init_args") or {}).get("path")) is not None:
             settings["model.reference.path"] = str(Path(store) / self.run.path.name)
@@ -211,14 +228,15 @@ class Stage:
         words = ["validate", *arguments, *as_options(self._settings(self.retain_only, model))]
         return [*words, "--forget_quality.retain_result", "null", *NO_SELECTION]
 
-    def _settings(self, run: RunFolder, model: Path) -> dict[str, Any]:
+    def _settings(self, run: RunFolder, model: Path, gguf_file: str | None = None) -> dict[str, Any]:
         data, policy = self.config["data"], self.config["model"]["init_args"]["policy"]
+        place = {"path": str(model)} | ({"gguf_file": gguf_file} if "gguf_file" in self._policy else {})
         own = {"forget": self.forget, "requests": self.requests}
         own |= {"requests_to_come": self.sequence.requests[self.number :]}
         return {
             # As a whole: as options of their own, some names would be parsed as other YAML values.
             "data": data | {"init_args": data["init_args"] | own},
-            "model.policy": policy | {"init_args": policy["init_args"] | {"path": str(model)}},
+            "model.policy": policy | {"init_args": policy["init_args"] | place},
             "name": run.path.name,
             "output_dir": str(self.folder),
         }
