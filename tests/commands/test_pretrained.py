@@ -224,6 +224,7 @@ def test_a_file_of_ones_own(cli, tmp_path):
     assert cli("pretrained", "own.gguf", "--output", "made").out.startswith(
         "made is there, made of own.gguf: "
     )
+    refused(cli("pretrained", "smollm2", "--output", "made"), "made exists and was not made of smollm2")
     write_gguf(file, llama(seed=1))
     refused(cli("pretrained", "own.gguf", "--output", "made"), "made exists and was not made of own.gguf")
     refused(cli("pretrained", "none.gguf", "--output", "new"), "no GGUF file none.gguf")
