@@ -11,6 +11,7 @@ from typing import Any, Self
 import transformers
 from huggingface_hub import hf_hub_download
 from lightning.pytorch.utilities import rank_zero_warn
+from packaging.version import Version
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -19,6 +20,8 @@ from dipo_pl.private_names import attention_implementation
 
 # transformers reads GGUF files by these.
 NEEDED = ("gguf", "accelerate")
+# Version 5.0 makes a tokenizer of another kind of byte-level vocabularies, unsaid.
+OLDEST_TRANSFORMERS = "5.23"
 INSTALL = "pip install 'dipo-pl[gguf]'"
 MAGIC = b"GGUF"
 # Entries of a configuration that are of the file and would be wrong in a model folder.
@@ -26,8 +29,10 @@ OF_THE_FILE = ("quantization_config", "_name_or_path", "_model_name_or_path")
 
 
 def missing_packages() -> list[str]:
-    """Return the packages that reading a GGUF file needs and that are not installed."""
-    return [each for each in NEEDED if find_spec(each) is None]
+    """Return the packages that reading a GGUF file needs and that are not installed, or too old."""
+    missing = [each for each in NEEDED if find_spec(each) is None]
+    is_old = Version(transformers.__version__) < Version(OLDEST_TRANSFORMERS)
+    return [*missing, f"transformers {OLDEST_TRANSFORMERS} or later"] if is_old else missing
 
 
 @dataclass(frozen=True)
@@ -133,9 +138,7 @@ class GGUF:
 
 def load_options() -> dict[str, Any]:
     """Return options of `from_pretrained` that have all weights dequantized, also where a kernel could take blocks."""
-    # Versions that keep no weights quantized have no such option.
-    config = getattr(transformers, "GgufConfig", None)
-    return {} if config is None else {"quantization_config": config(dequantize=True)}
+    return {"quantization_config": transformers.GgufConfig(dequantize=True)}
 
 
 def downloaded(repository: str, name: str, revision: str | None) -> Path:

@@ -225,6 +225,12 @@ def test_without_the_packages_their_command_is_given(file, monkeypatch, absent):
         refused(file, message, what)
 
 
+def test_an_older_transformers_is_refused(file, monkeypatch):
+    """It would make another tokenizer of the file, and say nothing."""
+    monkeypatch.setattr(gguf_module.transformers, "__version__", "5.22.1")
+    refused(file, "reading it needs transformers 5.23 or later: pip install 'dipo-pl", "tokenizer")
+
+
 @pytest.mark.parametrize("share", [0.0001, 0.1, 0.3, 0.5, 0.9, 0.999])
 def test_a_cut_file_is_refused_wherever_it_is_cut(file, tmp_path, share):
     content = file.read_bytes()
