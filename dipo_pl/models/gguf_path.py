@@ -1,5 +1,6 @@
-"""Which GGUF file a path means; imports nothing heavy."""
+"""Which files a model's path means: a GGUF file, or safetensors files; imports nothing heavy."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from dipo_pl.errors import InputError
@@ -29,6 +30,22 @@ def local_gguf(path: str, name: str | None = None) -> Path | None:
     if name is not None and given.is_file():
         raise InputError(f"{path} is one file: leave model.policy.gguf_file out (got {name})")
     return given if given.is_file() else None
+
+
+def weight_files(path: str, name: str | None = None) -> list[Path]:
+    """Return the files that hold a model's weights: its GGUF file, or all safetensors files of a folder.
+
+    Empty for a hub id, and where there are none: whoever loads the model says what is wrong.
+
+    Args:
+        path: as `local_gguf` takes it.
+        name: as `local_gguf` takes it.
+    """
+    with suppress(InputError):
+        if (gguf := local_gguf(path, name)) is not None:
+            return [gguf]
+        return sorted(Path(path).glob("*.safetensors"))
+    return []
 
 
 def _in_folder(folder: Path, name: str | None) -> Path | None:

@@ -9,6 +9,7 @@ import torch
 from gguf_files import CHAT_TEMPLATE, llama, write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dipo_pl.commands.audit.models import identity_of
 from dipo_pl.models.pretrained import Pretrained
 
 QUICK = ("--trainer.max_epochs", "1", "--forget_quality.generate_every", "0", "--samples.rows", "0")
@@ -98,6 +99,17 @@ def test_task_arithmetic_says_how_to_make_a_folder(cli, file):
         assert line.endswith("model/tiny.gguf is a GGUF file: make a folder of it first "
                              "(dipo-pl pretrained model/tiny.gguf --output FOLDER)")  # fmt: skip
     assert not Path("made").exists()
+
+
+def test_an_audit_tells_a_changed_file(file, tmp_path, monkeypatch):
+    """Its attacks are tried again then."""
+    monkeypatch.chdir(tmp_path)
+    source = Pretrained("model", gguf_file="tiny.gguf")
+    before = identity_of(source)
+    shutil.copy(file, file.with_name("other.gguf"))
+    assert identity_of(source) == before
+    write_gguf(file, kind="Q4_0")
+    assert identity_of(source) != before
 
 
 BAD = {

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dipo_pl.errors import InputError
 from dipo_pl.models import gguf as gguf_module
-from dipo_pl.models.gguf_path import local_gguf
+from dipo_pl.models.gguf_path import local_gguf, weight_files
 from dipo_pl.models.lora import LoRA
 from dipo_pl.models.pretrained import Pretrained
 
@@ -153,6 +153,22 @@ def test_beside_safetensors_a_gguf_file_is_taken_only_if_it_is_named(file, tmp_p
     named = Pretrained(str(folder), gguf_file="x.gguf")
     assert named.model().config.hidden_size == 64
     assert named.configuration().hidden_size == 64
+
+
+def test_the_files_of_weights(file, tmp_path):
+    folder = save_tiny_model(tmp_path / "model")
+    assert weight_files(str(folder)) == [folder / "model.safetensors"]
+    shutil.copy(file, folder / "x.gguf")
+    assert weight_files(str(folder)) == [folder / "model.safetensors"]
+    assert weight_files(str(folder), "x.gguf") == [folder / "x.gguf"]
+    assert weight_files(str(file)) == weight_files(str(file.parent)) == [file]
+    for path, name in (
+        ("who/what", None),
+        ("none.gguf", None),
+        (str(folder), "y.gguf"),
+        (str(tmp_path), None),
+    ):
+        assert weight_files(path, name) == []
 
 
 def test_a_pickle_beside_a_gguf_file_is_left_alone(file, tmp_path):

@@ -6,6 +6,7 @@ from typing import Any
 from dipo_pl.attacks.subject import CALLED, RETAIN_ONLY, TARGET, UNLEARNED
 from dipo_pl.commands.probes.finished_run import FinishedRun
 from dipo_pl.errors import InputError
+from dipo_pl.models.gguf_path import weight_files
 from dipo_pl.models.pretrained import Pretrained
 from dipo_pl.models.source import ModelSource
 from dipo_pl.storage.fingerprints import tokenizer_fingerprint
@@ -59,8 +60,7 @@ def check_tokenizers(sources: dict[str, ModelSource]) -> None:
 
 def identity_of(source: Any) -> list[Any]:
     """Return what tells a model from others, without loading it: its path, revision, and its files' sizes and times."""
-    folder = Path(source.path)
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    files = weight_files(source.path, source.gguf_file)
     return [
         source.path,
         source.revision,

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from dipo_pl.cli.command_parser import as_options
 from dipo_pl.commands.sequence.requests_file import RequestsFile
 from dipo_pl.errors import InputError
-from dipo_pl.models.gguf_path import local_gguf
+from dipo_pl.models.gguf_path import weight_files
 from dipo_pl.paths import expanded
 from dipo_pl.storage.run_folder import RunFolder
 
@@ -20,11 +19,7 @@ SAMPLE = 2**20
 
 def weights_sample(model: Path, gguf_file: str | None = None) -> str | None:
     """Return the SHA-256 of names, sizes and both ends of the *.safetensors files, or of the GGUF file; None without any."""
-    files = sorted(model.glob("*.safetensors")) if model.is_dir() else []
-    # The run that needs the model says what is wrong with it.
-    with suppress(InputError):
-        gguf = local_gguf(str(model), gguf_file)
-        files = files if gguf is None else [gguf]
+    files = weight_files(str(model), gguf_file)
     digest = hashlib.sha256()
     for path in files:
         size = path.stat().st_size
