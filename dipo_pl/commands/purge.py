@@ -1,17 +1,23 @@
 """The command `dipo-pl purge`: remove what still holds the forgotten rows from a finished run, which still reports."""
 
+import glob
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from dipo_pl.cli.command_parser import Parser
 from dipo_pl.errors import InputError
+from dipo_pl.paths import expanded
 from dipo_pl.storage.files import locked, remove, write_text
 from dipo_pl.storage.run_folder import RunFolder
+from dipo_pl.storage.text import load_yaml, read_text
 
 DESCRIPTION = """\
 Remove what still holds the forgotten rows from a finished run: the texts of its evaluations, TensorBoard's samples, the
@@ -29,51 +35,61 @@ class Purge:
 
     Attributes:
         run: the run's folder.
+        target: folder of the run whose model is removed too, if any.
         evaluations: files whose texts are removed.
         removed: files and folders that are removed, with what they hold.
+        left: what holds the rows and is not removed, with what to do about it.
         kept: what stays, with the reason.
     """
 
     run: RunFolder
+    target: RunFolder | None
     evaluations: tuple[Path, ...]
     removed: tuple[tuple[Path, str], ...]
+    left: tuple[str, ...]
     kept: tuple[str, ...]
 
     @classmethod
-    def of(cls, given: str, target: bool) -> "Purge":
-        """Return what there is to remove from a run.
+    def of(cls, run: RunFolder, target: RunFolder | None = None) -> "Purge":
+        """Return what there is to remove from a run. The caller holds the locks of both folders.
 
         Args:
-            given: the run's folder.
-            target: also the model that the run started from.
+            run: the run's folder.
+            target: folder of the run that it started from, if that run's model is to be removed too.
 
         Raises:
-            InputError: the folder holds no finished run, or the target is not a run's own.
+            InputError: a run is not finished, the run's own weights or those it needs would be lost, the target's model
+                is not the one that the run started from, an evaluation is damaged, or a file is a symbolic link.
         """
-        run = RunFolder(given)
         manifest = run.read_manifest()
-        if not manifest:
+        _check_finished(run, manifest)
+        # A probe's weights are those of an attack, which nobody keeps.
+        if "probe" not in manifest and not _has_model(run) and _holds_files(run.checkpoints):
             raise InputError(
-                f"{given} is not a run folder (no readable manifest.json): give one, such as runs/tofu"
-            )
-        if (status := manifest.get("status")) != "finished":
-            raise InputError(
-                f"{given} is not finished (status: {status}): finish that run first, or remove its folder"
+                f"{run.hf} has no exported model: the weights are only in {run.checkpoints}, which purge removes: train "
+                f"that run again with export.enabled true, or remove {run.path}"
             )
         removed = [
             (run.checkpoints, "weights from before the end"),
             (run.reference, "the reference's states on the rows"),
             (run.error_log, "messages that may show a row"),
-            *((path, "sample answers and curves") for path in sorted(run.path.glob("events.out.tfevents.*"))),
+            *((path, "sample answers and curves") for path in _events(run)),
         ]
-        if target:
-            removed += _of_target(run, manifest)
-        with_texts = [path for path in sorted(run.evaluation.glob("step-*.json")) if _has_texts(path)]
+        left = _states_elsewhere(run)
+        if target is not None:
+            _check_target(run, manifest, target)
+            what = "of the target, which knows the rows"
+            removed += [(target.hf, f"the model {what}"), (target.checkpoints, f"checkpoints {what}")]
+            left += _rows_of_target(target)
+        for path in (run.evaluation, *(path for path, _ in removed)):
+            _check_no_links(path)
         return cls(
             run,
-            tuple(with_texts),
+            target,
+            tuple(_with_texts(run)),
             tuple((path, what) for path, what in removed if path.exists()),
-            _kept(run, manifest, target),
+            tuple(left),
+            _kept(run, manifest, target is not None),
         )
 
     def lines(self) -> list[str]:
@@ -86,6 +102,8 @@ class Purge:
         lines += [f"  {path}: {what}" for path, what in self.removed]
         if len(lines) == 1:
             lines.append("  nothing: it holds no such files")
+        if self.left:
+            lines += ["still holds the rows:", *(f"  {each}" for each in self.left)]
         return [*lines, "keeps:", *(f"  {each}" for each in self.kept)]
 
     def run_now(self) -> None:
@@ -106,26 +124,39 @@ class Purge:
             raise InputError(
                 f"cannot remove {left[0]}: change its permissions, and give the same command again"
             )
-        removed = ["evaluation texts"] * bool(self.evaluations) + [path.name for path, _ in self.removed]
-        earlier = (self.run.read_manifest().get("purged") or {}).get("removed", [])
+        self._record(self.run, ["evaluation texts"] * bool(self.evaluations))
+        if self.target is not None:
+            self._record(self.target, [])
+
+    def _record(self, run: RunFolder, removed: Sequence[str]) -> None:
+        """Add to a run's manifest what was removed from its folder."""
+        removed = [*removed, *(path.name for path, _ in self.removed if path.parent == run.path)]
+        earlier = (run.read_manifest().get("purged") or {}).get("removed", [])
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        self.run.add_to_manifest(purged={"at": now, "removed": sorted({*earlier, *removed})})
+        run.add_to_manifest(purged={"at": now, "removed": sorted({*earlier, *removed})})
 
 
 def purge(arguments: Sequence[str], debug: bool = False) -> int:
     """Remove what holds the rows after a confirmation; return 0, or 1 if the answer is no."""
     given = parser().parse_args(arguments)
-    found = Purge.of(given.run, given.target)
-    print("\n".join(found.lines()), flush=True)
-    if not given.yes:
-        if not sys.stdin.isatty():
-            raise InputError("nothing is removed without a yes: give --yes, or answer at a terminal")
-        if input("remove? [y/N] ").strip().lower() not in ("y", "yes"):
-            print("nothing was removed")
-            return 1
-    with locked(found.run.path):
-        found.run_now()
-    print(f"done: {found.run.path} holds figures and the exported model")
+    run = RunFolder(RunFolder(given.run).path.resolve())
+    if not run.read_manifest():
+        raise InputError(
+            f"{given.run} is not a run folder (no readable manifest.json): give one, such as runs/tofu"
+        )
+    with locked(run.path):
+        target = _target(run) if given.target else None
+        with nullcontext() if target is None else locked(target.path):
+            found = Purge.of(run, target)
+            print("\n".join(found.lines()), flush=True)
+            if not given.yes:
+                if not sys.stdin.isatty():
+                    raise InputError("nothing is removed without a yes: give --yes, or answer at a terminal")
+                if input("remove? [y/N] ").strip().lower() not in ("y", "yes"):
+                    print("nothing was removed")
+                    return 1
+            found.run_now()
+    print(f"done: {run.path} holds figures{' and the exported model' if _has_model(run) else ''}")
     return 0
 
 
@@ -147,30 +178,119 @@ def _has_texts(path: Path) -> bool:
         raise InputError(f"{path} is not an evaluation ({error!r}): remove it, and purge again") from None
 
 
-def _of_target(run: RunFolder, manifest: dict[str, Any]) -> list[tuple[Path, str]]:
-    source = str((manifest.get("policy") or {}).get("source"))
-    target = RunFolder(Path(source).parent)
-    if Path(source).name != target.hf.name or not target.read_manifest():
+def _with_texts(run: RunFolder) -> Iterator[Path]:
+    return (path for path in sorted(run.evaluation.glob("step-*.json")) if _has_texts(path))
+
+
+def _events(run: RunFolder) -> list[Path]:
+    return sorted(run.path.glob("events.out.tfevents.*"))
+
+
+def _holds_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _is_adapter(run: RunFolder) -> bool:
+    return (run.hf / "adapter_config.json").is_file()
+
+
+def _has_model(run: RunFolder) -> bool:
+    """Return whether the run has exported a complete model or an adapter."""
+    return (_is_adapter(run) or (run.hf / "config.json").is_file()) and any(run.hf.glob("*.safetensors"))
+
+
+def _check_finished(run: RunFolder, manifest: dict[str, Any]) -> None:
+    if (status := manifest.get("status")) != "finished":
         raise InputError(
-            f"--target: {source} is not the exported model of a run: remove it by hand if it is yours to remove"
+            f"{run.path} is not finished (status: {status}): finish that run first, or remove its folder"
         )
-    if target.path.resolve() == run.path.resolve():
+
+
+def _check_no_links(path: Path) -> None:
+    """Refuse links: only the link would be removed, and what it points to would stay."""
+    for each in (path, *path.rglob("*")):
+        if each.is_symlink():
+            raise InputError(
+                f"{each} is a symbolic link to {each.readlink()}: put the file or folder itself there, or remove both"
+            )
+
+
+def _target(run: RunFolder) -> RunFolder:
+    source = str((run.read_manifest().get("policy") or {}).get("source"))
+    exported = Path(expanded(source))
+    target = RunFolder(exported.parent.resolve())
+    if exported.name != target.hf.name or not target.read_manifest():
+        raise InputError(
+            f"--target: {source} is not the exported model of a run, seen from {Path.cwd()}: give the command where the "
+            "run was started, or remove that model by hand if it is yours to remove"
+        )
+    if target.path == run.path:
         raise InputError(f"--target: {run.path} started from its own model: leave --target out")
-    what = "of the target, which knows the rows"
-    return [(target.hf, f"the model {what}"), (target.checkpoints, f"checkpoints {what}")]
+    return target
+
+
+def _check_target(run: RunFolder, manifest: dict[str, Any], target: RunFolder) -> None:
+    by_hand = f"leave --target out, and remove {target.hf} by hand if it is yours to remove"
+    if _is_adapter(run):
+        raise InputError(
+            f"--target: {run.hf} holds an adapter, which needs {target.hf} as its base: leave --target out"
+        )
+    if "probe" in manifest or not _has_model(run):
+        raise InputError(f"--target: {run.path} has no exported model of its own: {by_hand}")
+    recorded = target.read_manifest()
+    _check_finished(target, recorded)
+    before, after = manifest.get("policy") or {}, recorded.get("policy") or {}
+    if before.get("frozen_weights") or after.get("frozen_weights"):
+        # The fingerprints are of the trained weights alone, others than those of the model.
+        ended, started = recorded.get("ended"), manifest.get("started")
+        same = ended is not None and started is not None and ended <= started
+    else:
+        fingerprints = {before.get("weights_at_start"), after.get("weights_at_end")} - {None}
+        same = len(fingerprints) < 2
+    if not same:
+        raise InputError(
+            f"--target: {target.hf} is not the model that {run.path} started from (its run ended with other weights, or "
+            f"later): {by_hand}"
+        )
+
+
+def _rows_of_target(target: RunFolder) -> list[str]:
+    holds = ["texts of its evaluations"] if any(_with_texts(target)) else []
+    if _events(target):
+        holds.append("TensorBoard's samples")
+    return [f"{target.path}: {', '.join(holds)}: dipo-pl purge {target.path}"] if holds else []
+
+
+def _states_elsewhere(run: RunFolder) -> list[str]:
+    """Return a line on stored states that the config puts elsewhere; other runs may share them."""
+    try:
+        config = load_yaml(read_text(run.config))
+        given = config["model"]["init_args"]["reference"]["init_args"]["path"]
+    except (FileNotFoundError, KeyError, TypeError):
+        # No config, or no reference with a path.
+        return []
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(
+            f"cannot read {run.config} ({' '.join(str(error).split())[:200]}), which says where states on the rows are: "
+            "put that file back as it was, and purge again"
+        ) from None
+    if not given or (path := Path(expanded(str(given)))).resolve() == run.reference:
+        return []
+    # A relative path may be one of another folder.
+    if path.is_absolute() and not path.exists():
+        return []
+    return [f"{given}: the reference's states on the rows: remove by hand"]
 
 
 def _kept(run: RunFolder, manifest: dict[str, Any], target: bool) -> tuple[str, ...]:
-    kept = [
-        f"{run.hf}: the unlearned model and its tokenizer",
-        f"{run.metrics}, {run.config}, {run.manifest}: figures",
-    ]
-    for path in sorted(run.path.parent.glob(f"{run.path.name}-*")):
+    kept = [f"{run.hf}: the unlearned model and its tokenizer"] if run.hf.is_dir() else []
+    kept.append(f"{run.metrics}, {run.config}, {run.manifest}: figures")
+    for path in sorted(run.path.parent.glob(f"{glob.escape(run.path.name)}-*")):
         if (probe := RunFolder(path).read_manifest().get("probe") or {}).get("kind") not in (None, "audit"):
             kept.append(
                 f"{path}: a {probe['kind']} probe, with texts and weights of its own: remove it, or purge it too"
             )
-    if not target:
-        source = (manifest.get("policy") or {}).get("source")
+    source = (manifest.get("policy") or {}).get("source")
+    if source and not target:
         kept.append(f"{source}: the model that the run started from, which knows the rows (--target)")
     return (*kept, "the data files, the caches of libraries, and backups")

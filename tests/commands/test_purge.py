@@ -5,9 +5,13 @@ import shutil
 import sys
 
 import pytest
+import yaml
 
 from dipo_pl.commands import purge as purging
 from dipo_pl.commands.purge import Purge
+from dipo_pl.errors import InputError
+from dipo_pl.storage.files import locked
+from dipo_pl.storage.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -90,7 +94,7 @@ def test_a_second_purge_finds_nothing(run, cli, manifest):
 def test_a_killed_purge_is_gone_on_with(run, cli, monkeypatch):
     monkeypatch.setattr(purging, "remove", None)
     with pytest.raises(TypeError):
-        Purge.of(str(run), False).run_now()
+        Purge.of(RunFolder(run)).run_now()
     monkeypatch.undo()
     assert "question" not in forget_rows(run)[0]
     assert (run / "checkpoints").exists()
@@ -118,21 +122,195 @@ def test_nothing_is_removed_without_a_yes(run, cli, monkeypatch):
     assert not (run / "checkpoints").exists()
 
 
-def test_the_target_is_removed_if_asked(run, cli, manifest, smoke):
+@pytest.fixture
+def target(run, manifest, smoke):
+    """The run that ended with the model that `run` started from."""
     target = run.with_name("target")
     shutil.copytree(smoke, target)
-    policy = manifest(run)["policy"] | {"source": str(target / "hf")}
-    manifest(run, policy=policy)
+    ended_with = manifest(target)["policy"]["weights_at_end"]
+    changed = {"source": str(target / "hf"), "weights_at_start": ended_with}
+    manifest(run, policy=manifest(run)["policy"] | changed)
+    return target
+
+
+def test_the_target_is_removed_if_asked(run, target, cli, manifest):
     ended = cli("purge", run, "--yes")
     assert (
         f"  {target / 'hf'}: the model that the run started from, which knows the rows (--target)"
         in ended.out
     )
     assert (target / "hf").is_dir()
-    assert cli("purge", run, "--yes", "--target").code == 0
+    ended = cli("purge", run, "--yes", "--target")
+    assert ended.code == 0, ended.err
     assert not (target / "hf").exists()
     assert not (target / "checkpoints").exists()
     assert (target / "metrics.jsonl").is_file()
+    assert manifest(target)["purged"]["removed"] == ["checkpoints", "hf"]
+    assert "hf" not in manifest(run)["purged"]["removed"]
+    # The target's own evaluations are named, with the command that removes their texts.
+    left = f"  {target}: texts of its evaluations, TensorBoard's samples: dipo-pl purge {target}"
+    lines = ended.out.splitlines()
+    assert lines[lines.index("still holds the rows:") + 1] == left
+    ended = cli("purge", target, "--yes")
+    assert ended.code == 0, ended.err
+    assert not [line for line in ended.out.splitlines() if line.startswith(f"  {target / 'hf'}")]
+    assert ended.out.splitlines()[-1] == f"done: {target} holds figures"
+    assert "still holds the rows:" not in cli("purge", run, "--yes", "--target").out
+
+
+def with_policy(**changes):
+    return lambda content: content | {"policy": content["policy"] | changes}
+
+
+@pytest.mark.parametrize(("of_run", "of_target", "line"), [
+    (None, lambda content: content | {"status": "running"}, "is not finished (status: running)"),
+    (None, with_policy(weights_at_end="others"), "is not the model that"),
+    (with_policy(weights_at_start="others"), None, "is not the model that"),
+    # Of LoRA only the adapter's weights are recorded: the target must have ended before.
+    (with_policy(frozen_weights="a", weights_at_start="b"), lambda content: content | {"ended": "9999"}, "is not the model"),
+    (lambda content: content | {"probe": {"kind": "relearning"}}, None, "has no exported model of its own"),
+])  # fmt: skip
+def test_another_model_at_the_targets_path_stays(run, target, cli, manifest, of_run, of_target, line):
+    for folder, change in ((run, of_run), (target, of_target)):
+        if change is not None:
+            manifest(folder, **change(manifest(folder)))
+    ended = cli("purge", run, "--yes", "--target")
+    assert (ended.code, len(ended.errors)) == (2, 1)
+    assert line in ended.errors[0]
+    assert (target / "hf" / "model.safetensors").is_file()
+    assert (run / "checkpoints").exists()
+
+
+def test_the_target_of_frozen_weights_is_compared_by_time(run, target, cli, manifest):
+    frozen = with_policy(frozen_weights="a", weights_at_start="b")(manifest(run))
+    manifest(run, **frozen | {"started": "2026-01-02"})
+    manifest(target, ended="2026-01-01")
+    assert cli("purge", run, "--yes", "--target").code == 0
+    assert not (target / "hf").exists()
+
+
+def test_weights_that_were_not_recorded_are_not_compared(run, target, cli, manifest):
+    manifest(run, **with_policy(weights_at_start=None)(manifest(run)))
+    assert cli("purge", run, "--yes", "--target").code == 0
+    assert not (target / "hf").exists()
+
+
+@pytest.mark.parametrize("used", ["run", "target"])
+def test_a_folder_in_use_is_left_alone(run, target, cli, used):
+    with locked(run.with_name("smoke" if used == "run" else used)):
+        ended = cli("purge", run, "--yes", "--target")
+    assert (ended.code, ended.out) == (2, "")
+    assert "is used by another process" in ended.errors[0]
+    assert (target / "hf").exists()
+    assert (run / "checkpoints").exists()
+
+
+def test_the_list_is_made_inside_of_the_lock(run, target, cli, monkeypatch):
+    tried = []
+
+    def of(folder, started_from):
+        for each in (folder, started_from):
+            with pytest.raises(InputError, match="used by another process"), locked(each.path):
+                pass
+            tried.append(each.path)
+        return made(folder, started_from)
+
+    made = Purge.of
+    monkeypatch.setattr(Purge, "of", of)
+    assert cli("purge", run, "--yes", "--target").code == 0
+    assert tried == [run, target]
+
+
+@pytest.mark.parametrize("gone", ["model.safetensors", "config.json", "."])
+def test_weights_that_are_only_in_checkpoints_stay(run, cli, gone):
+    path = run / "hf" / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    ended = cli("purge", run, "--yes")
+    assert (ended.code, len(ended.errors), ended.out) == (2, 1, "")
+    line = f"{run / 'hf'} has no exported model: the weights are only in {run / 'checkpoints'}"
+    assert line in ended.errors[0]
+    assert (run / "checkpoints" / "last.ckpt").exists()
+    assert "question" in forget_rows(run)[0]
+
+
+def test_a_probes_weights_are_not_kept(run, cli, manifest):
+    manifest(run, probe={"kind": "relearning"})
+    shutil.rmtree(run / "hf")
+    ended = cli("purge", run, "--yes")
+    assert ended.code == 0, ended.err
+    assert not (run / "checkpoints").exists()
+    assert f"{run / 'hf'}:" not in ended.out
+
+
+def test_an_adapter_is_a_model_that_needs_its_base(run, target, cli):
+    (run / "hf" / "config.json").rename(run / "hf" / "adapter_config.json")
+    ended = cli("purge", run, "--yes", "--target")
+    assert (ended.code, len(ended.errors)) == (2, 1)
+    assert f"{run / 'hf'} holds an adapter, which needs {target / 'hf'} as its base" in ended.errors[0]
+    assert (target / "hf").is_dir()
+    assert cli("purge", run, "--yes").code == 0
+    assert not (run / "checkpoints").exists()
+
+
+def test_a_run_is_purged_from_inside(run, cli, monkeypatch):
+    monkeypatch.chdir(run)
+    ended = cli("purge", ".", "--yes")
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
+    assert lines[0] == f"removes from {run}:"
+    assert any(line.startswith(f"  {run}-relearn: a relearning probe") for line in lines)
+    assert not (run / "checkpoints").exists()
+
+
+def test_a_name_is_no_pattern(run, cli):
+    odd = run.rename(run.with_name("smoke[12]"))
+    ours, other = (run.with_name(f"{name}-relearn") for name in ("smoke[12]", "smoke1"))
+    for each in (ours, other):
+        shutil.copytree(run.with_name("smoke-relearn"), each)
+    lines = cli("purge", odd, "--yes").out
+    assert f"  {ours}: a relearning probe" in lines
+    assert str(other) not in lines
+
+
+@pytest.mark.parametrize(("path", "listed"), [
+    ("{there}", True), ("states", True), ("{run}/reference", False), ("{there}/gone", False), (None, False),
+])  # fmt: skip
+def test_states_outside_of_the_run_are_named(run, cli, tmp_path, path, listed):
+    there = tmp_path / "shared-states"
+    there.mkdir()
+    given = path and path.format(there=there, run=run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    reference = {"class_path": "dipo_pl.StoredStates", "init_args": {"path": given}}
+    config["model"]["init_args"]["reference"] = reference
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    ended = cli("purge", run, "--yes")
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
+    line = f"  {given}: the reference's states on the rows: remove by hand"
+    assert (line in lines, "still holds the rows:" in lines) == (listed, listed)
+    assert there.is_dir()
+
+
+def test_a_damaged_config_is_named(run, cli):
+    (run / "config.yaml").write_text("model: {")
+    ended = cli("purge", run, "--yes")
+    assert (ended.code, len(ended.errors)) == (2, 1)
+    assert f"cannot read {run / 'config.yaml'}" in ended.errors[0]
+    assert (run / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoints", "checkpoints/last.ckpt", "evaluation", "evaluation/*.json", "error.log"]
+)
+def test_links_are_refused_by_name(run, cli, tmp_path, name):
+    path = sorted(run.glob(name))[0]
+    elsewhere = path.rename(tmp_path / "elsewhere")
+    path.symlink_to(elsewhere)
+    ended = cli("purge", run, "--yes")
+    assert (ended.code, len(ended.errors), ended.out) == (2, 1, "")
+    assert f"{path} is a symbolic link to {elsewhere}" in ended.errors[0]
+    assert "question" in forget_rows(run)[0]
+    assert elsewhere.exists()
 
 
 @pytest.mark.parametrize(("change", "words", "line"), [
