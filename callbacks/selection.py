@@ -27,6 +27,7 @@ from dipo_pl.evaluation.verdict_rules import (
     deviation,
     forgotten_set,
     kept_utility,
+    lacks_measures,
 )
 from dipo_pl.storage.run_folder import RunFolder
 
@@ -160,6 +161,12 @@ class NearestToUnseen(UtilityKept):
     Membership and Forget Quality lower the score where the rows are erased too far. The more evidence there is (a
     retain-only model, a holdout), the better the rule knows where to end.
     """
+
+    def score(self, metrics: Metrics, target: Metrics, retain: Metrics | None) -> float | None:
+        """Return the deviation, negated, as the base class does; None if a measure of forgetting was not taken now."""
+        score = super().score(metrics, target, retain)
+        evidence = Evidence(target, metrics, retain, self.wrong_answers, self.rows)
+        return None if lacks_measures(evidence, self.thresholds) else score
 
     def distance(self, evidence: Evidence) -> float:
         """Return the deviation; 0 if the target knew nothing of the rows."""

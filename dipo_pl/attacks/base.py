@@ -20,6 +20,7 @@ class Outcome:
         headline: what `values` are, in words.
         values: for each attacked model one number by which the models are compared; the higher, the more it knows.
         metrics: what enters metrics.jsonl, by key.
+        floor: the value of a model that knows nothing, which stands in where there is no retain-only model.
         interval: of 95 % confidence over rows, of the unlearned model's value; None where it is not known.
         rows: values of single rows, each with its number `row`.
         series: by name the values of a curve, one of them its steps, layers or settings.
@@ -31,6 +32,7 @@ class Outcome:
     rows: list[dict[str, Any]] = field(default_factory=list)
     series: dict[str, list[Any]] = field(default_factory=dict)
     interval: list[float] | None = None
+    floor: float = 0.0
 
     def content(self) -> dict[str, Any]:
         """Return the outcome as plain values, which `read` takes."""

@@ -36,8 +36,8 @@ def judge(outcome: Outcome, tolerance: float, removed: float) -> Judgement:
         not_forgotten       otherwise, if t - r > tolerance and (t - u) / (t - r) < removed
         distinguishable     otherwise
 
-    Without a retain-only model r counts as 0, as if the best had been reached, for `not_forgotten` alone: nothing else can
-    be said.
+    Without a retain-only model r counts as the outcome's floor, as if the best had been reached, for `not_forgotten` alone:
+    nothing else can be said.
 
     Args:
         outcome: what the attack found.
@@ -52,7 +52,7 @@ def judge(outcome: Outcome, tolerance: float, removed: float) -> Judgement:
         if target is not None and abs(target - base) <= tolerance:
             return not_tried(f"{reason}; it cannot tell the target from the retain-only model either")
         return Judgement("indistinguishable", reason)
-    distance = 0.0 if target is None else target - (base or 0.0)
+    distance = 0.0 if target is None else target - (outcome.floor if base is None else base)
     if target is not None and distance > tolerance and target - now < removed * distance:
         return Judgement("not_forgotten", reason)
     if base is None:

@@ -43,7 +43,6 @@ class LeakAtK(Attack):
         tolerance: float = 0.05,
     ) -> None:
         super().__init__(tolerance)
-        self.k = sorted(k) if k else [each for each in (1, 4, 16, 64) if each <= samples]
         check_count("LeakAtK.samples", samples)
         self.k = sorted(k) if k else [each for each in (1, 4, 16, 64) if each <= samples]
         for each in self.k:

@@ -12,6 +12,8 @@ from dipo_pl.metrics.base import FORGET, HOLDOUT
 
 # The attacks that OpenUnlearning's score of privacy averages over.
 SCORED = ("loss", "zlib", "min_k", "min_k_plus_plus")
+# The area of an attack that recognizes nothing.
+CHANCE = 0.5
 
 
 class Membership(Attack):
@@ -55,7 +57,7 @@ class Membership(Attack):
         values = {name: each[farthest] for name, each in areas.items()}
         series: dict[str, list[Any]] = {"attack": list(SCORED)}
         series |= {name: [each[attack] for attack in SCORED] for name, each in areas.items()}
-        return Outcome(f"AUC of the {farthest} attack", values, by_model(metrics), [], series)
+        return Outcome(f"AUC of the {farthest} attack", values, by_model(metrics), [], series, floor=CHANCE)
 
     def _areas(self, subject: Subject, name: str) -> dict[str, float]:
         metric = MembershipMetric(self.k)

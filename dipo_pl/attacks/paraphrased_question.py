@@ -24,14 +24,13 @@ class ParaphrasedQuestion(Attack):
 
     def lacks(self, subject: Subject) -> str | None:
         """Return the column that no row has."""
-        some = any(row.paraphrased_question for row in subject.forget.rows)
-        return None if some else "rows with a paraphrased_question"
+        return None if _asked(subject) else "rows with a paraphrased_question"
 
     def run(self, subject: Subject) -> Outcome:
         """Return the metrics of each model."""
-        asked = [row for row, each in enumerate(subject.forget.rows) if each.paraphrased_question]
+        asked = _asked(subject)
         rows = [_reworded(subject.forget.rows[row]) for row in asked]
-        reworded = replace(subject.forget, rows=rows)
+        reworded = replace(subject.forget, rows=rows, cut_answers=None)
 
         def measured(name: str) -> dict[str, Any]:
             with subject.model(name) as model:
@@ -54,6 +53,12 @@ class ParaphrasedQuestion(Attack):
         interval = mean_interval([each["probability"] for each in found[UNLEARNED]["rows"]])
         headline = "mean probability of the true answer"
         return Outcome(headline, values, by_model(metrics), by_row, interval=interval)
+
+
+def _asked(subject: Subject) -> list[int]:
+    """Return the numbers of the rows that have a question, and another one in other words."""
+    rows = enumerate(subject.forget.rows)
+    return [number for number, row in rows if row.paraphrased_question and row.messages]
 
 
 def _reworded(row: Row) -> Row:

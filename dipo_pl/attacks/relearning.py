@@ -1,6 +1,8 @@
 """Relearning: how fast does what was forgotten come back while a model is trained on something else?"""
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -68,6 +70,8 @@ class Relearning(Attack):
         if file is not None and source != "benign":
             raise InputError(f"Relearning.file is for the source benign (got {source}): leave it out")
         self.source, self.share, self.file = source, share, file
+        # Part of the attack's identity: another text is another attack.
+        self.file_digest = None if file is None else _digest(file)
         self.steps, self.every, self.batch_size, self.lr = steps, every, batch_size, lr
 
     @property
@@ -177,3 +181,9 @@ class Relearning(Attack):
             clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
+
+
+def _digest(file: str) -> str | None:
+    """Return the SHA-256 of a file; None if it is a folder, or a name on the hub."""
+    path = Path(file)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None

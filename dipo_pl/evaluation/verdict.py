@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from dipo_pl.evaluation.verdict_notes import notes, other_attacks
 from dipo_pl.evaluation.verdict_rules import (
     MEASURES,
     Evidence,
@@ -30,8 +31,6 @@ from dipo_pl.evaluation.verdict_rules import (
     forget_quality,
     forgetting,
     membership,
-    notes,
-    other_attacks,
     utility,
 )
 

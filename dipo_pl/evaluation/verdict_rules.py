@@ -31,15 +31,8 @@ MEASURES = {
 GENERATED = ("rouge_l_recall", "verbatim", "knowledge")
 # The attack that PrivLeak uses too.
 ATTACK = "membership_min_k_auc"
-# Attacks whose areas are told beside it.
-OTHER_ATTACKS = {"loss": "loss", "zlib": "zlib", "Min-K%++": "min_k_plus_plus"}
-# Rules that nothing of a training run tests.
-PROBES = {
-    "relearning": "whether training on a few of the rows brings the others back was not tested",
-    "quantization": "whether rounding the weights brings the rows back was not tested",
-    "paraphrased_questions": "whether the rows come back when asked in other words was not tested",
-    "sampling": "whether the rows come back when many answers are sampled was not tested (one greedy answer was)",
-}
+# Deviations above are all the same.
+FARTHEST = 1000.0
 
 
 @dataclass(frozen=True)
@@ -242,7 +235,7 @@ def deviation(evidence: Evidence, thresholds: Thresholds) -> float | None:
     """Return how far the weights are from a model that never saw the rows, in units of the thresholds.
 
     The parts are (1 - removed share) / (1 - threshold) for each measure of forgetting, |AUC - aim| / threshold for
-    membership, unless the rows are too few for it, and log p / log threshold for Forget Quality. Where all of these rules
+    membership, and log p / log threshold for Forget Quality. Where all of these rules
     are met, the deviation is the largest part, at most 1; else it is 1 plus the mean of what the parts exceed 1 by, so that
     it falls as long as any of them comes nearer: an AUC of 1 and a p-value of few rows stay where they are for long. It
     rises again once rows are erased so far that they can be told from unseen ones by that.
@@ -251,17 +244,28 @@ def deviation(evidence: Evidence, thresholds: Thresholds) -> float | None:
     """
     shares = [removed_share(evidence, name, thresholds) for _, name in MEASURES.values()]
     # All may have to be gone.
-    allowed = max(1 - thresholds.removed, 1e-9)
+    allowed = max(1 - thresholds.removed, 1 / FARTHEST)
     left = [(1 - each) / allowed for each in shares if each is not None]
     if not left:
         return None
     told = membership(evidence, thresholds)
-    if told.status != "not_tested" and told.value is not None and told.threshold:
+    if told.value is not None and told.threshold:
         left.append(told.value / told.threshold)
-    if "forget_quality_log10_p" in evidence.now and 0 < thresholds.forget_quality < 1:
-        left.append(evidence.now["forget_quality_log10_p"] / math.log10(thresholds.forget_quality))
-    beyond = fmean(max(each - 1, 0.0) for each in left)
+    if "forget_quality_log10_p" in evidence.now and thresholds.forget_quality:
+        # No p-value is above 1.
+        bound = -math.log10(thresholds.forget_quality)
+        left.append(-evidence.now["forget_quality_log10_p"] / bound if bound else FARTHEST)
+    beyond = fmean(min(max(each - 1, 0.0), FARTHEST) for each in left)
     return 1 + beyond if beyond else max(0.0, *left)
+
+
+def lacks_measures(evidence: Evidence, thresholds: Thresholds) -> bool:
+    """Return whether an evaluation lacks a measure of forgetting that counts, such as ROUGE where nothing was generated."""
+    subject, before = forgotten_set(evidence.target), replace(evidence, now=evidence.target)
+    return any(
+        f"{subject}_{name}" not in evidence.now and removed_share(before, name, thresholds) is not None
+        for _, name in MEASURES.values()
+    )
 
 
 def membership(evidence: Evidence, thresholds: Thresholds) -> Reason:
@@ -274,7 +278,7 @@ def membership(evidence: Evidence, thresholds: Thresholds) -> Reason:
     aim = 0.5 if theirs is None else theirs
     source: Baseline = "holdout" if theirs is None else "retain-only model"
     seen, unseen = (evidence.rows.get(each) for each in ("forget", "holdout"))
-    noise = _noise(evidence)
+    noise = area_noise(evidence)
     distance, bound = abs(auc - aim), max(thresholds.membership, noise)
     of = f"membership AUC is {auc:.2f}, {aim:.2f} is {'chance' if theirs is None else 'a retain-only model'}"
     if distance <= bound and noise > 2 * thresholds.membership:
@@ -292,28 +296,10 @@ def membership(evidence: Evidence, thresholds: Thresholds) -> Reason:
     return Reason("membership", status, source, text, distance, bound)
 
 
-def _noise(evidence: Evidence) -> float:
+def area_noise(evidence: Evidence) -> float:
     """Return twice the standard error of the area of an attack; 0 if the numbers of rows are not known."""
     seen, unseen = (evidence.rows.get(each) for each in ("forget", "holdout"))
     return 2 * math.sqrt((seen + unseen + 1) / (12 * seen * unseen)) if seen and unseen else 0.0
-
-
-def other_attacks(evidence: Evidence, thresholds: Thresholds) -> list[Reason]:
-    """Return a warning on the attacks beside Min-K% that tell the rows from unseen ones; nothing if there are none."""
-    bound, apart = max(thresholds.membership, _noise(evidence)), []
-    for title, name in OTHER_ATTACKS.items():
-        key = f"membership_{name}_auc"
-        aim = (evidence.retain or {}).get(key, 0.5)
-        if key in evidence.now and abs(evidence.now[key] - aim) > bound:
-            apart.append(f"{title} {evidence.now[key]:.2f} ({aim:.2f})")
-    if not apart:
-        return []
-    whose = "chance" if evidence.retain is None else "a retain-only model's"
-    text = (
-        f"by other attacks the rows are told from unseen ones, recognized or erased too far: AUC of {', '.join(apart)}; in "
-        f"brackets {whose}, at most {bound:.2f} apart"
-    )
-    return [Reason("warnings", "missed", "retain-only model" if evidence.retain else "holdout", text)]
 
 
 def forget_quality(evidence: Evidence, thresholds: Thresholds) -> Reason | None:
@@ -382,13 +368,3 @@ def collapse(evidence: Evidence, was_seen: bool) -> Reason:
     if not was_seen:
         return Reason("collapse", "not_tested", "none", "neither utility nor language was measured")
     return Reason("collapse", "met", "target", "no sign of a collapse at this step")
-
-
-def notes(evidence: Evidence) -> list[Reason]:
-    """Return what the verdict does not rest on: warnings of the run, and what was not tried."""
-    warned = [Reason("warnings", "missed", "this run", each) for each in evidence.warnings]
-    untested = dict(PROBES)
-    # Training goes on to teach them, which raises what is measured on them.
-    if evidence.rows and evidence.rows.keys() <= {"forget", "retain", "holdout"}:
-        untested["other_knowledge"] = "what the model can do beyond the retain rows was not tested"
-    return warned + [Reason(rule, "not_tested", "none", text) for rule, text in untested.items()]

@@ -23,12 +23,14 @@ def read_key(path: Path, forbidden: Iterable[Path]) -> bytes:
         forbidden: folders that the key must not lie in, since they are handed on.
 
     Raises:
-        InputError: the file is in such a folder, or holds something else.
+        InputError: the file is in such a folder or in none, or holds something else.
         WriteError: it cannot be written.
     """
     for folder in forbidden:
         if folder.resolve() in path.resolve().parents:
             raise InputError(f"--key {path} is in {folder}, which may be handed on: give a file elsewhere")
+    if not path.parent.is_dir():
+        raise InputError(f"--key {path}: there is no folder {path.parent}: make it, or give another file")
     if not path.exists():
         with writing(path):
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -36,6 +36,17 @@ def test_an_attack_is_judged_by_its_distances(values, status):
     assert judged(*values).status == status
 
 
+@pytest.mark.parametrize(("values", "status"), [
+    # Half of the way from 0.95 to chance, an AUC of 0.5, is 0.725.
+    ((0.95, 0.5, None), "not_tried"),
+    ((0.95, 0.7, None), "not_tried"),
+    ((0.95, 0.76, None), "not_forgotten"),
+])  # fmt: skip
+def test_without_a_retain_only_model_membership_is_compared_with_chance(values, status):
+    named = dict(zip(("target", "unlearned"), values, strict=False))
+    assert judge(Outcome("AUC", named, {}, floor=0.5), 0.05, 0.5).status == status
+
+
 def test_thresholds_are_the_configs():
     assert judged(0.9, 0.3, 0.1, removed=0.8).status == "not_forgotten"
     assert judged(0.9, 0.3, 0.1, tolerance=0.3).status == "indistinguishable"

@@ -3,8 +3,8 @@
 import pytest
 
 from dipo_pl.evaluation.verdict import judge
+from dipo_pl.evaluation.verdict_notes import PROBES
 from dipo_pl.evaluation.verdict_rules import (
-    PROBES,
     Evidence,
     Thresholds,
     baseline,

@@ -48,3 +48,8 @@ def test_what_is_no_key_is_refused(tmp_path):
     with pytest.raises(InputError, match="which may be handed on"):
         read_key(tmp_path / "run" / "deep" / "key", [tmp_path / "run"])
     assert not (tmp_path / "run").exists()
+
+
+def test_a_key_in_no_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"there is no folder .*none: make it"):
+        read_key(tmp_path / "none" / "key", [])

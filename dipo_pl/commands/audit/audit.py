@@ -91,8 +91,9 @@ class Audit:
         first = self.fabric.is_global_zero
         lacking = {each.name: each.lacks(self.subject) for each in self.config.attacks}
         if first:
-            write_text(self.run_folder.config, self.config.text)
+            # First, so that the folder is known for an audit's whenever this is cut.
             self._write_manifest("running", arguments)
+            write_text(self.run_folder.config, self.config.text)
             if self.key is not None:
                 write_fingerprints(self.run_folder, self.key, self.subject.forget.rows)
         progress = AuditProgress(sum(each is None for each in lacking.values()))
@@ -110,7 +111,7 @@ class Audit:
                 try:
                     outcomes[attack.name] = self._outcome(attack)
                 except InputError as error:
-                    judgements[attack.name] = not_tried(" ".join(str(error).split()))
+                    judgements[attack.name] = not_tried(self._without_texts(error))
                 else:
                     judgements[attack.name] = judge(
                         outcomes[attack.name], attack.tolerance, self.config.removed
@@ -120,6 +121,16 @@ class Audit:
         if first:
             self._write(outcomes, judgements, arguments)
         self.fabric.barrier()
+
+    def _without_texts(self, error: InputError) -> str:
+        """Return an error on one line, in which texts of forget rows are left out: the audit's folder holds none."""
+        message = " ".join(str(error).split())
+        for row in self.subject.forget.rows:
+            for text in (row.question, row.answer, row.paraphrased_question, row.entity):
+                if text:
+                    # As `Row.label` and others quote them.
+                    message = message.replace(" ".join(repr(text[:60]).split()), "'...'")
+        return message
 
     def _outcome(self, attack: Attack) -> Outcome:
         """Return what an attack finds, of this or an interrupted audit."""
@@ -137,6 +148,10 @@ class Audit:
         for each in outcomes.values():
             metrics |= each.metrics
         metrics |= scores(metrics)
+        for path in (self.run_folder.path / "attacks").glob("*.json"):
+            # Of an earlier config: signed with the rest, it would count as a result of this one.
+            if path.stem not in outcomes:
+                path.unlink()
         write_text(self.run_folder.metrics, json.dumps({"epoch": None, "step": 0, **metrics}) + "\n")
         shown = ("headline", "values", "interval", "series")
         found = {name: {key: vars(each)[key] for key in shown} for name, each in outcomes.items()}

@@ -1,5 +1,6 @@
 """The models of an audit: the run's own, its target, and one that never knew."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,13 @@ def sources_of(run: FinishedRun, target: str | None, against: str | None) -> dic
         found[TARGET] = _named(target, "--target")
     elif started["class_path"].split(".")[-1] == "Pretrained" and run.manifest.get("command") == "fit":
         own = {key: value for key, value in started["init_args"].items() if value is not None}
-        found[TARGET] = Pretrained(**{key: own[key] for key in own if key not in OF_TRAINING})
+        known = Pretrained(**{key: own[key] for key in own if key not in OF_TRAINING})
+        try:
+            known.configuration()
+        except InputError as error:
+            print(f"dipo-pl: warning: no target, give one by --target: {error}", file=sys.stderr)
+        else:
+            found[TARGET] = known
     compared = (run.config.get("forget_quality") or {}).get("retain_result")
     if against is not None:
         found[RETAIN_ONLY] = _named(against, "--against")

@@ -71,11 +71,15 @@ class FinishedRun:
         """Return the folder of a probe, beside the run's and with `name` after the run's name.
 
         Raises:
-            InputError: the folder holds a probe of other weights: the run was trained again since.
+            InputError: the folder holds a run that is no probe, or a probe of other weights: the run was trained again
+                since.
         """
         path = self.path if self.path.name not in ("", "..") else self.path.resolve()
         folder = path.with_name(f"{path.name}-{name}")
-        probe = RunFolder(folder).read_manifest().get("probe")
+        manifest = RunFolder(folder).read_manifest()
+        probe = manifest.get("probe")
+        if manifest and probe is None:
+            raise InputError(f"{folder} is a run of its own, and would be overwritten: rename it")
         if probe is not None and probe.get("weights") != self.weights:
             stale = f"{folder} is a probe of {self.path} before that run was trained again"
             raise InputError(f"{stale}: remove {folder}")

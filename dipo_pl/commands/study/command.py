@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dipo_pl.cli.command_parser import Parser
-from dipo_pl.commands.study.study_file import OWN, StudyFile
+from dipo_pl.commands.study.study_file import OWN, RATE, StudyFile
 from dipo_pl.configs import resolve
 from dipo_pl.errors import InputError
 from dipo_pl.storage.files import locked
@@ -110,6 +110,10 @@ def _run(
     from dipo_pl.version import __version__
 
     machine.jobs_at_a_time(given.jobs, file.threads, 0, 0)
+    if RATE in further and any(file.tunes(row) for row in file.rows):
+        raise InputError(
+            f"--{RATE} is chosen by learning_rate of {path}: leave it out, or give the rows tune: false"
+        )
     plan = Plan(file, folder, further)
     configs = checked(plan)
     each, devices = max((machine.devices_of(config) for config in configs), key=lambda found: found[0])
@@ -128,7 +132,7 @@ def _run(
         runner = Runner(plan, results, jobs, places, facts, given.redo, rows)
         runner.prepare()
         results.study = {
-            "name": folder.name,
+            "name": path.stem,
             "rows": [row.name for row in file.rows],
             "file": asdict(file),
             "options": further,

@@ -112,8 +112,8 @@ class Job:
     def fingerprint(self, rate: float | None) -> str:
         """Return the SHA-256 of what the run is made of: content of configs, options, seed, and the same of what it needs.
 
-        Folders are not part of it, so that it is the same on another machine: of an option that ends in `path`, only the
-        last name counts.
+        Where data lie is not part of it, so that it is the same on another machine: of `data.path`, only the last name
+        counts.
         """
         options = {key: _located(key, value) for key, value in self.recipe.options.items()}
         of_needs = [each.fingerprint(None) for each in self.needs]
@@ -219,7 +219,7 @@ def _text(value: Any) -> Any:
 
 
 def _located(key: str, value: Any) -> Any:
-    return Path(value).name if key.rpartition(".")[2] == "path" and isinstance(value, str) else value
+    return Path(value).name if key == "data.path" and isinstance(value, str) else value
 
 
 def _content(config: str) -> Any:

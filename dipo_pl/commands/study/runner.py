@@ -25,6 +25,7 @@ from dipo_pl.storage.secrets import redact, redact_arguments
 # Seconds between two looks at the running processes, and for which interrupted ones are waited for.
 TICK, PATIENCE = 0.2, 120.0
 SHOWN = 300  # characters of an error
+STALE = "its record is of another learning rate than is chosen now: give --redo to make it again"
 
 
 class Process(Protocol):
@@ -138,6 +139,11 @@ class Runner:
                 f"{len(kept)} record(s) in {self.results.path} were made with other configs, options or learning rates "
                 f"({names}): give --redo to make these runs again, restore the configs, or give another --name"
             )
+        if others := [each.key for each in stale if each not in self._selected]:
+            raise InputError(
+                f"--redo with --row would remove records of other rows ({', '.join(others[:3])}) and not make them again: "
+                "give --redo without --row"
+            )
         for each in stale:
             self._discard(each)
         wanted = [each for each in self._selected if self._record(each) is None]
@@ -162,8 +168,7 @@ class Runner:
         finally:
             self._end_all()
         for job in filter(self._is_stale, self._selected):
-            why = "its record is of another learning rate than is chosen now: give --redo to make it again"
-            self.failed.setdefault(job, why)
+            self.failed.setdefault(job, STALE)
 
     def _run_all(self) -> None:
         while self.todo or self.running:
@@ -202,10 +207,16 @@ class Runner:
     def _start_some(self) -> None:
         unfinished = {*self._unfinished}
         for job in [*self.todo]:
-            awaited = (*job.needs, *job.tuned_by)
+            start = job.start if job.kind.is_probe else None
+            awaited = (*job.needs, *job.tuned_by, *(start.tuned_by if start else ()))
             if blocking := next((each for each in awaited if each in self.failed), None):
                 self.todo.remove(job)
                 self.failed[job] = f"not run: it needs {blocking.key}"
+            elif start and unfinished.isdisjoint(awaited) and self._is_stale(start):
+                # The model that is there has another learning rate; `run` tells it, or makes both again.
+                self.todo.remove(job)
+                if not self._redo:
+                    self.failed[job] = f"not run: {start.key} is of another learning rate than is chosen now"
             elif self._places and unfinished.isdisjoint(awaited):
                 self.todo.remove(job)
                 self._start_one(job)
@@ -216,6 +227,9 @@ class Runner:
 
     def _start_one(self, job: Job) -> None:
         if self._is_stale(job):
+            if self._record(job) is not None and not self._redo:
+                self.failed[job] = STALE
+                return
             # What an earlier, unfinished start had; the learning rate is known only now.
             self._discard(job)
         if lacks_model(job, self.todo, self.plan.folder):

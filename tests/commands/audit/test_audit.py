@@ -261,6 +261,34 @@ class TestLacking:
             "it takes models of one architecture (num_hidden_layers is 3 in the retain-only model and 2 in the target)"
         )
 
+    def test_a_target_that_is_gone_is_left_out(self, world, cli, manifest):
+        shutil.rmtree(world / "target")
+        ended = cli(*SHORT)
+        assert ended.code == 0, ended.err
+        assert "no target, give one by --target: " in ended.err
+        assert "target" not in manifest(world / "runs" / "unlearned-audit")["models"]
+
+    def test_an_error_about_a_row_leaves_its_texts_out(self, world, cli, manifest):
+        rows = read_rows(str(world / "forget.jsonl"))
+        config = world / "runs" / "unlearned" / "config.yaml"
+        text = yaml.safe_load(config.read_text())
+        text["data"]["init_args"] |= {"max_length": 50, "too_long": "truncate"}
+        config.write_text(yaml.safe_dump(text))
+        (world / "quick.yaml").write_text("attacks: [UnlearningDepth]")
+        ended = cli(*SHORT)
+        assert ended.code == 0, ended.err
+        reason = manifest(world / "runs" / "unlearned-audit")["attacks"]["unlearning_depth"]["reason"]
+        assert reason.startswith("the entity '...' of the row that begins '...'")
+        assert "raise it" in reason
+        assert not any(row.question in reason or (row.entity or row.answer) in reason for row in rows)
+
+    def test_results_of_attacks_that_are_left_out_go(self, world, cli):
+        assert cli(*SHORT).code == 0
+        (world / "quick.yaml").write_text("attacks: [Membership]")
+        assert cli(*SHORT).code == 0
+        folder = world / "runs" / "unlearned-audit" / "attacks"
+        assert [each.name for each in folder.glob("*.json")] == ["membership.json"]
+
     def test_what_an_attack_refuses_is_its_reason(self, world, cli, manifest):
         (world / "quick.yaml").write_text(
             "attacks: [{class_path: UnlearningDepth, init_args: {threshold: 99.0}}, LogitLens]"
@@ -311,6 +339,14 @@ def test_an_audit_of_other_weights_is_in_the_way(world, refused_line, cli, manif
     assert cli(*SHORT).code == 0
     manifest(world / "runs" / "unlearned", policy={"weights_at_end": "others"})
     assert "is a probe of runs/unlearned before that run was trained again" in refused_line(*SHORT)
+
+
+def test_a_run_of_its_own_is_not_overwritten(world, refused_line):
+    (world / "runs" / "unlearned-audit").mkdir()
+    (world / "runs" / "unlearned-audit" / "manifest.json").write_text(
+        '{"status": "finished", "command": "fit"}'
+    )
+    assert "unlearned-audit is a run of its own, and would be overwritten" in refused_line(*SHORT)
 
 
 def test_an_audit_is_not_audited(world, refused_line, cli):
