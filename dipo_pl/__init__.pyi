@@ -10,6 +10,7 @@ from dipo_pl.data_modules.alternates import Refusals as Refusals
 from dipo_pl.data_modules.alternates import RowAlternates as RowAlternates
 from dipo_pl.data_modules.fictitious_articles import FictitiousNews as FictitiousNews
 from dipo_pl.data_modules.fictitious_authors import FictitiousAuthors as FictitiousAuthors
+from dipo_pl.data_modules.fictitious_people import FictitiousPeople as FictitiousPeople
 from dipo_pl.data_modules.forget_retain import ForgetRetain as ForgetRetain
 from dipo_pl.data_modules.json_lines import JSONL as JSONL
 from dipo_pl.data_modules.muse import MUSE as MUSE
