@@ -78,7 +78,7 @@ def _table(models: Mapping[str, EvaluationResult]) -> Table:
         for name, (title, _) in SETS.items()
     ]
     caption = "How many answers have every word of the true one, and the mean probability per token of the true ones."
-    return Table("All rows", caption, ["", *models], rows)
+    return Table("All rows", caption, ["rows", *models], rows)
 
 
 def _cell(found: SetResult) -> str:
@@ -98,11 +98,11 @@ def _relearned(folder: Path, models: Mapping[str, EvaluationResult], width: int)
     taught = "P of the facts of forgotten people that are taught again, and of the others, which are not."
     hidden, unknown = ([each[names[1]] for each in records] for records in curves)
     before = models["before"].metrics["forget_probability"]
-    gone = (before - hidden[-1]) / (before - unknown[-1])
+    stays_away = before - hidden[-1] >= Thresholds().removed * (before - unknown[-1])
     verdict = (
         "They stay away: relearning brings back hardly more than a model learns that never saw them."
-        if gone >= Thresholds().removed
-        else "They come back: DiPO hid them in this model and did not remove them."
+        if stays_away
+        else "They come back at least in part: DiPO hid them in this model and did not remove them."
     )
     words = (
         f"P of the facts that were not taught again goes from {hidden[0]:.3f} to {hidden[-1]:.3f} in the model that forgot "

@@ -1,5 +1,6 @@
 """The command `dipo-pl demo-smollm2`: teach SmolLM2 about invented people, make it forget two, and read what it says."""
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +9,6 @@ from pathlib import Path
 from dipo_pl.cli.command_parser import Parser
 from dipo_pl.commands.demo_answers import RELEARNED, RETAIN_ONLY, TARGET, UNLEARNED, answers
 from dipo_pl.errors import InputError, check_number
-from dipo_pl.paths import expanded
 from dipo_pl.storage.run_folder import RunFolder
 
 DESCRIPTION = """\
@@ -42,7 +42,7 @@ def demo_smollm2(arguments: Sequence[str], debug: bool = False) -> int:
     """
     given = parser().parse_args(arguments)
     check_number("--seed", given.seed, minimum=0, maximum=2**32 - 1)
-    model, folder = Path(expanded(given.model)), Path(expanded(given.output_dir))
+    model, folder = Path(given.model), Path(given.output_dir)
     # Each seed has models of its own.
     folder = folder / f"seed-{given.seed}" if given.seed else folder
     if not (model / "config.json").is_file():
@@ -56,7 +56,7 @@ def demo_smollm2(arguments: Sequence[str], debug: bool = False) -> int:
         rest = [each for each in steps[number - 1 :] if not _is_finished(each, folder)]
         left = _time_left(time.monotonic() - started, done, sum(each.minutes for each in rest))
         print(
-            f"\n[{number}/{len(steps)}] {step.description}{left}\n      dipo-pl {' '.join(step.command)}",
+            f"\n[{number}/{len(steps)}] {step.description}{left}\n      dipo-pl {shlex.join(step.command)}",
             flush=True,
         )
         done += step.minutes if step in rest else 0.0
@@ -64,9 +64,8 @@ def demo_smollm2(arguments: Sequence[str], debug: bool = False) -> int:
             return code
     print(f"\n{answers(folder)}")
     print(f"\nDuration: {_minutes(time.monotonic() - started)}")
-    runs = " ".join(str(folder / name) for step in steps for name in step.runs)
-    print(f"Report as a page: dipo-pl report {runs} --output {folder / 'report'}")
-    print(f"Run folder: {folder / UNLEARNED}    Curves: tensorboard --logdir {folder}")
+    for title, words in _next(steps, folder).items():
+        print(f"{title}: {shlex.join(words)}")
     return 0
 
 
@@ -126,6 +125,22 @@ def demo_steps(model: Path, folder: Path, seed: int) -> list[Step]:
             "teach both models four of the eight facts again: do the others come back?", relearn, RELEARNED, 2
         ),
     ]
+
+
+def _next(steps: Sequence[Step], folder: Path) -> dict[str, list[str]]:
+    """Return the commands to go on with, by title."""
+    runs = [str(folder / name) for step in steps for name in step.runs]
+    return {
+        "Report as a page": ["dipo-pl", "report", *runs, "--output", str(folder / "report")],
+        "Further attacks": [
+            "dipo-pl",
+            "audit",
+            str(folder / UNLEARNED),
+            "--against",
+            str(folder / RETAIN_ONLY),
+        ],
+        "Curves": ["tensorboard", "--logdir", str(folder)],
+    }
 
 
 def _run(command: Sequence[str], debug: bool) -> int:

@@ -106,18 +106,23 @@ def test_a_step_that_fails_ends_the_demo_with_its_code(cli, model, monkeypatch):
     seen = []
 
     def run(words, debug):
-        seen.append(words[0])
+        seen.append(words)
         return 7 if len(seen) == 2 else 0
 
     monkeypatch.setattr(command, "_run", run)
-    assert cli("demo-smollm2", "--model", model).code == 7
-    assert seen == ["fit", "fit"]
+    assert cli("demo-smollm2", "--model", model, "--seed", "3").code == 7
+    assert len(seen) == 2
+    # Each seed has run folders of its own.
+    assert all(
+        "runs/seed-3" in words and words[words.index("--seed_everything") + 1] == "3" for words in seen
+    )
 
 
 def test_without_the_model_one_line_says_how_it_is_made(refused):
     line = refused("demo-smollm2")
     assert "pretrained/smollm2" in line
     assert "make pretrained" in line
+    assert "--seed must be" in refused("demo-smollm2", "--seed", "-1")
 
 
 def test_each_step_needs_only_what_those_before_it_leave(monkeypatch):
