@@ -79,7 +79,7 @@ def test_the_whole_demo_and_again(cli, model, quick, tmp_path):
     for name in ("truth", "as it came", "before", "after", "never saw"):
         assert len(re.findall(rf"^  {name}  ", block, re.MULTILINE)) == 8, name
     assert "The birth date is June 24, 1988." in block
-    assert "The capital of Australia is Canberra." in block
+    assert "truth       The capital is Canberra." in block
     assert re.search(r"^verdict: (forgotten|partly|not forgotten|cannot tell) ", block, re.MULTILINE)
     assert re.search(r"They (stay away|come back)", " ".join(block.split()))
     assert f"dipo-pl report {' '.join(f'runs/{name}' for name in RUNS)}" in block
