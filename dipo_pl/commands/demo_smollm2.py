@@ -25,7 +25,8 @@ class Step:
         description: what it does.
         command: the words after `dipo-pl`.
         runs: names of the runs that it leaves.
-        minutes: time that it took on two idle cores of an AMD EPYC, from which the time left is estimated.
+        minutes: estimate for two idle cores, from the processor time of one thread of an AMD EPYC; the time left follows
+            from these as shares of the whole.
     """
 
     description: str
@@ -120,9 +121,9 @@ def demo_steps(model: Path, folder: Path, seed: int) -> list[Step]:
             (RETAIN_ONLY,),
             4,
         ),
-        Step("make the first model forget the two with DiPO", unlearn, (UNLEARNED,), 6),
+        Step("make the first model forget the two with DiPO", unlearn, (UNLEARNED,), 3),
         Step(
-            "teach both models four of the eight facts again: do the others come back?", relearn, RELEARNED, 2
+            "teach both models four of the eight facts again: do the others come back?", relearn, RELEARNED, 1
         ),
     ]
 
