@@ -11,7 +11,7 @@ Status = Literal["indistinguishable", "distinguishable", "not_forgotten", "not_t
 
 @dataclass(frozen=True)
 class Judgement:
-    """What an attack says of the unlearned model.
+    """Finding of an attack on the unlearned model.
 
     Attributes:
         status: `indistinguishable` from the model that never knew, `distinguishable` from it, `not_forgotten`, or

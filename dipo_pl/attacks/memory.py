@@ -35,7 +35,7 @@ class FileMemory(Memory):
             known = {"identity": self.identity, "value": make()}
             if _rank() == 0:
                 write_text(self.folder / f"{name}.json", json.dumps(known) + "\n")
-            # As it will be read again: a tuple is a list then.
+            # Read from a file again, a tuple is a list.
             known = json.loads(json.dumps(known))
         return known["value"]
 

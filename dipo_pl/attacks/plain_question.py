@@ -74,7 +74,7 @@ def _memorization(forget: SetResult) -> dict[str, float]:
     if ratios is None:
         return {}
     parts = {
-        # Of the truth ratio's correct answer, which stands after the original.
+        # The truth ratio's correct answer stands after the original.
         "paraphrased_probability": float(
             answer_probability(torch.tensor([row["nll"][1] for row in forget.rows])).mean()
         ),

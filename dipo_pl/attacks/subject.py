@@ -21,7 +21,7 @@ from dipo_pl.models.eval_mode import eval_mode
 from dipo_pl.models.source import ModelSource
 
 TARGET, UNLEARNED, RETAIN_ONLY = MODELS = ("target", "unlearned", "retain_only")
-# What they are called in lines for people.
+# Names of the models in lines for people.
 CALLED = {TARGET: "target", UNLEARNED: "unlearned model", RETAIN_ONLY: "retain-only model"}
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from dipo_pl.errors import InputError, check_number
 from dipo_pl.metrics.unlearning_depth import depth_scores, layer_shares
 from dipo_pl.models.upper_layers import check_layers, patched_log_probabilities, position_states
 
-# What must be equal in the configurations of models whose layers are exchanged.
+# Keys of a configuration that must be equal in models whose layers are exchanged.
 SHAPE = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")
 
 

@@ -31,7 +31,7 @@ TEXTS = ("question", "answers", "generation")
 
 @dataclass(frozen=True)
 class Purge:
-    """What is removed from a run, and what stays that may hold the rows.
+    """Parts that are removed from a run, and parts that stay and may hold the rows.
 
     Attributes:
         run: the run's folder.

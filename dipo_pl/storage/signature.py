@@ -11,13 +11,13 @@ from dipo_pl.errors import InputError
 from dipo_pl.storage.files import write_text
 
 FILE = "signature.json"
-# What is signed if it is there: how a run was made, its figures, and the exported model.
+# Files that are signed if they are there: how a run was made, its figures, and the exported model.
 SIGNED = ("config.yaml", "manifest.json", "metrics.jsonl", "rows.json", "evaluation", "attacks", "hf")
 
 
 @dataclass(frozen=True)
 class Check:
-    """What a signature says of a folder.
+    """Result of checking the signature of a folder.
 
     Attributes:
         key: the public key, as hexadecimal digits.

@@ -70,7 +70,7 @@ class Audit:
             fabric.device,
             config.seed,
         )
-        # What results were made from: another one makes them again.
+        # Results of anything else than this are made again.
         self._identity = [
             __version__,
             {each.name: each.tokens for each in data.evaluation_sets},
@@ -128,7 +128,7 @@ class Audit:
         for row in self.subject.forget.rows:
             for text in (row.question, row.answer, row.paraphrased_question, row.entity):
                 if text:
-                    # As `Row.label` and others quote them.
+                    # `Row.label` and others quote them like this.
                     message = message.replace(" ".join(repr(text[:60]).split()), "'...'")
         return message
 
@@ -149,7 +149,7 @@ class Audit:
             metrics |= each.metrics
         metrics |= scores(metrics)
         for path in (self.run_folder.path / "attacks").glob("*.json"):
-            # Of an earlier config: signed with the rest, it would count as a result of this one.
+            # Signed with the rest, a result of an earlier config would count as one of this config.
             if path.stem not in outcomes:
                 path.unlink()
         write_text(self.run_folder.metrics, json.dumps({"epoch": None, "step": 0, **metrics}) + "\n")

@@ -99,7 +99,7 @@ def _run(stages: Sequence[Stage], shared: Sequence[str], debug: bool) -> int:
         state = "is finished" if each.finished else f"-> {each.run.path}"
         rank_zero_only(print)(f"\n[{each.number}/{len(stages)}] {each.requests[-1]} {state}", flush=True)
         if each.finished:
-            # Where it was killed before, or audited since.
+            # The stage was killed before this, or audited since.
             rank_zero_only(register)(each)
             continue
         each.check()

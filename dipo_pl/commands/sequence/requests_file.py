@@ -9,7 +9,7 @@ import yaml
 from dipo_pl.errors import InputError
 from dipo_pl.storage.text import load_yaml, read_text
 
-# What a register may say of a request: free texts, and dates as they are written.
+# Keys of a request in the register: free texts, and dates as they are written.
 ABOUT = ("id", "received", "decided", "decision", "by")
 Mode = Literal["sustainability", "scalability"]
 

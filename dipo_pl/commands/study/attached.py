@@ -23,5 +23,5 @@ def end_with_study() -> None:
 
 if __name__ == "__main__":
     end_with_study()
-    # As `python -m dipo_pl`, so that ranks, which Lightning starts by the name of the main module, are ordinary ones.
+    # Like `python -m dipo_pl`, so that ranks, which Lightning starts by the name of the main module, are ordinary ones.
     runpy.run_module("dipo_pl", run_name="__main__", alter_sys=True)

@@ -11,7 +11,7 @@ from dipo_pl.errors import InputError
 from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.storage.text import load_yaml
 
-# Of a relearning attack, what its curve shows.
+# Keys that the curve of a relearning attack shows.
 CURVE = (
     "step",
     "forget_probability",

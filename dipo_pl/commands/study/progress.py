@@ -53,7 +53,7 @@ def seconds_left(
             means.setdefault(kind, whole)
     if not means:
         return None
-    # Of a kind that has not ended yet, a run counts as one of the others.
+    # A run of a kind that has not ended yet counts as one of the others.
     usual = fmean(means.values())
     left += [usual] * (len(running) - len(left))
     work = sum(left) + sum(means.get(kind, usual) for kind in waiting)

@@ -230,7 +230,7 @@ class Runner:
             if self._record(job) is not None and not self._redo:
                 self.failed[job] = STALE
                 return
-            # What an earlier, unfinished start had; the learning rate is known only now.
+            # An earlier, unfinished start had another learning rate, which is known only now.
             self._discard(job)
         if lacks_model(job, self.todo, self.plan.folder):
             self._say(f"{job.title}: made again, since other runs need its model, which is gone")

@@ -159,7 +159,7 @@ def _models(results: Results, kind: Kind, name: str) -> Line:
         if kind is Kind.RETAIN_ONLY:
             values[seed] |= OF_ITSELF
     if kind is Kind.TARGET:
-        # What rows measured before training is comparable with what they measured after it.
+        # Values before training are comparable with those after it.
         for row in results.study["rows"]:
             for seed, each in records_of(results, Kind.ROW, row).items():
                 if "before" in each:
