@@ -133,6 +133,7 @@ def _run(
         runner.prepare()
         results.study = {
             "name": path.stem,
+            "folder": folder.name,
             "rows": [row.name for row in file.rows],
             "file": asdict(file),
             "options": further,

@@ -107,6 +107,11 @@ def _about(results: Results, summary: Summary) -> list[str]:
     study, runs = results.study, list(results.runs.values())
     done = [each for each in runs if each["status"] == FINISHED]
     options = _options(results)
+    named = (
+        f" --name {shlex.quote(folder)}"
+        if (folder := study.get("folder", study["name"])) != study["name"]
+        else ""
+    )
     seeds = study["file"]["seeds"]
     expected, found = (
         len(study["rows"]) * len(seeds),
@@ -121,7 +126,7 @@ def _about(results: Results, summary: Summary) -> list[str]:
     whole = timedelta(seconds=round(sum(each["seconds"] for each in done)))
     lines = {
         "Seeds": f"{', '.join(map(str, seeds))} ({len(seeds)}); {found} of {expected} runs of the table are finished",
-        "Command": f"`dipo-pl study --config {study['name']}.yaml{options}`",
+        "Command": f"`dipo-pl study --config {study['name']}.yaml{named}{options}`",
         "Machine": "; ".join(map(markdown_escaped, machines)),
         "Threads of a run": ", ".join(str(each) for (each,) in versions_of(results, "threads")),
         "dipo-pl": "; ".join(
@@ -174,12 +179,17 @@ def _seeds(line: Line) -> str:
 
 
 def _cell(line: Line, column: Column) -> str:
-    if column.key in line.intervals:
-        interval = line.intervals[column.key]
-        return (
+    values = line.values.get(column.key, {})
+    if (interval := line.intervals.get(column.key)) is None:
+        text = column.text(next(iter(values.values()), None))
+    else:
+        text = (
             column.text(interval.mean) if interval.low == interval.high else interval_text(interval, column)
         )
-    return column.text(next(iter(line.values.get(column.key, {}).values()), None))
+    # A value that is not finite is not recorded, and a mean over other seeds than the row's must not pass for the row's.
+    return (
+        text if len(values) in (0, len(line.seeds)) else f"{text} ({len(values)} of {len(line.seeds)} seeds)"
+    )
 
 
 def _rates(results: Results) -> Table | None:
@@ -190,6 +200,9 @@ def _rates(results: Results) -> Table | None:
             each["kind"] == str(Kind.TUNING)
             and each["status"] == FINISHED
             and each["row"] in results.study["rows"]
+            and chosen is not None
+            and each["seed"] in chosen["seeds"]
+            and each["learning_rate"] in [*map(float, chosen["values"])]
         ):
             scores.setdefault(each["row"], {}).setdefault(each["learning_rate"], []).append(each["score"])
     if chosen is None or not scores:

@@ -103,7 +103,7 @@ class Job:
         if self.retain_only is not None:
             own["forget_quality.retain_result"] = str(study / self.retain_only.key)
         if rate is not None:
-            own[RATE] = f"{rate:g}"
+            own[RATE] = str(rate)
         folder = study / self.key
         own |= {"seed_everything": self.seed, "name": folder.name, "output_dir": str(folder.parent)}
         configs = [word for each in self.recipe.configs for word in ("--config", each)]
@@ -195,7 +195,7 @@ class Plan:
     def _tuning(self, row: Row, seed: int, rate: float, target: Job | None, retain_only: Job | None) -> Job:
         assert self.file.learning_rate is not None
         recipe = self._recipe(row, self.file.learning_rate.options)
-        key = f"{Kind.TUNING}/{row.slug}/{rate:g}/seed-{seed}"
+        key = f"{Kind.TUNING}/{row.slug}/{rate}/seed-{seed}"
         rule = self.file.learning_rate.rule
         return Job(
             key, Kind.TUNING, seed, recipe, self._contents(recipe), row.name, rate, rule, target, retain_only

@@ -4,12 +4,29 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 from dipo_pl.commands.study.plan import Job, Kind
 from dipo_pl.commands.study.results import Results
 from dipo_pl.commands.study.runner import Runner
 from dipo_pl.errors import InputError
 from dipo_pl.report.drawing import shortened
+
+
+class Part(NamedTuple):
+    """State of a run that is running.
+
+    Attributes:
+        kind: its kind.
+        elapsed: seconds since it was started, or resumed.
+        share: share of its steps that it has evaluated; None if that is not known.
+        begun: the share that earlier starts had done when it was resumed.
+    """
+
+    kind: str
+    elapsed: float
+    share: float | None
+    begun: float = 0.0
 
 
 def status_text(
@@ -19,7 +36,7 @@ def status_text(
     running = [*runner.running]
     titles = "; ".join(_title(each.job, runner.plan.folder) for each in running) or "starting"
     parts = [
-        (_kind(each.job), time.monotonic() - each.since, share_done(each.job, runner.plan.folder))
+        Part(_kind(each.job), time.monotonic() - each.since, *shares(each.job, runner.plan.folder))
         for each in running
     ]
     left = seconds_left(
@@ -31,7 +48,7 @@ def status_text(
 
 
 def seconds_left(
-    running: Sequence[tuple[str, float, float | None]],
+    running: Sequence[Part],
     waiting: Sequence[str],
     known: Mapping[str, Sequence[float]],
     at_a_time: int,
@@ -39,17 +56,17 @@ def seconds_left(
     """Return the estimated seconds to the end of the study; None if there is nothing to tell from.
 
     Args:
-        running: kind, elapsed seconds and share done of each run that is running; the share is None if it is not known.
+        running: the runs that are running.
         waiting: kinds of the runs that wait.
         known: seconds of finished runs by kind.
         at_a_time: runs at a time.
     """
     means = {kind: fmean(each) for kind, each in known.items() if each}
     left: list[float] = []
-    for kind, elapsed, share in running:
-        whole = elapsed / share if share else means.get(kind)
+    for kind, elapsed, share, begun in running:
+        whole = elapsed / (share - begun) if share is not None and share > begun else means.get(kind)
         if whole is not None:
-            left.append(max(whole - elapsed, 0.0))
+            left.append(max(whole * (1 - begun) - elapsed, 0.0))
             means.setdefault(kind, whole)
     if not means:
         return None
@@ -71,23 +88,24 @@ def known_seconds(results: Results, machine: Mapping[str, object]) -> dict[str, 
     return known
 
 
-def share_done(job: Job, study: Path) -> float | None:
-    """Return the share of its steps that a running run has evaluated; None if that is not known."""
+def shares(job: Job, study: Path) -> tuple[float | None, float]:
+    """Return the share of its steps that a running run has evaluated (None if unknown), and that where it was resumed."""
     run = job.folders(study)[0]
     try:
         manifest, records = run.read_manifest(), run.read_metrics()
     except (InputError, OSError):
-        return None
+        return None, 0.0
     if not records or manifest.get("status") == "finished":
-        return None
-    last = records[-1]
+        return None, 0.0
+    last, resumed = records[-1], [0, *(manifest.get("resumed_at_steps") or [])][-1]
     for done, limit in (
         (last["step"], manifest.get("max_steps")),
         (last.get("epoch"), manifest.get("max_epochs")),
     ):
         if done and limit and limit > 0:
-            return float(min(done / limit, 1.0))
-    return None
+            share = float(min(done / limit, 1.0))
+            return share, min(share * resumed / last["step"], share) if last["step"] else 0.0
+    return None, 0.0
 
 
 def readable(seconds: float) -> str:
@@ -99,7 +117,7 @@ def readable(seconds: float) -> str:
 
 
 def _title(job: Job, study: Path) -> str:
-    share = share_done(job, study)
+    share, _ = shares(job, study)
     return job.title if share is None else f"{job.title} ({share:.0%})"
 
 

@@ -104,6 +104,10 @@ class Rates:
         """Check the types and values of all keys; see `Recipe.check`."""
         _check_seeds(where, self.seeds)
         _check_options(where, "options", self.options)
+        if RATE in self.options:
+            raise InputError(
+                f"{where}.options gives {RATE}, which takes each of {where}.values: leave it out"
+            )
         valid = isinstance(self.values, list) and bool(self.values)
         _expect(where, "values", self.values, "a list of at least one learning rate", valid)
         for each in self.rates:

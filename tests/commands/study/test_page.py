@@ -71,7 +71,8 @@ def results(tmp_path: Path) -> Results:
     runs["rows/old/seed-0"] = record("rows", "old", 0, metrics={"forget_probability": 0.99})
     runs["tuning/a/1/seed-100"] = record("tuning", "A", 100, metrics={}, learning_rate=1e-4, score=-2.0)
     runs["tuning/a/2/seed-100"] = record("tuning", "A", 100, metrics={}, learning_rate=2e-4, score=-1.0)
-    file = {"seeds": [0, 1, 2], "learning_rate": {"seeds": [100], "rule": "NearestToUnseen"}}
+    rates = {"seeds": [100], "values": ["1e-4", 2e-4], "rule": "NearestToUnseen"}
+    file = {"seeds": [0, 1, 2], "learning_rate": rates}
     study = {"name": "s", "rows": ["A", "B"], "file": file, "options": {"data.path": "/my data"}}
     return Results(tmp_path / "results.json", study, runs)
 
@@ -112,6 +113,34 @@ def test_the_page_names_what_it_rests_on(results):
         "    dipo-pl fit A",
     ):
         assert line in page, line
+
+
+def test_a_mean_over_fewer_seeds_than_the_row_has_says_so(results):
+    """Seed 2 measured what is not finite, and seed 1 lost its relearning attack."""
+    del results.runs["rows/a/seed-2"]["metrics"]["forget_probability"]
+    del results.runs["rows/a/seed-1-relearn"]
+    page = as_markdown(results, summary_of(results))
+    assert r"| 0.150 \[0.100, 0.200\] (2 of 3 seeds) |" in page
+    assert r"| A | 3 | 0.250 \[0.200, 0.300\] (2 of 3 seeds) |" in page
+    assert r"-1.00 \[-2.00, 0.00\] |" in page
+
+
+def test_learning_rates_of_an_earlier_file_are_neither_shown_nor_marked(results):
+    """The file has no 3e-4 and no seed 101 any more; their records stay."""
+    for key, seed, rate in (("3", 100, 3e-4), ("1", 101, 1e-4)):
+        results.runs[f"tuning/a/{key}/seed-{seed}"] = record(
+            "tuning", "A", seed, metrics={}, learning_rate=rate, score=9.0
+        )
+    page = as_markdown(results, summary_of(results))
+    assert "| row | 0.0001 | 0.0002 |" in page
+    assert "| A | -2 | **-1** |" in page
+
+
+def test_the_command_has_the_name_that_was_given(results):
+    results.study["folder"] = "my study"
+    assert "`dipo-pl study --config s.yaml --name 'my study' --data.path" in as_markdown(
+        results, summary_of(results)
+    )
 
 
 def test_results_are_read_as_they_were_written(results):

@@ -1,8 +1,12 @@
 """Time left of a study, worked by hand."""
 
+import json
+
 import pytest
 
-from dipo_pl.commands.study.progress import readable, seconds_left
+from dipo_pl.commands.study.plan import Job, Kind
+from dipo_pl.commands.study.progress import Part, readable, seconds_left, shares
+from dipo_pl.commands.study.study_file import Recipe
 
 
 @pytest.mark.parametrize(("running", "waiting", "known", "at_a_time", "left"), [
@@ -19,9 +23,14 @@ from dipo_pl.commands.study.progress import readable, seconds_left
     # A kind of which none has ended counts as the others do.
     ([], ["relearn", "rows"], {"rows": [100.0]}, 1, 200.0),
     ([("rows", 5.0, None)], ["rows"], {}, 1, None),
+    # Resumed at half: a quarter took 50 s, so that the last quarter takes as long, and a whole run 200 s.
+    ([("rows", 50.0, 0.75, 0.5)], ["rows"], {}, 1, 250.0),
+    # Resumed at half, and nothing done yet since: half of what others took.
+    ([("rows", 10.0, 0.5, 0.5)], [], {"rows": [100.0]}, 1, 40.0),
 ])  # fmt: skip
 def test_seconds_left(running, waiting, known, at_a_time, left):
-    assert seconds_left(running, waiting, known, at_a_time) == (None if left is None else pytest.approx(left))
+    parts = [Part(*each) for each in running]
+    assert seconds_left(parts, waiting, known, at_a_time) == (None if left is None else pytest.approx(left))
 
 
 @pytest.mark.parametrize(
@@ -29,3 +38,18 @@ def test_seconds_left(running, waiting, known, at_a_time, left):
 )
 def test_readable(seconds, text):
     assert readable(seconds) == text
+
+
+@pytest.mark.parametrize(("resumed", "limit", "expected"), [
+    ([], {"max_steps": 10, "max_epochs": -1}, (0.6, 0.0)),
+    ([2, 4], {"max_steps": 10, "max_epochs": -1}, (0.6, 0.4)),
+    # Six steps are three epochs of four.
+    ([4], {"max_steps": -1, "max_epochs": 4}, (0.75, 0.5)),
+    ([6], {"max_steps": 10, "max_epochs": -1}, (0.6, 0.6)),
+])  # fmt: skip
+def test_the_share_that_earlier_starts_had_done(tmp_path, resumed, limit, expected):
+    (tmp_path / "run").mkdir()
+    manifest = {"status": "running", "resumed_at_steps": resumed} | limit
+    (tmp_path / "run/manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "run/metrics.jsonl").write_text(json.dumps({"step": 6, "epoch": 3.0}) + "\n")
+    assert shares(Job("run", Kind.ROW, 0, Recipe([], {})), tmp_path) == pytest.approx(expected)

@@ -216,6 +216,56 @@ def test_with_redo_it_is_made_again_at_once_with_its_probe(cli, written):
     assert written.made == ["target/seed-100", "tuning/dipo/0.0002/seed-100", *row]
 
 
+def test_redo_of_one_row_leaves_the_records_of_others(cli, written, refused):
+    """A changed option of every row makes all records stale, and only one row would be made again."""
+    done(cli)
+    before = records()
+    write_study(Path("s.yaml"), options=STUDY["options"] | {"data.evaluation_rows": 4})
+    line = refused(*RUN, "--redo", "--row", "DiPO")
+    assert "--redo with --row would remove records of other rows (tuning/npo-ce/0.0001/seed-100, " in line
+    assert records() == before
+
+
+def test_a_probe_of_a_stale_model_is_not_run(cli, written):
+    """The chosen rate changes while an attack is still missing: it must not attack the model of the earlier rate."""
+    one_row = {"rows": {"DiPO": {}}, "seeds": [0]}
+    write_study(Path("s.yaml"), **one_row, after=None, keep_weights=True)
+    done(cli)
+    rates = {"seeds": [100], "values": [1e-4, 2e-4, 1e-3]}
+    write_study(Path("s.yaml"), **one_row, keep_weights=True, learning_rate=rates)
+    text = done(cli, code=1)
+    assert "rows/dipo/seed-0-relearn" not in records()
+    assert (
+        "DiPO, seed 0, relearn: not run: rows/dipo/seed-0 is of another learning rate than is chosen now"
+        in text
+    )
+
+
+def test_learning_rates_that_differ_late_are_two(cli, written):
+    rates = {"seeds": [100], "values": [1.0000001e-4, 1.0000002e-4]}
+    write_study(Path("s.yaml"), rows={"DiPO": {}}, seeds=[0], after=None, learning_rate=rates)
+    done(cli)
+    assert [each for each in written.made if "tuning" in each] == [
+        "tuning/dipo/0.00010000001/seed-100",
+        "tuning/dipo/0.00010000002/seed-100",
+    ]
+    assert "--model.optimizer.lr 0.00010000002 " in written.commands[-1]
+    assert records()["rows/dipo/seed-0"]["learning_rate"] == 1.0000002e-4
+
+
+def test_a_study_by_another_name_goes_on(cli, written):
+    words = (*RUN, "--name", "mine")
+    done(cli, *words, "--row", "DiPO")
+    written.commands.clear()
+    done(cli, *words)
+    assert written.commands
+    assert all("npo" in each for each in written.made if "rows" in each or "tuning" in each)
+    assert "Command: `dipo-pl study --config s.yaml --name mine`" in Path("runs/mine/README.md").read_text()
+    written.commands.clear()
+    done(cli, *words)
+    assert written.commands == []
+
+
 def test_results_of_another_study_are_left_alone(cli, written, refused):
     done(cli)
     write_study(Path("t.yaml"))
@@ -270,6 +320,7 @@ def test_a_path_elsewhere_is_the_same_configuration():
     ({}, ("--data.path",), "options of the runs must be --key value (got '--data.path')"),
     ({}, ("extra", "x"), "options of the runs must be --key value (got 'extra')"),
     ({}, ("--seed_everything", "1"), "--seed_everything is set by the study for each run"),
+    ({}, ("--model.optimizer.lr", "1"), "--model.optimizer.lr is chosen by learning_rate of s.yaml: leave it out, or give"),
     ({}, ("--report",), "runs/s/results.json has no records: run the study first"),
 ])  # fmt: skip
 def test_what_is_wrong_is_refused_before_anything_runs(cli, written, refused, changes, words, line):

@@ -69,6 +69,7 @@ RATES = STUDY["learning_rate"]
     ({"learning_rate": RATES | {"values": ["x"]}}, "learning_rate.values must be numbers (got ['x'])"),
     ({"learning_rate": RATES | {"values": [0]}}, "learning_rate.values must be a finite number > 0 (got 0.0)"),
     ({"learning_rate": RATES | {"values": [1e-4, "1e-4"]}}, "gives a learning rate twice"),
+    ({"learning_rate": RATES | {"options": {"model.optimizer.lr": 1}}}, "gives model.optimizer.lr, which takes each of"),
     ({"learning_rate": {"seeds": [1]}}, "learning_rate lacks the key 'values'"),
     ({"options": {"name": "x"}}, "options gives name, which the study sets for each run"),
 ])  # fmt: skip
