@@ -98,6 +98,7 @@ def test_overlay_runs(cli, name):
 @pytest.mark.parametrize(("overlay", "forget", "retain"), [
     ("npo.yaml", "NPO", "CrossEntropy"),
     ("graddiff.yaml", "GradientAscent", "CrossEntropy"),
+    ("dipo_union.yaml", "DiPO", "DiPORetain"),
     ("dipo_gd.yaml", "DiPO", "CrossEntropy"),
     ("dipo_forget.yaml", "DiPO", None),
     ("kl_min.yaml", "GradientAscent", "ReferenceKL"),
