@@ -1,7 +1,6 @@
 """Report of a study: a page in Markdown with tables and pictures, made of its records alone."""
 
 import math
-import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
@@ -9,6 +8,7 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
+from dipo_pl.commands.study.cells import cell_text, seeds_text, study_command
 from dipo_pl.commands.study.plan import Kind
 from dipo_pl.commands.study.rates import chosen_rate
 from dipo_pl.commands.study.results import FAILED, FINISHED, Results
@@ -18,7 +18,6 @@ from dipo_pl.commands.study.summary import (
     COSTS,
     RETAIN_ONLY,
     TARGET,
-    Line,
     Summary,
     records_of,
     summary_of,
@@ -27,10 +26,9 @@ from dipo_pl.commands.study.summary import (
 from dipo_pl.report import drawing
 from dipo_pl.report.columns import Column, column_of
 from dipo_pl.report.drawing import HOW_TO_GET_PLOTS, Curve, Plot, drawable, write_png
-from dipo_pl.report.seeds import METHOD, interval_text
+from dipo_pl.report.seeds import METHOD
 from dipo_pl.report.table import Table, markdown_escaped, terminal_width
 from dipo_pl.storage.files import write_text
-from dipo_pl.storage.secrets import redact_arguments
 
 PAGE = "README.md"
 PICTURES = (
@@ -106,12 +104,6 @@ def resolution(rows: int) -> str:
 def _about(results: Results, summary: Summary) -> list[str]:
     study, runs = results.study, list(results.runs.values())
     done = [each for each in runs if each["status"] == FINISHED]
-    options = _options(results)
-    named = (
-        f" --name {shlex.quote(folder)}"
-        if (folder := study.get("folder", study["name"])) != study["name"]
-        else ""
-    )
     seeds = study["file"]["seeds"]
     expected, found = (
         len(study["rows"]) * len(seeds),
@@ -126,7 +118,7 @@ def _about(results: Results, summary: Summary) -> list[str]:
     whole = timedelta(seconds=round(sum(each["seconds"] for each in done)))
     lines = {
         "Seeds": f"{', '.join(map(str, seeds))} ({len(seeds)}); {found} of {expected} runs of the table are finished",
-        "Command": f"`dipo-pl study --config {study['name']}.yaml{named}{options}`",
+        "Command": f"`{study_command(results)}`",
         "Machine": "; ".join(map(markdown_escaped, machines)),
         "Threads of a run": ", ".join(str(each) for (each,) in versions_of(results, "threads")),
         "dipo-pl": "; ".join(
@@ -164,32 +156,14 @@ def _table(title: str, summary: Summary, columns: Sequence[Column], judged: bool
     rows = [
         [
             line.name,
-            _seeds(line),
+            seeds_text(line),
             *([line.verdict] if judged else []),
-            *(_cell(line, each) for each in columns),
+            *(cell_text(line, each) for each in columns),
         ]
         for line in summary.lines
     ]
     caption = f"Mean [low, high]: {METHOD}; a single seed has no interval."
     return Table(title, caption, head, rows, labels=3 if judged else 2)
-
-
-def _seeds(line: Line) -> str:
-    return f"{len(line.seeds)}{f', {len(line.failed)} failed' if line.failed else ''}"
-
-
-def _cell(line: Line, column: Column) -> str:
-    values = line.values.get(column.key, {})
-    if (interval := line.intervals.get(column.key)) is None:
-        text = column.text(next(iter(values.values()), None))
-    else:
-        text = (
-            column.text(interval.mean) if interval.low == interval.high else interval_text(interval, column)
-        )
-    # A value that is not finite is not recorded, and a mean over other seeds than the row's must not pass for the row's.
-    return (
-        text if len(values) in (0, len(line.seeds)) else f"{text} ({len(values)} of {len(line.seeds)} seeds)"
-    )
 
 
 def _rates(results: Results) -> Table | None:
@@ -282,11 +256,10 @@ def _relearning(results: Results) -> Iterable[Plot]:
 
 
 def _commands(results: Results) -> list[str]:
-    name, options = results.study["name"], _options(results)
     parts = [
         "## Commands\n",
         "A row with all that it needs, made anew in another folder:\n",
-        f"    dipo-pl study --config {name}.yaml --row ROW --name again{options}\n",
+        f"    {study_command(results, 'ROW')}\n",
         "The run of each seed, which needs the folders that it names:\n",
     ]
     for row in results.study["rows"]:
@@ -298,8 +271,3 @@ def _commands(results: Results) -> list[str]:
         if commands:
             parts += [f"{kind}:\n", "".join(f"    {each}\n" for each in commands)]
     return parts
-
-
-def _options(results: Results) -> str:
-    words = [word for key, value in results.study["options"].items() for word in (f"--{key}", str(value))]
-    return f" {shlex.join(redact_arguments(words))}" if words else ""

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 from study_inputs import Written, write_study
+from study_records import results_of_two_rows
 
 from dipo_pl.commands.study import page, runner
+from dipo_pl.commands.study.results import Results
 
 
 @pytest.fixture
@@ -18,3 +20,9 @@ def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Written:
     # Drawing takes most of the time of such a study; test_study.py draws.
     monkeypatch.setattr(page, "drawable", lambda: False)
     return made
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    """Records of two rows and three seeds."""
+    return results_of_two_rows(tmp_path)
