@@ -1,7 +1,8 @@
 """Relearning: how fast does what was forgotten come back while a model is trained on something else?"""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,13 @@ from dipo_pl.attacks.measuring import measure
 from dipo_pl.attacks.subject import CALLED, RETAIN_ONLY, TARGET, UNLEARNED, Subject
 from dipo_pl.batch import Encoded, collate
 from dipo_pl.data_modules.row_files import read_rows
-from dipo_pl.data_modules.training_batches import permutation
+from dipo_pl.data_modules.training_batches import (
+    Item,
+    ResumableSampler,
+    grouped_by_length,
+    permutation,
+    row_items,
+)
 from dipo_pl.errors import InputError, check_count, check_number, check_share
 from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.losses.cross_entropy import CrossEntropy
@@ -23,6 +30,7 @@ from dipo_pl.metrics import Probability
 from dipo_pl.models.eval_mode import eval_mode
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import answer_states
+from dipo_pl.models.weight_sample import check_trained_dtype
 from dipo_pl.rows import Row
 
 Source = Literal["forget", "retain", "holdout", "benign"]
@@ -33,7 +41,9 @@ class Relearning(Attack):
 
     Rows come from one of four sources: a share of the forget rows themselves, retain rows, the holdout (rows of the same
     form about others), or a file of any other text. The unlearned and the retain-only model are
-    trained on the same rows in the same order. Metrics are
+    trained on the same rows in the same order, which with the source `forget` are those of `dipo-pl relearn` with the same
+    seed, share and steps: the two give the same curve. That command trains as any run does, also sharded or in half
+    precision; an attack trains a whole model on each device. Metrics are
     `relearning_SOURCE_area`, the mean over the steps of P(held back) of the unlearned model minus that of the retain-only
     one, and `relearning_SOURCE_half_steps`, the first measured step at which P(held back) of the unlearned model is half-way
     back to the target's, if there is one.
@@ -124,12 +134,24 @@ class Relearning(Attack):
         """Return the rows that are trained on, and the forget rows that are measured."""
         forget = subject.forget
         if self.source == "forget":
-            order = permutation(subject.seed, "forget_share", 0, len(forget.rows))
-            count = min(max(1, round(self.share * len(order))), len(order) - 1)
-            trained = {*order[:count]}
-            rest = [row for place, row in enumerate(forget.rows) if place not in trained]
-            held_back = EvaluationSet(forget.name, rest, prompt=forget.prompt)
-            return [forget.rows[place] for place in sorted(trained)], held_back
+            measured = {row.conversation for row in forget.rows}
+            rows = subject.data.row_sets.forget
+            # What is measured of MUSE's texts are rows of another form.
+            if measured.isdisjoint(row.conversation for row in rows):
+                rows = forget.rows
+            order = permutation(subject.seed, "forget_share", 0, len(rows))
+            trained = [
+                rows[place]
+                for place in sorted(order[: min(max(1, round(self.share * len(order))), len(order) - 1)])
+            ]
+            known = {row.conversation for row in trained}
+            rest = [row for row in forget.rows if row.conversation not in known]
+            if not rest:
+                raise InputError(
+                    f"Relearning.share {self.share} trains on all {len(measured)} forget rows that are measured: lower it, "
+                    "or raise the run's data.evaluation_rows"
+                )
+            return trained, EvaluationSet(forget.name, rest, prompt=forget.prompt)
         if self.source == "retain":
             return subject.data.row_sets.retain, forget
         if self.source == "holdout":
@@ -146,8 +168,10 @@ class Relearning(Attack):
         steps: Sequence[int],
     ) -> list[float]:
         """Return P(held back) of a model after each of some steps."""
-        sequences = subject.encoder.rows(rows)
+        batches = self._batches(subject, subject.encoder.rows(rows))
         model = subject.fresh(name)
+        if steps[-1]:
+            check_trained_dtype(dict(model.named_parameters()), self.lr)
         optimizer = AdamW(model.parameters(), lr=self.lr, weight_decay=0.0)
         curve = []
         for step in range(steps[-1] + 1):
@@ -157,18 +181,26 @@ class Relearning(Attack):
                     found = measure(subject, model, held_back, [Probability()], what=what)
                     curve.append(found.metrics["probability"])
             if step < steps[-1]:
-                self._train(model, optimizer, self._batch(subject, sequences, step), subject.device)
+                self._train(model, optimizer, next(batches), subject.device)
         return curve
 
-    def _batch(self, subject: Subject, sequences: Sequence[Encoded], step: int) -> list[Encoded]:
-        """Return the sequences of a step: packs of all rows, each in an order of its own, dealt one after another."""
-        count = len(sequences)
-        cards = range(step * self.batch_size, (step + 1) * self.batch_size)
-        orders = {
-            pack: permutation(subject.seed, "relearning", pack, count)
-            for pack in {card // count for card in cards}
-        }
-        return [sequences[orders[card // count][card % count]] for card in cards]
+    def _batches(self, subject: Subject, sequences: Sequence[Encoded]) -> Iterator[list[Encoded]]:
+        """Yield the sequences of each step, without end: those that a fine-tuning run of this seed has."""
+
+        def items(epoch: int) -> Sequence[Item]:
+            found = row_items({"train": len(sequences)}, subject.seed, epoch)
+            if not subject.data.group_by_length:
+                return found
+            lengths = [len(each.ids) for each in sequences]
+            return grouped_by_length(
+                found, lambda item: lengths[item[0][1]], self.batch_size, subject.seed, epoch
+            )
+
+        sampler = ResumableSampler(items, self.batch_size)
+        for epoch in count():
+            sampler.set_epoch(epoch)
+            for batch in sampler:
+                yield [sequences[row] for ((_, row),) in batch]
 
     @staticmethod
     def _train(model: Any, optimizer: AdamW, sequences: Sequence[Encoded], device: torch.device) -> None:

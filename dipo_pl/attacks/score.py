@@ -2,28 +2,42 @@
 
 from collections.abc import Mapping
 
+from dipo_pl.attacks.base import by_model, keyed
+from dipo_pl.attacks.subject import MODELS, RETAIN_ONLY, TARGET
 from dipo_pl.metrics.audit_scores import overall_score, privacy_score, utility_score
+
+# Beside the unlearned model's, by definition.
+DEPTH = {TARGET: 0.0, RETAIN_ONLY: 1.0}
 
 
 def scores(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return `privacy_score`, `utility_score`, `overall_score` and `overall_score_mia`, as far as their parts are known.
+    """Return the scores of each model, as far as their parts are known.
 
-    `overall_score` is made with the privacy of membership and depth, `overall_score_mia` with OpenUnlearning's own, which is
-    membership alone; see `dipo_pl.metrics.audit_scores`.
+    These are `privacy_score`, `utility_score`, `overall_score` and `overall_score_mia`, with the prefixes of the other
+    models. `overall_score` is made with the privacy of membership and depth, `overall_score_mia` with OpenUnlearning's own,
+    which is membership alone; see `dipo_pl.metrics.audit_scores`.
 
     Args:
         metrics: metrics of all attacks by key, those of the target with the prefix `target_`.
     """
+    return by_model({model: _scores(metrics, model) for model in MODELS})
+
+
+def _scores(metrics: Mapping[str, float], model: str) -> dict[str, float]:
     found: dict[str, float] = {}
-    membership, depth = metrics.get("privacy_mia"), metrics.get("unlearning_depth")
+    membership = metrics.get(keyed(model, "privacy_mia"))
+    if model == RETAIN_ONLY and "privacy_mia" in metrics:
+        # Compared with itself.
+        membership = 1.0
+    depth = metrics.get("unlearning_depth")
     if membership is not None and depth is not None:
-        found["privacy_score"] = privacy_score(membership, depth)
-    now, before = metrics.get("model_utility"), metrics.get("target_model_utility")
+        found["privacy_score"] = privacy_score(membership, DEPTH.get(model, depth))
+    now, before = metrics.get(keyed(model, "model_utility")), metrics.get("target_model_utility")
     if now is not None and before:
-        fluency = metrics.get("fluency"), metrics.get("target_fluency")
+        fluency = metrics.get(keyed(model, "fluency")), metrics.get("target_fluency")
         both = fluency if None not in fluency and fluency[1] else (None, None)
         found["utility_score"] = utility_score(now, before, *both)
-    memorization = metrics.get("memorization_score")
+    memorization = metrics.get(keyed(model, "memorization_score"))
     if memorization is not None and "utility_score" in found:
         for key, privacy in (
             ("overall_score", found.get("privacy_score")),

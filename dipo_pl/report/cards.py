@@ -122,7 +122,7 @@ def _attacks(report: Report, run: Run) -> dict[str, Point]:
             how = (
                 f"{probe.chosen.step} steps of relearning"
                 if probe.bits == 0
-                else f"rounding to int{probe.bits}"
+                else f"rounding to {probe.rounding}"
             )
             found[rule] = Point("", f"After {how}: {column.title} {before}{column.text(probe.metrics[key])}.")
     return found

@@ -150,7 +150,7 @@ def _quantized(report: Report) -> list[tuple[Run, str]]:
     for probe in report.of_kind(Kind.QUANTIZED):
         attacked = attacked_run(probe, report.runs)
         group = groups.setdefault((attacked or probe).name, [(attacked, "as trained")] if attacked else [])
-        group.append((probe, f"int{probe.bits or '?'}"))
+        group.append((probe, probe.rounding or "int?"))
     return [each for group in groups.values() for each in group]
 
 

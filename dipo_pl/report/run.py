@@ -139,6 +139,11 @@ class Run:
         return int(self.probe.get("bits", 0))
 
     @property
+    def rounding(self) -> str:
+        """Rounding of a quantized model's weights, such as int8 or nf4; empty for every other run."""
+        return printable(str(self.probe.get("rounding") or (f"int{self.bits}" if self.bits else "")))
+
+    @property
     def retain_result(self) -> Path | None:
         """Retain-only result that Forget Quality was measured against."""
         given = lookup(self.config, "forget_quality", "retain_result")

@@ -83,10 +83,28 @@ def test_scores_are_made_of_what_is_known():
     assert found["overall_score"] == pytest.approx(3 / (1 / 0.604 + 1 / found["privacy_score"] + 1))
     assert found["overall_score_mia"] == pytest.approx(3 / (1 / 0.604 + 1 / 0.8642 + 1))
     less = scores({key: value for key, value in metrics.items() if key != "unlearning_depth"})
-    assert less.keys() == {"utility_score", "overall_score_mia"}
+    assert less.keys() == {"utility_score", "overall_score_mia", "target_utility_score"}
     less = scores(
         {key: value for key, value in metrics.items() if "fluency" not in key} | {"model_utility": 0.25}
     )
     assert less["utility_score"] == 0.5
-    assert scores({**metrics, "target_model_utility": 0.0}).keys() == {"privacy_score"}
+    assert scores({**metrics, "target_model_utility": 0.0}).keys() == {
+        "privacy_score",
+        "retain_only_privacy_score",
+    }
     assert scores({}) == {}
+
+
+def test_the_models_beside_it_have_scores_too():
+    metrics = {
+        "privacy_mia": 0.8, "target_privacy_mia": 0.2, "unlearning_depth": 0.5, "target_memorization_score": 0.1,
+        "retain_only_memorization_score": 0.6, "model_utility": 0.5, "target_model_utility": 0.8,
+        "retain_only_model_utility": 0.4,
+    }  # fmt: skip
+    found = scores(metrics)
+    # A model that knows everything in all layers, and one that is compared with itself.
+    assert (found["target_privacy_score"], found["retain_only_privacy_score"]) == (0, 1)
+    assert found["target_overall_score"] == 0
+    assert found["target_overall_score_mia"] == pytest.approx(3 / (1 / 0.1 + 1 / 0.2 + 1))
+    assert found["retain_only_utility_score"] == 0.5
+    assert found["retain_only_overall_score"] == pytest.approx(3 / (1 / 0.6 + 1 + 1 / 0.5))

@@ -105,12 +105,13 @@ def test_each_source(subject, tmp_path):
             assert [row.answer for row in trained] == ["The sea is wide.", "The hill is steep."]
         else:
             assert list(trained) == list(rows)
-    # Every row comes once before any comes twice.
-    attack = Relearning("retain", batch_size=2, steps=3)
+    # Every row comes once before any comes twice: 3 rows are a step of 2 and one of 1.
     sequences = subject.encoder.rows(subject.data.row_sets.retain)
-    dealt = [each for step in range(3) for each in attack._batch(subject, sequences, step)]
-    for start in (0, 3):
-        assert {each.ids for each in dealt[start : start + 3]} == {each.ids for each in sequences}
+    batches = Relearning("retain", batch_size=2)._batches(subject, sequences)
+    for _ in range(2):
+        dealt = [next(batches) for _ in range(2)]
+        assert [len(each) for each in dealt] == [2, 1]
+        assert {each.ids for some in dealt for each in some} == {each.ids for each in sequences}
 
 
 def test_steps_until_half_of_it_is_back(subject, monkeypatch):

@@ -12,6 +12,9 @@ from dipo_pl.signals import Interrupted, interruption
 from dipo_pl.storage.files import locked
 from dipo_pl.storage.run_folder import RunFolder
 
+# Attacks and settings unless others are given.
+CONFIG = "audit.yaml"
+
 DESCRIPTION = """\
 Attack the model of a finished run, its target and a model that never saw the forget rows, and say for each attack whether
 the first can be told from the last. The result is the run folder RUN-audit; it holds numbers of rows and figures, but no
@@ -39,7 +42,7 @@ def audit(arguments: Sequence[str], debug: bool = False) -> int:
     from dipo_pl.report.audits import audit_table, not_tried, read_audit
     from dipo_pl.storage.keyed import read_key
 
-    config = AuditConfig.parse(given.config or ["audit.yaml"], options)
+    config = AuditConfig.parse(given.config or [CONFIG], options)
     sources = sources_of(run, given.target, given.against)
     check_tokenizers(dict(sources))
     # Before other ranks are started, since a key that is not there is made.

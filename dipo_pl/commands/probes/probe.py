@@ -39,10 +39,12 @@ class Quantized(Probe):
     """Callback that records an evaluation with quantized weights."""
 
     def record(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return the number of bits."""
+        """Return the rounding, and its number of bits."""
         module: Any = pl_module
-        bits = int(module.policy.quantization.removeprefix("int"))
-        return {"kind": "quantization", "of": self.of, "weights": self.weights, "bits": bits}
+        rounding = module.policy.quantization
+        return {
+            "kind": "quantization", "of": self.of, "weights": self.weights, "bits": int(rounding[-1]), "rounding": rounding,
+        }  # fmt: skip
 
 
 class Relearning(Probe):

@@ -10,9 +10,12 @@ from dipo_pl.storage.run_folder import RunFolder
 
 DESCRIPTION = """\
 Evaluate the model of each finished run as the run did, with the weights of its linear layers rounded to 8 and to 4
-bits. Rounding can undo small changes of weights, and forgetting with them (arXiv:2410.16454). Output head and
-embeddings are not rounded. The results are the run folders RUN-int8 and RUN-int4. Options of `dipo-pl validate` can
-follow the runs."""
+bits, and to the 16 levels of NF4. Rounding can undo small changes of weights, and forgetting with them
+(arXiv:2410.16454). Output head and embeddings are not rounded. The results are the run folders RUN-int8, RUN-int4 and
+RUN-nf4. Options of `dipo-pl validate` can follow the runs."""
+
+# By the values of --bits, the roundings of the attack `Quantization`, in the order in which it tries them.
+KINDS = {"8": "int8", "4": "int4", "nf4": "nf4"}
 
 
 def quantize(arguments: Sequence[str], debug: bool = False) -> int:
@@ -20,9 +23,9 @@ def quantize(arguments: Sequence[str], debug: bool = False) -> int:
     given, further = parser().parse_known_args(arguments)
     if any(each.split("=")[0] in ("--name", "--output_dir") for each in further):
         raise InputError(
-            "quantize chooses its folders, RUN-int8 and RUN-int4: leave --name and --output_dir out"
+            "quantize chooses its folders, RUN-int8, RUN-int4 and RUN-nf4: leave --name and --output_dir out"
         )
-    kinds = [f"int{bits}" for bits in dict.fromkeys(given.bits or (8, 4))]
+    kinds = [KINDS[bits] for bits in dict.fromkeys(given.bits or KINDS)]
     runs = [FinishedRun.read(each) for each in given.runs]
     folders = [{kind: each.folder(kind) for kind in kinds} for each in runs]
     for each, of_run in zip(runs, folders, strict=True):
@@ -53,6 +56,6 @@ def parser() -> Parser:
     """Return the parser of the command's arguments."""
     made = Parser("quantize", DESCRIPTION)
     made.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run")
-    bits = "bits of a weight; repeatable (default: 8 and 4)"
-    made.add_argument("--bits", type=int, choices=(8, 4), action="append", help=bits)
+    bits = "bits of a weight, nf4 for the 4 of NF4; repeatable (default: all)"
+    made.add_argument("--bits", choices=KINDS, action="append", help=bits)
     return made

@@ -4,6 +4,8 @@ from typing import Any
 
 from dipo_pl.cli.console import cause_of
 from dipo_pl.cli.run import resolved, selection_rule
+from dipo_pl.commands.audit import command as audit
+from dipo_pl.commands.audit.config import AuditConfig
 from dipo_pl.commands.probes import quantize, relearn
 from dipo_pl.commands.study.plan import Job, Kind, Plan
 from dipo_pl.errors import InputError
@@ -29,8 +31,7 @@ def checked(plan: Plan) -> list[dict[str, Any]]:
         seen.add((job.kind, job.row))
         words = job.words(plan.folder, job.tuned_by[0].rate if job.tuned_by else job.rate)
         if job.kind.is_probe:
-            parser = (relearn if job.kind is Kind.RELEARN else quantize).parser()
-            _naming(f"after.{job.kind}", parser.parse_known_args, words[1:])
+            _naming(f"after.{job.kind}", _check_probe, job.kind, words[1:])
             continue
         where = str(job.kind) if job.row is None else f"row {job.row!r}"
         config = _naming(where, resolved, words)
@@ -43,6 +44,13 @@ def checked(plan: Plan) -> list[dict[str, Any]]:
                     f"rows {same!r} and {job.row!r} have the same configuration: leave one of them out"
                 )
     return configs
+
+
+def _check_probe(kind: Kind, words: list[str]) -> None:
+    command = {Kind.RELEARN: relearn, Kind.QUANTIZE: quantize, Kind.AUDIT: audit}[kind]
+    given, further = command.parser().parse_known_args(words)
+    if kind is Kind.AUDIT:
+        AuditConfig.parse(given.config or [audit.CONFIG], further)
 
 
 def _check_config(job: Job, config: dict[str, Any], where: str) -> None:

@@ -33,7 +33,8 @@ Run a study: several methods or settings, each with several seeds, in a table wi
     seeds: [100]
     values: [1e-4, 2e-4, 5e-4]
     rule: NearestToUnseen                     as selection.rule: the rate with the highest score is chosen
-  after: {relearn: {lr: 1e-3}, quantize: {}}  optional: attacks on every run, with their options
+  after: {relearn: {lr: 1e-3}, quantize: {}, audit: {}}
+                                              optional: attacks on every run, with the options of their commands
   threads: 1                                  threads of a run (default: 1)
   keep_weights: false                         keep exported models (default: false)
 

@@ -13,12 +13,12 @@ def is_there(job: Job, needed_by: Job, study: Path) -> bool:
     (run,) = job.folders(study)
     if run.read_manifest().get("status") != "finished":
         return False
-    return needed_by.start is not job or (run.hf / "config.json").is_file()
+    return job not in needed_by.loads or (run.hf / "config.json").is_file()
 
 
 def lacks_model(job: Job, others: Collection[Job], study: Path) -> bool:
     """Return whether a run is finished, and its exported model, which some of the others need, is gone."""
-    needing = [each for each in others if each.start is job]
+    needing = [each for each in others if job in each.loads]
     run = job.folders(study)[0]
     return (
         bool(needing)
@@ -34,7 +34,7 @@ def make_room(job: Job, study: Path) -> None:
 
 
 def drop_weights(plan: Plan, results: Results, unfinished: Collection[Job], ended: Job) -> None:
-    """Remove exported models and checkpoints of a run, and of what it started from, where no other run needs them.
+    """Remove exported models and checkpoints of a run, and of those whose models it loaded, where no other run needs them.
 
     Args:
         plan: the study.
@@ -42,10 +42,10 @@ def drop_weights(plan: Plan, results: Results, unfinished: Collection[Job], ende
         unfinished: runs that are still to end.
         ended: the run that has just finished.
     """
-    for job in (ended, ended.start):
-        if job is None or results.finished(job.key) is None:
+    for job in (ended, *ended.loads):
+        if results.finished(job.key) is None:
             continue
-        needing = [each for each in plan.jobs if each.start is job]
+        needing = [each for each in plan.jobs if job in each.loads]
         if any(each in unfinished or results.finished(each.key) is None for each in needing):
             continue
         for run in job.folders(plan.folder):

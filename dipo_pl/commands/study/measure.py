@@ -8,6 +8,7 @@ from typing import Any
 
 from dipo_pl.commands.study.plan import Job, Kind
 from dipo_pl.errors import InputError
+from dipo_pl.report.audits import read_audit
 from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.storage.text import load_yaml
 
@@ -45,6 +46,11 @@ def measured(job: Job, study: Path) -> dict[str, Any]:
         return {
             "quantized": {each.path.name.rpartition("-")[2]: _numbers(each.final_metrics) for each in runs}
         }
+    if job.kind is Kind.AUDIT:
+        audit = read_audit(run)
+        attacks = {each.name: each.status for each in audit.attacks}
+        judged = {"status": audit.status, "reason": audit.reason, "attacks": attacks}
+        return {"audit": judged, "metrics": _numbers(audit.metrics)}
     found: dict[str, Any] = {
         "versions": manifest["versions"],
         "platform": manifest["platform"],

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from statistics import fmean
@@ -15,6 +15,7 @@ from dipo_pl.commands.study.results import FAILED, FINISHED, Results
 from dipo_pl.commands.study.summary import (
     AREA,
     ATTACKS,
+    AUDIT,
     COSTS,
     RETAIN_ONLY,
     TARGET,
@@ -33,8 +34,10 @@ from dipo_pl.storage.files import write_text
 PAGE = "README.md"
 PICTURES = (
     "forget_quality_log10_p", "forget_probability", "forget_rouge_l_recall", "model_utility", "priv_leak",
-    "membership_min_k_auc", AREA.key,
+    "membership_min_k_auc", AREA.key, "overall_score",
 )  # fmt: skip
+# Columns that the study makes.
+OWN = {each.key: each for each in (AREA, *AUDIT)}
 LEVEL = 0.05  # of Forget Quality
 
 
@@ -52,7 +55,7 @@ def write_page(results: Results) -> None:
     for plot in plots:
         write_png(folder / f"{plot.name}.png", plot)
     write_text(folder / PAGE, as_markdown(results, summary, plots))
-    table = _table(f"Study {results.study['name']}", summary, summary.columns)
+    table = _table(f"Study {results.study['name']}", summary, summary.columns, JUDGED["Results"])
     print(f"\n{table.to_text(terminal_width())}\nreport: {folder / PAGE}")
     if not plots:
         print(f"dipo-pl: {HOW_TO_GET_PLOTS}", file=sys.stderr)
@@ -61,14 +64,15 @@ def write_page(results: Results) -> None:
 def as_markdown(results: Results, summary: Summary, plots: Sequence[Plot] = ()) -> str:
     """Return the page."""
     parts = [f"# Study {markdown_escaped(results.study['name'])}\n", *_about(results, summary)]
-    for title, columns in (("Results", summary.columns), ("Attacks", ATTACKS), ("Cost", COSTS)):
+    tables = (("Results", summary.columns), ("Attacks", ATTACKS), ("Audits", AUDIT), ("Cost", COSTS))
+    for title, columns in tables:
         measured = [each for each in columns if any(each.key in line.values for line in summary.lines)]
         if measured:
             meanings = (
                 f"- {markdown_escaped(f'{each.title}: {each.meaning} ({each.better.value})')}"
                 for each in measured
             )
-            table = _table(title, summary, measured, judged=title == "Results")
+            table = _table(title, summary, measured, JUDGED.get(title, {}))
             parts += [f"## {title}\n", table.to_markdown(), "\n".join(meanings) + "\n"]
     if rates := _rates(results):
         parts += ["## Learning rates\n", rates.to_markdown()]
@@ -151,19 +155,28 @@ def _about(results: Results, summary: Summary) -> list[str]:
     return [made, "\n".join(about) + "\n"]
 
 
-def _table(title: str, summary: Summary, columns: Sequence[Column], judged: bool = True) -> Table:
-    head = ["row", "seeds", *(["verdicts"] if judged else []), *(each.title for each in columns)]
+# Of a table's title, what counts its lines' verdicts, by the head of the column.
+JUDGED: Mapping[str, Mapping[str, Callable[[Line], str]]] = {
+    "Results": {"verdicts": lambda line: line.verdict},
+    "Audits": {"judgements": lambda line: line.audited},
+}
+
+
+def _table(
+    title: str, summary: Summary, columns: Sequence[Column], judged: Mapping[str, Callable[[Line], str]]
+) -> Table:
+    head = ["row", "seeds", *judged, *(each.title for each in columns)]
     rows = [
         [
             line.name,
             seeds_text(line),
-            *([line.verdict] if judged else []),
+            *(count(line) for count in judged.values()),
             *(cell_text(line, each) for each in columns),
         ]
         for line in summary.lines
     ]
     caption = f"Mean [low, high]: {METHOD}; a single seed has no interval."
-    return Table(title, caption, head, rows, labels=3 if judged else 2)
+    return Table(title, caption, head, rows, labels=2 + len(judged))
 
 
 def _rates(results: Results) -> Table | None:
@@ -202,7 +215,7 @@ def _rates(results: Results) -> Table | None:
 
 def _intervals(summary: Summary) -> Iterable[Plot]:
     for key in PICTURES:
-        column = AREA if key == AREA.key else column_of(key)
+        column = OWN.get(key) or column_of(key)
         rows = {
             line.name: ([*line.values[key].values()], line.intervals.get(key))
             for line in summary.lines

@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 
 from dipo_pl.cli.command_parser import as_options
+from dipo_pl.commands.audit.command import CONFIG as AUDIT_CONFIG
+from dipo_pl.commands.probes.quantize import KINDS
 from dipo_pl.commands.study.study_file import RATE, Recipe, Row, StudyFile
 from dipo_pl.configs import resolve
 from dipo_pl.errors import InputError
@@ -28,11 +30,12 @@ class Kind(StrEnum):
     ROW = "rows"
     RELEARN = "relearn"
     QUANTIZE = "quantize"
+    AUDIT = "audit"
 
     @property
     def is_probe(self) -> bool:
         """True for an attack on another run's model."""
-        return self in (Kind.RELEARN, Kind.QUANTIZE)
+        return self in (Kind.RELEARN, Kind.QUANTIZE, Kind.AUDIT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,21 +77,32 @@ class Job:
         return f"{of or self.kind}{'' if self.rate is None else f' at {self.rate:g}'}, seed {self.seed}"
 
     @property
+    def beside(self) -> dict[str, "Job"]:
+        """The runs whose models an audit attacks beside the audited one, by the option that names them."""
+        if self.kind is not Kind.AUDIT or self.start is None:
+            return {}
+        models = {"target": self.start.start, "against": self.start.retain_only}
+        return {option: each for option, each in models.items() if each is not None}
+
+    @property
+    def loads(self) -> list["Job"]:
+        """The runs whose exported models it loads."""
+        return [*([self.start] if self.start is not None else []), *self.beside.values()]
+
+    @property
     def needs(self) -> list["Job"]:
         """The runs whose folders it reads."""
-        return [each for each in (self.start, self.retain_only) if each is not None]
+        return [*self.loads, *([self.retain_only] if self.retain_only is not None else [])]
 
     def folders(self, study: Path) -> list[RunFolder]:
-        """Return its run folders; a quantization attack has one for each number of bits."""
+        """Return its run folders; a quantization attack has one for each rounding."""
         if not self.kind.is_probe:
             return [RunFolder(study / self.key)]
         assert self.start is not None
-        bits = self.recipe.options.get("bits")
-        suffixes = (
-            ["relearn"]
-            if self.kind is Kind.RELEARN
-            else [f"int{each}" for each in ([bits] if bits else [8, 4])]
-        )
+        suffixes = [self.kind.value]
+        if self.kind is Kind.QUANTIZE:
+            bits = self.recipe.options.get("bits")
+            suffixes = [KINDS.get(str(bits), "")] if bits else [*KINDS.values()]
         return [RunFolder(study / f"{self.start.key}-{each}") for each in suffixes]
 
     def words(self, study: Path, rate: float | None) -> list[str]:
@@ -96,7 +110,8 @@ class Job:
         options = as_options({key: _text(value) for key, value in self.recipe.options.items()})
         if self.kind.is_probe:
             assert self.start is not None
-            return [self.kind.value, str(study / self.start.key), *options]
+            beside = as_options({option: str(study / each.key) for option, each in self.beside.items()})
+            return [self.kind.value, str(study / self.start.key), *beside, *options]
         own: dict[str, Any] = {}
         if self.start is not None:
             own |= {"model.policy": "Pretrained", "model.policy.path": str(study / self.start.key / "hf")}
@@ -202,10 +217,17 @@ class Plan:
         )
 
     def _probes(self, job: Job) -> list[Job]:
-        return [
-            Job(f"{job.key}-{name}", Kind(name), job.seed, Recipe([], options), row=job.row, start=job)
-            for name, options in self.file.after.items()
-        ]
+        made = []
+        for name, options in self.file.after.items():
+            kind, recipe = Kind(name), Recipe([], options)
+            contents: tuple[Any, ...] = ()
+            if kind is Kind.AUDIT:
+                if job.kind is Kind.RETAIN_ONLY:
+                    # Every audit attacks this model beside its own.
+                    continue
+                contents = (self._read(str(options.get("config") or AUDIT_CONFIG)),)
+            made.append(Job(f"{job.key}-{name}", kind, job.seed, recipe, contents, row=job.row, start=job))
+        return made
 
 
 def command_text(words: list[str]) -> str:

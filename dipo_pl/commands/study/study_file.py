@@ -13,7 +13,7 @@ from dipo_pl.cli.console import near
 from dipo_pl.errors import InputError, check_count, check_number
 from dipo_pl.storage.text import load_yaml, read_text
 
-PROBES = ("relearn", "quantize")
+PROBES = ("relearn", "quantize", "audit")
 RATE = "model.optimizer.lr"
 # A study sets these for each of its runs.
 OWN = ("name", "output_dir", "seed_everything", "config", "ckpt_path", "require")
@@ -138,7 +138,8 @@ class StudyFile:
         retain_only: recipe of the model that never saw the forget rows, which every row of the same seed is compared with;
             None leaves `forget_quality.retain_result` as configured.
         learning_rate: how learning rates are chosen; None leaves them as configured.
-        after: probes of every row's run and of the retain-only model by name, `relearn` or `quantize`, with their options.
+        after: probes of every row's run by name, `relearn`, `quantize` or `audit`, with their options; the first two also of
+            the retain-only model, which an audit attacks beside each run.
         threads: threads of a run (OMP_NUM_THREADS).
         keep_weights: keep exported models and checkpoints of runs that are finished and no longer needed.
     """
@@ -212,6 +213,7 @@ class StudyFile:
                     f"{path}: after has the unknown probe {name!r}: the probes are {', '.join(PROBES)}"
                 )
             _expect(path, f"after.{name}", options, "a mapping of options", isinstance(options, dict))
+        self._check_audit(path)
         both = {*self.seeds} & {*(self.learning_rate.seeds if self.learning_rate else ())}
         if both:
             raise InputError(
@@ -219,6 +221,16 @@ class StudyFile:
                 "are not in the table"
             )
         self._check_rows(path)
+
+    def _check_audit(self, path: str) -> None:
+        options = self.after.get("audit", {})
+        config = options.get("config", "")
+        _expect(path, "after.audit.config", config, "the name of one config", isinstance(config, str))
+        for key, model in {"target": self.target, "against": self.retain_only}.items():
+            if key in options and model is not None:
+                raise InputError(
+                    f"{path}: after.audit gives {key}, which the study sets for each run: leave it out"
+                )
 
     def _check_rows(self, path: str) -> None:
         folders: dict[str, str] = {}

@@ -23,15 +23,26 @@ ATTACKS = (
     AREA,
     *(
         Column(
-            f"int{bits}_{key}",
-            f"{title} {bits} bits",
-            f"{title} with weights rounded to {bits} bits",
+            f"{kind}_{key}",
+            f"{title} {rounding}",
+            f"{title} with weights rounded to {rounding}",
             Better.NEITHER,
         )
-        for bits in (8, 4)
+        for kind, rounding in (("int8", "8 bits"), ("int4", "4 bits"), ("nf4", "NF4"))
         for key, title in (("forget_probability", "P(forget)"), ("model_utility", "Model Utility"))
     ),
 )
+_SCORE = "score of an audit, in [0, 1]: "
+AUDIT = (
+    Column("memorization_score", "Memorization", f"{_SCORE}how little the model says of the forget rows", Better.HIGHER),
+    Column("privacy_score", "Privacy", f"{_SCORE}harmonic mean of those of membership and depth", Better.HIGHER),
+    Column("privacy_mia", "Membership", f"{_SCORE}closeness of four attacks to the retain-only model", Better.HIGHER),
+    Column("unlearning_depth", "Depth", "Unlearning Depth Score: 0 is intact, 1 erased as if never seen", Better.HIGHER),
+    Column("utility_score", "Utility", f"{_SCORE}utility and fluency beside the target's", Better.HIGHER),
+    Column("overall_score", "Overall", f"{_SCORE}harmonic mean of memorization, privacy and utility", Better.HIGHER),
+    Column("leak_at_1", "leak@1", "share of rows that leak in one sampled answer", Better.NEAR_RETAIN_ONLY),
+    Column("leak_at_64", "leak@64", "share of rows that leak in one of 64 sampled answers", Better.NEAR_RETAIN_ONLY),
+)  # fmt: skip
 COSTS = (
     Column("learning_rate", "Learning rate", "chosen by the study's rule", Better.NEITHER, digits=6),
     Column("step_seconds", "Seconds a step", "median time from one step to the next", Better.LOWER),
@@ -68,12 +79,14 @@ class Line:
         name: of the row or model.
         values: values of each metric by seed.
         verdicts: verdict of each seed.
+        audits: judgement of each seed's audit.
         failed: seeds whose run failed.
     """
 
     name: str
     values: Mapping[str, Mapping[int, float]]
     verdicts: Mapping[int, str] = field(default_factory=dict)
+    audits: Mapping[int, str] = field(default_factory=dict)
     failed: tuple[int, ...] = ()
 
     @property
@@ -89,8 +102,12 @@ class Line:
     @property
     def verdict(self) -> str:
         """The verdicts with their numbers, such as `3 partly, 2 forgotten`."""
-        counts = Counter(self.verdicts.values()).most_common()
-        return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts)
+        return _counted(self.verdicts)
+
+    @property
+    def audited(self) -> str:
+        """The judgements of audits with their numbers, such as `5 not forgotten`."""
+        return _counted(self.audits)
 
 
 @dataclass(frozen=True)
@@ -117,7 +134,7 @@ def summary_of(results: Results) -> Summary:
     lines += [_row(results, name) for name in names]
     lines = [each for each in lines if each.values or each.failed]
     keys = {key for each in lines for key in each.values}
-    known = {each.key for each in (*ATTACKS, *COSTS)}
+    known = {each.key for each in (*ATTACKS, *AUDIT, *COSTS)}
     return Summary(tuple(lines), tuple(each for each in columns_of(keys - known) if each.headline))
 
 
@@ -147,9 +164,14 @@ def _row(results: Results, name: str) -> Line:
     for seed, each in records_of(results, Kind.QUANTIZE, name).items():
         if seed in values:
             values[seed] |= _quantized(each)
+    audits = records_of(results, Kind.AUDIT, name)
+    for seed, each in audits.items():
+        if seed in values:
+            values[seed] |= _scores(each)
     failed = tuple(sorted(each["seed"] for each in _of(results, Kind.ROW, name) if each["status"] == FAILED))
     verdicts = {seed: each["verdict"] for seed, each in records.items() if each.get("verdict")}
-    return Line(name, _by_metric(values), verdicts, failed)
+    judged = {seed: each["audit"]["status"] for seed, each in audits.items()}
+    return Line(name, _by_metric(values), verdicts, judged, failed)
 
 
 def _models(results: Results, kind: Kind, name: str) -> Line:
@@ -167,7 +189,22 @@ def _models(results: Results, kind: Kind, name: str) -> Line:
     if kind is Kind.RETAIN_ONLY:
         for seed, each in records_of(results, Kind.QUANTIZE).items():
             values[seed] |= _quantized(each)
+    for row in results.study["rows"]:
+        # An audit of any row of a seed has measured the models beside it.
+        for seed, each in records_of(results, Kind.AUDIT, row).items():
+            values[seed] = _scores(each, f"{kind}_") | values.get(seed, {})
     return Line(name, _by_metric(values))
+
+
+def _scores(record: Record, prefix: str = "") -> dict[str, float]:
+    """Return the values of an audit that a table shows, of its own model or of one beside it."""
+    found = record["metrics"]
+    return {each.key: found[prefix + each.key] for each in AUDIT if prefix + each.key in found}
+
+
+def _counted(by_seed: Mapping[int, str]) -> str:
+    counts = Counter(by_seed.values()).most_common()
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts)
 
 
 def _costs(record: Record) -> dict[str, float]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dipo_pl.attacks.quantization import Quantization
 from dipo_pl.models.pretrained import Pretrained
 
 
@@ -19,13 +20,16 @@ def nll_of(run: Path) -> torch.Tensor:
     return torch.tensor([row["nll"] for row in rows], dtype=torch.float64)
 
 
-def test_the_same_evaluation_at_int8_and_int4(cli, runs, manifest, metrics):
+def test_the_same_evaluation_with_each_rounding(cli, runs, manifest, metrics):
     ended = cli("quantize", "runs/unlearned")
     assert ended.code == 0, ended.err
     exact = nll_of(runs / "unlearned")
     off = []
-    for bits in (8, 4):
-        run = runs / f"unlearned-int{bits}"
+    kinds = {"int8": 8, "int4": 4, "nf4": 4}
+    # What the attack of an audit tries.
+    assert list(kinds) == Quantization().kinds
+    for kind, bits in kinds.items():
+        run = runs / f"unlearned-{kind}"
         written = manifest(run)
         assert written["command"] == "validate"
         assert written["status"] == "finished"
@@ -34,6 +38,7 @@ def test_the_same_evaluation_at_int8_and_int4(cli, runs, manifest, metrics):
             "of": "runs/unlearned",
             "weights": ANY,
             "bits": bits,
+            "rounding": kind,
         }
         ours, theirs = (metrics(each)[-1] for each in (run, runs / "unlearned"))
         assert ours["step"] == 0
@@ -44,8 +49,9 @@ def test_the_same_evaluation_at_int8_and_int4(cli, runs, manifest, metrics):
         off.append(float((nll_of(run) - exact).abs().mean()))
         assert written["policy"]["source"] == "runs/unlearned/hf"
     assert 1e-7 < off[0] < off[1] / 5
+    assert off[0] < off[2] / 5
     lines = ended.out.splitlines()
-    assert [line.split()[0] for line in lines[-3:]] == ["runs/unlearned", "int8", "int4"]
+    assert [line.split()[0] for line in lines[-4:]] == ["runs/unlearned", "int8", "int4", "nf4"]
 
 
 def test_what_is_measured_is_the_rounded_model(cli, runs):

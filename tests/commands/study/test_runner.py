@@ -310,6 +310,8 @@ def test_a_path_elsewhere_is_the_same_configuration():
     ({"rows": {"A": {}, "B": {"options": {"data.batch_size": 8}}}}, (), "rows 'A' and 'B' have the same configuration"),
     ({"target": {"configs": ["smoke.yaml"], "options": {"data.authors": "x"}}}, (), "target: data.authors"),
     ({"learning_rate": STUDY["learning_rate"] | {"rule": "Best"}}, (), "learning_rate.rule: selection.rule: there is no"),
+    ({"after": {"audit": {"removed": 2}}}, (), "after.audit: removed must be a share in (0, 1] (got 2.0)"),
+    ({"after": {"audit": {"config": "none.yaml"}}}, (), "no config none.yaml"),
     ({"after": {"relearn": {"steps": "many"}}}, (), "after.relearn: dipo-pl relearn: argument --steps: invalid int value"),
     ({"options": {"trainer.num_sanity_val_steps": 0}}, (), "has no evaluation before training, which learning_rate.rule"),
     ({}, ("--forget_quality.retain_result", "x"), "row 'DiPO': forget_quality.retain_result is the result of the study's"),

@@ -7,20 +7,34 @@ from pathlib import Path
 
 import forked
 import pytest
+import yaml
 from study_inputs import fork_run, until, write_study
 
 from dipo_pl.commands.study import runner
+from dipo_pl.configs import shipped
 from dipo_pl.storage.run_folder import RunFolder
 
+SCORES = (
+    "memorization_score",
+    "privacy_score",
+    "privacy_mia",
+    "unlearning_depth",
+    "utility_score",
+    "overall_score",
+)
 RUN = ("study", "--config", "s.yaml", "--jobs", "1")
 
 
-def test_a_whole_study_with_tuning_and_relearning(cli, tmp_path, monkeypatch):
+AUDIT = yaml.safe_load(shipped()["study_smoke.yaml"].read_text())["after"]["audit"]
+
+
+def test_a_whole_study_with_tuning_relearning_and_audits(cli, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "launch", fork_run)
     write_study(
         tmp_path / "s.yaml",
         seeds=[0],
         rows={"DiPO": {}, "NPO + CE": {"configs": ["npo.yaml"], "tune": False}},
+        after={"relearn": {"share": 0.2, "steps": 2, "lr": 1e-3}, "audit": AUDIT},
     )
     ended = cli(*RUN)
     assert ended.code == 0, ended.err
@@ -45,6 +59,23 @@ def test_a_whole_study_with_tuning_and_relearning(cli, tmp_path, monkeypatch):
     assert [each["step"] for each in runs["rows/dipo/seed-0-relearn"]["curve"]] == [0, 2]
     page = Path("runs/s/README.md").read_text()
     assert "| DiPO | 1 | 1 cannot tell |" in page
+    audits = {name: runs[f"rows/{name}/seed-0-audit"] for name in ("dipo", "npo-ce")}
+    assert "retain_only/seed-0-audit" not in runs
+    for name, audit in audits.items():
+        scores = {key: audit["metrics"][key] for key in SCORES}
+        assert all(0 <= each <= 1 for each in scores.values())
+        last = RunFolder(f"runs/s/rows/{name}/seed-0-audit").final_metrics
+        assert scores.items() <= last.items()
+        assert audit["audit"]["attacks"]["unlearning_depth"] == "not_forgotten"
+        title = {"dipo": "DiPO", "npo-ce": "NPO + CE"}[name]
+        cells = " | ".join(f"{scores[key]:.3f}" for key in SCORES)
+        status = audit["audit"]["status"].replace("_", " ")
+        assert f"| {title} | 1 | 1 {status} | {cells} |" in page
+        # The models beside them are in the table too.
+        assert audit["metrics"]["retain_only_privacy_score"] == 1
+    assert "| memorization | privacy |" in page.lower()
+    # Nothing needs the models any more.
+    assert not [*Path("runs/s").rglob("*.safetensors")]
     assert row["command"] in page
     for name in (
         "forget_quality_log10_p",
@@ -52,6 +83,7 @@ def test_a_whole_study_with_tuning_and_relearning(cli, tmp_path, monkeypatch):
         "model_utility",
         "priv_leak",
         "relearning_area",
+        "overall_score",
     ):
         assert f"]({name}.png)" in page
         assert Path(f"runs/s/{name}.png").stat().st_size > 5000
