@@ -22,7 +22,7 @@ from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.distributed import is_sharded
 from dipo_pl.errors import NOT_FINITE, InputError, TrainingError, check_count
 from dipo_pl.evaluation.retain_result import check_comparable, read_result
-from dipo_pl.evaluation.verdict_rules import ATTACK, Metrics
+from dipo_pl.evaluation.verdict_rules import Metrics
 from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.metrics import base
 from dipo_pl.metrics.base import FORGET, HOLDOUT, EvaluationMetric, MeasuredSet
@@ -197,7 +197,9 @@ class ForgetQuality(Callback):
         ours = rows_fingerprint(sets[HOLDOUT].rows) if HOLDOUT in sets else None
         same = theirs is None or theirs.fingerprint in (None, ours)
         self.retain_metrics = {
-            name: value for name, value in self.retain.metrics.items() if same or name != ATTACK
+            name: value
+            for name, value in self.retain.metrics.items()
+            if same or not name.startswith("membership_")
         }
         if ours and theirs and theirs.fingerprint != ours:
             rank_zero_info(

@@ -17,6 +17,7 @@ from dipo_pl.callbacks.lookup import callbacks_of
 from dipo_pl.callbacks.verdict import Judge, wrong_answers
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError, check_count, check_objects, check_share
+from dipo_pl.evaluation.deviation import deviation
 from dipo_pl.evaluation.verdict_rules import (
     KNOWS_NOTHING,
     UTILITIES,
@@ -24,7 +25,6 @@ from dipo_pl.evaluation.verdict_rules import (
     Metrics,
     Thresholds,
     baseline,
-    deviation,
     forgotten_set,
     kept_utility,
     lacks_measures,
@@ -156,7 +156,7 @@ class LowestForgetProbability(UtilityKept):
 class NearestToUnseen(UtilityKept):
     """Rule that keeps the evaluation nearest to a model that never saw the rows, among those that keep utility.
 
-    The score is minus the deviation in units of the thresholds (`dipo_pl.evaluation.verdict_rules.deviation`), over
+    The score is minus the deviation in units of the thresholds (`dipo_pl.evaluation.deviation.deviation`), over
     P(forget), ROUGE, extraction strength, membership and Forget Quality: -1 and above is forgotten by each of them.
     Membership and Forget Quality lower the score where the rows are erased too far. The more evidence there is (a
     retain-only model, a holdout), the better the rule knows where to end.

@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
-from dipo_pl.errors import TrainingError
+from dipo_pl.errors import InputError, TrainingError
 
 Module = TypeVar("Module", bound=nn.Module)
 T = TypeVar("T")
@@ -65,21 +65,25 @@ def on_all_ranks(step: Callable[[], T]) -> list[T]:
 
     Raises:
         TrainingError: of the first rank that failed, on all ranks (a WriteError stays one).
+        InputError: of the first rank, if no rank failed otherwise.
     """
     result: Any = None
-    error: TrainingError | None = None
+    error: TrainingError | InputError | None = None
     try:
         result = step()
-    except TrainingError as failed:
+    except (TrainingError, InputError) as failed:
         error = failed
     except Exception as failed:
         error = TrainingError(f"rank {dist.get_rank()}: {type(failed).__name__}: {failed}")
         error.__cause__ = failed
     outcomes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(outcomes, (result, error))
-    if error is not None:
+    failures = [failure for _, failure in outcomes if failure is not None]
+    # The same kind on all ranks, which may go on after an InputError.
+    kind = TrainingError if any(isinstance(each, TrainingError) for each in failures) else InputError
+    if isinstance(error, kind):
         raise error
-    for _, failure in outcomes:
-        if failure is not None:
+    for failure in failures:
+        if isinstance(failure, kind):
             raise failure
     return [each for each, _ in outcomes]

@@ -1,7 +1,10 @@
 """The beginning of an answer put into the model's mouth: how much of the rest comes out?"""
 
-from dipo_pl.attacks.base import Attack, Outcome, by_model, mean_interval
-from dipo_pl.attacks.subject import CALLED, UNLEARNED, Subject
+from collections.abc import Sequence
+
+from dipo_pl.attacks.base import Attack, Outcome, by_model
+from dipo_pl.attacks.intervals import of_rows
+from dipo_pl.attacks.subject import CALLED, Subject
 from dipo_pl.errors import check_count
 from dipo_pl.metrics.rouge import rouge_l_recall
 from dipo_pl.models.generation import generate
@@ -42,9 +45,8 @@ class AnswerPrefix(Attack):
         for name, recalls in found.items():
             means = {}
             for count, by_row in recalls.items():
-                known = [each for each in by_row if each is not None]
-                if known:
-                    means[f"{self.name}_{count}_rouge_l_recall"] = sum(known) / len(known)
+                if any(each is not None for each in by_row):
+                    means[f"{self.name}_{count}_rouge_l_recall"] = _mean(by_row)
             metrics[name] = means
         values = {name: max(each.values()) for name, each in metrics.items()}
         rows = [
@@ -52,13 +54,11 @@ class AnswerPrefix(Attack):
             | {name: {count: each[row] for count, each in recalls.items()} for name, recalls in found.items()}
             for row in range(len(subject.forget.rows))
         ]
-        said = found[UNLEARNED].values()
-        known = [[each for each in by_row if each is not None] for by_row in said]
-        interval = mean_interval(
-            max((each for each in known if each), key=lambda each: sum(each) / len(each))
-        )
+        largest = {
+            name: max(recalls.values(), key=lambda by_row: _mean(by_row)) for name, recalls in found.items()
+        }
         headline = "largest ROUGE-L recall of the rest of the answer"
-        return Outcome(headline, values, by_model(metrics), rows, interval=interval)
+        return Outcome(headline, values, by_model(metrics), rows, intervals=of_rows(largest))
 
     def _recalls(self, subject: Subject, name: str) -> dict[str, list[float | None]]:
         """Return for each beginning the recall of the rest of each row's answer; None where nothing is left."""
@@ -89,3 +89,9 @@ class AnswerPrefix(Attack):
                     by_row[row] = value
                 found[str(count)] = by_row
         return found
+
+
+def _mean(by_row: Sequence[float | None]) -> float:
+    """Return the mean of the rows that have a value; -1 if none has."""
+    known = [each for each in by_row if each is not None]
+    return sum(known) / len(known) if known else -1.0

@@ -2,12 +2,11 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-import numpy as np
-
+from dipo_pl.attacks.intervals import Intervals
 from dipo_pl.attacks.subject import MODELS, UNLEARNED, Subject
 from dipo_pl.errors import check_number
 
@@ -21,7 +20,7 @@ class Outcome:
         values: for each attacked model one number by which the models are compared; the higher, the more it knows.
         metrics: what enters metrics.jsonl, by key.
         floor: the value of a model that knows nothing, which stands in where there is no retain-only model.
-        interval: of 95 % confidence over rows, of the unlearned model's value; None where it is not known.
+        intervals: of 95 % confidence over rows; None where they are not known, so that values alone are compared.
         rows: values of single rows, each with its number `row`.
         series: by name the values of a curve, one of them its steps, layers or settings.
     """
@@ -31,7 +30,7 @@ class Outcome:
     metrics: dict[str, float]
     rows: list[dict[str, Any]] = field(default_factory=list)
     series: dict[str, list[Any]] = field(default_factory=dict)
-    interval: list[float] | None = None
+    intervals: Intervals | None = None
     floor: float = 0.0
 
     def content(self) -> dict[str, Any]:
@@ -41,7 +40,8 @@ class Outcome:
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> Self:
         """Return an outcome from its plain values."""
-        return cls(**content)
+        intervals = content.get("intervals")
+        return cls(**{**content, "intervals": None if intervals is None else Intervals(**intervals)})
 
 
 class Attack(ABC):
@@ -70,21 +70,6 @@ class Attack(ABC):
     @abstractmethod
     def run(self, subject: Subject) -> Outcome:
         """Attack the models; on every rank, which all return the same."""
-
-
-def mean_interval(values: Sequence[float], resamples: int = 2000) -> list[float]:
-    """Return the 2.5 % and 97.5 % quantiles of the mean of rows that are drawn again and again: the bootstrap.
-
-    Source: Efron, Annals of Statistics 7, 1979; percentile interval.
-
-    Args:
-        values: of the rows, at least one.
-        resamples: number of drawings, which depend on nothing but the number of rows.
-    """
-    rows = np.asarray(values, dtype=np.float64)
-    drawn = np.random.default_rng(0).integers(len(rows), size=(resamples, len(rows)))
-    low, high = np.quantile(rows[drawn].mean(axis=1), [0.025, 0.975])
-    return [float(low), float(high)]
 
 
 def keyed(model: str, key: str) -> str:

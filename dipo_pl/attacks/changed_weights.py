@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from dipo_pl.attacks.base import Attack, Outcome, by_model
+from dipo_pl.attacks.intervals import of_rows
 from dipo_pl.attacks.measuring import measure
 from dipo_pl.attacks.subject import CALLED, Subject
 from dipo_pl.metrics import Probability, TruthRatio
@@ -40,20 +41,31 @@ class ChangedWeights(Attack):
             name: {
                 f"{self.name}_{change}_{key}": value
                 for change in self.changes
-                for key, value in found[change][name].items()
+                for key, value in found[change][name]["metrics"].items()
             }
             for name in subject.names
         }
         series: dict[str, list[Any]] = {"change": list(self.changes)}
         series |= {
-            name: [found[change][name]["probability"] for change in self.changes] for name in subject.names
+            name: [found[change][name]["metrics"]["probability"] for change in self.changes]
+            for name in subject.names
         }
         values = {name: max(series[name]) for name in subject.names}
-        return Outcome("largest mean probability of the true answer", values, by_model(metrics), [], series)
+        largest = {
+            name: found[self.changes[series[name].index(values[name])]][name] for name in subject.names
+        }
+        by_row = {name: each["rows"] for name, each in largest.items()}
+        rows = [
+            {"row": row} | {name: each[row] for name, each in by_row.items()}
+            for row in range(len(subject.forget.rows))
+        ]
+        headline = "largest mean probability of the true answer"
+        return Outcome(headline, values, by_model(metrics), rows, series, of_rows(by_row))
 
-    def _measured(self, subject: Subject, change: str, name: str) -> dict[str, float]:
+    def _measured(self, subject: Subject, change: str, name: str) -> dict[str, Any]:
         model = subject.fresh(name)
         self.change(model, change)
         with eval_mode(model), torch.no_grad():
             what = f"forget rows of the {CALLED[name]} after {change}, batches"
-            return measure(subject, model, subject.forget, [Probability(), TruthRatio()], what=what).metrics
+            found = measure(subject, model, subject.forget, [Probability(), TruthRatio()], what=what)
+            return {"metrics": found.metrics, "rows": [row["probability"] for row in found.rows]}

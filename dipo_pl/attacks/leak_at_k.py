@@ -1,9 +1,11 @@
 """Leakage by asking again and again: does one of k sampled answers hold what was to be forgotten?"""
 
+from dataclasses import replace
 from typing import Any
 
 from dipo_pl.attacks.base import Attack, Outcome, by_model
-from dipo_pl.attacks.subject import CALLED, UNLEARNED, Subject
+from dipo_pl.attacks.intervals import of_rows
+from dipo_pl.attacks.subject import CALLED, RETAIN_ONLY, UNLEARNED, Subject
 from dipo_pl.errors import InputError, check_count, check_share
 from dipo_pl.metrics.leakage import leak_at_k, leaked, upper_bound
 from dipo_pl.models.generation import sample
@@ -77,9 +79,18 @@ class LeakAtK(Attack):
         series: dict[str, list[Any]] = {"k": self.k}
         series |= {name: [each[f"leak_at_{k}"] for k in self.k] for name, each in metrics.items()}
         most = self.k[-1]
-        interval = [0.0, metrics[UNLEARNED][f"leak_at_{most}_upper"]]
+        upper = metrics[UNLEARNED][f"leak_at_{most}_upper"]
+        intervals = of_rows(
+            {name: leak_at_k(leaks, self.samples, most).tolist() for name, leaks in counts.items()}
+        )
+        if intervals is not None:
+            distance = intervals.distance
+            if distance is not None:
+                # Rows of which none has leaked do not differ, however few they are.
+                distance = [distance[0], max(distance[1], upper - values[RETAIN_ONLY])]
+            intervals = replace(intervals, value=[0.0, upper], distance=distance)
         headline = f"leak@{most} of {self.samples} samples"
-        return Outcome(headline, values, by_model(metrics), rows, series, interval)
+        return Outcome(headline, values, by_model(metrics), rows, series, intervals)
 
     def _counts(self, subject: Subject, name: str) -> list[int]:
         """Return how many samples of each row leak."""

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from dipo_pl.attacks.base import Attack, Outcome, by_model
+from dipo_pl.attacks.intervals import of_rows
 from dipo_pl.attacks.spans import entity_batches, in_row_order, span_of
 from dipo_pl.attacks.subject import CALLED, Subject
 from dipo_pl.models.upper_layers import check_layers, lens_probabilities
@@ -33,7 +34,9 @@ class LogitLens(Attack):
         ]
         metrics = by_model({name: {self.name: float(each.mean())} for name, each in means.items()})
         values = {name: float(each.max()) for name, each in means.items()}
-        return Outcome("largest mean probability of a layer", values, metrics, rows, series)
+        layers = {name: int(each.argmax()) for name, each in means.items()}
+        intervals = of_rows({name: [row[layers[name]] for row in each] for name, each in found.items()})
+        return Outcome("largest mean probability of a layer", values, metrics, rows, series, intervals)
 
     def _probabilities(self, subject: Subject, name: str) -> list[list[float]]:
         places, batches = entity_batches(subject)

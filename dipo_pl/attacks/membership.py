@@ -3,12 +3,14 @@
 from typing import Any
 
 from dipo_pl.attacks.base import Attack, Outcome, by_model
+from dipo_pl.attacks.intervals import area_draws, of_draws
 from dipo_pl.attacks.measuring import measure
 from dipo_pl.attacks.subject import CALLED, RETAIN_ONLY, UNLEARNED, Subject
 from dipo_pl.errors import check_share
 from dipo_pl.metrics import Membership as MembershipMetric
 from dipo_pl.metrics.audit_scores import membership_distance, membership_score
 from dipo_pl.metrics.base import FORGET, HOLDOUT
+from dipo_pl.metrics.membership import auroc
 
 # The attacks that OpenUnlearning's score of privacy averages over.
 SCORED = ("loss", "zlib", "min_k", "min_k_plus_plus")
@@ -20,8 +22,9 @@ class Membership(Attack):
     r"""Attack that tells forget rows from holdout rows by the loss, zlib, Min-K% and Min-K%++.
 
     Metrics are the area under the curve of each, `membership_ATTACK_auc`, and with a retain-only model the closeness to its
-    area, `membership_ATTACK_closeness`, and their harmonic mean `privacy_mia`; see `dipo_pl.metrics.audit_scores`. The
-    attacks that compare with a reference model or need gradients are those of an evaluation, and are left out.
+    area, `membership_ATTACK_closeness`, and their harmonic mean `privacy_mia`; see `dipo_pl.metrics.audit_scores`. Judged is
+    the attack whose area is farthest from the retain-only model's, with an interval as wide as a choice among four asks for
+    (Bonferroni). Attacks that compare with a reference model or need gradients are those of an evaluation, and left out.
 
     Args:
         k: share of an answer's least probable tokens that Min-K% and Min-K%++ average, in (0, 1].
@@ -39,7 +42,11 @@ class Membership(Attack):
 
     def run(self, subject: Subject) -> Outcome:
         """Return the areas of each model."""
-        areas = subject.each_model(self.name, lambda name: self._areas(subject, name))
+        scores = subject.each_model(self.name, lambda name: self._scores(subject, name))
+        areas = {
+            name: {attack: auroc(each[FORGET][attack], each[HOLDOUT][attack]) for attack in SCORED}
+            for name, each in scores.items()
+        }
         metrics = {
             name: {f"membership_{attack}_auc": area for attack, area in each.items()}
             for name, each in areas.items()
@@ -57,16 +64,26 @@ class Membership(Attack):
         values = {name: each[farthest] for name, each in areas.items()}
         series: dict[str, list[Any]] = {"attack": list(SCORED)}
         series |= {name: [each[attack] for attack in SCORED] for name, each in areas.items()}
-        return Outcome(f"AUC of the {farthest} attack", values, by_model(metrics), [], series, floor=CHANCE)
+        intervals = of_draws(
+            {
+                name: area_draws(each[FORGET][farthest], each[HOLDOUT][farthest])
+                for name, each in scores.items()
+            },
+            min(len(each[farthest]) for each in scores[UNLEARNED].values()),
+            CHANCE,
+            len(SCORED),
+        )
+        headline = f"AUC of the {farthest} attack"
+        return Outcome(headline, values, by_model(metrics), [], series, intervals, CHANCE)
 
-    def _areas(self, subject: Subject, name: str) -> dict[str, float]:
+    def _scores(self, subject: Subject, name: str) -> dict[str, dict[str, list[float]]]:
+        """Return the scores of the rows of both sets by attack."""
         metric = MembershipMetric(self.k)
-        sets = {}
+        found = {}
         with subject.model(name) as model:
             for each in (subject.forget, subject.holdout):
                 assert each is not None
                 what = f"{each.name} rows of the {CALLED[name]}, batches"
-                sets[each.name] = measure(subject, model, each, [metric], what=what)
-        assert sets.keys() == {FORGET, HOLDOUT}
-        found = metric.across(sets, None)
-        return {attack: found[f"membership_{attack}_auc"] for attack in SCORED}
+                rows = measure(subject, model, each, [metric], what=what).rows
+                found[each.name] = {attack: [float(row[attack]) for row in rows] for attack in SCORED}
+        return found

@@ -3,9 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
-from dipo_pl.attacks.base import Attack, Outcome, by_model, mean_interval
+from dipo_pl.attacks.base import Attack, Outcome, by_model
+from dipo_pl.attacks.intervals import of_rows
 from dipo_pl.attacks.measuring import measure
-from dipo_pl.attacks.subject import CALLED, UNLEARNED, Subject
+from dipo_pl.attacks.subject import CALLED, Subject
 from dipo_pl.metrics import Probability, Rouge, TruthRatio
 from dipo_pl.rows import Row
 
@@ -50,9 +51,11 @@ class ParaphrasedQuestion(Attack):
             {"row": row} | {name: each["rows"][place] for name, each in found.items()}
             for place, row in enumerate(asked)
         ]
-        interval = mean_interval([each["probability"] for each in found[UNLEARNED]["rows"]])
+        intervals = of_rows(
+            {name: [row["probability"] for row in each["rows"]] for name, each in found.items()}
+        )
         headline = "mean probability of the true answer"
-        return Outcome(headline, values, by_model(metrics), by_row, interval=interval)
+        return Outcome(headline, values, by_model(metrics), by_row, intervals=intervals)
 
 
 def _asked(subject: Subject) -> list[int]:

@@ -4,9 +4,10 @@ from typing import Any
 
 import torch
 
-from dipo_pl.attacks.base import Attack, Outcome, by_model, mean_interval
+from dipo_pl.attacks.base import Attack, Outcome, by_model
+from dipo_pl.attacks.intervals import of_rows
 from dipo_pl.attacks.measuring import measure
-from dipo_pl.attacks.subject import CALLED, UNLEARNED, Subject
+from dipo_pl.attacks.subject import CALLED, Subject
 from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.metrics import Fluency, Memorization, ModelUtility, Probability, Rouge, TruthRatio
 from dipo_pl.metrics.audit_scores import memorization_score
@@ -39,8 +40,9 @@ class PlainQuestion(Attack):
             for row in range(len(subject.forget.rows))
         ]
         metrics = by_model({name: each["metrics"] for name, each in found.items()})
-        interval = mean_interval([each["probability"] for each in found[UNLEARNED]["rows"]])
-        return Outcome("mean probability of the true answer", values, metrics, rows, interval=interval)
+        by_row = {name: [row["probability"] for row in each["rows"]] for name, each in found.items()}
+        headline = "mean probability of the true answer"
+        return Outcome(headline, values, metrics, rows, intervals=of_rows(by_row))
 
     def _measured(self, subject: Subject, name: str) -> dict[str, Any]:
         kept = [found for each in subject.utility_sets if (found := subject.set_of(each)) is not None]

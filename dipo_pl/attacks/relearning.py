@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
 from dipo_pl.attacks.base import Attack, Outcome, keyed
+from dipo_pl.attacks.intervals import of_rows
 from dipo_pl.attacks.measuring import measure
 from dipo_pl.attacks.subject import CALLED, RETAIN_ONLY, TARGET, UNLEARNED, Subject
 from dipo_pl.batch import Encoded, collate
@@ -103,17 +105,19 @@ class Relearning(Attack):
         """Return the curves of all models."""
         rows, held_back = self._rows(subject)
         steps = self._measured
-        curves: dict[str, list[float]] = subject.each_model(
+        found: dict[str, list[list[float]]] = subject.each_model(
             self.name,
             lambda name: self._curve(subject, name, rows, held_back, steps),
             (UNLEARNED, RETAIN_ONLY),
         )
         # The target is there for what it knows before any step.
-        before = subject.each_model(
+        found |= subject.each_model(
             self.name, lambda name: self._curve(subject, name, rows, held_back, [0]), (TARGET,)
         )
-        values = {name: each[0] for name, each in before.items()}
-        values |= {name: sum(curve) / len(curve) for name, curve in curves.items()}
+        means = {name: [fmean(by_row) for by_row in each] for name, each in found.items()}
+        before = {name: each for name, each in means.items() if name == TARGET}
+        curves = {name: each for name, each in means.items() if name != TARGET}
+        values = {name: fmean(each) for name, each in means.items()}
         metrics = {keyed(name, f"{self.name}_probability"): curve[-1] for name, curve in curves.items()}
         if RETAIN_ONLY in curves:
             metrics[f"{self.name}_area"] = values[UNLEARNED] - values[RETAIN_ONLY]
@@ -123,7 +127,9 @@ class Relearning(Attack):
             if back:
                 metrics[f"{self.name}_half_steps"] = float(back[0])
         series: dict[str, list[Any]] = {"step": steps, **curves}
-        return Outcome("mean P(held back) over the steps", values, metrics, [], series)
+        by_row = {name: [fmean(each) for each in zip(*steps, strict=True)] for name, steps in found.items()}
+        headline = "mean P(held back) over the steps"
+        return Outcome(headline, values, metrics, [], series, of_rows(by_row))
 
     @property
     def _measured(self) -> list[int]:
@@ -166,8 +172,8 @@ class Relearning(Attack):
         rows: Sequence[Row],
         held_back: EvaluationSet,
         steps: Sequence[int],
-    ) -> list[float]:
-        """Return P(held back) of a model after each of some steps."""
+    ) -> list[list[float]]:
+        """Return the probability of each row that is held back after each of some steps."""
         batches = self._batches(subject, subject.encoder.rows(rows))
         model = subject.fresh(name)
         if steps[-1]:
@@ -179,7 +185,7 @@ class Relearning(Attack):
                 with eval_mode(model), torch.no_grad():
                     what = f"after step {step} of {steps[-1]}, {CALLED[name]}, batches"
                     found = measure(subject, model, held_back, [Probability()], what=what)
-                    curve.append(found.metrics["probability"])
+                    curve.append([row["probability"] for row in found.rows])
             if step < steps[-1]:
                 self._train(model, optimizer, next(batches), subject.device)
         return curve

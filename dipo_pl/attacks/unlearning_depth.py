@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from dipo_pl.attacks.base import Attack, Outcome, mean_interval
+from dipo_pl.attacks.base import Attack, Outcome
+from dipo_pl.attacks.intervals import of_rows
 from dipo_pl.attacks.spans import entity_batches, in_row_order, span_of
 from dipo_pl.attacks.subject import CALLED, RETAIN_ONLY, TARGET, UNLEARNED, Subject
 from dipo_pl.errors import InputError, check_number
@@ -78,8 +79,9 @@ class UnlearningDepth(Attack):
         metrics = {"unlearning_depth": depth, "unlearning_depth_rows": float(has.sum())}
         # By definition of the other two.
         values = {TARGET: 1.0, UNLEARNED: 1 - depth, RETAIN_ONLY: 0.0}
-        interval = mean_interval((1 - scores[has]).tolist())
-        return Outcome("1 - Unlearning Depth Score", values, metrics, rows, series, interval)
+        left = (1 - scores[has]).tolist()
+        intervals = of_rows({TARGET: [1.0] * len(left), UNLEARNED: left, RETAIN_ONLY: [0.0] * len(left)})
+        return Outcome("1 - Unlearning Depth Score", values, metrics, rows, series, intervals)
 
     def _log_probabilities(self, subject: Subject) -> dict[str, list[Any]]:
         """Return s by row, and s1 and s2 by row and layer, under the models' names."""

@@ -46,7 +46,7 @@ def _next(run: RunFolder, name: str, reasons: Sequence[dict[str, Any]]) -> list[
     stays = any(status.get(each) in ("missed", "partly") for each in MEASURES)
     advice = []
     if name == "forgotten":
-        advice = [f"dipo-pl relearn {path} (whether the rows are gone or only hidden)"]
+        advice = [f"dipo-pl audit {path} (whether the rows are gone or only hidden)"]
     elif lost:
         advice = [f"{gentler(_learning_rate(run))} and another --name"]
     elif stays:

@@ -20,7 +20,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from dipo_pl.evaluation.verdict_notes import notes, other_attacks
+from dipo_pl.evaluation.membership_rule import membership
+from dipo_pl.evaluation.verdict_notes import notes
 from dipo_pl.evaluation.verdict_rules import (
     MEASURES,
     Evidence,
@@ -30,7 +31,6 @@ from dipo_pl.evaluation.verdict_rules import (
     fluency,
     forget_quality,
     forgetting,
-    membership,
     utility,
 )
 
@@ -76,7 +76,7 @@ def judge(evidence: Evidence, thresholds: Thresholds) -> Verdict:
     broken = collapse(evidence, {useful.status, fluent.status} != {"not_tested"})
     others = [membership(evidence, thresholds), forget_quality(evidence, thresholds), useful, fluent, broken]
     rules = [*gone, *(each for each in others if each is not None)]
-    said = (*rules, *other_attacks(evidence, thresholds), *notes(evidence))
+    said = (*rules, *notes(evidence))
     return Verdict(_name({each.rule: each for each in rules}), said)
 
 

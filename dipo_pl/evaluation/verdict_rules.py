@@ -1,9 +1,7 @@
 """The rules of a verdict: each compares one thing that was measured with its threshold and says so in a sentence."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 Metrics = Mapping[str, Any]
@@ -29,10 +27,6 @@ MEASURES = {
     "forget_knowledge": ("KnowMem(forget)", "knowledge"),
 }
 GENERATED = ("rouge_l_recall", "verbatim", "knowledge")
-# The attack that PrivLeak uses too.
-ATTACK = "membership_min_k_auc"
-# Deviations above are all the same.
-FARTHEST = 1000.0
 
 
 @dataclass(frozen=True)
@@ -231,34 +225,6 @@ def _forgetting(evidence: Evidence, thresholds: Thresholds, rule: str) -> Reason
     )
 
 
-def deviation(evidence: Evidence, thresholds: Thresholds) -> float | None:
-    """Return how far the weights are from a model that never saw the rows, in units of the thresholds.
-
-    The parts are (1 - removed share) / (1 - threshold) for each measure of forgetting, |AUC - aim| / threshold for
-    membership, and log p / log threshold for Forget Quality. Where all of these rules
-    are met, the deviation is the largest part, at most 1; else it is 1 plus the mean of what the parts exceed 1 by, so that
-    it falls as long as any of them comes nearer: an AUC of 1 and a p-value of few rows stay where they are for long. It
-    rises again once rows are erased so far that they can be told from unseen ones by that.
-
-    None if there is no measure of forgetting.
-    """
-    shares = [removed_share(evidence, name, thresholds) for _, name in MEASURES.values()]
-    # All may have to be gone.
-    allowed = max(1 - thresholds.removed, 1 / FARTHEST)
-    left = [(1 - each) / allowed for each in shares if each is not None]
-    if not left:
-        return None
-    told = membership(evidence, thresholds)
-    if told.value is not None and told.threshold:
-        left.append(told.value / told.threshold)
-    if "forget_quality_log10_p" in evidence.now and thresholds.forget_quality:
-        # No p-value is above 1.
-        bound = -math.log10(thresholds.forget_quality)
-        left.append(-evidence.now["forget_quality_log10_p"] / bound if bound else FARTHEST)
-    beyond = fmean(min(max(each - 1, 0.0), FARTHEST) for each in left)
-    return 1 + beyond if beyond else max(0.0, *left)
-
-
 def lacks_measures(evidence: Evidence, thresholds: Thresholds) -> bool:
     """Return whether an evaluation lacks a measure of forgetting that counts, such as ROUGE where nothing was generated."""
     subject, before = forgotten_set(evidence.target), replace(evidence, now=evidence.target)
@@ -266,40 +232,6 @@ def lacks_measures(evidence: Evidence, thresholds: Thresholds) -> bool:
         f"{subject}_{name}" not in evidence.now and removed_share(before, name, thresholds) is not None
         for _, name in MEASURES.values()
     )
-
-
-def membership(evidence: Evidence, thresholds: Thresholds) -> Reason:
-    """Return whether forget rows can be told from unseen ones, up to twice the standard error of the area."""
-    if ATTACK not in evidence.now:
-        why = "whether the rows can be told from unseen ones was not tested: it needs a holdout"
-        return Reason("membership", "not_tested", "none", why)
-    auc = evidence.now[ATTACK]
-    theirs = (evidence.retain or {}).get(ATTACK)
-    aim = 0.5 if theirs is None else theirs
-    source: Baseline = "holdout" if theirs is None else "retain-only model"
-    seen, unseen = (evidence.rows.get(each) for each in ("forget", "holdout"))
-    noise = area_noise(evidence)
-    distance, bound = abs(auc - aim), max(thresholds.membership, noise)
-    of = f"membership AUC is {auc:.2f}, {aim:.2f} is {'chance' if theirs is None else 'a retain-only model'}"
-    if distance <= bound and noise > 2 * thresholds.membership:
-        why = f"{of}: {seen} and {unseen} rows are too few to tell (error {noise:.2f})"
-        return Reason("membership", "not_tested", source, why, distance, bound)
-    status: Status = "met" if distance <= bound else "partly" if distance <= 2 * bound else "missed"
-    what = (
-        ""
-        if status == "met"
-        else ", the rows are recognized as seen"
-        if auc > aim
-        else ", the rows look erased"
-    )
-    text = f"{of}{what} (at most {bound:.2f} apart)"
-    return Reason("membership", status, source, text, distance, bound)
-
-
-def area_noise(evidence: Evidence) -> float:
-    """Return twice the standard error of the area of an attack; 0 if the numbers of rows are not known."""
-    seen, unseen = (evidence.rows.get(each) for each in ("forget", "holdout"))
-    return 2 * math.sqrt((seen + unseen + 1) / (12 * seen * unseen)) if seen and unseen else 0.0
 
 
 def forget_quality(evidence: Evidence, thresholds: Thresholds) -> Reason | None:

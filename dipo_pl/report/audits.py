@@ -13,6 +13,7 @@ from dipo_pl.report.verdicts import Reason, Verdict
 from dipo_pl.storage.run_folder import RunFolder
 
 # Of the judgement of an attack, the status of a rule of the verdict.
+# What is not among them was not tested.
 STATUSES = {"indistinguishable": "met", "distinguishable": "partly", "not_forgotten": "missed"}
 # What a training run says that it has not tested, and the attack that does.
 COVERED = {
@@ -30,10 +31,11 @@ class AuditedAttack:
 
     Attributes:
         name: of the attack.
-        status: `indistinguishable`, `distinguishable`, `not_forgotten` or `not_tried`.
+        status: `indistinguishable`, `distinguishable`, `not_forgotten`, `cannot_tell` or `not_tried`.
         reason: its figures, or what was missing.
         values: of the models, by name.
         interval: of 95 % confidence, of the unlearned model's value; None where it is not known.
+        settle: what would settle what it cannot tell; empty where nothing is open.
         headline: what the values are.
         series: by name the values of a curve, one of them what the others are drawn against.
     """
@@ -43,6 +45,7 @@ class AuditedAttack:
     reason: str
     values: Mapping[str, float]
     interval: tuple[float, float] | None
+    settle: str = ""
     headline: str = ""
     series: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
@@ -168,21 +171,26 @@ def audit_table(audit: Audit) -> Table:
     return Table(f"Audit of {audit.of}", caption, head, rows)
 
 
-def not_tried(audit: Audit) -> list[str]:
-    """Return a line on each attack that was not tried, with the reason."""
-    return [
-        f"{each.name} was not tried: {each.reason}" for each in audit.attacks if each.status == "not_tried"
-    ]
+def left_open(audit: Audit) -> list[str]:
+    """Return a line on each attack that was not tried, with the reason, or cannot tell, with what would settle it."""
+    lines = []
+    for each in audit.attacks:
+        if each.status == "not_tried":
+            lines.append(f"{each.name} was not tried: {each.reason}")
+        elif each.status == "cannot_tell":
+            lines.append(f"{each.name} cannot tell: {each.settle} would settle it")
+    return lines
 
 
 def _attack(name: str, given: Mapping[str, Any]) -> AuditedAttack:
-    values, interval = given.get("values") or {}, given.get("interval")
+    values, interval = given.get("values") or {}, (given.get("intervals") or {}).get("value")
     return AuditedAttack(
         printable(name),
         printable(str(given["status"])),
         printable(str(given["reason"])),
         {key: _number(values[key]) for key in MODELS if key in values},
         None if interval is None else (_number(interval[0]), _number(interval[1])),
+        printable(str(given.get("settle") or "")),
         printable(str(given.get("headline") or "")),
         # Names of changes of the weights are no numbers, and are not drawn.
         {

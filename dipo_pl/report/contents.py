@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dipo_pl.errors import InputError
 from dipo_pl.metrics.conventions import CONVENTIONS
-from dipo_pl.report.audits import Audit, audit_of, audited_verdict, is_audit, not_tried, read_audit
+from dipo_pl.report.audits import Audit, audit_of, audited_verdict, is_audit, left_open, read_audit
 from dipo_pl.report.compare import (
     attacked_run,
     different_forget_sets,
@@ -145,7 +145,7 @@ def read_report(
             *_notes_on_references(runs),
             *_notes_on_sequences(sequences),
             *notes,
-            *(f"{audit.name}: {line}" for audit in audits for line in not_tried(audit)),
+            *(f"{audit.name}: {line}" for audit in audits for line in left_open(audit)),
         ),
         left_out=(*left_out, *others_there),
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from dipo_pl.errors import InputError
 from dipo_pl.evaluation.verdict import TITLES
 from dipo_pl.storage.files import write_text
 from dipo_pl.storage.run_folder import RunFolder
@@ -24,6 +25,7 @@ def write_model_card(run: RunFolder) -> None:
 def model_card(run: RunFolder, step: int) -> str:
     """Return Markdown with the metadata of the Hugging Face hub, for weights exported at a training step."""
     manifest = run.read_manifest()
+    verdict, audit = _audited(run, manifest)
     config = load_yaml(run.config.read_text(encoding="utf-8"))
     model, records = config["model"]["init_args"], {each["step"]: each for each in run.read_metrics()}
     settings = {key: model[key] for key in _METHOD if model.get(key) is not None}
@@ -38,10 +40,11 @@ def model_card(run: RunFolder, step: int) -> str:
     )  # fmt: skip
     environment.filters["number"] = lambda value: "" if value is None else f"{value:.4g}"
     return environment.get_template("model_card.md").render(
-        metadata=yaml.safe_dump(_metadata(config, manifest.get("verdict")), sort_keys=False),
+        metadata=yaml.safe_dump(_metadata(config, verdict), sort_keys=False),
         unlearning="forget_loss" in model,
-        verdict=manifest.get("verdict"),
-        verdict_title=TITLES.get(manifest.get("verdict", ""), "no verdict"),
+        verdict=verdict,
+        verdict_title=TITLES.get(verdict or "", "no verdict"),
+        audit=audit,
         reasons=manifest.get("verdict_reasons") or [],
         base=_base(manifest, model["policy"]),
         policy=manifest["policy"],
@@ -88,6 +91,29 @@ def _base(manifest: dict[str, Any], policy: dict[str, Any]) -> str:
     if (file := Path(manifest["policy"]["source"])).suffix.lower() == ".gguf":
         return f"`{file.name}`, a local GGUF file"
     return f"`{folder.parent.name if folder.name == 'hf' else folder.name}`, a local folder"
+
+
+def _audited(run: RunFolder, manifest: dict[str, Any]) -> tuple[str | None, Any]:
+    """Return the verdict as it is after the finished audit of these weights, and its table without texts; else None."""
+    path, verdict = run.path.resolve(), manifest.get("verdict")
+    folder = RunFolder(path.with_name(f"{path.name}-audit"))
+    if not folder.manifest.is_file():
+        return verdict, None
+    # These load pandas, which takes a second.
+    from dipo_pl.report.audits import audit_table, audited_verdict, is_audit, read_audit
+    from dipo_pl.report.verdicts import Verdict
+
+    try:
+        audit = read_audit(folder) if is_audit(folder.path) else None
+    except InputError:
+        # An unfinished or damaged one says nothing.
+        return verdict, None
+    policy = manifest["policy"]
+    if audit is None or audit.weights != (policy.get("weights_at_end") or policy.get("weights_at_start")):
+        return verdict, None
+    return (verdict if verdict is None else audited_verdict(Verdict(verdict), audit).value), audit_table(
+        audit
+    )
 
 
 def _relearned(run: RunFolder, manifest: dict[str, Any]) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -113,13 +115,25 @@ def _digests(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in SIGNED:
         top = folder / name
-        for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
+        for path in _files(top) if top.is_dir() else [top]:
             if path.is_file():
                 with path.open("rb") as file:
                     found[path.relative_to(folder).as_posix()] = hashlib.file_digest(
                         file, "sha256"
                     ).hexdigest()
     return found
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield all files below a folder in order, also of folders that are links; a folder in a circle of links once."""
+    seen: set[str] = set()
+    for path, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(path)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield from (Path(path, name) for name in sorted(names))
 
 
 def _message(files: dict[str, str], signed: str) -> bytes:

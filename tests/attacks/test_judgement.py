@@ -1,6 +1,7 @@
 import pytest
 
 from dipo_pl.attacks.base import Outcome
+from dipo_pl.attacks.intervals import Intervals
 from dipo_pl.attacks.judgement import Judgement, judge, not_tried, overall
 from dipo_pl.attacks.score import scores
 
@@ -47,6 +48,52 @@ def test_without_a_retain_only_model_membership_is_compared_with_chance(values, 
     assert judge(Outcome("AUC", named, {}, floor=0.5), 0.05, 0.5).status == status
 
 
+@pytest.mark.parametrize(("distance", "gone", "status"), [
+    # Values are 0.9, 0.3 and 0.2: a distance of 0.1, 0.86 of the way gone; the tolerance is 0.05, 0.8 must be gone.
+    ([0.06, 0.14], [0.8, 0.9], "distinguishable"),
+    ([0.06, 0.14], [0.6, 0.79], "not_forgotten"),
+    ([0.06, 0.14], [0.6, 0.81], "distinguishable"),
+    ([-0.05, 0.05], [0.6, 0.7], "indistinguishable"),
+    ([-0.05, 0.06], [0.6, 0.7], "cannot_tell"),
+    ([-0.06, 0.05], [0.6, 0.7], "cannot_tell"),
+    ([0.05, 0.3], [0.6, 0.7], "cannot_tell"),
+    ([-0.3, -0.06], [0.6, 0.7], "distinguishable"),
+    ([-0.3, 0.3], [0.6, 0.7], "cannot_tell"),
+])  # fmt: skip
+def test_it_takes_rows_to_tell(distance, gone, status):
+    values = {"target": 0.9, "unlearned": 0.3, "retain_only": 0.2}
+    found = judge(Outcome("P", values, {}, intervals=Intervals([0, 1], distance, gone, 40)), 0.05, 0.8)
+    assert found.status == status
+    assert (found.settle != "") == (status == "cannot_tell")
+    assert f"distance 0.1 [{distance[0]:.3g}, {distance[1]:.3g}], at most 0.05" in found.reason
+
+
+def test_where_there_was_nothing_to_forget_few_rows_do_not_matter():
+    values = {"target": 0.22, "unlearned": 0.21, "retain_only": 0.2}
+    for distance, status in (([-0.3, 0.3], "not_tried"), ([-0.3, -0.2], "distinguishable")):
+        found = judge(Outcome("P", values, {}, intervals=Intervals([0, 1], distance, None, 5)), 0.05, 0.5)
+        assert found.status == status
+
+
+def test_without_a_model_that_never_knew_all_of_what_may_be_gone_counts():
+    values = {"target": 0.9, "unlearned": 0.6}
+    for gone, status in (([0.1, 0.4], "not_forgotten"), ([0.1, 0.6], "not_tried")):
+        outcome = Outcome("P", values, {}, intervals=Intervals([0, 1], None, gone, 40))
+        assert judge(outcome, 0.05, 0.5).status == status
+
+
+def test_how_many_rows_would_settle_it():
+    """A half width of 0.1 on 40 rows is 0.05 on four times as many, and the tolerance is 0.05 away."""
+    values = {"unlearned": 0.3, "retain_only": 0.2}
+    open_ended = judge(Outcome("P", values, {}, intervals=Intervals([0, 1], [0.0, 0.2], None, 40)), 0.05, 0.5)
+    assert open_ended.settle == "about 160 rows (these are 40)"
+    values["unlearned"] = 0.25
+    at_the_edge = judge(
+        Outcome("P", values, {}, intervals=Intervals([0, 1], [0.0, 0.1], None, 40)), 0.05, 0.5
+    )
+    assert at_the_edge.settle == "another tolerance"
+
+
 def test_thresholds_are_the_configs():
     assert judged(0.9, 0.3, 0.1, removed=0.8).status == "not_forgotten"
     assert judged(0.9, 0.3, 0.1, tolerance=0.3).status == "indistinguishable"
@@ -68,6 +115,11 @@ def test_the_worst_attack_decides():
     assert overall({"a": like, "b": like, "c": missing}) == Judgement(
         "indistinguishable", "by a, b; 1 not tried"
     )
+    few = Judgement("cannot_tell", "", "about 160 rows")
+    assert overall({"a": like, "b": few, "c": not_tried("it takes x", "x")}) == Judgement(
+        "cannot_tell", "by b", "b: about 160 rows; c: x"
+    )
+    assert overall({"a": told, "b": few}) == Judgement("distinguishable", "by a", "b: about 160 rows")
     assert overall({"a": like}) == Judgement("indistinguishable", "by a")
     assert overall({"a": missing}).status == "not_tried"
 

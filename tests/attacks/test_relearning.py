@@ -117,7 +117,7 @@ def test_each_source(subject, tmp_path):
 def test_steps_until_half_of_it_is_back(subject, monkeypatch):
     curves = {"target": [0.9], "unlearned": [0.1, 0.4, 0.5, 0.8], "retain_only": [0.1, 0.1, 0.2, 0.2]}
     attack = Relearning("retain", steps=6, every=2)
-    monkeypatch.setattr(attack, "_curve", lambda subject, name, *_: curves[name])
+    monkeypatch.setattr(attack, "_curve", lambda subject, name, *_: [[each] for each in curves[name]])
     found = attack.run(subject)
     assert found.metrics["relearning_retain_half_steps"] == 4
     assert found.metrics["relearning_retain_area"] == pytest.approx((0.3 + 0.3 + 0.6) / 4)

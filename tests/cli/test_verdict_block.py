@@ -13,7 +13,7 @@ def reason(rule, status="met", evidence="holdout"):
 
 
 @pytest.mark.parametrize(("verdict", "reasons", "advice"), [
-    ("forgotten", [reason("forget_probability")], "dipo-pl relearn {run} (whether the rows are gone or only hidden)"),
+    ("forgotten", [reason("forget_probability")], "dipo-pl audit {run} (whether the rows are gone or only hidden)"),
     ("not_forgotten", [reason("forget_probability", "missed")],
      "try model.optimizer.lr 5e-05 (five times this) and another --name"),
     ("cannot_tell", [reason("collapse", "missed")], "try model.optimizer.lr 2e-06 (a fifth of this) and another --name"),

@@ -13,7 +13,7 @@ from dipo_pl.report.audits import (
     audit_table,
     audited_verdict,
     is_audit,
-    not_tried,
+    left_open,
     read_audit,
 )
 from dipo_pl.report.contents import read_report
@@ -29,7 +29,7 @@ MANIFEST = {
     "verdict": {"status": "not_forgotten", "reason": "by leak_at_k"},
     "attacks": {
         "leak_at_k": {
-            "status": "not_forgotten", "reason": "leak@64 of 64 samples: ...", "interval": [0.0, 0.75],
+            "status": "not_forgotten", "reason": "leak@64 of 64 samples: ...", "intervals": {"value": [0.0, 0.75]},
             "values": {"target": 1.0, "unlearned": 0.5, "retain_only": 0.125},
             "series": {"k": [1, 64], "target": [0.5, 1.0], "unlearned": [0.25, 0.5], "retain_only": [0.0, 0.125]},
         },
@@ -42,6 +42,7 @@ MANIFEST = {
             "series": {"change": ["10_percent", "30_percent"], "unlearned": [0.25, 0.25]},
         },
         "membership": {"status": "not_tried", "reason": "it takes a holdout (data.holdout of the run)"},
+        "logit_lens": {"status": "cannot_tell", "reason": "...", "settle": "about 120 rows (these are 40)"},
     },
 }  # fmt: skip
 
@@ -70,9 +71,13 @@ def test_one_row_for_each_attack(folder):
         ["unlearning_depth", "", "0.250", "", "distinguishable"],
         ["pruning", "", "0.250", "", "indistinguishable"],
         ["membership", "", "", "", "not tried"],
+        ["logit_lens", "", "", "", "cannot tell"],
     ]
     assert table.caption == "not forgotten, by leak_at_k"
-    assert not_tried(audit) == ["membership was not tried: it takes a holdout (data.holdout of the run)"]
+    assert left_open(audit) == [
+        "membership was not tried: it takes a holdout (data.holdout of the run)",
+        "logit_lens cannot tell: about 120 rows (these are 40) would settle it",
+    ]
 
 
 def test_every_format_has_it(folder, runs):
@@ -118,8 +123,8 @@ def test_what_cannot_be_read_is_left_out_in_a_line(folder, runs):
         lambda each: each.pop("verdict"),
         lambda each: each.update(attacks=[]),
         lambda each: each["attacks"].update(other={}),
-        lambda each: each["attacks"]["leak_at_k"].update(interval=[0.0]),
-        lambda each: each["attacks"]["leak_at_k"].update(interval=3),
+        lambda each: each["attacks"]["leak_at_k"].update(intervals={"value": [0.0]}),
+        lambda each: each["attacks"]["leak_at_k"].update(intervals=3),
         lambda each: each["attacks"]["leak_at_k"]["values"].update(target="much"),
         lambda each: each["attacks"]["leak_at_k"]["values"].update(target=float("nan")),
         lambda each: each["attacks"]["leak_at_k"].update(values=7),
@@ -165,6 +170,7 @@ def audited(run, status):
     ("forgotten", "distinguishable", "partly"),
     ("forgotten", "not_forgotten", "not_forgotten"),
     ("forgotten", "not_tried", "forgotten"),
+    ("forgotten", "cannot_tell", "forgotten"),
     ("partly", "distinguishable", "partly"),
     ("partly", "not_forgotten", "not_forgotten"),
     ("partly", "indistinguishable", "partly"),

@@ -75,6 +75,37 @@ def test_only_what_is_forgotten_is_called_unlearned(run, verdict, title):
     assert ("this is not an unlearned model" in card(run)) == (verdict != "forgotten")
 
 
+@pytest.mark.parametrize(("weights", "status", "title"), [
+    ("same", "not_forgotten", "# Trained to forget with dipo-pl: not forgotten"),
+    ("same", "indistinguishable", "# Unlearned with dipo-pl"),
+    # Of other weights, and of an audit that has not ended.
+    ("others", "not_forgotten", "# Unlearned with dipo-pl"),
+    (None, "not_forgotten", "# Unlearned with dipo-pl"),
+])  # fmt: skip
+def test_it_says_what_the_audit_found(run, weights, status, title):
+    run.add_to_manifest(verdict="forgotten", verdict_reasons=[])
+    same = run.read_manifest()["policy"]["weights_at_end"]
+    attack = {
+        "status": status, "reason": "figures", "values": {"target": 0.9, "unlearned": 0.4, "retain_only": 0.1},
+        "intervals": {"value": [0.3, 0.5]},
+    }  # fmt: skip
+    content = {
+        "status": "running" if weights is None else "finished",
+        "probe": {"kind": "audit", "of": "/home/me/runs/smoke", "weights": same if weights == "same" else "x"},
+        "verdict": {"status": status, "reason": "by plain_question"}, "attacks": {"plain_question": attack},
+    }  # fmt: skip
+    folder = run.path.with_name(f"{run.path.name}-audit")
+    folder.mkdir()
+    (folder / "manifest.json").write_text(json.dumps(content))
+    (folder / "metrics.jsonl").write_text(json.dumps({"step": 0}) + "\n")
+    write_model_card(run)
+    assert f"{title}\n" in card(run)
+    line = f"| plain_question | 0.900 | 0.400 [0.300, 0.500] | 0.100 | {status.replace('_', ' ')} |"
+    assert (line in card(run)) == (weights == "same")
+    # It is public: it says nothing of where the run is.
+    assert "/home/me" not in card(run)
+
+
 def test_no_row_stands_in_it(smoke):
     evaluation = json.loads(sorted(RunFolder(smoke).evaluation.glob("*.json"))[-1].read_text())
     from dipo_pl.cli.run import data_module

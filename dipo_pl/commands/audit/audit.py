@@ -24,6 +24,7 @@ from dipo_pl.errors import InputError
 from dipo_pl.metrics.conventions import UTILITY_SETS
 from dipo_pl.models.pretrained import Pretrained
 from dipo_pl.modules.finetuning import FineTuning
+from dipo_pl.report.model_card import write_model_card
 from dipo_pl.storage.files import write_text
 from dipo_pl.storage.fingerprints import settings_fingerprint
 from dipo_pl.storage.run_folder import RunFolder
@@ -56,6 +57,8 @@ class Audit:
         key: bytes | None = None,
     ) -> None:
         self.key = key
+        # What has been found of each attack that was tried.
+        self.outcomes: dict[str, Outcome] = {}
         self.run_folder, self.config, self.of, self.fabric = folder, config, run, fabric
         data = data_module(run.config)
         data.connect(FineTuning(sources[UNLEARNED]))
@@ -100,12 +103,12 @@ class Audit:
         self.subject.started, self.subject.advanced = progress.started, progress.advanced
         if first:
             progress.line.open()
-        outcomes: dict[str, Outcome] = {}
+        outcomes = self.outcomes
         judgements: dict[str, Judgement] = {}
         try:
             for attack in self.config.attacks:
                 if (missing := lacking[attack.name]) is not None:
-                    judgements[attack.name] = not_tried(f"it takes {missing}")
+                    judgements[attack.name] = not_tried(f"it takes {missing}", missing)
                     continue
                 progress.next_attack(attack.name)
                 try:
@@ -153,11 +156,12 @@ class Audit:
             if path.stem not in outcomes:
                 path.unlink()
         write_text(self.run_folder.metrics, json.dumps({"epoch": None, "step": 0, **metrics}) + "\n")
-        shown = ("headline", "values", "interval", "series")
-        found = {name: {key: vars(each)[key] for key in shown} for name, each in outcomes.items()}
+        shown = ("headline", "values", "intervals", "series")
+        found = {name: {key: each.content()[key] for key in shown} for name, each in outcomes.items()}
         attacks = {name: asdict(each) | found.get(name, {}) for name, each in judgements.items()}
         verdict = asdict(overall(dict(judgements)))
         self._write_manifest("finished", arguments, ended=_now(), verdict=verdict, attacks=attacks)
+        write_model_card(RunFolder(self.of.path))
 
     def _write_manifest(self, status: str, arguments: Sequence[str], **further: Any) -> None:
         record: dict[str, Any] = {

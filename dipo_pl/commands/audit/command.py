@@ -39,7 +39,8 @@ def audit(arguments: Sequence[str], debug: bool = False) -> int:
     from dipo_pl.commands.audit.config import AuditConfig
     from dipo_pl.commands.audit.fingerprints import check_key
     from dipo_pl.commands.audit.models import check_tokenizers, sources_of
-    from dipo_pl.report.audits import audit_table, not_tried, read_audit
+    from dipo_pl.commands.audit.worst_rows import worst_rows
+    from dipo_pl.report.audits import audit_table, left_open, read_audit
     from dipo_pl.storage.keyed import read_key
 
     config = AuditConfig.parse(given.config or [CONFIG], options)
@@ -59,7 +60,8 @@ def audit(arguments: Sequence[str], debug: bool = False) -> int:
             return int(interrupted.code or 0)
     if fabric.is_global_zero:
         found = read_audit(folder)
-        print("\n".join(["", audit_table(found).to_text(), *not_tried(found), f"\n{folder.path}"]))
+        shown = worst_rows(made.outcomes, made.subject.forget.rows) if given.show_texts else []
+        print("\n".join(["", audit_table(found).to_text(), *left_open(found), *shown, f"\n{folder.path}"]))
     return 0
 
 
@@ -75,5 +77,7 @@ def parser() -> Parser:
     made.add_argument("--config", "-c", action="append", help=config)
     key = "file of a key, made if there is none: rows.json then has fingerprints of the rows that nobody guesses without it"
     made.add_argument("--key", metavar="FILE", type=Path, help=key)
+    show_texts = "also print the rows that each attack got most out of, with their texts, which no file of the audit holds"
+    made.add_argument("--show_texts", action="store_true", help=show_texts)
     made.add_argument("--devices", type=int, default=1, help="devices that share the rows (default: 1)")
     return made

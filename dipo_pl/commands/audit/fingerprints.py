@@ -13,14 +13,19 @@ FILE = "rows.json"
 
 
 def check_key(folder: RunFolder, key: bytes | None) -> None:
-    """Refuse another key than the one of an audit that is there already; None passes.
+    """Refuse another key than the one of an audit that is there already, or none where there was one.
 
     Raises:
-        InputError: the key is another one.
+        InputError: the key is another one, or missing.
     """
     path = folder.path / FILE
-    if key is None or not path.is_file():
+    if not path.is_file():
         return
+    if key is None:
+        raise InputError(
+            f"{path} has the rows' fingerprints of an audit with --key, which may not be these rows': give that --key, or "
+            "remove it"
+        )
     try:
         known = json.loads(path.read_text(encoding="utf-8"))["key"]
     except (OSError, ValueError, KeyError, TypeError):

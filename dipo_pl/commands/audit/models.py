@@ -7,6 +7,7 @@ from typing import Any
 from dipo_pl.attacks.subject import CALLED, RETAIN_ONLY, TARGET, UNLEARNED
 from dipo_pl.commands.probes.finished_run import FinishedRun
 from dipo_pl.errors import InputError
+from dipo_pl.models.companions import model_folder
 from dipo_pl.models.gguf_path import weight_files
 from dipo_pl.models.pretrained import Pretrained
 from dipo_pl.models.source import ModelSource
@@ -66,11 +67,21 @@ def check_tokenizers(sources: dict[str, ModelSource]) -> None:
 
 
 def identity_of(source: Any) -> list[Any]:
-    """Return what tells a model from others, without loading it: its path, revision, and its files' sizes and times."""
+    """Return what tells a model from others, without loading it.
+
+    This is its path, of a hub id the commit in the cache, how it is loaded, and its files' sizes and times.
+    """
     files = weight_files(source.path, source.gguf_file)
+    folder = model_folder(source.path, source.revision, source.gguf_file or "config.json")
     return [
         source.path,
         source.revision,
+        # Of the cache, it is named after the commit.
+        None if folder is None else folder.name,
+        source.gguf_file,
+        source.dtype,
+        source.quantization,
+        source.tokenizer_source,
         *([each.name, each.stat().st_size, each.stat().st_mtime_ns] for each in files),
     ]
 

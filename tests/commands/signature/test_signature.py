@@ -53,6 +53,27 @@ def test_what_is_signed_is_as_it_was_signed(folder, cli):
     assert "which the signature names itself: compare it with the signer's" in ended.out
 
 
+def test_linked_folders_are_signed_too(folder, cli):
+    """A model folder or its parts may lie elsewhere; a circle of links ends."""
+    elsewhere = folder.parent.parent / "elsewhere"
+    (elsewhere / "assets").mkdir(parents=True)
+    (elsewhere / "assets" / "extra.json").write_text("{}")
+    (folder / "hf" / "assets").symlink_to(elsewhere / "assets")
+    (folder / "hf" / "again").symlink_to(folder / "hf")
+    ended = cli("sign", folder, "--key", "my.pem")
+    assert ended.code == 0, ended.err
+    files = json.loads((folder / "signature.json").read_text())["files"]
+    assert "hf/assets/extra.json" in files
+    assert not any("again" in name for name in files)
+    (elsewhere / "assets" / "extra.json").write_text("[]")
+    ended = cli("verify", folder)
+    assert ended.code == 1
+    assert "hf/assets/extra.json" in ended.out
+    (folder / "hf" / "assets").unlink()
+    (folder / "hf" / "assets").symlink_to(folder.parent)
+    assert "added: hf/assets/forgotten/manifest.json" in cli("verify", folder).out
+
+
 def test_each_change_is_named(folder, cli):
     assert cli("sign", folder, "--key", "my.pem").code == 0
     (folder / "metrics.jsonl").write_text('{"step": 1}\n')

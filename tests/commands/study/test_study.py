@@ -66,7 +66,15 @@ def test_a_whole_study_with_tuning_relearning_and_audits(cli, tmp_path, monkeypa
         assert all(0 <= each <= 1 for each in scores.values())
         last = RunFolder(f"runs/s/rows/{name}/seed-0-audit").final_metrics
         assert scores.items() <= last.items()
-        assert audit["audit"]["attacks"]["unlearning_depth"] == "not_forgotten"
+        assert list(audit["audit"]["attacks"]) == [
+            "plain_question",
+            "leak_at_k",
+            "membership",
+            "unlearning_depth",
+        ]
+        assert "not_tried" not in {
+            audit["audit"]["attacks"][each] for each in ("membership", "unlearning_depth")
+        }
         title = {"dipo": "DiPO", "npo-ce": "NPO + CE"}[name]
         cells = " | ".join(f"{scores[key]:.3f}" for key in SCORES)
         status = audit["audit"]["status"].replace("_", " ")
