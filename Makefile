@@ -10,7 +10,7 @@ THREADS ?= 2
 PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-smollm2 pretrained study study-smollm2 study-gpu test torture variations bench lint docs audit format clean
+.PHONY: help install demo demo-smollm2 pretrained study study-smollm2 study-gpu test torture variations meta-evaluation bench lint docs audit format clean
 
 help: ## List the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 23
@@ -53,6 +53,9 @@ torture: install ## Kill, interrupt, starve and damage short runs at random (OPT
 
 variations: install ## Run the demo under five seeds, two numbers of threads and two sets of instructions; takes an hour
 	$(BIN)/python tests/variations $(OPTIONS)
+
+meta-evaluation: install ## Which of an audit's metrics can be believed, on 60 small models; takes an hour
+	$(BIN)/python tests/meta_evaluation $(OPTIONS)
 
 bench: install ## Time and memory of a step (OPTIONS=--evaluation: of an evaluation), side by side with plain code
 	$(BIN)/python tests/benchmarks $(OPTIONS)

@@ -37,8 +37,11 @@ class Membership(Attack):
         self.k = k
 
     def lacks(self, subject: Subject) -> str | None:
-        """Return the holdout where there is none."""
-        return "a holdout (data.holdout of the run)" if subject.holdout is None else None
+        """Return the holdout where there is none, or rows where there is one."""
+        if subject.holdout is None:
+            return "a holdout (data.holdout of the run)"
+        fewest = min(len(subject.forget.rows), len(subject.holdout.rows))
+        return "at least two rows of forget set and holdout" if fewest < 2 else None
 
     def run(self, subject: Subject) -> Outcome:
         """Return the areas of each model."""

@@ -31,6 +31,9 @@ from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.storage.secrets import redact, redact_arguments
 from dipo_pl.version import __version__
 
+# Of the content of an attack's file; one of an earlier format is made again.
+FORMAT = 2
+
 
 class Audit:
     """Audit of a finished run.
@@ -75,6 +78,7 @@ class Audit:
         )
         # Results of anything else than this are made again.
         self._identity = [
+            FORMAT,
             __version__,
             {each.name: each.tokens for each in data.evaluation_sets},
             data.training_tokens,

@@ -47,6 +47,7 @@ class TestWhole:
         assert written["attacks"]["relearning_benign"] == {
             "status": "not_tried",
             "reason": "it takes a file of other text (Relearning.file)",
+            "settle": "a file of other text (Relearning.file)",
         }
         (line,) = metrics(run)
         keys = {

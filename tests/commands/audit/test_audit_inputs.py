@@ -179,6 +179,7 @@ def test_rows_that_are_not_measured(world, refused_line):
 
 
 def test_what_a_model_is_loaded_from_and_how_is_part_of_its_identity(world, monkeypatch):
+    monkeypatch.chdir(world)
     model = Pretrained("target")
     first = identity_of(model)
     assert identity_of(Pretrained("target")) == first
