@@ -19,6 +19,7 @@ from dipo_pl.commands.study.summary import (
     COSTS,
     RETAIN_ONLY,
     TARGET,
+    Line,
     Summary,
     records_of,
     summary_of,
