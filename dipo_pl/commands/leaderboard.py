@@ -88,19 +88,18 @@ def as_markdown(studies: "Sequence[tuple[Results, Summary]]") -> str:
 
 def columns_of_interest(summary: "Summary") -> "list[Column]":
     """Return the columns by which methods are compared, of those that a method of the study has."""
-    from dipo_pl.commands.study.summary import AREA, RETAIN_ONLY, TARGET
-    from dipo_pl.report.columns import column_of
+    from dipo_pl.commands.study.summary import RETAIN_ONLY, TARGET, study_column
 
     measured = {
         key for line in summary.lines if line.name not in (TARGET, RETAIN_ONLY) for key in line.values
     }
-    return [AREA if key == AREA.key else column_of(key) for key in KEYS if key in measured]
+    return [study_column(key) for key in KEYS if key in measured]
 
 
 def table_of(results: "Results", summary: "Summary", commands: bool = True) -> "Table":
     """Return the table of a study: its methods, best first, then the models that they are compared with."""
     from dipo_pl.commands.study.cells import cell_text, seeds_text, study_command
-    from dipo_pl.report.columns import column_of
+    from dipo_pl.commands.study.summary import study_column
     from dipo_pl.report.seeds import METHOD
     from dipo_pl.report.table import Table
 
@@ -119,7 +118,7 @@ def table_of(results: "Results", summary: "Summary", commands: bool = True) -> "
         ]
         for line in lines
     ]
-    caption = f"In the order of {column_of(order).title}. Mean [low, high]: {METHOD}; a single seed has no interval."
+    caption = f"In the order of {study_column(order).title}. Mean [low, high]: {METHOD}; a single seed has no interval."
     head = ["rank", "method", "seeds", *(each.title for each in columns), *(["command"] if commands else [])]
     return Table(f"Study {results.study['name']}", caption, head, rows, labels=3)
 

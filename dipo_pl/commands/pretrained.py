@@ -128,9 +128,18 @@ def pretrained(arguments: Sequence[str], debug: bool = False) -> int:
     if is_file and given.output is None:
         raise InputError(f"{name}: give the folder to make of it by --output FOLDER")
     output: Path = given.output or Path("pretrained", name)
+    if Path.cwd().is_relative_to(output.resolve()):
+        raise InputError(
+            f"--output must be a folder of its own, which is made whole (got {output}): give another"
+        )
     started, source = time.monotonic(), None
     if is_file:
-        source = Source(local_gguf(name) or Path(name))
+        file = local_gguf(name)
+        if file is None:
+            raise InputError(
+                f"{name} is a folder without a GGUF file to be made a model of: give the path of a file"
+            )
+        source = Source(file)
     if _is_there(output, name, source):
         return 0
     source = source or _installed(name)

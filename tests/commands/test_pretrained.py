@@ -235,6 +235,15 @@ def test_unknown_names_and_help(cli, capsys):
         cli("pretrained", "smolm2"),
         "no shipped model 'smolm2' (did you mean smollm2?): give smollm2, or a *.gguf",
     )
+    Path("folder.gguf").mkdir()
+    refused(
+        cli("pretrained", "folder.gguf", "--output", "new"), "folder.gguf is a folder without a GGUF file"
+    )
+    for above in (".", ".."):
+        refused(
+            cli("pretrained", "own.gguf", "--output", above),
+            f"--output must be a folder of its own, which is made whole (got {above})",
+        )
     refused(cli("pretrained", "gpt2"), "no shipped model 'gpt2': give smollm2, or a *.gguf file")
     refused(cli("pretrained", "smollm2", "--output", ""), "argument --output")
     with pytest.raises(SystemExit):

@@ -21,6 +21,11 @@ CURVE = (
     "forget_rouge_l_recall",
 )
 HELD_BACK = "held_back_probability"
+# Keys of every evaluation of an unlearning run that its record keeps.
+TRAJECTORY = (
+    "forget_probability", "forget_quality_log10_p", "model_utility", "retain_probability",
+    "forget_rouge_l_recall",
+)  # fmt: skip
 
 
 def measured(job: Job, study: Path) -> dict[str, Any]:
@@ -80,6 +85,12 @@ def measured(job: Job, study: Path) -> dict[str, Any]:
     }
     if first["step"] == 0:
         found["before"] = _numbers(first)
+    if job.kind is Kind.ROW:
+        found["trajectory"] = [
+            {"step": each["step"]}
+            | {key: value for key, value in _numbers(each).items() if key in TRAJECTORY}
+            for each in run.read_metrics()
+        ]
     if job.kind is Kind.TUNING:
         found["score"] = _score(job, run)
     return found

@@ -1,45 +1,31 @@
 """Report of a study: a page in Markdown with tables and pictures, made of its records alone."""
 
-import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import partial
-from statistics import fmean
-from typing import Any
 
 from dipo_pl.commands.study.cells import cell_text, seeds_text, study_command
 from dipo_pl.commands.study.plan import Kind
+from dipo_pl.commands.study.plots import LEVEL, plots_of
 from dipo_pl.commands.study.rates import chosen_rate
 from dipo_pl.commands.study.results import FAILED, FINISHED, Results
 from dipo_pl.commands.study.summary import (
-    AREA,
     ATTACKS,
     AUDIT,
     COSTS,
-    RETAIN_ONLY,
-    TARGET,
     Line,
     Summary,
     records_of,
     summary_of,
     versions_of,
 )
-from dipo_pl.report import drawing
-from dipo_pl.report.columns import Column, column_of
-from dipo_pl.report.drawing import HOW_TO_GET_PLOTS, Curve, Plot, drawable, write_png
+from dipo_pl.report.columns import Column
+from dipo_pl.report.drawing import HOW_TO_GET_PLOTS, Plot, drawable, write_png
 from dipo_pl.report.seeds import METHOD
 from dipo_pl.report.table import Table, markdown_escaped, terminal_width
 from dipo_pl.storage.files import write_text
 
 PAGE = "README.md"
-PICTURES = (
-    "forget_quality_log10_p", "forget_probability", "forget_rouge_l_recall", "model_utility", "priv_leak",
-    "membership_min_k_auc", AREA.key, "overall_score",
-)  # fmt: skip
-# Columns that the study makes.
-OWN = {each.key: each for each in (AREA, *AUDIT)}
-LEVEL = 0.05  # of Forget Quality
 
 
 def write_page(results: Results) -> None:
@@ -52,7 +38,7 @@ def write_page(results: Results) -> None:
     if not summary.lines:
         print("no run of the table is finished: no report")
         return
-    plots = [*_intervals(summary), *_relearning(results)] if drawable() else []
+    plots = plots_of(results, summary) if drawable() else []
     for plot in plots:
         write_png(folder / f"{plot.name}.png", plot)
     write_text(folder / PAGE, as_markdown(results, summary, plots))
@@ -212,61 +198,6 @@ def _rates(results: Results) -> Table | None:
     return Table(
         "Learning rates", caption, ["row", *(f"{each:g}" for each in rates)], rows, best=frozenset(best)
     )
-
-
-def _intervals(summary: Summary) -> Iterable[Plot]:
-    for key in PICTURES:
-        column = OWN.get(key) or column_of(key)
-        rows = {
-            line.name: ([*line.values[key].values()], line.intervals.get(key))
-            for line in summary.lines
-            if key in line.values and line.name not in (TARGET, RETAIN_ONLY)
-        }
-        if not rows:
-            continue
-        references = {
-            name: fmean(line.values[key].values())
-            for name in (RETAIN_ONLY, TARGET)
-            if (line := summary.line(name)) is not None and line.values.get(key)
-        }
-        if key == "forget_quality_log10_p":
-            references = {f"p = {LEVEL:g}": math.log10(LEVEL)} | references
-        if key == AREA.key:
-            references = {RETAIN_ONLY: 0.0}
-        described = [f"{name} {fmean(values):.3f}" for name, (values, _) in rows.items()]
-        described += [f"{name} {value:.3f}" for name, value in references.items()]
-        draw = partial(drawing.draw_intervals, rows=rows, references=references)
-        yield Plot(
-            key,
-            column.title,
-            described,
-            f"{column.title} ({column.better.value})",
-            "",
-            draw,
-            1.8 + 0.3 * len(rows),
-        )
-
-
-def _relearning(results: Results) -> Iterable[Plot]:
-    curves = []
-    for style, name in [(None, None), *enumerate(results.study["rows"])]:
-        by_step: dict[float, list[float]] = {}
-        for record in records_of(results, Kind.RELEARN, name).values():
-            for each in record["curve"]:
-                if "held_back_probability" in each:
-                    by_step.setdefault(each["step"], []).append(each["held_back_probability"])
-        if by_step:
-            curves.append(
-                Curve(name or RETAIN_ONLY, [*by_step], [fmean(each) for each in by_step.values()], style)
-            )
-    if curves:
-        described = [f"{each.name} {each.y[0]:.3f} to {each.y[-1]:.3f}" for each in curves]
-        draw: Any = partial(drawing.draw_curves, curves=curves, whole_steps=True, least_span=0.2)
-        title, steps = (
-            "Relearning: mean over seeds of P(held back)",
-            "steps of fine-tuning on a share of the forget set",
-        )
-        yield Plot("relearning", title, described, steps, "P(held back)", draw)
 
 
 def _commands(results: Results) -> list[str]:

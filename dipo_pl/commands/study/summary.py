@@ -9,7 +9,7 @@ from typing import Any
 from dipo_pl.commands.study.measure import relearning_area
 from dipo_pl.commands.study.plan import Kind
 from dipo_pl.commands.study.results import FAILED, FINISHED, Record, Results
-from dipo_pl.report.columns import Better, Column, columns_of
+from dipo_pl.report.columns import Better, Column, column_of, columns_of
 from dipo_pl.report.seeds import Interval, bootstrap_mean
 
 TARGET, RETAIN_ONLY = "target", "retain-only"
@@ -62,6 +62,7 @@ COSTS = (
         digits=0,
     ),
 )
+_OWN = {each.key: each for each in (AREA, *AUDIT)}
 # A model compared with itself, by definition of these metrics.
 OF_ITSELF = {
     "forget_quality": 1.0,
@@ -125,6 +126,11 @@ class Summary:
     def line(self, name: str) -> Line | None:
         """Return the line of this name, if there is one."""
         return next((each for each in self.lines if each.name == name), None)
+
+
+def study_column(key: str) -> Column:
+    """Return the description of a metric of runs, of their audits, or of the relearning area."""
+    return _OWN.get(key) or column_of(key)
 
 
 def summary_of(results: Results) -> Summary:

@@ -8,6 +8,7 @@ from study_records import curve, record
 
 from dipo_pl.commands.study.measure import relearning_area
 from dipo_pl.commands.study.page import as_markdown, resolution
+from dipo_pl.commands.study.plots import plots_of
 from dipo_pl.commands.study.results import Results
 from dipo_pl.commands.study.summary import summary_of
 
@@ -101,6 +102,19 @@ def test_the_command_has_the_name_that_was_given(results):
     assert "`dipo-pl study --config s.yaml --name 'my study' --data.path" in as_markdown(
         results, summary_of(results)
     )
+
+
+def test_trajectories_are_means_over_the_seeds_that_have_the_step(results):
+    """Seed 1 was evaluated at one step less, and seed 2 by an earlier version, which kept none."""
+    assert not [each for each in plots_of(results, summary_of(results)) if "trajectory" in each.name]
+    for seed, values in enumerate(((0.9, 0.4, 0.2), (0.7, 0.6))):
+        results.runs[f"rows/a/seed-{seed}"]["trajectory"] = [
+            {"step": 5 * place, "forget_probability": each} for place, each in enumerate(values)
+        ]
+    (plot,) = [each for each in plots_of(results, summary_of(results)) if "trajectory" in each.name]
+    assert (plot.name, plot.description) == ("trajectory_forget_probability", "A 0.800 to 0.200.")
+    (curve,) = plot.draw.keywords["curves"]
+    assert (curve.x, curve.y) == ([0, 5, 10], pytest.approx([0.8, 0.5, 0.2]))
 
 
 def test_results_are_read_as_they_were_written(results):

@@ -54,6 +54,9 @@ def test_all_runs_in_order_with_the_chosen_learning_rate(cli, written):
     record = found["rows/dipo/seed-0"]
     assert record["metrics"]["forget_probability"] == pytest.approx(0.48)
     assert (record["row"], record["seed"], record["verdict"], record["threads"]) == ("DiPO", 0, "partly", 1)
+    start, end = record["trajectory"]
+    assert start == {"step": 0, "forget_probability": 0.9, "retain_probability": 0.8}
+    assert (end["step"], end["forget_probability"]) == (6, pytest.approx(0.48))
     assert record["machine"]["cores"] >= 1
     assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?", record["commit"])
     assert written.environments[0]["OMP_NUM_THREADS"] == "1"
