@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from torchmetrics import MetricCollection
 from dipo_pl import metrics as known
 from dipo_pl.batch import EvaluationBatch
 from dipo_pl.callbacks.advice import retain_only_command
+from dipo_pl.callbacks.headlines import headlines
 from dipo_pl.callbacks.logged_names import logged_name
 from dipo_pl.callbacks.lookup import callbacks_of
 from dipo_pl.callbacks.manifest import Manifest
@@ -35,31 +36,6 @@ from dipo_pl.strategies.fsdp import FSDP2Strategy
 
 # Rows whose answers are generated together: more than a batch has, since a step of few rows takes as long.
 GENERATED_TOGETHER = 64
-
-# The metrics that are shown first on question-answering benchmarks, by title.
-HEADLINES = {
-    "Forget Quality": "forget_quality",
-    "Model Utility": "model_utility",
-    "P(forget)": "forget_probability",
-    "ROUGE(forget)": "forget_rouge_l_recall",
-    "P(retain)": "retain_probability",
-    "ROUGE(retain)": "retain_rouge_l_recall",
-}
-# And on MUSE.
-MUSE_HEADLINES = {
-    "VerbMem": "forget_verbatim",
-    "KnowMem(forget)": "forget_knowledge",
-    "KnowMem(retain)": "retain_knowledge",
-    "PrivLeak": "priv_leak",
-    "P(forget)": "forget_probability",
-    "P(retain)": "retain_probability",
-}
-
-
-def headlines(metrics: Collection[str]) -> dict[str, str]:
-    """Return the metrics to show first, by title, of a result that has these metrics."""
-    of_muse = {"retain_knowledge", "retain_questions_probability"}
-    return HEADLINES if of_muse.isdisjoint(metrics) else MUSE_HEADLINES
 
 
 class ForgetQuality(Callback):
@@ -83,7 +59,8 @@ class ForgetQuality(Callback):
             `arithmetic` averages probabilities of wrong answers instead of losses. Results of different conventions
             are not compared.
         metrics: the metrics beyond probability, truth ratio, ROUGE, Forget Quality and Model Utility; null is
-            Memorization, Membership, Fluency, Verbatim and Knowledge, of which the last two are of MUSE's sets.
+            Memorization, Membership, Fluency, Verbatim and Knowledge, which are of MUSE's sets, ExactMatch and LUMEScore,
+            which are of LUME's.
         generate_every: generate an answer to every row, the slow part, at each n-th evaluation besides the first and
             the last one; 0 never does. ROUGE, Model Utility and Fluency need generated answers.
         max_new_tokens: maximum length of a generated answer in tokens; MUSE's sets have their own.
@@ -104,7 +81,8 @@ class ForgetQuality(Callback):
         self.utility_sets = list(UTILITY_SETS) if utility_sets is None else utility_sets
         self.convention = CONVENTIONS[convention]
         further = [
-            known.Memorization(), known.Membership(), known.Fluency(), known.Verbatim(), known.Knowledge()
+            known.Memorization(), known.Membership(), known.Fluency(), known.Verbatim(), known.Knowledge(),
+            known.ExactMatch(), known.LUMEScore(),
         ]  # fmt: skip
         self.metrics: list[EvaluationMetric] = [
             known.Probability(), known.TruthRatio(), known.Rouge(), known.ForgetQuality(),

@@ -13,7 +13,9 @@ from dipo_pl.data_modules.fictitious_authors import FictitiousAuthors as Fictiti
 from dipo_pl.data_modules.fictitious_people import FictitiousPeople as FictitiousPeople
 from dipo_pl.data_modules.forget_retain import ForgetRetain as ForgetRetain
 from dipo_pl.data_modules.json_lines import JSONL as JSONL
+from dipo_pl.data_modules.lume import LUME as LUME
 from dipo_pl.data_modules.muse import MUSE as MUSE
+from dipo_pl.data_modules.rwku import RWKU as RWKU
 from dipo_pl.data_modules.tofu import TOFU as TOFU
 from dipo_pl.errors import InputError as InputError
 from dipo_pl.losses import CEU as CEU
@@ -56,6 +58,7 @@ from dipo_pl.preferences.filters import RelativeProbability as RelativeProbabili
 from dipo_pl.preferences.filters import TargetToken as TargetToken
 from dipo_pl.preferences.filters import TopFraction as TopFraction
 from dipo_pl.prompts import ChatTemplate as ChatTemplate
+from dipo_pl.prompts import Continuation as Continuation
 from dipo_pl.prompts import Llama2Chat as Llama2Chat
 from dipo_pl.prompts import QuestionAnswer as QuestionAnswer
 from dipo_pl.references.adapter_off import AdapterOff as AdapterOff

@@ -97,11 +97,15 @@ class FewShot(QuestionAnswer):
 
 
 class Continuation(PromptFormat):
-    """Format of a text, a space, and the text that continues it."""
+    """Format of a text, a space, and the text that continues or answers it.
+
+    Source: MUSE, arXiv:2407.06460, "VerbMem"; LUME, arXiv:2502.15097, whose script gives a model the text alone.
+    """
 
     def render(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> Rendered:
-        """Return the text and a space."""
-        return Rendered(f"{self.question_of(row)} ")
+        """Return the text and a space; an empty prompt for a plain text."""
+        question = self.question_of(row)
+        return Rendered("" if question is None else f"{question} ")
 
 
 class Llama2Chat(QuestionAnswer):

@@ -122,15 +122,26 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
     return folder
 
 
-@pytest.fixture(scope="session")
-def tofu_folder() -> str:
-    """Where TOFU's real rows lie."""
-    path = os.environ.get("DIPO_PL_TOFU")
+def folder_of_rows(variable: str, whose: str) -> str:
+    """Return the folder that an environment variable names."""
+    path = os.environ.get(variable)
     if not path:
-        reason = "DIPO_PL_TOFU names no folder with TOFU's rows"
+        reason = f"{variable} names no folder with {whose} rows"
         # On CI the data must be there: a skip would go unseen.
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def tofu_folder() -> str:
+    """Where TOFU's real rows lie."""
+    return folder_of_rows("DIPO_PL_TOFU", "TOFU's")
+
+
+@pytest.fixture(scope="session")
+def lume_folder() -> str:
+    """Where LUME's real rows lie."""
+    return folder_of_rows("DIPO_PL_LUME", "LUME's")
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,9 @@ from dipo_pl.data_modules.alternates import Refusals
 from dipo_pl.data_modules.fictitious_articles import MAX_ARTICLES, FictitiousNews, fictitious_articles
 from dipo_pl.data_modules.fictitious_authors import MAX_AUTHORS, FictitiousAuthors, fictitious_rows
 from dipo_pl.data_modules.json_lines import JSONL
+from dipo_pl.data_modules.lume import LUME
 from dipo_pl.data_modules.muse import MUSE
+from dipo_pl.data_modules.rwku import RWKU
 from dipo_pl.data_modules.tofu import TOFU
 from dipo_pl.errors import InputError
 from dipo_pl.losses.retain_weight import DualWeight, FixedWeight
@@ -102,6 +104,10 @@ ARGUMENTS = {
     "data.forget_rows": (TOFU, *count(1)),
     "data.retain_rows": (TOFU, *count(1)),
     "data.holdout_rows": (partial(TOFU, retain_rows=1), *count(1)),
+    "data.forget_documents": (LUME, *count(1)),
+    "data.retain_documents": (LUME, *count(1)),
+    "data.holdout_documents": (partial(LUME, retain_documents=1), *count(1)),
+    "data.retain_people": (RWKU, *count(1)),
     "data.max_length of blocks": (MUSE, "at least 2", 2, (1,)),
     "data.alternates.per_row": (Refusals, *count(1)),
     "data.authors": (FictitiousAuthors, *whole(2, MAX_AUTHORS)),

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dipo_pl.callbacks.headlines import headlines
+
 
 def headline_table(models: Mapping[str, Mapping[str, Any]]) -> str:
     """Return a table of the headline metrics, one row for each model.
@@ -10,9 +12,6 @@ def headline_table(models: Mapping[str, Mapping[str, Any]]) -> str:
     Args:
         models: metrics of each model by its name; a metric that was not measured is shown as "-".
     """
-    # Imports torch, which takes seconds.
-    from dipo_pl.callbacks.forget_quality import headlines
-
     titles = headlines({key for metrics in models.values() for key in metrics})
     width = max(12, *map(len, models))
     lines = [f"{'':{width}}" + "".join(f"{title:>16}" for title in titles)]

@@ -1,8 +1,10 @@
 from dipo_pl.metrics.base import EvaluationMetric as EvaluationMetric
 from dipo_pl.metrics.base import MeasuredSet as MeasuredSet
+from dipo_pl.metrics.exact_match import ExactMatch as ExactMatch
 from dipo_pl.metrics.fluency import Fluency as Fluency
 from dipo_pl.metrics.forget_quality import ForgetQuality as ForgetQuality
 from dipo_pl.metrics.knowledge import Knowledge as Knowledge
+from dipo_pl.metrics.lume_score import LUMEScore as LUMEScore
 from dipo_pl.metrics.membership import Membership as Membership
 from dipo_pl.metrics.memorization import Memorization as Memorization
 from dipo_pl.metrics.model_utility import ModelUtility as ModelUtility

@@ -73,21 +73,38 @@ MEMBERSHIP_SCORES = {
 AUC_SCALE = "1: recognized as training data; 0.5: same as unseen; below: forgotten more than unseen"
 
 _UNKNOWN = "metric without a description"
+
+
+def _of_lume(name: str, text: str) -> dict[str, str]:
+    """Return LUME's sets of one part of its rows, with their descriptions."""
+    kinds = {"regurgitation": "texts to be continued", "knowledge": "questions"}
+    return {
+        f"{name}_task{n}_{kind}": f"{what} of Task{n}, {text}"
+        for n in (1, 2, 3)
+        for kind, what in kinds.items()
+    }
+
+
 _FORGET_SETS = {
     "forget": "forget set",
     "verbatim": "passages of the forget set",
     "forget_questions": "questions about the forget set",
+    **_of_lume("forget", "forget set"),
 }
 _RETAIN_SETS = {
     "retain": "retain set",
     "real_authors": "real authors",
     "world_facts": "world facts",
     "retain_questions": "questions about the retain set",
+    **_of_lume("retain", "retain set"),
 }
 _OTHER_SETS = {
     "holdout": "holdout set (rows that no model has seen)",
     "relearned": "forget rows that a relearning attack trained on",
     "held_back": "forget rows that a relearning attack did not train on",
+    "member": "documents that the target model was trained on",
+    "nonmember": "documents that no model has seen",
+    **_of_lume("holdout", "holdout set"),
 }
 _REQUEST = re.compile(r"request_(\d+)_(questions_)?(\w+)")
 
@@ -107,6 +124,10 @@ _LESS = (Better.LOWER, Better.LOWER)
 _BOTH = ("forget", "retain")
 _PARTS = {
     "knowledge": _Part("KnowMem", "ROUGE-L F1 of generated answers to questions", *_SAME, _BOTH),
+    "regurgitation": _Part(
+        "Regurgitation", "ROUGE-L recall of generated continuations, LUME's tasks", *_SAME, _BOTH
+    ),
+    "exact_match": _Part("Exact", "share of generated answers that are exactly the true ones", *_SAME, _BOTH),
     "probability": _Part("P", "mean probability of the true answers, per token", *_SAME, _BOTH),
     "rouge_l_recall": _Part("ROUGE", "ROUGE-L recall of the true answers by generated ones", *_SAME, _BOTH),
     "truth_ratio": _Part("TR", "truth ratio R: min(R, 1/R) on the forget set, else max(0, 1 - R)", *_SAME),
@@ -161,6 +182,12 @@ def _described() -> Iterable[Column]:
     yield Column("model_utility", "Model Utility", utility, higher, True)
     verbatim = "forget set: ROUGE-L F1 of generated continuations of its passages"
     yield Column("forget_verbatim", "VerbMem", verbatim, Better.NEAR_RETAIN_ONLY, True)
+    lume = "of LUME: harmonic mean of both rates of each task, of the forget set 1 minus the rate"
+    yield Column("lume_task_aggregate", "Task Aggregate", lume, higher, True)
+    unseen = "of LUME: 1 - 2 |AUC - 1/2| of a membership inference attack by loss; 1: same as unseen"
+    yield Column("lume_membership", "LUME membership", unseen, higher, True)
+    parts = "mean of Task Aggregate and LUME membership; the published aggregate has MMLU too"
+    yield Column("lume_without_mmlu", "LUME without MMLU", parts, higher)
     for name, text in (_FORGET_SETS | _RETAIN_SETS | _OTHER_SETS).items():
         for key, part in _PARTS.items():
             better = Better.NEITHER if name in _OTHER_SETS else part.on_retain

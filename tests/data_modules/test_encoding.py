@@ -91,12 +91,14 @@ def test_every_id():
         (ROW, "goes on.", Continuation(), {}, (BOS, *b"Who? goes on.", EOS), 6),
         (TEXT, "Once.", QuestionAnswer(), {}, (BOS, *b"Once.", EOS), 1),
         (TEXT, "Once.", Llama2Chat(), {}, (BOS, *b"Once.", EOS), 1),
+        (TEXT, "Once.", Continuation(), {}, (BOS, *b"Once.", EOS), 1),
         (TEXT, "Once.", QuestionAnswer(), {"start": ()}, (*b"Once.", EOS), 1),
     ],
     ids=[
         "other texts around the question", "an answer that is not the row's", "no BOS", "the tokenizer's EOS is not doubled",
         "several special tokens before the text", "no space before the answer", "a space before the continuation",
-        "plain text", "plain text in another format", "the first token cannot be predicted without BOS",
+        "plain text", "plain text in another format", "plain text that continues nothing",
+        "the first token cannot be predicted without BOS",
     ],
 )  # fmt: skip
 def test_formats(row, answer, prompt_format, options, ids, answer_start):

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from dipo_pl.data_modules.fictitious_people import FOLDER, FictitiousPeople
+from dipo_pl.data_modules.json_lines import JSONL
 
 PEOPLE = {"forget": 2, "retain": 8, "holdout": 4}
 FACTS = {
@@ -62,3 +63,17 @@ def test_source_and_license_are_named_beside_the_rows():
     assert "Changed:" in notice
     # The license itself goes with the package.
     assert "Apache License" in (FOLDER.resolve().parents[1] / "LICENSE").read_text()
+
+
+def test_the_files_of_the_tutorial_on_own_data_are_these_rows(cli, sets):
+    """The command that the tutorial gives, with a tiny random model in place of the pretrained one."""
+    root = FOLDER.resolve().parents[1]
+    page = (root / "docs/tutorials/your-data.md").read_text()
+    files = dict(re.findall(r"--data\.(\w+) (data_modules/people/\w+\.jsonl)", page))
+    assert files.keys() == PEOPLE.keys()
+    read = JSONL(**{part: str(root / path) for part, path in files.items()}).read()
+    assert {each.name: each.rows for each in read.evaluation} == {part: sets[part] for part in PEOPLE}
+    words = [word for part, path in files.items() for word in (f"--data.{part}", root / path)]
+    quick = ("--data", "JSONL", *words, "--trainer.max_epochs", "1", "--forget_quality.max_new_tokens", "4")
+    ended = cli("fit", "--config", "smoke.yaml", *quick, "--name", "two-people")
+    assert ended.code == 0, ended.err
