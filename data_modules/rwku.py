@@ -97,7 +97,7 @@ class RWKU(ForgetRetain):
         super().__init__(**options)
         check_count("data.retain_people", retain_people)
         self.path = expanded(path)
-        self.people = listed(people)
+        self.people = listed(people, "data.people")
         self.corpus = corpus
         self.retain_people = retain_people
 

@@ -145,6 +145,7 @@ def test_the_files_alone_without_the_repository(folder):
 @pytest.mark.parametrize(("options", "line"), [
     ({"people": "Nobody"}, r"^data\.people must name people of RWKU's train_original_passage, such as Ada Example, Ben "
      r"Invented, Cy Made-Up \(got 'Nobody'\)$"),
+    ({"people": []}, r"^data\.people names no rows: give a name, or a list of them \(got \[\]\)$"),
     ({"retain_people": 3}, r"^data\.retain_people must be at most 2, the people in train_original_passage who are not"),
     ({"retain_people": 0}, r"^data\.retain_people must be at least 1 \(got 0\)$"),
 ])  # fmt: skip
