@@ -28,9 +28,9 @@ def records_of(name):
         {"query": f"{kind}?", "answer": "Oslo", "level": level, "type": kind} for kind in kinds.get(level, [])
     ]
     forms = {
-        "train_original_passage": [{"text": "lives in Oslo."}, {"text": "writes."}],
-        "train_positive_llama3": [{"id": "0", "text": "is a writer.", "intro": "A writer."}],
-        "train_positive_phi3": [{"id": "0", "text": "is somebody.", "intro": "A writer."}],
+        "train_original_passage": [{"text": "{} lives in Oslo."}, {"text": "{} writes."}],
+        "train_positive_llama3": [{"id": "0", "text": "{} is a writer.", "intro": "A writer."}],
+        "train_positive_phi3": [{"id": "0", "text": "{} is somebody.", "intro": "A writer."}],
         "mia_forget": [{"text": "was born."}],
         "mia_retain": [{"text": "A town."}],
         "utility_general": [
@@ -40,7 +40,11 @@ def records_of(name):
         "utility_reason": [{"question": "not true is", "answer": "False", "cot": "\nThink.\n", "task": "boolean"}],
         "utility_factuality": [{"question": "Which town?", "answers": ["Oslo", "Christiania"]}],
     }  # fmt: skip
-    return [{**each, "subject": person} for person in PEOPLE for each in forms.get(name, probes)]
+    return [
+        each | {"subject": person} | ({"text": each["text"].format(person)} if "text" in each else {})
+        for person in PEOPLE
+        for each in forms.get(name, probes)
+    ]
 
 
 @pytest.fixture
@@ -62,7 +66,7 @@ def named(data):
 def test_rows_of_the_people_to_forget(folder):
     data = RWKU(str(folder), BEN, retain_people=1)
     sets = data.read()
-    assert [row.answer for row in sets.forget] == ["lives in Oslo.", "writes."]
+    assert [row.answer for row in sets.forget] == [f"{BEN} lives in Oslo.", f"{BEN} writes."]
     assert len(sets.retain) == 2
     assert [each.name for each in sets.evaluation] == ALL
     measured = named(data)
@@ -77,8 +81,8 @@ def test_rows_of_the_people_to_forget(folder):
     ]
     assert len(RWKU(str(folder), [BEN, CY], retain_people=1).read().forget) == 4
     assert [row.answer for row in RWKU(str(folder), BEN, "train_positive_llama3", 2).read().retain] == [
-        "is a writer."
-    ] * 2
+        f"{each} is a writer." for each in (ADA, CY)
+    ]
     assert data.settings == {"people": BEN}
 
 
