@@ -24,12 +24,15 @@ from dipo_pl.losses import KTO as KTO
 from dipo_pl.losses import NPO as NPO
 from dipo_pl.losses import PDU as PDU
 from dipo_pl.losses import RMU as RMU
+from dipo_pl.losses import SHRED as SHRED
 from dipo_pl.losses import UNDIAL as UNDIAL
 from dipo_pl.losses import WGA as WGA
 from dipo_pl.losses import CrossEntropy as CrossEntropy
 from dipo_pl.losses import DiPO as DiPO
 from dipo_pl.losses import DiPORetain as DiPORetain
+from dipo_pl.losses import Entropy as Entropy
 from dipo_pl.losses import GradientAscent as GradientAscent
+from dipo_pl.losses import InvertedHinge as InvertedHinge
 from dipo_pl.losses import LogProbabilityLoss as LogProbabilityLoss
 from dipo_pl.losses import Loss as Loss
 from dipo_pl.losses import MaximumEntropy as MaximumEntropy
@@ -41,6 +44,7 @@ from dipo_pl.losses.base import Section as Section
 from dipo_pl.losses.engine import joint_objective as joint_objective
 from dipo_pl.losses.engine import sequence_objective as sequence_objective
 from dipo_pl.losses.retain_weight import DualWeight as DualWeight
+from dipo_pl.models.fila import FILA as FILA
 from dipo_pl.models.from_config import FromConfig as FromConfig
 from dipo_pl.models.head import OutputHead as OutputHead
 from dipo_pl.models.lora import LoRA as LoRA

@@ -25,6 +25,8 @@ class Definition:
         term: q_t of the logits, the reference's logits and the target of one position.
         f: of the sums and lengths of each row's sequences, [rows][members], the loss of each row.
         skip: tokens that are left out at the start of each sequence.
+        select: of [T, V] logits of the reference and the targets of one sequence, the targets with -1 at positions that
+            the loss treats otherwise.
         parts: of sums and lengths, what is logged: its value for each row.
         token_parts: of a position, what is logged.
     """
@@ -33,6 +35,7 @@ class Definition:
     term: Callable[[Tensor, Tensor, int], Tensor]
     f: Callable[[list, list], list] | None = None
     skip: int = 0
+    select: Callable[[Tensor, list[int]], list[int]] = lambda z_ref, targets: targets
     parts: Callable[[list, list], dict[str, list]] = lambda sums, lengths: {}
     token_parts: Callable[[Tensor, Tensor, int], dict[str, float]] = lambda z, z_ref, y: {}
 
@@ -54,8 +57,9 @@ class Definition:
             sums.append([])
             for sequence in row:
                 total = torch.zeros((), dtype=torch.float64)
-                for t in sequence:
-                    given = z[t], z_ref[t], int(targets[t])
+                own = self.select(z_ref[list(sequence)], [int(targets[t]) for t in sequence])
+                for t, target in zip(sequence, own, strict=True):
+                    given = z[t], z_ref[t], target
                     total = total + self.term(*given)
                     for name, part in self.token_parts(*given).items():
                         token_parts.setdefault(name, []).append(part)
@@ -137,6 +141,38 @@ def ce_u(z: Tensor, z_ref: Tensor, y: int) -> Tensor:
 
 def pdu(z: Tensor, z_ref: Tensor, y: int) -> Tensor:
     return (z[int(z.detach().argmax())] - sum(z) / len(z)) ** 2
+
+
+def inverted_hinge(z: Tensor, z_ref: Tensor, y: int) -> Tensor:
+    p = softmax(z)
+    ranked = sorted((v for v in range(len(z)) if v != y), key=lambda v: -float(p.detach()[v]))
+    return 1 + p[y] - p[ranked[0]]
+
+
+def entropy(z: Tensor, z_ref: Tensor, y: int) -> Tensor:
+    return sum(each * torch.log(1 / each) for each in softmax(z))
+
+
+def rarest(share: float) -> Callable[[Tensor, list[int]], list[int]]:
+    """Targets of the share of positions where the reference finds them least probable; -1 elsewhere."""
+
+    def select(z_ref: Tensor, targets: list[int]) -> list[int]:
+        found = [float(softmax(z_ref[t])[y]) for t, y in enumerate(targets)]
+        count = max(1, round(share * len(targets)))
+        chosen = sorted(range(len(targets)), key=lambda t: found[t])[:count]
+        return [y if t in chosen else -1 for t, y in enumerate(targets)]
+
+    return select
+
+
+def shred(top: int) -> Callable:
+    def term(z: Tensor, z_ref: Tensor, y: int) -> Tensor:
+        kept = sorted(range(len(z)), key=lambda v: -float(z_ref[v]))[:top]
+        kept = [v for v in kept if v != y]
+        q, p = softmax(z_ref[kept]), softmax(z)
+        return sum(q[place] * (torch.log(q[place]) - torch.log(p[v])) for place, v in enumerate(kept))
+
+    return term
 
 
 def from_uniform(z: Tensor, z_ref: Tensor, y: int) -> Tensor:
@@ -284,6 +320,26 @@ DEFINITIONS: dict[str, Definition] = {
     "CEU": Definition(losses.CEU(skip=0), ce_u),
     "CEU without the first": Definition(losses.CEU(), ce_u, skip=1),
     "PDU": Definition(losses.PDU(), pdu, token_average),
+    "Entropy": Definition(losses.Entropy(), entropy, token_average),
+    "InvertedHinge": Definition(
+        losses.InvertedHinge(),
+        inverted_hinge,
+        token_parts=lambda z, z_ref, y: {"probability": float(softmax(z)[y])},
+    ),
+    **{
+        name: Definition(
+            losses.SHRED(share, top, skip),
+            shred(top),
+            skip=skip,
+            select=rarest(share),
+            token_parts=lambda z, z_ref, y: {"forget_positions": float(y >= 0)},
+        )
+        for name, share, top, skip in (
+            ("SHRED", 0.5, 100, 0),
+            ("SHRED of few tokens", 0.3, 5, 0),
+            ("SHRED without the first", 1.0, 2, 1),
+        )
+    },
     "MaximumEntropy": Definition(losses.MaximumEntropy(), from_uniform, token_average),
     "MaximumEntropy, reversed": Definition(losses.MaximumEntropy(reverse=True), to_uniform, token_average),
     "RMU": Definition(losses.RMU(1.7, 0, RMU_DIRECTION_SEED), steered(1.7), token_average),
@@ -292,4 +348,4 @@ DEFINITIONS: dict[str, Definition] = {
     ),
 }
 # Those that rounding to half precision does not make discontinuous.
-SMOOTH = [name for name in DEFINITIONS if name not in ("DiPO", "DiPORetain")]
+SMOOTH = [name for name in DEFINITIONS if name not in ("DiPO", "DiPORetain") and not name.startswith("SHRED")]

@@ -8,6 +8,9 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+# In place of the target of a position that a loss does not select.
+UNSELECTED = -1
+
 
 class Terms(NamedTuple):
     """Terms of a group of positions.
@@ -43,6 +46,8 @@ class Loss(ABC):
             a row and its companions together.
         couples_sequences: whether f of one sequence depends on the sums of others. All sums must then
             be known before any gradient; if they do not fit the budget, logits are computed twice.
+        selects: whether positions are chosen by the reference's probabilities of a whole sequence before any term is
+            computed; the targets of the others are then `UNSELECTED`. Costs another pass of the reference's head.
         layer: null acts on logits. A number acts on the output of that decoder layer instead, counted
             from 0, a float on that of the layer with this share of the layers before it, rounded down. Hidden
             states [N, d], the model's own and not to be written into, then take the place of logits [N, V].
@@ -53,6 +58,7 @@ class Loss(ABC):
     skip: int = 0
     companions: ClassVar[tuple[str, ...]] = ()
     couples_sequences: ClassVar[bool] = False
+    selects: ClassVar[bool] = False
     layer: int | float | None = None
 
     @abstractmethod
@@ -61,7 +67,7 @@ class Loss(ABC):
 
         Args:
             logits: [N, V] float32.
-            targets: [N] token ids.
+            targets: [N] token ids, or `UNSELECTED` where the loss selects other positions.
             reference_logits: [N, V] float32, detached; None unless `uses_reference`.
         """
 
@@ -87,6 +93,15 @@ class Loss(ABC):
         """
         return sums
 
+    def select(self, log_probabilities: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Return the mask of the positions that the loss selects, [N] bool; all by default.
+
+        Args:
+            log_probabilities: [N] log ref(y_t) in nats, float32, sequence after sequence.
+            lengths: positions of each sequence; 0 for an empty one.
+        """
+        return torch.ones_like(log_probabilities, dtype=torch.bool)
+
     def sequence_parts(self, sums: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         """Return [S] tensors by name, to be logged; averaged over sequences. Shapes as in `sequence_loss`."""
         return {}
@@ -106,6 +121,8 @@ class Section:
             companion in the rows' order.
         reference_states: [N, d'] the reference's, where the loss uses one.
         weight: factor on the loss.
+        entropy: factor on the entropy of the rows' own next-token distributions (`Entropy`), which is added to the
+            weighted loss; only for a loss of logits.
     """
 
     loss: Loss
@@ -114,3 +131,4 @@ class Section:
     lengths: Sequence[int]
     reference_states: Tensor | None = None
     weight: float = 1.0
+    entropy: float = 0.0

@@ -14,8 +14,10 @@ from torch.autograd.function import once_differentiable
 
 from dipo_pl.errors import check_count
 from dipo_pl.losses.base import Loss, Section
+from dipo_pl.losses.entropy import Entropy
 from dipo_pl.losses.grouped_loss import GroupedLoss
 from dipo_pl.losses.heads import HeadGradients, Heads, zeros_float32
+from dipo_pl.losses.selection import with_selection
 from dipo_pl.models.head import OutputHead, default_token_budget
 
 
@@ -89,13 +91,32 @@ def joint_objective(
     on_logits = any(section.loss.layer is None for section in sections.values())
     heads = Heads(head, reference_head).converted(OutputHead.gathered) if on_logits else Heads(head, None)
     budget = token_budget or default_token_budget(head.weight.device)
-    losses = [GroupedLoss(section, budget) for section in sections.values()]
+    grouped = {
+        name: GroupedLoss(with_selection(section, heads, budget), budget)
+        for name, section in sections.items()
+    }
+    entropies = {
+        name: GroupedLoss(_of_entropy(section), budget)
+        for name, section in sections.items()
+        if section.entropy
+    }
+    losses = [*grouped.values(), *entropies.values()]
     # Autograd follows only what is an argument.
     tensors = (heads.policy.weight, heads.policy.bias, *(each.states for each in losses))
     loss = _JointLoss.apply(heads, losses, *tensors)  # type: ignore[no-untyped-call]
     assert isinstance(loss, Tensor)
-    found = {name: Objective(each.loss, each.parts) for name, each in zip(sections, losses, strict=True)}
+    found = {name: Objective(each.loss, each.parts) for name, each in grouped.items()}
+    for name, entropy in entropies.items():
+        found[name].parts["entropy"] = entropy.loss
     return JointObjective(loss, found)
+
+
+def _of_entropy(section: Section) -> Section:
+    """Return the section of the entropy of the rows' own sequences, without their companions."""
+    rows = len(section.lengths) // (1 + len(section.loss.companions))
+    lengths = section.lengths[:rows]
+    own = slice(0, sum(lengths))
+    return Section(Entropy(), section.states[own], section.targets[own], lengths, weight=section.entropy)
 
 
 def _check(section: Section, reference_head: OutputHead | None) -> None:
@@ -111,6 +132,8 @@ def _check(section: Section, reference_head: OutputHead | None) -> None:
         raise ValueError(
             f"{type(loss).__name__} needs {members} sequences a row (got {len(section.lengths)})"
         )
+    if section.entropy and loss.layer is not None:
+        raise ValueError(f"{type(loss).__name__} acts on a layer, which has no entropy")
     missing = section.reference_states is None or (loss.layer is None and reference_head is None)
     if loss.uses_reference and missing:
         raise ValueError(f"{type(loss).__name__} needs reference_states and reference_head")

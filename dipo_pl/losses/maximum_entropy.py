@@ -2,10 +2,10 @@
 
 import math
 
-import torch
 from torch import Tensor
 
 from dipo_pl.losses.base import Loss, Terms
+from dipo_pl.losses.entropy import entropy_and_gradient_
 from dipo_pl.losses.softmax import softmax_
 
 
@@ -42,11 +42,8 @@ class MaximumEntropy(Loss):
             mean = logits.mean(dim=-1)
             values = softmax_(logits) - mean - math.log(vocabulary)
             return Terms(values, logits.sub_(1 / vocabulary), {})
-        log_p = logits.log_softmax(dim=-1)
-        p = torch.exp(log_p, out=logits)
-        negative_entropy = torch.linalg.vecdot(p, log_p)
-        gradient = log_p.sub_(negative_entropy[:, None]).mul_(p)
-        return Terms(negative_entropy + math.log(vocabulary), gradient, {})
+        entropy, gradient = entropy_and_gradient_(logits)
+        return Terms(math.log(vocabulary) - entropy, gradient.neg_(), {})
 
     def sequence_loss(self, sums: Tensor, lengths: Tensor) -> Tensor:
         """Return the mean over the positions of a sequence."""

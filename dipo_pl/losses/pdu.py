@@ -14,9 +14,10 @@ class PDU(Loss):
     size of squared logits, some hundreds. The other half of the method is a constraint on the retain loss:
     set model.retain_weight to a DualWeight.
 
-    Source: Entesari et al. 2025, arXiv:2506.05314, logit-margin flattening. Its authors' version in
-    open-unlearning takes the mean over all labeled tokens of the batch, and the logits at each
-    label's own position, which predict the token after it.
+    Source: Entesari et al. 2025, arXiv:2506.05314, logit-margin flattening. This is its masked form, of answer tokens alone,
+    as in its authors' version in open-unlearning since #147; before, padding and prompts counted too. That version takes
+    the mean over all labeled tokens of the batch, and the logits at each label's own position, which predict the
+    token after it.
     """
 
     def terms(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None) -> Tensor:

@@ -50,7 +50,7 @@ class RMU(_ActivationDistance):
 
     Source: Li et al. 2024, arXiv:2403.03218, the forget loss. The paper has no 1 / d, a constant factor that its
     code has; its code takes the mean over all positions, padding included, and trains only the
-    MLPs' down-projections of this layer and the two before. open-unlearning divides the sums over tokens
+    MLPs' down-projections of this layer and the two before (`model.trainable`). open-unlearning divides the sums over tokens
     by the wrong rows' lengths where they differ.
 
     Args:

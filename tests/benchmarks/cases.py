@@ -27,12 +27,14 @@ from dipo_pl.losses import (
     NPO,
     PDU,
     RMU,
+    SHRED,
     UNDIAL,
     WGA,
     CrossEntropy,
     DiPO,
     DiPORetain,
     GradientAscent,
+    InvertedHinge,
     Loss,
     MaximumEntropy,
     ReferenceKL,
@@ -240,6 +242,8 @@ CASES: dict[str, Case] = {
         _with_cross_entropy("CE-U", CEU()),
         _with_cross_entropy("PDU", PDU()),
         _with_cross_entropy("MaximumEntropy", MaximumEntropy()),
+        _with_cross_entropy("InvertedHinge", InvertedHinge()),
+        _with_cross_entropy("SHRED", SHRED()),
         Ours(name="RMU + RMURetain", forget=RMU(layer=_LAYER), retain=RMURetain(layer=_LAYER)),
     )
 }

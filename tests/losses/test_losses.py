@@ -17,6 +17,7 @@ from dipo_pl.losses import (
     KTO,
     NPO,
     RMU,
+    SHRED,
     UNDIAL,
     WGA,
     DiPO,
@@ -315,5 +316,6 @@ def test_defaults_are_the_papers():
     assert NPO().beta == DPO().beta == KTO().beta == 0.1
     assert (SimNPO().beta, SimNPO().gamma) == (4.5, 0)
     assert (UNDIAL().beta, WGA().beta, SatImp().beta1, SatImp().beta2) == (10.0, 1.0, 5.0, 1.0)
+    assert (SHRED().share, SHRED().skip) == (0.5, 0)
     assert (CEU().skip, dipo_pl.losses.MaximumEntropy().reverse) == (1, False)
     assert (RMU().steering, RMU().layer, RMURetain().layer) == (6.5, 7, 7)

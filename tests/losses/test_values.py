@@ -17,10 +17,13 @@ from dipo_pl.losses import (
     NPO,
     PDU,
     RMU,
+    SHRED,
     UNDIAL,
     WGA,
     CrossEntropy,
+    Entropy,
     GradientAscent,
+    InvertedHinge,
     MaximumEntropy,
     ReferenceKL,
     RMURetain,
@@ -59,6 +62,20 @@ VALUES = {
     "MaximumEntropy, reversed": (MaximumEntropy(True), [LN3, 0], 0, None, -LN2 - math.log(3 / 16) / 2, [0.25, -0.25]),
     "CrossEntropy of equal logits": (CrossEntropy(), [1] * 8, 3, None, math.log(8), None),
     "GradientAscent of equal logits": (GradientAscent(), [1] * 8, 3, None, -math.log(8), None),
+    "Entropy of equal logits": (Entropy(), [4] * 8, 0, None, math.log(8), [0] * 8),
+    "Entropy": (Entropy(), [LN3 + 9, 9], 0, None, ENTROPY, [-3 / 16 * LN3, 3 / 16 * LN3]),
+    # p = (1/2, 3/8, 1/8): the gradients of p_0 and of p_1, one minus the other.
+    "InvertedHinge": (InvertedHinge(), [LN4, LN3, 0], 0, None, 9 / 8, [28 / 64, -27 / 64, -1 / 64]),
+    "InvertedHinge of another token": (InvertedHinge(), [LN4, LN3, 0], 1, None, 7 / 8, [-28 / 64, 27 / 64, 1 / 64]),
+    "InvertedHinge, certain": (InvertedHinge(), [300, 0, 0], 0, None, 2, [0, 0, 0]),
+    "InvertedHinge, forgotten": (InvertedHinge(), [0, 300, 0], 0, None, 0, [0, 0, 0]),
+    # The reference without its certain token is (3/4, 1/4); with it, at a position that is not to be forgotten, (1, 0, 0).
+    "SHRED": (SHRED(), [0, 0, 0], 0, [60, LN3, 0], LN3 - ENTROPY, [1 / 3, 1 / 3 - 3 / 4, 1 / 3 - 1 / 4]),
+    "SHRED at an anchor": (SHRED(), [0, 0, 0], -1, [60, LN3, 0], LN3, [1 / 3 - 1, 1 / 3, 1 / 3]),
+    "SHRED at its minimum": (SHRED(), [-300, LN3, 0], 0, [5, LN3, 0], 0, [0, 0, 0]),
+    # Token 2 is not among the two that are imitated, and neither is a target of it.
+    "SHRED of two": (SHRED(top=2), [0, 0, 0], -1, [LN3, 0, -1], LN3 - ENTROPY, [1 / 3 - 3 / 4, 1 / 3 - 1 / 4, 1 / 3]),
+    "SHRED of a rare one": (SHRED(top=2), [0, 0, 0], 2, [LN3, 0, -1], LN3 - ENTROPY, [1 / 3 - 3 / 4, 1 / 3 - 1 / 4, 1 / 3]),
     # From 0, c u is c away, and a reference of 2s 4 in each dimension.
     "RMU": (RMU(3.0, 0), [0] * 8, 0, None, 9 / 8, None),
     "RMURetain": (RMURetain(0), [0, 0], 0, [2, -2], 4, [-2, 2]),
@@ -83,6 +100,19 @@ def test_weights_of_satimp():
     weights = SatImp().weight(torch.tensor([-300.0, 0.0, 1e-7, math.log(0.75)])).tolist()
     assert weights == pytest.approx([0.0, 0.0, 0.0, 0.75**5 / 4])
     assert max(range(1, 100), key=lambda p: SatImp(3.0, 1.0).weight(torch.tensor([p / 100]).log())) == 75
+
+
+@pytest.mark.parametrize(("share", "lengths", "selected"), [
+    (0.5, [4, 1], [0, 1, 0, 1, 1]),
+    (0.5, [5], [0, 1, 0, 1, 0]),
+    # Of equal ones the first; at least one of each answer; nothing of an empty one.
+    (0.25, [4, 1], [0, 1, 0, 0, 1]),
+    (0.2, [2, 0, 3], [0, 1, 0, 1, 0]),
+    (1.0, [4, 1], [1, 1, 1, 1, 1]),
+])  # fmt: skip
+def test_shred_selects_the_least_probable_positions(share, lengths, selected):
+    log_p = torch.tensor([-1.0, -3.0, -0.1, -3.0, -0.2])
+    assert SHRED(share).select(log_p, lengths).tolist() == [bool(each) for each in selected]
 
 
 # At the reference, and in limits.
