@@ -66,6 +66,11 @@ class Export(Callback):
             raise InputError(
                 "export.adapter is true, but the policy has no adapter: set model.policy.adapter, or export.adapter false"
             )
+        if self.adapter and module.policy.adapter.initialization is not None:
+            raise InputError(
+                "export.adapter is true, and model.policy.adapter.initialization FILA changes the weights under the "
+                "adapter, so that it fits no other model: set export.adapter to false"
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Try the export of adapters before the first step.
@@ -128,7 +133,9 @@ class Export(Callback):
         model, before = module.language_model, module.starting_sample
         if adapted := adapted_weights(model):
             frozen = {plain_name(name): each for name, each in weights.items()}
-            before = sampled({name: frozen[name] for name in adapted})
+            initialization = module.policy.adapter.initialization
+            changed = initialization is not None and initialization.before
+            before = changed or sampled({name: frozen[name] for name in adapted})
         weights = merged(model, weights, exact=True)
         after = sampled({name: weights[name] for name in before})
         asked = None if self.dtype == "auto" else getattr(torch, self.dtype)

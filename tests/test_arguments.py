@@ -33,6 +33,7 @@ from dipo_pl.metrics.membership import Membership, min_k, min_k_plus_plus
 from dipo_pl.metrics.probability import option_probability
 from dipo_pl.metrics.truth_ratio import log_truth_ratio
 from dipo_pl.metrics.unlearning_depth import depth_scores
+from dipo_pl.models.fila import FILA
 from dipo_pl.models.from_config import FromConfig
 from dipo_pl.models.lora import LoRA
 from dipo_pl.models.pruning import prune
@@ -73,6 +74,9 @@ ARGUMENTS = {
     "SatImp.beta2": (losses.SatImp, *NOT_NEGATIVE),
     "RMU.steering": (losses.RMU, *POSITIVE),
     "CEU.skip": (losses.CEU, *count(0)),
+    "SHRED.share": (losses.SHRED, *SHARE),
+    "SHRED.top": (losses.SHRED, *count(2)),
+    "SHRED.skip": (losses.SHRED, *count(0)),
     "DualWeight.initial": (DualWeight, *NOT_NEGATIVE),
     "DualWeight.epsilon": (DualWeight, "a finite number", -1e9, (math.nan, -math.inf)),
     "DualWeight.step": (DualWeight, *POSITIVE),
@@ -92,6 +96,8 @@ ARGUMENTS = {
     "epsilon of truth ratios": (lambda epsilon: log_truth_ratio([1.0], NONE, epsilon), *NOT_NEGATIVE),
     "model.warmup": (module, *BELOW_1),
     "model.token_budget": (module, *count(1)),
+    "FILA.rows": (FILA, *count(1)),
+    "FILA.epsilon": (FILA, *POSITIVE),
     "model.policy.adapter.rank": (LoRA, *count(1)),
     "model.policy.adapter.alpha": (LoRA, *POSITIVE),
     "model.policy.adapter.dropout": (LoRA, *BELOW_1),

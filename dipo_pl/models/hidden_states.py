@@ -58,20 +58,25 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     return next(each for each in lists if len(each) == config.num_hidden_layers)
 
 
-def decoder_layer(model: PreTrainedModel, layer: int | float) -> nn.Module:
-    """Return one layer of the decoder by its number or by the share of layers before it.
+def layer_number(model: PreTrainedModel, layer: int | float) -> int:
+    """Return the number of a layer of the decoder, which may be given as the share of layers before it.
 
     Raises:
         InputError: the model has no such layer.
     """
-    layers = decoder_layers(model)
-    number = int(layer * len(layers)) if isinstance(layer, float) else layer
-    if not 0 <= number < len(layers):
+    count = len(decoder_layers(model))
+    number = int(layer * count) if isinstance(layer, float) else layer
+    if not 0 <= number < count:
         raise InputError(
-            f"a loss acts on layer {layer}, and {type(model).__name__} has layers 0 to {len(layers) - 1}: "
+            f"a loss acts on layer {layer}, and {type(model).__name__} has layers 0 to {count - 1}: "
             "set its `layer`"
         )
-    return layers[number]
+    return number
+
+
+def decoder_layer(model: PreTrainedModel, layer: int | float) -> nn.Module:
+    """Return one layer of the decoder; arguments and errors are those of `layer_number`."""
+    return decoder_layers(model)[layer_number(model, layer)]
 
 
 @contextmanager

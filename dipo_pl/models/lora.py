@@ -6,8 +6,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from dipo_pl.errors import InputError, check_count, check_number, check_share
+from dipo_pl.errors import InputError, check_count, check_number, check_objects, check_share
 from dipo_pl.models.adapters import NAME, adapted_weights
+from dipo_pl.models.fila import FILA
 from dipo_pl.models.lora_targets import Adaptable
 
 
@@ -29,6 +30,7 @@ class LoRA:
         targets: `all-linear` for every linear layer except the output head and the routers of experts; `all` for these and
             the experts that a model holds in one tensor; else names of layers ([q_proj, v_proj]), or a regular expression
             that matches their full names.
+        initialization: FILA starts A and B from the weights that matter for the forget rows; null is as above.
         seed: seed of A; null takes seed_everything on the command line, else 0.
 
     Raises:
@@ -42,7 +44,9 @@ class LoRA:
         dropout: float = 0.0,
         targets: str | list[str] = "all-linear",
         seed: int | None = None,
+        initialization: FILA | None = None,
     ) -> None:
+        check_objects("model.policy.adapter", initialization=initialization)
         check_count("model.policy.adapter.rank", rank)
         check_number("model.policy.adapter.alpha", alpha, above=0)
         check_share("model.policy.adapter.dropout", dropout, zero=True, one=False)
@@ -53,6 +57,7 @@ class LoRA:
         self.dropout = dropout
         self.targets = targets
         self.seed = seed or 0
+        self.initialization = initialization
 
     def apply(self, model: PreTrainedModel) -> None:
         """Add adapters to the model, in place, and freeze all other weights.

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -21,6 +22,7 @@ from dipo_pl.metrics.observations import Observations
 from dipo_pl.models.generation import generate
 from dipo_pl.models.gradient_norm import gradient_norm
 from dipo_pl.models.source import ModelSource
+from dipo_pl.models.trainable import check_patterns, train_only
 from dipo_pl.models.weight_sample import check_trained_dtype, sampled
 from dipo_pl.private_names import trainer_of
 from dipo_pl.storage.checkpoints import FORMAT, FORMAT_KEY
@@ -40,6 +42,8 @@ class LanguageModule(LightningModule, ABC):
         warmup: share of all optimizer steps over which the learning rate rises from 0, in [0, 1).
         token_budget: answer positions whose logits exist at a time, each 4 bytes x vocabulary a few times
             over; null is 256 on a CPU and 1,024 on a GPU.
+        trainable: regular expressions of whole names of weights (`model.layers.(5|6|7).mlp.down_proj.weight`): only
+            matching weights are trained; null trains all.
     """
 
     trains_on: ClassVar[tuple[str, ...]] = ()
@@ -51,16 +55,31 @@ class LanguageModule(LightningModule, ABC):
         schedule: Schedule = "linear",
         warmup: float = 0.1,
         token_budget: int | None = None,
+        trainable: list[str] | None = None,
     ) -> None:
         super().__init__()
         check_objects("model", policy=policy)
         check_share("model.warmup", warmup, zero=True, one=False)
         check_count("model.token_budget", token_budget)
+        if trainable is not None:
+            check_patterns(trainable)
+            if policy.adapter is not None:
+                raise InputError(
+                    f"model.trainable is {trainable} and model.policy.adapter trains adapters alone: leave one of them out, "
+                    "and choose layers for adapters by model.policy.adapter.targets"
+                )
+        initialization = None if policy.adapter is None else policy.adapter.initialization
+        if initialization is not None and "pairs" not in self.trains_on:
+            raise InputError(
+                "model.policy.adapter.initialization is FILA, which needs forget and retain rows, and "
+                f"{type(self).__name__} has none apart: leave it out"
+            )
         self.policy = policy
         self.optimizer = optimizer
         self.schedule = schedule
         self.warmup = warmup
         self.token_budget = token_budget
+        self.trainable = trainable
         self.model: PreTrainedModel | None = None
         # Names of parameters that are not trained, and of those that checkpoints hold.
         self.frozen: frozenset[str] = frozenset()
@@ -118,11 +137,14 @@ class LanguageModule(LightningModule, ABC):
         strategy = None if trainer is None else trainer.strategy
         if isinstance(strategy, FSDP2Strategy):
             self.model = self.policy.prepare(strategy.load(self.policy.load))
+            self._freeze()
             self._record_names()
             self.before_sharding(strategy)
             strategy.shard(self.model)
         else:
             self.model = self.policy.model()
+            self._freeze()
+            self.before_training()
             self._record_names()
         if self._is_trained:
             self.starting_weights = weights_fingerprint(self.model)
@@ -133,6 +155,15 @@ class LanguageModule(LightningModule, ABC):
             # Before anything moves or casts them.
             self.frozen_weights = weights_fingerprint(nn.ParameterList(frozen))
         self._refuse_rows_beyond_the_context()
+
+    def _freeze(self) -> None:
+        if self.trainable is not None:
+            summary = train_only(self.language_model, self.trainable)
+            if self._is_trained:
+                rank_zero_info(summary)
+
+    def before_training(self) -> None:
+        """Change the whole policy before anything is recorded of it; nothing by default."""
 
     def before_sharding(self, strategy: FSDP2Strategy) -> None:
         """Do what needs the whole policy on the first rank; nothing by default."""
@@ -175,7 +206,8 @@ class LanguageModule(LightningModule, ABC):
         if given != self.saved:
             raise InputError(
                 f"the checkpoint is of another policy: it lacks {_counted(self.saved - given)} of the weights trained here, "
-                f"and {_counted(given - self.saved)} of its weights are not trained here: see model.policy and its adapter"
+                f"and {_counted(given - self.saved)} of its weights are not trained here: see model.policy, its adapter and "
+                "model.trainable"
             )
         advice = "set model.policy to that model, or start a new run with another --name"
         if checkpoint.get("frozen_weights") != self.frozen_weights:

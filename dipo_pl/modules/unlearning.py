@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from dipo_pl.batch import Batch
-from dipo_pl.errors import InputError, check_objects
+from dipo_pl.errors import InputError, check_number, check_objects
 from dipo_pl.losses.base import Loss, Section
 from dipo_pl.losses.dipo import DiPO, DiPORetain
 from dipo_pl.losses.engine import joint_objective
@@ -23,6 +23,7 @@ from dipo_pl.models.eval_mode import noise_settings, without_noise
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import Layer, answer_states, decoder_layer
 from dipo_pl.models.source import ModelSource
+from dipo_pl.models.trainable import check_reached
 from dipo_pl.modules.base import LanguageModule, Schedule
 from dipo_pl.preferences.constructors import LogitModulation, PreferenceConstructor
 from dipo_pl.private_names import find_unused_parameters
@@ -36,19 +37,23 @@ from dipo_pl.strategies.fsdp import FSDP2Strategy
 class Unlearning(LanguageModule):
     r"""Makes the policy forget the forget rows and keep the retain rows.
 
-        L = forget_loss + retain_weight * retain_loss
+        L = forget_loss + retain_weight * retain_loss + forget_entropy * H(forget) + retain_entropy * H(retain)
+
+    with H the mean entropy of next-token distributions at the answers (`Entropy`).
 
     Args:
         policy: the model that is to forget.
         forget_loss: on forget rows.
         retain_loss: on retain rows; null is none, which few methods survive.
         retain_weight: lambda, >= 0 (1 in the paper), or a DualWeight, which follows the retain loss.
+        forget_entropy: lambda_f, weight of the entropy on forget rows; 0 leaves it out.
+        retain_entropy: lambda_r, weight of the entropy on retain rows; needs a retain loss.
         constructor: builds DiPO's preference pair, for both losses; null is LogitModulation.
         reference: the frozen model that losses compare with; null is AdapterOff where the policy has an
             adapter, else FrozenCopy. Where neither loss uses one, none is made.
         dropout: train with the dropout and other noise that the model's configuration has; else policy and reference are
             compared under the same conditions.
-        optimizer, schedule, warmup, token_budget: see LanguageModule.
+        optimizer, schedule, warmup, token_budget, trainable: see LanguageModule.
     """
 
     trains_on: ClassVar[tuple[str, ...]] = ("pairs",)
@@ -66,6 +71,9 @@ class Unlearning(LanguageModule):
         schedule: Schedule = "linear",
         warmup: float = 0.1,
         token_budget: int | None = None,
+        trainable: list[str] | None = None,
+        forget_entropy: float = 0.0,
+        retain_entropy: float = 0.0,
     ) -> None:
         check_objects(
             "model",
@@ -75,13 +83,28 @@ class Unlearning(LanguageModule):
             constructor=constructor,
             reference=reference,
         )
-        super().__init__(policy, optimizer, schedule, warmup, token_budget)
+        super().__init__(policy, optimizer, schedule, warmup, token_budget, trainable)
         self.retain_weight = (
             retain_weight if isinstance(retain_weight, RetainWeight) else FixedWeight(retain_weight)
         )
         self.losses = {"forget": forget_loss} | ({} if retain_loss is None else {"retain": retain_loss})
+        check_number("model.forget_entropy", forget_entropy)
+        check_number("model.retain_entropy", retain_entropy)
+        self.entropies = {"forget": forget_entropy, "retain": retain_entropy}
         self.constructor = constructor or LogitModulation()
-        self.reference = reference or (FrozenCopy() if policy.adapter is None else AdapterOff())
+        changes_base = policy.adapter is not None and policy.adapter.initialization is not None
+        if changes_base and isinstance(reference, AdapterOff):
+            raise InputError(
+                "model.reference is AdapterOff, and with model.policy.adapter.initialization FILA the policy without "
+                "adapters is not the model before training: set model.reference to FrozenCopy or StoredStates"
+            )
+        if changes_base and retain_loss is None:
+            raise InputError(
+                "model.policy.adapter.initialization FILA compares forget rows with retain rows, and model.retain_loss is "
+                "null, so that no retain rows are read: give a retain loss, or leave the initialization out"
+            )
+        has_start = policy.adapter is not None and not changes_base
+        self.reference = reference or (AdapterOff() if has_start else FrozenCopy())
         self.dropout = dropout
         if policy.adapter is not None and policy.adapter.dropout and not dropout:
             raise InputError(
@@ -105,6 +128,18 @@ class Unlearning(LanguageModule):
                 "DiPO prefers the forgetting distribution and DiPORetain the remembering one: "
                 "set model.forget_loss to DiPO and model.retain_loss to DiPORetain"
             )
+        for name, weight in self.entropies.items():
+            loss = self.losses.get(name)
+            if weight and (loss is None or loss.layer is not None):
+                why = (
+                    "is null"
+                    if loss is None
+                    else f"is {type(loss).__name__}, which acts on a layer's hidden states"
+                )
+                raise InputError(
+                    f"model.{name}_entropy is {weight:g} and model.{name}_loss {why}: the entropy stands beside a loss of "
+                    f"logits on these rows; set model.{name}_entropy to 0, or give another loss"
+                )
         if retain is not None and retain.companions:
             raise InputError(
                 f"model.retain_loss: {type(retain).__name__} compares a row with its {retain.companions[0]}, "
@@ -153,12 +188,28 @@ class Unlearning(LanguageModule):
             # Refused now, not after the first measurement.
             if layer is not None:
                 decoder_layer(self.language_model, layer)
+        if self.trainable is not None:
+            check_reached(self.language_model, self.trainable, self.layers)
         if self._needs_reference:
             # Before a checkpoint is loaded: the reference is the policy as it started.
             self.reference.attach(self.language_model, self._reference_context())
 
+    def before_training(self) -> None:
+        """Initialize adapters from the rows, where they are to be."""
+        adapter = self.policy.adapter
+        if adapter is None or adapter.initialization is None or not self._is_trained:
+            return
+        sequences = self.data.training_sequences
+        self.language_model.to(self.trainer.strategy.root_device)
+        adapter.initialization.apply(self.language_model, sequences["forget"], sequences["retain"])
+
     def before_sharding(self, strategy: FSDP2Strategy) -> None:
-        """Make the reference's own model while the policy is whole."""
+        """Make the reference's own model while the policy is whole; InputError where adapters are initialized by FILA."""
+        if self.policy.adapter is not None and self.policy.adapter.initialization is not None:
+            raise InputError(
+                "model.policy.adapter.initialization: FILA needs a whole model, which fsdp2 has on no rank: use "
+                "trainer.strategy ddp"
+            )
         if self._needs_reference:
             self.reference.shard(self.language_model, strategy.shard)
 
@@ -211,6 +262,7 @@ class Unlearning(LanguageModule):
                 batch.sections[name].lengths,
                 references[loss.layer][name] if loss.uses_reference else None,
                 self.retain_weight.value if name == "retain" else 1.0,
+                self.entropies[name],
             )
             for name, loss in self.losses.items()
         }

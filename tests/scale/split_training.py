@@ -23,6 +23,8 @@ METHODS = {
     "lora": (*SILENT, "--config", "lora.yaml", "--trainer.gradient_clip_val", "0.001"),
     # A loss that does not reach all layers.
     "rmu": (*SILENT, "--config", "rmu.yaml"),
+    # Most weights are frozen, in each layer and in the head.
+    "part": (*SILENT, "--model.trainable", "['model.layers.*.mlp.*']"),
     # Companions of forget rows, adapters that are switched off for the reference, and a weight that follows a loss.
     "adapted": (*SILENT, "--config", "idk_dpo.yaml", "--config", "lora.yaml", "--model.optimizer.lr", "0.003",
                 "--model.policy.gradient_checkpointing", "true", "--model.retain_loss", "ReferenceKL",
@@ -44,6 +46,7 @@ ALONE = {
     "lora": ("lora", ("--data.batch_size", "8")),
     "graddiff 4 x 2": ("graddiff", ("--data.batch_size", "2")),
     "rmu": ("rmu", ("--data.batch_size", "8")),
+    "part": ("part", ("--data.batch_size", "8")),
     "adapted": ("adapted", ("--data.batch_size", "12")),
 }
 SHARED = {
@@ -54,6 +57,8 @@ SHARED = {
     "stored on fsdp2": ("stored", (*TWO, "fsdp2")),
     "lora on fsdp": ("lora", (*TWO, "fsdp")),
     "rmu on ddp": ("rmu", (*TWO, "ddp")),
+    "part on ddp": ("part", (*TWO, "ddp")),
+    "part on fsdp2": ("part", (*TWO, "fsdp2")),
     "adapted on fsdp2": ("adapted", (*TWO, "fsdp2", "--data.batch_size", "3")),
 }
 SHARDED = (*TWO, "fsdp2", "--config", "sharded_checkpoints.yaml")

@@ -38,6 +38,8 @@ def difference(ours, theirs):
     ("stored-on-fsdp2", "stored"),
     ("lora-on-fsdp", "lora"),
     ("rmu-on-ddp", "rmu"),
+    ("part-on-ddp", "part"),
+    ("part-on-fsdp2", "part"),
     ("adapted-on-fsdp2", "adapted"),
     ("to-fsdp2", "dipo"),
     ("from-fsdp2", "dipo"),

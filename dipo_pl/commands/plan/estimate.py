@@ -104,7 +104,8 @@ def remedies(found: Plan, memory: float, estimate: Callable[[Sequence[str]], Pla
 def _candidates(found: Plan) -> list[Settings]:
     """Return settings that save memory, those that cost least first."""
     data, trainer = found.config["data"]["init_args"], found.config["trainer"]
-    policy = found.config["model"]["init_args"]["policy"]["init_args"]
+    model = found.config["model"]["init_args"]
+    policy = model["policy"]["init_args"]
     memory, batch = found.memory, data["batch_size"]
     smaller: Settings = ("--data.batch_size=1",)
     if data.get("global_batch_size") is None:
@@ -116,7 +117,7 @@ def _candidates(found: Plan) -> list[Settings]:
         (batch > 1, smaller),
         (memory.evaluation + memory.overhead == memory.peak, (fewer,)),
         (found.machine.devices > 1 and not found.machine.sharded, ("--trainer.strategy=fsdp2",)),
-        (not policy["adapter"], ("--config=lora.yaml",)),
+        (not policy["adapter"] and not model.get("trainable"), ("--config=lora.yaml",)),
     ]
     return [settings for saves, settings in candidates if saves]
 

@@ -28,6 +28,7 @@ from dipo_pl.models.eval_mode import without_noise
 from dipo_pl.models.head import OutputHead, default_token_budget
 from dipo_pl.models.hidden_states import Layer, answer_states, decoder_layers, decoder_of, decoder_states
 from dipo_pl.models.key_value_cache import RESERVE
+from dipo_pl.models.trainable import train_only
 from dipo_pl.modules.base import LanguageModule
 from dipo_pl.modules.unlearning import Unlearning
 from dipo_pl.private_names import storage_key
@@ -124,6 +125,8 @@ def memory_of(
     with warnings.catch_warnings(), _quiet("torch._subclasses.fake_tensor"):
         warnings.simplefilter("ignore")
         model = skeleton(module.policy, machine, vocabulary)
+        if module.trainable is not None:
+            train_only(model, module.trainable)
         with CopyableFakeTensorMode():
             make_fake(model)
             module.model = model
