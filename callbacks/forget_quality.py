@@ -56,8 +56,9 @@ class ForgetQuality(Callback):
             first 300 rows of a set (data.evaluation_rows 300); `muse` is MUSE's own code; `open_unlearning` adds its
             1e-10 to denominators, gives no extraction strength below 1/n, stems words in VerbMem and KnowMem, and
             compares VerbMem's continuations with all of the text that follows;
-            `arithmetic` averages probabilities of wrong answers instead of losses. Results of different conventions
-            are not compared.
+            `arithmetic` averages probabilities of wrong answers instead of losses; in `prob_mean` the truth ratio of
+            the forget set is the mean of P_correct / (P_correct + P_wrong). Results of different conventions are not
+            compared.
         metrics: the metrics beyond probability, truth ratio, ROUGE, Forget Quality and Model Utility; null is
             Memorization, Membership, Fluency, Verbatim and Knowledge, which are of MUSE's sets, ExactMatch and LUMEScore,
             which are of LUME's.

@@ -95,7 +95,8 @@ def truth_ratio_knowledge(log_ratio: Numbers) -> Tensor:
 class TruthRatio(EvaluationMetric):
     """Metric `log_truth_ratio` of each row and `truth_ratio` of a set, of rows that have wrong answers.
 
-    `truth_ratio` is the mean of `truth_ratio_closeness` on the forget set and of `truth_ratio_margin` on others.
+    `truth_ratio` is the mean of `truth_ratio_closeness` on the forget set and of `truth_ratio_margin` on others; in the
+    convention `prob_mean` it is that of `truth_ratio_knowledge` on the forget set.
     """
 
     inputs = ("nll",)
@@ -113,7 +114,8 @@ class TruthRatio(EvaluationMetric):
 
     def of_set(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `truth_ratio`."""
-        score = truth_ratio_closeness if self.measured.name == FORGET else truth_ratio_margin
+        of_forget = truth_ratio_knowledge if self.measured.convention.prob_mean else truth_ratio_closeness
+        score = of_forget if self.measured.name == FORGET else truth_ratio_margin
         return {"truth_ratio": score(values["log_truth_ratio"]).mean()}
 
 

@@ -130,7 +130,11 @@ _PARTS = {
     "exact_match": _Part("Exact", "share of generated answers that are exactly the true ones", *_SAME, _BOTH),
     "probability": _Part("P", "mean probability of the true answers, per token", *_SAME, _BOTH),
     "rouge_l_recall": _Part("ROUGE", "ROUGE-L recall of the true answers by generated ones", *_SAME, _BOTH),
-    "truth_ratio": _Part("TR", "truth ratio R: min(R, 1/R) on the forget set, else max(0, 1 - R)", *_SAME),
+    "truth_ratio": _Part(
+        "TR",
+        "truth ratio R: min(R, 1/R) on the forget set, 1/(1 + R) by the convention prob_mean; else max(0, 1 - R)",
+        *_SAME,
+    ),
     "exact_memorization": _Part("EM", "share of true answer tokens that are the most probable ones", *_SAME),
     "extraction_strength": _Part(
         "ES", "share of the true answer completed from the rest", *_SAME, ("forget",)

@@ -70,7 +70,8 @@ class Report:
         rows = "all rows" if known.rows is None else f"at most {known.rows} rows of a set"
         mean = "probabilities" if known.arithmetic_truth_ratio else "losses"
         epsilon = f", {known.epsilon:g} added to denominators" if known.epsilon else ""
-        return f"{name}: {rows}, truth ratio of wrong answers to the true one by mean {mean}{epsilon}"
+        score = ", scored on the forget set by 1 / (1 + R)" if known.prob_mean else ""
+        return f"{name}: {rows}, truth ratio of wrong answers to the true one by mean {mean}{epsilon}{score}"
 
     @property
     def utility_metric(self) -> str | None:

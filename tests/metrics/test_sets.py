@@ -61,6 +61,27 @@ def test_truth_ratio_of_a_set():
     assert result([TruthRatio()], "forget", observed(1.0)).metrics == {}
 
 
+def test_truth_ratio_of_the_forget_set_by_prob_mean():
+    """Probabilities of each row's correct answer and the geometric mean of its wrong ones; other sets as before."""
+    losses = [(1.0, 2.0, 3.0), (3.0, 2.0, 0.5), (2.0, 2.0, 2.0)]
+    rows = [observed(9.0, *each) for each in losses]
+    expected = 0.0
+    for correct, first, second in losses:
+        right, wrong = math.exp(-correct), math.sqrt(math.exp(-first) * math.exp(-second))
+        expected += right / (right + wrong) / 3
+    found = {
+        (name, convention): result([TruthRatio()], name, *rows, convention=convention)
+        for name in ("forget", "retain")
+        for convention in ("prob_mean", "dipo_pl")
+    }
+    assert found["forget", "prob_mean"].metrics["truth_ratio"] == pytest.approx(expected, rel=1e-12)
+    assert found["forget", "dipo_pl"].metrics["truth_ratio"] != pytest.approx(expected, rel=1e-2)
+    assert found["retain", "prob_mean"].metrics == found["retain", "dipo_pl"].metrics
+    # Forget Quality takes these, so that it is the same.
+    ratios = [[row["log_truth_ratio"] for row in each.rows] for each in found.values()]
+    assert all(each == ratios[0] for each in ratios)
+
+
 @pytest.mark.parametrize(("convention", "strength"), [("dipo_pl", 0.0), ("open_unlearning", 0.25)])
 def test_extraction_strength_of_nothing_extracted(convention, strength):
     row = observed(1.0, hits=(True, True, True, False))
