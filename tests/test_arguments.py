@@ -39,6 +39,7 @@ from dipo_pl.models.lora import LoRA
 from dipo_pl.models.pruning import prune
 from dipo_pl.models.sampling import Sampling
 from dipo_pl.modules.finetuning import FineTuning
+from dipo_pl.modules.unlearning import Unlearning
 from dipo_pl.preferences.constructors import LogitModulation
 from dipo_pl.preferences.filters import EffectiveTokens, Nucleus, RelativeProbability, TopFraction
 from dipo_pl.references.stored_states import StoredStates
@@ -46,6 +47,9 @@ from dipo_pl.references.stored_states import StoredStates
 CHECKS = ("check_count", "check_number", "check_share")
 rows = partial(JSONL, "f.jsonl", "r.jsonl")
 module = partial(FineTuning, FromConfig({"model_type": "llama"}))
+unlearning = partial(
+    Unlearning, FromConfig({"model_type": "llama"}), losses.GradientAscent(), losses.CrossEntropy()
+)
 share_of_CHECKS = ("check_count", "check_number", "check_share")
 rows = partial(rows, train_on="forget")
 
@@ -81,6 +85,8 @@ ARGUMENTS = {
     "DualWeight.epsilon": (DualWeight, "a finite number", -1e9, (math.nan, -math.inf)),
     "DualWeight.step": (DualWeight, *POSITIVE),
     "DualWeight.warmup_epochs": (DualWeight, *count(0)),
+    "model.forget_entropy": (unlearning, "a finite number", -1e9, (math.nan, math.inf)),
+    "model.retain_entropy": (unlearning, "a finite number", -1e9, (math.nan, -math.inf)),
     "model.retain_weight": (lambda value: FixedWeight(value), *NOT_NEGATIVE),
     "LogitModulation.alpha": (LogitModulation, *POSITIVE),
     "TopFraction.rate": (TopFraction, *SHARE),

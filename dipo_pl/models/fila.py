@@ -66,7 +66,7 @@ class FILA:
         """
         layers = adapted_layers(model)
         for name, layer in layers.items():
-            if layer.get_base_layer().weight.ndim != 2:
+            if getattr(layer, "parameter_name", "weight") != "weight":
                 raise InputError(
                     f"model.policy.adapter.initialization: FILA cannot initialize adapters of experts in one tensor "
                     f"({name}): leave them out of model.policy.adapter.targets"

@@ -67,6 +67,7 @@ def test_importance_is_of_single_answers_weighted_by_their_tokens():
     LoRA(rank=RANK).apply(model)
     weights = {name: each.get_base_layer().weight for name, each in adapted_layers(model).items()}
     before = {name: each.requires_grad for name, each in model.named_parameters()}
+    mode = model.training
     found = importance(model, weights, FORGET)
     expected = fisher(bare("llama"), list(weights), FORGET)
     for name, each in found.items():
@@ -75,7 +76,7 @@ def test_importance_is_of_single_answers_weighted_by_their_tokens():
         )
     assert {name: each.requires_grad for name, each in model.named_parameters()} == before
     assert all(each.grad is None for each in model.parameters())
-    assert model.training
+    assert model.training == mode
 
 
 def test_adapters_are_the_best_of_their_rank_for_the_relative_importance(initialized):
@@ -90,7 +91,7 @@ def test_adapters_are_the_best_of_their_rank_for_the_relative_importance(initial
             relative, weight = relative.T, weight.T
         rows = torch.tensor([math.sqrt(sum(row)) for row in relative.tolist()], dtype=torch.float64)
         expected = best_of_rank(rows[:, None] * weight, RANK) / (EPSILON + rows)[:, None] / scale
-        a, b = (part["default"].weight.double() for part in (layer.lora_A, layer.lora_B))
+        a, b = (part["default"].weight.detach().double() for part in (layer.lora_A, layer.lora_B))
         assert (a.shape, b.shape) == ((RANK, weight.shape[1]), (weight.shape[0], RANK))
         torch.testing.assert_close(b @ a, expected, rtol=0, atol=2e-3 * float(expected.abs().max()))
         # Both have the same share of a singular value, and the directions of A are orthogonal.
