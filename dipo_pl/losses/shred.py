@@ -60,7 +60,8 @@ class SHRED(Loss):
         assert reference_logits is not None
         imitated = self._without_(reference_logits.clone(), targets).softmax(dim=-1)
         expected = (imitated * logits.log_softmax(dim=-1)).sum(dim=-1)
-        return -torch.special.entr(imitated).sum(dim=-1) - expected
+        entropy: Tensor = torch.special.entr(imitated).sum(dim=-1)
+        return -entropy - expected
 
     def terms_and_gradient(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None) -> Terms:
         """Return the terms, their gradient p - q, and whether a position is a forget position as a part."""
