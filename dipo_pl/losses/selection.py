@@ -19,14 +19,13 @@ def with_selection(section: Section, heads: Heads, token_budget: int) -> Section
         heads: of policy and reference, gathered.
         token_budget: positions whose logits exist at a time.
     """
-    loss, states, device = section.loss, section.reference_states, section.targets.device.type
+    loss, states = section.loss, section.reference_states
     if not loss.selects:
         return section
     assert states is not None
-    # Not in half precision: what is selected would depend on it.
-    with torch.autocast(device, enabled=False):
-        pieces = zip(states.split(token_budget), section.targets.split(token_budget), strict=True)
-        found = [target_log_probability(heads.logits("reference", each), own) for each, own in pieces]
+    pieces = zip(states.split(token_budget), section.targets.split(token_budget), strict=True)
+    # In the head's own precision, also under autocast, which casts no product that is written into given memory.
+    found = [target_log_probability(heads.logits("reference", each), own) for each, own in pieces]
     log_probabilities = torch.cat(found) if found else section.targets.float()
     counted = [max(0, length - loss.skip) for length in section.lengths]
     # Positions that the loss skips are not among those to select from.
