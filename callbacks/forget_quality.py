@@ -18,6 +18,7 @@ from dipo_pl.callbacks.headlines import headlines
 from dipo_pl.callbacks.logged_names import logged_name
 from dipo_pl.callbacks.lookup import callbacks_of
 from dipo_pl.callbacks.manifest import Manifest
+from dipo_pl.callbacks.measurement import Measurement
 from dipo_pl.callbacks.pace import Pace
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.distributed import is_sharded
@@ -276,9 +277,11 @@ class ForgetQuality(Callback):
             return
         values = base.all_values(sets, self.metrics, self.retain)
         made = (_epochs_done(trainer), trainer.global_step, list(self.utility_sets), self._settings(trainer))
-        self.result = EvaluationResult(self.convention.name, values, sets, *made)
         if self._generates or self.generate_every == 0:
             self.complete_step = trainer.global_step
+            for each in callbacks_of(trainer, Measurement):
+                values |= each.measure(trainer, pl_module)
+        self.result = EvaluationResult(self.convention.name, values, sets, *made)
         if not trainer.sanity_checking:
             pl_module.log_dict(values, logger=False, sync_dist=True)
         if trainer.is_global_zero:

@@ -37,7 +37,7 @@ class ManifestEntry(Callback, ABC):
 
     @abstractmethod
     def record(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return the content of the entry."""
+        """Return the content of the entry; where it is empty there is none."""
 
 
 class Manifest(Callback):
@@ -189,8 +189,8 @@ class Manifest(Callback):
             "data": _data(trainer),
         }
         for each in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(each, ManifestEntry):
-                record[each.entry] = each.record(trainer, pl_module)
+            if isinstance(each, ManifestEntry) and (entry := each.record(trainer, pl_module)):
+                record[each.entry] = entry
         write_text(run.manifest, json.dumps(record, indent=2) + "\n")
 
     def _end(self, trainer: Trainer, status: str) -> None:

@@ -3,6 +3,7 @@ from dipo_pl import metrics as metrics
 from dipo_pl.callbacks.collapse_guard import CollapseGuard as CollapseGuard
 from dipo_pl.callbacks.export import Export as Export
 from dipo_pl.callbacks.forget_quality import ForgetQuality as ForgetQuality
+from dipo_pl.callbacks.lm_eval import LMEval as LMEval
 from dipo_pl.callbacks.selection import BestForgetQuality as BestForgetQuality
 from dipo_pl.callbacks.selection import FirstForgotten as FirstForgotten
 from dipo_pl.callbacks.selection import Selection as Selection
@@ -17,6 +18,7 @@ from dipo_pl.data_modules.lume import LUME as LUME
 from dipo_pl.data_modules.muse import MUSE as MUSE
 from dipo_pl.data_modules.rwku import RWKU as RWKU
 from dipo_pl.data_modules.tofu import TOFU as TOFU
+from dipo_pl.data_modules.wmdp import WMDP as WMDP
 from dipo_pl.errors import InputError as InputError
 from dipo_pl.losses import CEU as CEU
 from dipo_pl.losses import DPO as DPO

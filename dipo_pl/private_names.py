@@ -108,3 +108,24 @@ def bar_of_dequantization() -> Iterator[None]:
         yield
     finally:
         loading.tqdm = before
+
+
+@contextmanager
+def without_bars_of_lm_eval() -> Iterator[None]:
+    """Have lm-eval show no progress bars, which would cut through the line of a run or command."""
+    # Imported late: lm-eval may not be installed.
+    from lm_eval.api import model, task
+    from lm_eval.models import huggingface
+
+    modules = {each: each.tqdm for each in (model, task, huggingface)}
+    for module, bar in modules.items():
+        module.tqdm = partial(_hidden, bar)
+    try:
+        yield
+    finally:
+        for module, bar in modules.items():
+            module.tqdm = bar
+
+
+def _hidden(bar: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    return bar(*arguments, **{**options, "disable": True})

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import os
+import re
 from argparse import ArgumentParser
 from importlib.util import find_spec, module_from_spec
 from io import StringIO
@@ -14,6 +15,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import subprocess_script
+from lm_eval.api import model as lm_eval_model
+from lm_eval.api import task as lm_eval_task
+from lm_eval.models import huggingface as lm_eval_huggingface
 from transformers import LlamaConfig, modeling_gguf_pytorch_utils
 
 import dipo_pl
@@ -121,6 +125,16 @@ def test_the_bar_of_gguf_files():
         # No terminal.
         assert bar.disable
     assert modeling_gguf_pytorch_utils.tqdm is before
+
+
+def test_the_bars_of_lm_eval():
+    modules = [lm_eval_model, lm_eval_task, lm_eval_huggingface]
+    before = [each.tqdm for each in modules]
+    for each in modules:
+        assert re.search(r"\btqdm\(", inspect.getsource(each))
+    with private_names.without_bars_of_lm_eval():
+        assert all(each.tqdm([1], disable=False, file=StringIO()).disable for each in modules)
+    assert [each.tqdm for each in modules] == before
 
 
 def private_uses(path: Path) -> list[str]:

@@ -26,6 +26,7 @@ PACKAGE = Path(__file__).parents[1]
 # importing Lightning.
 CALLBACKS = {
     "forget_quality": "dipo_pl.callbacks.forget_quality.ForgetQuality",
+    "lm_eval": "dipo_pl.callbacks.lm_eval.LMEval",
     "samples": "dipo_pl.callbacks.samples.Samples",
     "selection": "dipo_pl.callbacks.selection.Selection",
     "collapse_guard": "dipo_pl.callbacks.collapse_guard.CollapseGuard",

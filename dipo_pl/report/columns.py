@@ -107,6 +107,12 @@ _OTHER_SETS = {
     **_of_lume("holdout", "holdout set"),
 }
 _REQUEST = re.compile(r"request_(\d+)_(questions_)?(\w+)")
+# Metrics of lm-eval's tasks, and whether more is better; a filter's name may stand behind them.
+_OF_LM_EVAL = {
+    "acc_norm": True, "acc": True, "exact_match": True, "f1": True, "mc1": True, "mc2": True, "em": True,
+    "word_perplexity": False, "byte_perplexity": False, "bits_per_byte": False, "perplexity": False,
+}  # fmt: skip
+_LM_EVAL = re.compile(rf"lm_eval_(\w+?)_({'|'.join(_OF_LM_EVAL)})(_\w+?)??(_stderr)?")
 
 
 class _Part(NamedTuple):
@@ -156,8 +162,28 @@ def column_of(key: str) -> Column:
         title = f"{part.title}(request {match[1]}{' questions' if match[2] else ''})"
         meaning = f"{'questions about the ' if match[2] else ''}{text}: {part.meaning}"
         return Column(key, title, meaning, part.on_forget)
+    if known_task := _LM_EVAL.fullmatch(key):
+        return _of_lm_eval(key, *known_task.groups())
     # A user's own metric is shown without being asked for; those of single requests would be many.
     return Column(key, printable(key), _UNKNOWN, Better.NEITHER, headline=not match)
+
+
+def _of_lm_eval(key: str, task: str, metric: str, filtered: str | None, error: str | None) -> Column:
+    """Return the description of a metric of a task of lm-eval; WMDP asks for what is to be forgotten."""
+    title = f"{task} {metric}{(filtered or '').replace('_', ' ')}"
+    if error:
+        meaning = f"standard error of lm-eval's {metric} on the task {task}"
+        return Column(key, f"{title} SE", meaning, Better.NEITHER)
+    hazardous = task.startswith("wmdp")
+    higher = _OF_LM_EVAL[metric] and not hazardous
+    asks = "; it asks for hazardous knowledge, and guessing gives 0.25" if hazardous else ""
+    return Column(
+        key,
+        title,
+        f"lm-eval: {metric} on the task {task}{asks}",
+        Better.HIGHER if higher else Better.LOWER,
+        headline=True,
+    )
 
 
 def columns_of(keys: Iterable[str]) -> list[Column]:

@@ -118,11 +118,18 @@ class RunFolder:
         earlier = [each for each in self.read_metrics() if each["step"] < step]
         write_text(self.metrics, "".join(json.dumps(each) + "\n" for each in [*earlier, record]))
 
-    def add_to_evaluation(self, step: int, **entries: Any) -> None:
-        """Add entries to the line of metrics.jsonl of this step, and take those of the same names from all others."""
+    def add_to_evaluation(self, step: int, others_stay: bool = False, **entries: Any) -> None:
+        """Add entries to the line of metrics.jsonl of this step, in place of those of the same names.
+
+        Args:
+            step: of the line.
+            others_stay: keep those of the same names in other lines; else only this one has them afterwards.
+            entries: by name.
+        """
         records = [
-            {name: value for name, value in each.items() if name not in entries}
-            | (entries if each["step"] == step else {})
+            each | entries
+            if each["step"] == step
+            else {name: value for name, value in each.items() if others_stay or name not in entries}
             for each in self.read_metrics()
         ]
         # A run without evaluations has no such file.

@@ -37,6 +37,7 @@ NAMES = sorted({*shipped()} - {*SEQUENCES, *STUDIES, AUDIT})
 OVERLAYS = [name for name in NAMES if is_overlay(name)]
 # These need what a test machine may not have.
 GPU_ONLY = ["gpu.yaml"]
+HUB_ONLY = ["mmlu.yaml"]
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not is_overlay(name)])
@@ -82,7 +83,13 @@ def test_overlay_for_gpus_parses(cli, name):
     assert shipped()[name].read_text().startswith("# Overlay: ")
 
 
-@pytest.mark.parametrize("name", sorted({*OVERLAYS} - {*GPU_ONLY}))
+def test_overlay_of_mmlu_names_the_task(cli):
+    ended = cli("fit", "--config", "smoke.yaml", "--config", "mmlu.yaml", "--print_config")
+    assert yaml.safe_load(ended.out)["lm_eval"]["tasks"] == ["mmlu"], ended.err
+    assert shipped()["mmlu.yaml"].read_text().startswith("# Overlay: ")
+
+
+@pytest.mark.parametrize("name", sorted({*OVERLAYS} - {*GPU_ONLY, *HUB_ONLY}))
 def test_overlay_runs(cli, name):
     """On texts in blocks; those that need questions, on rows that have some."""
     quick = (

@@ -27,6 +27,13 @@ from dipo_pl.report.columns import Better, column_of, columns_of
     ("membership_min_k_auc", "AUC Min-K%", Better.NEAR_UNSEEN, True),
     ("request_2_questions_probability", "P(request 2 questions)", Better.NEAR_RETAIN_ONLY, False),
     ("request_2_refusals", "Refusals(request 2)", Better.NEITHER, False),
+    ("lm_eval_mmlu_acc", "mmlu acc", Better.HIGHER, True),
+    ("lm_eval_mmlu_acc_stderr", "mmlu acc SE", Better.NEITHER, False),
+    ("lm_eval_arc_easy_acc_norm", "arc_easy acc_norm", Better.HIGHER, True),
+    ("lm_eval_wmdp_bio_acc", "wmdp_bio acc", Better.LOWER, True),
+    ("lm_eval_gsm8k_exact_match_strict_match", "gsm8k exact_match strict match", Better.HIGHER, True),
+    ("lm_eval_wikitext_word_perplexity", "wikitext word_perplexity", Better.LOWER, True),
+    ("lm_eval_mine_odd", "lm_eval_mine_odd", Better.NEITHER, True),
     ("my_own\x1b[31m\n", "my_own?[31m?", Better.NEITHER, True),
 ])  # fmt: skip
 def test_columns(key, title, better, headline):

@@ -9,11 +9,11 @@ from typing import Any
 
 from lightning.fabric import Fabric
 
-from dipo_pl.attacks.base import Attack, Outcome
+from dipo_pl.attacks.base import Attack, Outcome, by_model
 from dipo_pl.attacks.judgement import Judgement, judge, not_tried, overall
 from dipo_pl.attacks.memory import FileMemory
 from dipo_pl.attacks.score import scores
-from dipo_pl.attacks.subject import UNLEARNED, Subject
+from dipo_pl.attacks.subject import TARGET, UNLEARNED, Subject
 from dipo_pl.cli.run import data_module
 from dipo_pl.commands.audit.config import AuditConfig
 from dipo_pl.commands.audit.fingerprints import write_fingerprints
@@ -21,6 +21,7 @@ from dipo_pl.commands.audit.models import identity_of
 from dipo_pl.commands.audit.progress import AuditProgress
 from dipo_pl.commands.probes.finished_run import FinishedRun
 from dipo_pl.errors import InputError
+from dipo_pl.evaluation.lm_eval_tasks import headline_of, metrics_of, refuse_no_share
 from dipo_pl.metrics.conventions import UTILITY_SETS
 from dipo_pl.models.pretrained import Pretrained
 from dipo_pl.modules.finetuning import FineTuning
@@ -110,6 +111,7 @@ class Audit:
         outcomes = self.outcomes
         judgements: dict[str, Judgement] = {}
         try:
+            tasks = self._tasks()
             for attack in self.config.attacks:
                 if (missing := lacking[attack.name]) is not None:
                     judgements[attack.name] = not_tried(f"it takes {missing}", missing)
@@ -126,8 +128,31 @@ class Audit:
         finally:
             progress.line.close()
         if first:
-            self._write(outcomes, judgements, arguments)
+            self._write(outcomes, judgements, tasks, arguments)
         self.fabric.barrier()
+
+    def _tasks(self) -> dict[str, dict[str, Any]]:
+        """Return lm-eval's results on each model by name, of this or an interrupted audit.
+
+        Raises:
+            InputError: a task cannot be loaded, or its first metric is no share.
+        """
+        tasks = self.config.utility
+        if tasks is None:
+            return {}
+        tasks.load()
+        self.subject.memory = FileMemory(
+            self.run_folder.path / "attacks" / "parts", self._made_from(tasks.versions)
+        )
+
+        def results(name: str) -> dict[str, Any]:
+            with self.subject.model(name) as model:
+                return tasks.results(model, self.subject.tokenizer)
+
+        found = self.subject.each_model("utility", results)
+        for each in found.values():
+            refuse_no_share(each)
+        return found
 
     def _without_texts(self, error: InputError) -> str:
         """Return an error on one line, in which texts of forget rows are left out: the audit's folder holds none."""
@@ -141,20 +166,32 @@ class Audit:
 
     def _outcome(self, attack: Attack) -> Outcome:
         """Return what an attack finds, of this or an interrupted audit."""
-        made_from = json.dumps([*self._identity, settings_fingerprint(attack)], default=str)
-        identity = hashlib.sha256(made_from.encode()).hexdigest()
+        identity = self._made_from(settings_fingerprint(attack))
         folder = self.run_folder.path / "attacks"
         self.subject.memory = FileMemory(folder / "parts", identity)
         found = FileMemory(folder, identity).part(attack.name, lambda: attack.run(self.subject).content())
         return Outcome.read(found)
 
+    def _made_from(self, settings: Any) -> str:
+        """Return a hash of all that a result of these settings depends on."""
+        made_from = json.dumps([*self._identity, settings], default=str)
+        return hashlib.sha256(made_from.encode()).hexdigest()
+
     def _write(
-        self, outcomes: Mapping[str, Outcome], judgements: Mapping[str, Judgement], arguments: Sequence[str]
+        self,
+        outcomes: Mapping[str, Outcome],
+        judgements: Mapping[str, Judgement],
+        tasks: Mapping[str, Mapping[str, Any]],
+        arguments: Sequence[str],
     ) -> None:
         metrics: dict[str, float] = {}
         for each in outcomes.values():
             metrics |= each.metrics
-        metrics |= scores(metrics)
+        metrics |= by_model({model: metrics_of(each) for model, each in tasks.items()})
+        utility = (
+            [headline_of(tasks[TARGET], each) for each in tasks[TARGET]["asked"]] if TARGET in tasks else []
+        )
+        metrics |= scores(metrics, utility)
         for path in (self.run_folder.path / "attacks").glob("*.json"):
             # Signed with the rest, a result of an earlier config would count as one of this config.
             if path.stem not in outcomes:

@@ -10,6 +10,7 @@ from dipo_pl.cli.null_check import refuse_nulls
 from dipo_pl.cli.pluggable import import_pluggable
 from dipo_pl.cli.run_parser import ConfigFile, RunParser
 from dipo_pl.errors import InputError, check_count, check_share
+from dipo_pl.evaluation.lm_eval_tasks import LMEvalTasks
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,14 @@ class AuditConfig:
         attacks: the attacks in order.
         removed: share of the way from the target to the retain-only model that counts as forgotten.
         seed: of all random choices.
+        utility: tasks of lm-eval that the score's utility averages over beside Model Utility; None if there are none.
         text: all of it as YAML.
     """
 
     attacks: tuple[Attack, ...]
     removed: float
     seed: int
+    utility: LMEvalTasks | None
     text: str
 
     @classmethod
@@ -42,6 +45,7 @@ class AuditConfig:
         parser.add_argument("--attacks", type=list[Attack])
         parser.add_argument("--removed", type=float, default=0.5)
         parser.add_argument("--seed", type=int, default=0)
+        parser.add_argument("--utility", type=LMEvalTasks | None, default=None)
         words = [word for each in configs for word in ("--config", each)]
         parsed = parser.parse_args([*words, *options])
         refuse_functions(parsed)
@@ -56,4 +60,6 @@ class AuditConfig:
             raise InputError(f"attacks would have {twice[0]} twice: leave one of them out")
         shown = parsed.clone()
         shown.pop("config", None)
-        return cls(tuple(made.attacks), made.removed, made.seed, parser.dump(shown, skip_none=False))
+        return cls(
+            tuple(made.attacks), made.removed, made.seed, made.utility, parser.dump(shown, skip_none=False)
+        )
