@@ -44,6 +44,8 @@ def audit(arguments: Sequence[str], debug: bool = False) -> int:
     from dipo_pl.storage.keyed import read_key
 
     config = AuditConfig.parse(given.config or [CONFIG], options)
+    if config.utility is not None:
+        config.utility.load()
     sources = sources_of(run, given.target, given.against)
     check_tokenizers(dict(sources))
     # Before other ranks are started, since a key that is not there is made.

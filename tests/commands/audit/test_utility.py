@@ -62,6 +62,7 @@ def test_wrong_tasks(world, cli, utility, said):
     ended = cli(*AUDIT, "--utility", utility)
     assert (ended.code, len(ended.errors)) == (2, 1), ended.err
     assert said in ended.errors[0]
+    assert not (world / "runs" / "unlearned-audit").exists()
 
 
 def test_scores_without_a_value_of_the_target():
