@@ -57,13 +57,15 @@ class Observations:
         answers = batch.answers
         first = torch.tensor([row in batch.originals for row in range(len(answers.lengths))])
         detailed = torch.repeat_interleave(first, torch.tensor(answers.lengths)).to(answers.targets.device)
+        states, places = row_states(model, answers, len(batch.rows))
         nll, tokens = answer_scores(
-            row_states(model, answers, len(batch.rows)),
+            states,
             answers.targets,
             answers.lengths,
             OutputHead.of(model).gathered(),
             detailed,
             token_budget,
+            places,
         )
         return cls.of(batch, nll, tokens)
 

@@ -36,16 +36,18 @@ def answer_scores(
     head: OutputHead,
     detailed: Tensor | None = None,
     token_budget: int | None = None,
+    places: Tensor | None = None,
 ) -> tuple[Tensor, TokenScores]:
     """Return the mean of -log p(y_t) over the tokens of each answer, EOS included, and scores of single tokens.
 
     Args:
-        states: [N, d] last hidden states at the positions that predict answer tokens.
+        states: [U, d] last hidden states at the positions that predict answer tokens.
         targets: [N] the answer tokens.
         lengths: number of tokens of each of the S answers, at least 1; they sum to N.
         head: output head of the model.
         detailed: [N] bool, the tokens whose scores are returned; None is all.
         token_budget: positions whose logits exist at a time; None is `default_token_budget`.
+        places: [N] int64, the state that predicts each token; None is a state for each.
 
     Returns:
         [S] float32, the mean loss of each answer in nats per token; the scores of the D detailed tokens.
@@ -54,26 +56,29 @@ def answer_scores(
     token_budget = token_budget or default_token_budget(states.device)
     if detailed is None:
         detailed = torch.ones_like(targets, dtype=torch.bool)
+    if places is None:
+        places = torch.arange(len(targets), device=states.device)
     # Buffers that are reused stay in the cache and cost no page faults.
-    shape = (2, min(token_budget, len(targets)), len(head.weight))
+    shape = (2, min(token_budget, len(states)), len(head.weight))
     logits, log_p = torch.empty(shape, dtype=torch.float32, device=states.device)
-    log_probabilities, details = [], []
-    for some, wanted, chosen in zip(
-        states.split(token_budget), targets.split(token_budget), detailed.split(token_budget), strict=True
-    ):
+    token_log_probabilities, means, variances = torch.empty(
+        3, len(targets), dtype=torch.float32, device=states.device
+    )
+    predictions = torch.empty_like(targets)
+    for first in range(0, len(states), token_budget):
+        some = states[first : first + token_budget]
         size = len(some)
         torch.log_softmax(head.logits(some, out=logits[:size]), -1, out=log_p[:size])
-        log_probabilities.append(log_p[:size].gather(1, wanted[:, None])[:, 0])
-        details.append(_details(log_p[:size][chosen]))
-    token_log_probabilities = torch.cat(log_probabilities)
+        here = (first <= places) & (places < first + size)
+        token_log_probabilities[here] = log_p[places[here] - first, targets[here]]
+        here &= detailed
+        predictions[here], means[here], variances[here] = _details(log_p[places[here] - first])
     counts = torch.tensor(lengths, device=states.device)
     answer = torch.repeat_interleave(counts, output_size=len(targets))
     sums = torch.zeros(len(lengths), dtype=torch.float32, device=states.device)
     nll = -sums.index_add_(0, answer, token_log_probabilities) / counts
-    predictions, means, variances = (torch.cat(column) for column in zip(*details, strict=True))
-    return nll, TokenScores(
-        targets[detailed], token_log_probabilities[detailed], predictions, means, variances
-    )
+    columns = targets, token_log_probabilities, predictions, means, variances
+    return nll, TokenScores(*(each[detailed] for each in columns))
 
 
 def _details(log_p: Tensor) -> tuple[Tensor, Tensor, Tensor]:

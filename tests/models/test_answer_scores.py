@@ -65,6 +65,19 @@ def test_token_scores_match_a_loop(states, head, budget, detailed):
     assert scores.variances.tolist() == pytest.approx(variances, rel=1e-4)
 
 
+@pytest.mark.parametrize("budget", [1, 2, 100])
+def test_states_that_predict_several_tokens(states, head, budget):
+    """Scores are those of a state for each token, in the order of the tokens."""
+    places = torch.tensor([2, 0, 3, 0, 1, 2, 2])
+    detailed = torch.tensor([1, 0, 1, 1, 1, 0, 1], dtype=torch.bool)
+    few = states[:4]
+    nll, scores = answer_scores(few, TARGETS, LENGTHS, head, detailed, budget, places)
+    expected_nll, expected = answer_scores(few[places], TARGETS, LENGTHS, head, detailed)
+    assert nll.tolist() == pytest.approx(expected_nll.tolist(), rel=1e-6)
+    for name, column in vars(scores).items():
+        assert column.tolist() == pytest.approx(getattr(expected, name).tolist(), rel=1e-5), name
+
+
 def test_losses_are_float32_whatever_the_default_and_the_dtype(states):
     """Lightning changes the default dtype during a step with precision bf16-true or 64-true."""
     head = OutputHead(torch.randn(5, 4))

@@ -35,6 +35,12 @@ def batch_of(rows):
     )
 
 
+def every_state(model, rows):
+    """Of each answer token."""
+    states, places = row_states(model, batch_of(rows), len(rows))
+    return states[places]
+
+
 @torch.no_grad()
 def one_at_a_time(model, rows):
     """Unpadded; the state before each answer token."""
@@ -78,9 +84,9 @@ def test_states_are_those_of_answers_by_themselves(family, kernel, forwards):
     model.set_attn_implementation(kernel)
     rows = rows_of(COUNTS)
     with torch.no_grad():
-        states = row_states(model, batch_of(rows), 3)
-    # 12 + 12, 9 + 8 and 14 + 10 tokens; the last one of a prompt stays with each answer.
-    assert forwards[-1] == (3, 26)
+        states = every_state(model, rows)
+    # 12 + 9, 9 + 5 and 14 + 7 tokens: the last one of an answer predicts nothing.
+    assert forwards[-1] == (3, 21)
     assert_close(states, one_at_a_time(model, rows), rtol=1e-4, atol=1e-5)
 
 
@@ -88,9 +94,41 @@ def test_windows_shorter_than_a_sequence_are_not_packed(forwards):
     model = model_of("gemma2", window=6)
     rows = rows_of(COUNTS)
     with torch.no_grad():
-        states = row_states(model, batch_of(rows), 3)
+        states = every_state(model, rows)
     # A trial of the model on (2, 5) tokens comes first, whatever the batch.
-    assert forwards == [(2, 5), (1, 7), (9, 19)]
+    assert forwards == [(2, 5), (1, 5), (9, 19)]
+    assert_close(states, one_at_a_time(model, rows), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_what_answers_begin_with_is_computed_once(kernel, forwards, monkeypatch):
+    monkeypatch.setattr(shared_prompt._PackedRows, "is_cheaper", lambda *_: True)
+    model = model_of("llama")
+    model.set_attn_implementation(kernel)
+    rows = [
+        # 5 6 7 | 8 9 10 | 8 9 11 12 | the first one again: 3 + 2 + 1 nodes, as 8 9 is followed by what predicts nothing.
+        row((5, 6, 7), (8, 9, 10), (8, 9, 11, 12), (8, 9, 10)),
+        # 4 | 3 3 3, within which the others end: 1 + 2 nodes; then 2 3 | 4 5 6, 7, 7 8: 2 + 2 + 1.
+        row((4,), (3,), (3, 3, 3), (3, 3)),
+        row((2, 3), (4, 5, 6), (7,), (7, 8)),
+    ]
+    with torch.no_grad():
+        states, places = row_states(model, batch_of(rows), 3)
+    # Trees of 6, 3 and 5 nodes; the last two would fit in none together with the first.
+    assert forwards[-1] == (3, 6)
+    # Of 3 + 4 + 3, 1 + 3 + 2 and 3 + 1 + 2 answer tokens.
+    assert len(places) == 22
+    assert states.shape[0] == 4 + 3 + 4
+    assert_close(states[places], one_at_a_time(model, rows), rtol=1e-4, atol=1e-5)
+
+
+def test_short_trees_share_a_sequence(forwards):
+    model = model_of("llama")
+    rows = rows_of([(5, (3, 2)), (20, (6, 7)), (4, (2, 4)), (6, (1, 2)), (3, (2, 2))])
+    with torch.no_grad():
+        states = every_state(model, rows)
+    # 5 + 3, 20 + 11, 4 + 4, 6 + 1 and 3 + 2 nodes: the four short ones follow each other.
+    assert forwards[-1] == (2, 31)
     assert_close(states, one_at_a_time(model, rows), rtol=1e-4, atol=1e-5)
 
 
@@ -108,7 +146,7 @@ def test_awkward_rows(rows, monkeypatch):
     monkeypatch.setattr(shared_prompt._PackedRows, "is_cheaper", lambda *_: True)
     model = model_of("llama")
     with torch.no_grad():
-        states = row_states(model, batch_of(rows), len(rows))
+        states = every_state(model, rows)
     assert_close(states, one_at_a_time(model, rows), rtol=1e-4, atol=1e-5)
 
 
@@ -121,7 +159,7 @@ def test_what_is_not_packed(forwards):
         row_states(model, batch_of(alone), 3)
         row_states(model, batch_of(long), 1)
         row_states(model.train(), batch_of(rows), 3)
-    assert forwards == [(3, 19), (2, 5), (1, 7), (7, 82), (9, 19)]
+    assert forwards == [(3, 19), (2, 5), (1, 5), (7, 82), (9, 19)]
 
 
 def test_layers_that_carry_a_state_from_token_to_token_are_not_packed():
@@ -143,7 +181,7 @@ def test_a_model_that_does_not_understand_the_mask_is_found_out(forwards, monkey
     monkeypatch.setattr(decoder, "forward", without_mask)
     rows = rows_of(COUNTS)
     with torch.no_grad():
-        states = row_states(model, batch_of(rows), 3)
+        states = every_state(model, rows)
     assert forwards[-1] == (9, 19)
     assert_close(states, one_at_a_time(model, rows), rtol=1e-4, atol=1e-5)
 
@@ -152,5 +190,5 @@ def test_under_autocast():
     model = model_of("llama")
     rows = rows_of(COUNTS)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        states = row_states(model, batch_of(rows), 3)
+        states = every_state(model, rows)
     assert_close(states.float(), one_at_a_time(model, rows), rtol=0.1, atol=0.15)
