@@ -297,10 +297,11 @@ class ForgetQuality(Callback):
         """Generate answers of at most this length to the rows that wait for them, and update their metrics."""
         waiting = self._waiting.pop(length)
         prompts = [each for *_, some in waiting for each in some]
+        known = [each for _, seen, _ in waiting for each in seen.greedy]
         started = time.monotonic()
         # Lightning's hooks run outside the precision that its steps have.
         with module.trainer.precision_plugin.forward_context():
-            texts = iter(module.generate(prompts, length, self._count))
+            texts = iter(module.generate(prompts, length, self._count, known))
         self.generation.add(len(prompts), time.monotonic() - started)
         for metrics, seen, prompts in waiting:
             metrics.update(replace(seen, generation=[next(texts) for _ in prompts]))

@@ -101,6 +101,8 @@ FURTHER: dict[str, dict[str, Any]] = {
         "encoder_attention_heads": 2,
         "encoder_ffn_dim": 32,
     },
+    # Slopes that count the places between two tokens, padding too.
+    "mpt": {"expansion_ratio": 2},
     # Dropout in the layers themselves, and whole layers dropped.
     "opt": {"ffn_dim": 32, "word_embed_proj_dim": 16, "layerdrop": 0.5},
     # Says that its decoder is the whole model.

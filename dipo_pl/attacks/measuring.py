@@ -48,7 +48,7 @@ def measure(
         if not seen.nll.isfinite().all():
             raise TrainingError(f"an answer's loss is {NOT_FINITE}: the model's weights are broken ({what})")
         if new_tokens:
-            texts = generate(model, subject.tokenizer, batch.prompts, new_tokens)
+            texts = generate(model, subject.tokenizer, batch.prompts, new_tokens, known=seen.greedy)
             seen = replace(seen, generation=texts)
         return _on_cpu(seen)
 

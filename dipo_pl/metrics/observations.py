@@ -29,6 +29,8 @@ class Observations:
         log_probabilities: for each row [n], log p of the targets, nats.
         means: for each row [n], mean of log p under the model's distribution p at each of these positions.
         variances: for each row [n], variance of log p under p.
+        greedy: for each row the first tokens of the answer that the model generates, at least one: as long as they are those
+            of the original answer, the next one is known from its most likely token. No input of metrics.
         generation: the answer that the model generates to each row.
         gradient_norm: [R], see `dipo_pl.models.gradient_norm`.
     """
@@ -40,6 +42,7 @@ class Observations:
     log_probabilities: Sequence[Tensor] = ()
     means: Sequence[Tensor] = ()
     variances: Sequence[Tensor] = ()
+    greedy: Sequence[list[int]] = ()
     generation: Sequence[str] = ()
     gradient_norm: Tensor = NOTHING
 
@@ -86,4 +89,15 @@ class Observations:
             ]
             for name, column in vars(tokens).items()
         }
-        return cls(batch.rows, nll.view(len(batch.rows), -1), **by_row)
+        greedy = [
+            _greedy(*columns)
+            for columns in zip(tokens.predictions.split(lengths), tokens.targets.split(lengths), strict=True)
+        ]
+        return cls(batch.rows, nll.view(len(batch.rows), -1), **by_row, greedy=greedy)
+
+
+def _greedy(predictions: Tensor, targets: Tensor) -> list[int]:
+    """Return the predictions up to the first that is not the target: after it they follow another text."""
+    agreed = int((predictions == targets).int().cumprod(0).sum())
+    found: list[int] = predictions[: agreed + 1].tolist()
+    return found

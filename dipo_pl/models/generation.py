@@ -8,11 +8,9 @@ from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from transformers import (
-    DynamicCache,
     GenerationConfig,
     LogitsProcessorList,
     PreTrainedModel,
@@ -22,15 +20,17 @@ from transformers import (
 from dipo_pl.distributed import is_sharded
 from dipo_pl.errors import InputError, TrainingError, short_message
 from dipo_pl.models.eval_mode import eval_mode
-from dipo_pl.models.key_value_cache import key_value_cache
+from dipo_pl.models.padded_completion import Draws, completed, wait_for_others
 from dipo_pl.models.sampling import Sampling
 
-# Tokens generated at a time; then finished rows leave the batch.
-BURST = 8
 # Largest difference of logits of the trial, as a share of the largest logit, in float32 and in half precision.
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.2
 
-_batches_correctly: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+# Whether padding may follow the first tokens of a batch; None where no padded batch is right.
+_gaps: WeakKeyDictionary[PreTrainedModel, bool | None] = WeakKeyDictionary()
+
+# The new tokens of a prompt, and the logits that each was chosen by.
+Completion = tuple[list[int], list[Tensor]]
 
 
 def generate(
@@ -40,6 +40,7 @@ def generate(
     max_new_tokens: int,
     cache_tokens: int = 16_384,
     ended: Callable[[int], None] = lambda count: None,
+    known: Sequence[list[int]] | None = None,
 ) -> list[str]:
     """Return greedy completions of prompts, without special tokens.
 
@@ -60,6 +61,7 @@ def generate(
         cache_tokens: largest number of tokens in a batch, prompts, completions and padding; a batch has at least
             one row.
         ended: called with the number of completions that have ended since the last call.
+        known: first tokens of each completion, where these are known already; they are not generated again.
 
     Returns:
         A text for each prompt.
@@ -70,14 +72,30 @@ def generate(
     if not prompts and not is_sharded(model):
         return []
     with _generation(model, tokenizer, prompts, max_new_tokens) as (greedy, stops, limits):
-        new: list[list[int]] = []
-        if _is_batchable(model, greedy):
-            for batch in _batches(prompts, limits, cache_tokens):
-                new += _completed(model, greedy, prompts[batch], limits[batch], stops, ended)
+        new = [
+            _until_stop(tokens[:limit], stops)
+            for tokens, limit in zip(known or [[]] * len(prompts), limits, strict=True)
+        ]
+        rows = [
+            row
+            for row, (tokens, limit) in enumerate(zip(new, limits, strict=True))
+            if len(tokens) < limit and not (tokens and tokens[-1] in stops)
+        ]
+        if len(rows) < len(prompts):
+            ended(len(prompts) - len(rows))
+        rest = [[*prompts[row], *new[row]] for row in rows]
+        limits = [limits[row] - len(new[row]) for row in rows]
+        found: list[list[int]] = []
+        gaps = _tried(model, greedy)
+        if gaps is not None:
+            for batch in _batches(rest, limits, cache_tokens):
+                found += completed(model, rest[batch], limits[batch], stops, ended, gaps=gaps)
         else:
-            for prompt, limit in zip(prompts, limits, strict=True):
-                new.append(_alone(model, greedy, prompt, limit))
+            for prompt, limit in zip(rest, limits, strict=True):
+                found.append(_alone(model, greedy, prompt, limit))
                 ended(1)
+        for row, tokens in zip(rows, found, strict=True):
+            new[row] += tokens
     return _texts(tokenizer, new)
 
 
@@ -117,23 +135,21 @@ def sample(
         return []
     found: list[list[str]] = []
     with _generation(model, tokenizer, prompts, max_new_tokens) as (greedy, stops, limits):
-        in_batches = _is_batchable(model, greedy)
+        in_batches = _tried(model, greedy) is not None
         for prompt, limit, row in zip(prompts, limits, rows, strict=True):
             numbers = sampling.numbers(row, limit)
             together = max(1, cache_tokens // (len(prompt) + limit)) if in_batches else 1
             new: list[list[int]] = []
             for some in numbers.split(together):
                 if in_batches:
-                    new += _completed(model, greedy, [prompt], [limit], stops, ended, (sampling, some))
+                    new += completed(
+                        model, [prompt] * len(some), [limit] * len(some), stops, ended, (sampling, some)
+                    )
                 else:
                     new.append(_alone(model, greedy, prompt, limit, (sampling, some)))
                     ended(1)
             found.append(_texts(tokenizer, new))
     return found
-
-
-# A distribution, and the random numbers of each sample of a prompt, [S, tokens].
-Draws = tuple[Sampling, Tensor]
 
 
 @contextmanager
@@ -162,10 +178,15 @@ def _generation(
         # Weights that a sharded model gathers in inference mode could not be used in a later backward pass.
         with eval_mode(model), torch.no_grad() if sharded else torch.inference_mode():
             yield greedy, stops, limits
-            while sharded and (burst := _agreed(model, None)):
-                _idle(model, greedy, burst)
+            wait_for_others(model)
     finally:
         model.generation_config = own
+
+
+def _until_stop(tokens: Sequence[int], stops: Sequence[int]) -> list[int]:
+    """Return the tokens up to the first that ends a completion."""
+    end = next((place for place, token in enumerate(tokens) if token in stops), len(tokens))
+    return list(tokens[: end + 1])
 
 
 def _texts(tokenizer: PreTrainedTokenizerBase, new: Sequence[list[int]]) -> list[str]:
@@ -189,47 +210,61 @@ def _batches(prompts: Sequence[list[int]], limits: Sequence[int], cache_tokens: 
     yield slice(start, len(prompts))
 
 
-def _is_batchable(model: PreTrainedModel, greedy: GenerationConfig) -> bool:
-    """Return whether a padded batch gives the logits of single prompts, tried once for each model."""
-    if model in _batches_correctly:
-        return _batches_correctly[model]
+def _tried(model: PreTrainedModel, greedy: GenerationConfig) -> bool | None:
+    """Return how a padded batch gives the logits of single prompts, tried once for each model; see `_gaps`."""
+    if model in _gaps:
+        return _gaps[model]
     size = model.get_input_embeddings().weight.shape[0]
-    # Of different lengths, and one ends before the other.
+    # Of different lengths with a common beginning, and one ends before the other.
     prompts = [[token % size for token in range(3, 3 + length)] for length in (3, 7)]
     limits = [2, 4]
     stops, greedy.eos_token_id = greedy.eos_token_id, None
+    alone: list[Completion] = []
     try:
-        alone = []
         for prompt, limit in zip(prompts, limits, strict=True):
             with _recorded_logits(model) as logits:
                 alone.append((_alone(model, greedy, prompt, limit), [each[0] for each in logits]))
-        try:
-            with _recorded_logits(model) as logits:
-                batch = _completed(model, greedy, prompts, limits, [])
-        except Exception:
-            correct = False
-        else:
-            rows = [[each[0] for each in logits[:2]], [each[-1] for each in logits]]
-            correct = all(map(_agree, zip(batch, rows, strict=True), alone))
     finally:
         greedy.eos_token_id = stops
-    if not correct:
+    _gaps[model] = next(
+        (gaps for gaps in (True, False) if _is_right(model, prompts, limits, gaps, alone)), None
+    )
+    if _gaps[model] is None:
         name = type(model).__name__
         if is_sharded(model):
             raise InputError(
                 f"{name} cannot generate in batches, which a sharded model needs: use trainer.strategy ddp"
             )
         rank_zero_info(f"answers are generated one at a time: {name} gives others for a padded batch")
-    _batches_correctly[model] = correct
-    return correct
+    return _gaps[model]
 
 
-def _agree(one: tuple[list[int], list[Tensor]], other: tuple[list[int], list[Tensor]]) -> bool:
+def _is_right(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    limits: Sequence[int],
+    gaps: bool,
+    alone: Sequence[Completion],
+) -> bool:
+    """Return whether a padded batch of two prompts, of which the first ends first, agrees with each of them alone."""
+    logits: list[Tensor] = []
+    try:
+        new = completed(
+            model, prompts, limits, [], gaps=gaps, observe=lambda each: logits.append(each.clone())
+        )
+    except Exception:
+        return False
+    rows = [each[0] for each in logits[: limits[0]]], [each[-1] for each in logits]
+    return all(_agree(model, *pair) for pair in zip(zip(new, rows, strict=True), alone, strict=True))
+
+
+def _agree(model: PreTrainedModel, one: Completion, other: Completion) -> bool:
     """Return whether tokens and logits of two completions agree, up to a token that rounding may have decided."""
     if len(one[1]) != len(other[1]):
         return False
     for token, expected_token, logits, expected in zip(one[0], other[0], one[1], other[1], strict=True):
-        tolerance = TOLERANCE if expected.dtype in (torch.float32, torch.float64) else HALF_TOLERANCE
+        half = {torch.bfloat16, torch.float16} & {expected.dtype, model.dtype}
+        tolerance = HALF_TOLERANCE if half else TOLERANCE
         if not (logits - expected).abs().max() <= tolerance * expected.abs().max():
             return False
         if token != expected_token:
@@ -239,10 +274,10 @@ def _agree(one: tuple[list[int], list[Tensor]], other: tuple[list[int], list[Ten
 
 @contextmanager
 def _recorded_logits(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Record what the output head gives at the last position of each row, at each step."""
+    """Record the logits at the last position of each row, at each step of transformers' `generate`."""
     steps: list[Tensor] = []
-    hook = model.get_output_embeddings().register_forward_hook(
-        lambda module, inputs, output: steps.append(output[:, -1].clone())
+    hook = model.register_forward_hook(
+        lambda module, inputs, output: steps.append(output.logits[:, -1].clone())
     )
     try:
         yield steps
@@ -260,7 +295,7 @@ def _alone(
     """Return the new tokens of a prompt with its stop token, as transformers generates them."""
     greedy.max_new_tokens = limit
     ids = torch.tensor([prompt], device=model.get_input_embeddings().weight.device)
-    choice = _choice(draws, [0], len(prompt))
+    choice = _choice(draws, len(prompt))
     try:
         whole = model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy, **choice
@@ -276,98 +311,9 @@ def _alone(
     return tokens
 
 
-def _completed(
-    model: PreTrainedModel,
-    greedy: GenerationConfig,
-    prompts: Sequence[list[int]],
-    limits: Sequence[int],
-    stop_tokens: Sequence[int],
-    ended: Callable[[int], None] = lambda count: None,
-    draws: Draws | None = None,
-) -> list[list[int]]:
-    """Return the new tokens of each row with its stop token. Prompts are padded on the left.
-
-    With draws there is one prompt, and a row is one of its samples.
-    """
-    device = model.get_input_embeddings().weight.device
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts], device=device)
-    stops = torch.tensor(stop_tokens, device=device)
-    cache = key_value_cache(model)
-    if draws is not None:
-        ids, mask, limits = _repeated(model, greedy, ids, mask, cache, len(draws[1]), limits)
-    new: list[list[int]] = [[] for _ in limits]
-    running, done = list(range(len(limits))), 0
-    while running:
-        burst = _agreed(model, min(BURST, *(limits[row] - done for row in running)))
-        greedy.max_new_tokens = burst
-        choice = _choice(draws, running, width)
-        ids = model.generate(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=greedy, **choice
-        )
-        done += burst
-        mask = torch.cat([mask, mask.new_ones(len(ids), ids.shape[1] - mask.shape[1])], dim=1)
-        tokens = ids[:, width:]
-        # Position of the first stop token; transformers pads the rest of a burst.
-        ends = (torch.isin(tokens, stops).cumsum(1) == 0).sum(1).tolist()
-        kept = []
-        for place, (row, end, row_tokens) in enumerate(zip(running, ends, tokens.tolist(), strict=True)):
-            new[row] = row_tokens[: end + 1]
-            if end == len(row_tokens) and done < limits[row]:
-                kept.append(place)
-        if 0 < len(kept) < len(running):
-            places = torch.tensor(kept, device=device)
-            ids, mask = ids[places], mask[places]
-            cache.reorder_cache(places)
-        ended(len(running) - len(kept))
-        running = [running[place] for place in kept]
-    return new
-
-
-def _repeated(
-    model: PreTrainedModel,
-    greedy: GenerationConfig,
-    ids: Tensor,
-    mask: Tensor,
-    cache: DynamicCache,
-    samples: int,
-    limits: Sequence[int],
-) -> tuple[Tensor, Tensor, Sequence[int]]:
-    """Return one prompt's ids, mask and limit once a sample, with its tokens before the last in the cache."""
-    places = torch.zeros(samples, dtype=torch.long, device=ids.device)
-    if ids.shape[1] > 1:
-        # The token that this generates is no one's; it is not in the cache.
-        greedy.max_new_tokens = _agreed(model, 1)
-        model.generate(
-            input_ids=ids[:, :-1],
-            attention_mask=mask[:, :-1],
-            past_key_values=cache,
-            generation_config=greedy,
-        )
-        cache.reorder_cache(places)
-    return ids[places], mask[places], [*limits] * samples
-
-
-def _choice(draws: Draws | None, running: Sequence[int], width: int) -> dict[str, LogitsProcessorList]:
-    """Return the option of transformers' `generate` that draws the next tokens of some samples."""
+def _choice(draws: Draws | None, width: int) -> dict[str, LogitsProcessorList]:
+    """Return the option of transformers' `generate` that draws the next tokens of a sample."""
     if draws is None:
         return {}
     sampling, numbers = draws
-    return {"logits_processor": LogitsProcessorList([sampling.processor(numbers[list(running)], width)])}
-
-
-def _agreed(model: PreTrainedModel, burst: int | None) -> int:
-    """Return the tokens to generate next: with a sharded model the fewest that any rank asks for, 0 once none does."""
-    if not is_sharded(model):
-        return burst or 0
-    asked = torch.tensor(burst or BURST + 1, device=model.get_input_embeddings().weight.device)
-    dist.all_reduce(asked, dist.ReduceOp.MIN)
-    return 0 if asked > BURST else int(asked)
-
-
-def _idle(model: PreTrainedModel, greedy: GenerationConfig, burst: int) -> None:
-    """Take part in the forward passes of other ranks after the rows of this rank have ended."""
-    greedy.max_new_tokens = burst
-    ids = torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
-    model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
+    return {"logits_processor": LogitsProcessorList([sampling.processor(numbers, width)])}

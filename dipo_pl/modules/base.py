@@ -282,10 +282,15 @@ class LanguageModule(LightningModule, ABC):
         return norms
 
     def generate(
-        self, prompts: list[list[int]], max_new_tokens: int, ended: Callable[[int], None] = lambda count: None
+        self,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        ended: Callable[[int], None] = lambda count: None,
+        known: list[list[int]] | None = None,
     ) -> list[str]:
-        """Return greedy continuations of the prompts, as text; `ended` is told how many more have ended."""
-        return generate(self.language_model, self.policy.tokenizer(), prompts, max_new_tokens, ended=ended)
+        """Return greedy continuations of the prompts, as text; see `dipo_pl.models.generation.generate`."""
+        tokenizer = self.policy.tokenizer()
+        return generate(self.language_model, tokenizer, prompts, max_new_tokens, ended=ended, known=known)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer of the trained parameters and its learning-rate schedule.

@@ -1,12 +1,14 @@
 """Greedy generation in batches is what a plain loop over whole sequences gives, row for row."""
 
+from functools import wraps
+
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, lively_model
+from tiny_models import ARCHITECTURES, lively_model, tiny_model
 from transformers import GenerationConfig
 
 from dipo_pl.errors import InputError
-from dipo_pl.models.generation import BURST, generate
+from dipo_pl.models.generation import _gaps, generate
 from dipo_pl.models.key_value_cache import RESERVE
 from dipo_pl.models.lora import LoRA
 from dipo_pl.models.tokenizer import train_tokenizer
@@ -57,8 +59,7 @@ def test_texts_are_those_of_one_row_at_a_time(tokenizer, family, cache_tokens):
     prompts = prompts_of([3, 11, 1, 24, 7, 12, 5, 30])
     expected = [plain(model, tokenizer, prompt, 40) for prompt in prompts]
     lengths = [len(ids) for ids, _ in expected]
-    # Rows that leave early, and some that outlast a stretch.
-    assert min(lengths) <= BURST < max(lengths)
+    # Rows that leave at different times.
     assert len(set(lengths)) > 2
     texts = generate(model, tokenizer, prompts, 40, cache_tokens)
     assert texts == [decoded(tokenizer, ids) for ids, _ in expected]
@@ -87,20 +88,90 @@ def test_caches_grow_beyond_their_room(tokenizer, family):
     assert generate(model, tokenizer, prompts, new) == expected
 
 
-def test_no_more_tokens_at_a_time_than_the_cache_may_hold(tokenizer, monkeypatch):
+@pytest.fixture
+def forwards():
+    """Call with a model: the shapes of what its decoder is given from then on."""
+    hooks = []
+
+    def recorded(model):
+        shapes = []
+
+        def note(module, inputs, options):
+            ids = inputs[0] if inputs else options["input_ids"]
+            shapes.append(tuple(ids.shape))
+
+        hooks.append(model.get_decoder().register_forward_pre_hook(note, with_kwargs=True))
+        return shapes
+
+    yield recorded
+    for hook in hooks:
+        hook.remove()
+
+
+def test_no_more_tokens_at_a_time_than_the_cache_may_hold(tokenizer, forwards):
     model = model_of("llama")
     generate(model, tokenizer, prompts_of([1]), 1)  # The first call also tries batches.
-    shapes = []
-    whole = model.generate
-
-    def noted(input_ids, **options):
-        shapes.append(tuple(input_ids.shape))
-        return whole(input_ids=input_ids, **options)
-
-    monkeypatch.setattr(model, "generate", noted)
+    shapes = forwards(model)
     # 3 x (6 + 4), then 1 x (20 + 4) for a fourth would be 4 x 24, then 2 x (20 + 4).
     generate(model, tokenizer, prompts_of([5, 6, 2, 20, 1, 3]), 4, cache_tokens=48)
-    assert shapes == [(3, 6), (2, 20), (1, 3)]
+    assert [shape for shape in shapes if shape[1] > 1] == [(3, 6), (2, 20), (1, 3)]
+
+
+def test_a_row_is_computed_no_longer_than_it_lasts(tokenizer, forwards):
+    model = model_of("llama")
+    prompts = prompts_of([3, 11, 1, 24, 7, 12, 5, 30])
+    lengths = [len(plain(model, tokenizer, prompt, 40)[0]) for prompt in prompts]
+    generate(model, tokenizer, prompts_of([1]), 1)
+    shapes = forwards(model)
+    generate(model, tokenizer, prompts, 40)
+    rows = [sum(length > step for length in lengths) for step in range(max(lengths))]
+    assert [shape[0] for shape in shapes] == rows
+    assert len(set(rows)) > 3
+
+
+@pytest.mark.parametrize(
+    ("family", "once"), [("llama", True), ("gpt2", True), ("gemma2", False), ("mpt", False)]
+)
+def test_what_all_prompts_begin_with_is_computed_once(tokenizer, forwards, family, once):
+    """Unless windows or slopes would count the padding that follows it."""
+    model = model_of(family) if family != "mpt" else lively_model(family)
+    model.generation_config.eos_token_id = [1]
+    system, *questions = prompts_of([9, 3, 6, 1])
+    prompts = [system + question for question in questions]
+    expected = [decoded(tokenizer, plain(model, tokenizer, each, 12)[0]) for each in prompts]
+    generate(model, tokenizer, prompts_of([1]), 1)
+    assert _gaps[model] == (family != "mpt")
+    shapes = forwards(model)
+    assert generate(model, tokenizer, prompts, 12) == expected
+    assert shapes[:2] == ([(1, 9), (3, 6)] if once else [(3, 15), (3, 1)])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_prompt_within_another_and_the_same_twice(tokenizer, family):
+    model = model_of(family)
+    system, question = prompts_of([9, 3])
+    for prompts in ([system, system + question, system], [system, system], [[5], [5, 6]]):
+        expected = [decoded(tokenizer, plain(model, tokenizer, each, 12)[0]) for each in prompts]
+        assert generate(model, tokenizer, prompts, 12) == expected
+
+
+@pytest.mark.parametrize("cache_tokens", [1, 10**6])
+def test_tokens_that_are_known_are_not_generated_again(tokenizer, forwards, cache_tokens):
+    model = model_of("llama")
+    prompts = prompts_of([3, 11, 1, 24, 7])
+    whole = [plain(model, tokenizer, prompt, 20)[0] for prompt in prompts]
+    expected = [decoded(tokenizer, ids) for ids in whole]
+    # None, some, all but one, all with the stop token or up to the limit, and more than may be said.
+    known = [whole[0][:0], whole[1][:4], whole[2][:-1], whole[3], [*whole[4], 5, 6]]
+    ended = []
+    texts = generate(model, tokenizer, prompts, 20, cache_tokens, ended.append, known)
+    assert texts == expected
+    assert sum(ended) == 5
+    shapes = forwards(model)
+    assert generate(model, tokenizer, prompts[3:], 20, known=known[3:]) == expected[3:]
+    assert shapes == []
+    assert generate(model, tokenizer, prompts[2:], 20, known=known[2:]) == expected[2:]
+    assert shapes == [(1, len(prompts[2]) + len(whole[2]) - 1)]
 
 
 def test_each_end_of_the_model_and_of_the_tokenizer_ends_a_row(tokenizer):
@@ -176,20 +247,23 @@ def test_every_architecture_gives_the_texts_of_transformers(tokenizer, caplog, k
     assert len(said) == (0 if in_batches else 1)
 
 
-def test_a_batch_that_ignores_padding_is_noticed(tokenizer, monkeypatch):
+def test_a_batch_that_ignores_padding_is_noticed(tokenizer, monkeypatch, forwards):
     """Though the tokens are those of single prompts: weights this small change none."""
-    model = model_of("gpt2")
-    whole = model.generate
-    shapes = []
+    model = tiny_model("gpt2", vocab_size=259)
+    decoder = model.get_decoder()
+    whole = decoder.forward
 
-    def without_mask(input_ids, attention_mask, **options):
-        shapes.append(len(input_ids))
-        return whole(input_ids=input_ids, attention_mask=torch.ones_like(attention_mask), **options)
+    @wraps(whole)
+    def without_mask(*arguments, attention_mask=None, **options):
+        return whole(*arguments, attention_mask=torch.ones_like(attention_mask), **options)
 
-    monkeypatch.setattr(model, "generate", without_mask)
+    monkeypatch.setattr(decoder, "forward", without_mask)
+    shapes = forwards(model)
     generate(model, tokenizer, prompts_of([3, 9]), 2)
-    # Each alone, both, the one that is left, and from then on each alone.
-    assert shapes == [1, 1, 2, 1, 1, 1]
+    # The two are never in a batch, but those of the trials are.
+    assert shapes[-4:] == [(1, 3), (1, 1), (1, 9), (1, 1)]
+    assert (2, 7) in shapes
+    assert _gaps[model] is None
 
 
 def test_a_model_that_cannot_generate_is_refused_in_a_line(tokenizer, monkeypatch):
