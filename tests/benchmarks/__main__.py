@@ -29,6 +29,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
+import by_part
 import evaluation
 import torch
 from cases import CASES, Case
@@ -71,6 +72,12 @@ def arguments() -> argparse.Namespace:
         "--evaluation", action="store_true", help="an evaluation instead of a step: see evaluation.py"
     )
     parser.add_argument("--rows", type=int, default=192, help="of an evaluation")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="FOLDER",
+        help="a pretrained model for an evaluation by part: see by_part.py",
+    )
     parser.add_argument("--profile", metavar="CASE", help="print a case's slowest operators instead")
     parser.add_argument("--output", type=Path, default=Path("runs/bench/results.json"))
     return parser.parse_args()
@@ -81,7 +88,7 @@ def main() -> int:
     # The process that is measured ends before this one does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if options.evaluation:
-        return evaluation.main(options)
+        return evaluation.main(options) if options.model is None else by_part.main(options)
     if (load := os.getloadavg()[0]) > 0.5:
         print(f"the machine is not idle (load {load:.1f}): wall times will be wrong", file=sys.stderr)
     sizes = [
