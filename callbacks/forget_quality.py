@@ -36,7 +36,7 @@ from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.strategies.fsdp import FSDP2Strategy
 
 # Rows whose answers are generated together: more than a batch has, since a step of few rows takes as long.
-GENERATED_TOGETHER = 64
+GENERATED_TOGETHER = 128
 
 
 class ForgetQuality(Callback):

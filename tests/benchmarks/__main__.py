@@ -71,7 +71,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--evaluation", action="store_true", help="an evaluation instead of a step: see evaluation.py"
     )
-    parser.add_argument("--rows", type=int, default=192, help="of an evaluation")
+    parser.add_argument("--rows", type=int, help="of an evaluation (192), or of each set (40) with --model")
     parser.add_argument(
         "--model",
         type=Path,

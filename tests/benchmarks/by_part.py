@@ -1,6 +1,6 @@
 """Seconds of an evaluation on a pretrained model, by part: `make bench OPTIONS='--evaluation --model FOLDER'`.
 
-`dipo-pl validate` of the first 40 rows each of TOFU's forget set, retain set and world facts, with the model's chat
+`dipo-pl validate` of the first 40 rows (--rows) each of TOFU's forget set, retain set and world facts, with the model's chat
 template. All answers are teacher-forced, and answers of at most 60 tokens are generated. DIPO_PL_TOFU names the folder of
 TOFU's files. A part's seconds are of its own functions, without those of other parts that they call.
 """
@@ -76,7 +76,7 @@ def main(options: argparse.Namespace) -> int:
             code = run([
                 "validate", "--config", "jsonl.yaml", "--data", "TOFU", "--data.path", os.environ["DIPO_PL_TOFU"],
                 "--data.forget_rows", "40", "--data.retain_rows", "160", "--data.prompt", "ChatTemplate",
-                "--data.evaluation_rows", "40", "--data.evaluate", json.dumps(SETS),
+                "--data.evaluation_rows", str(options.rows or 40), "--data.evaluate", json.dumps(SETS),
                 "--forget_quality.utility_sets", json.dumps(SETS[1:]), "--forget_quality.max_new_tokens", "60",
                 "--samples.rows", "0", "--selection.rule", "null", "--selection.stop", "false",
                 "--trainer.accelerator", "cpu", "--trainer.devices", "1", "--model.policy.path", str(options.model),

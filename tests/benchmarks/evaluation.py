@@ -248,6 +248,7 @@ def disagreement(case: Case, values: Any, plain: Any) -> str | None:
 
 
 def main(options: argparse.Namespace) -> int:
+    options.rows = options.rows or 192
     cases = {
         name: case
         for name, case in CASES.items()

@@ -255,7 +255,8 @@ def test_a_batch_that_ignores_padding_is_noticed(tokenizer, monkeypatch, forward
 
     @wraps(whole)
     def without_mask(*arguments, attention_mask=None, **options):
-        return whole(*arguments, attention_mask=torch.ones_like(attention_mask), **options)
+        unpadded = None if attention_mask is None else torch.ones_like(attention_mask)
+        return whole(*arguments, attention_mask=unpadded, **options)
 
     monkeypatch.setattr(decoder, "forward", without_mask)
     shapes = forwards(model)
