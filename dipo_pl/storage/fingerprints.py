@@ -38,7 +38,7 @@ def weights_fingerprint(model: nn.Module) -> str:
     for name, parameter in model.named_parameters():
         tensor = full_tensor(parameter).detach()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
