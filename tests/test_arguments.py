@@ -14,6 +14,7 @@ from dipo_pl import losses
 from dipo_pl.callbacks.collapse_guard import CollapseGuard
 from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.callbacks.last_checkpoint import LastCheckpoint
+from dipo_pl.callbacks.lm_eval import LMEval
 from dipo_pl.callbacks.samples import Samples
 from dipo_pl.callbacks.selection import BestForgetQuality
 from dipo_pl.data_modules.alternates import Refusals
@@ -24,6 +25,7 @@ from dipo_pl.data_modules.lume import LUME
 from dipo_pl.data_modules.muse import MUSE
 from dipo_pl.data_modules.rwku import RWKU
 from dipo_pl.data_modules.tofu import TOFU
+from dipo_pl.data_modules.wmdp import WMDP
 from dipo_pl.errors import InputError
 from dipo_pl.losses.retain_weight import DualWeight, FixedWeight
 from dipo_pl.metrics.audit_scores import membership_distance, utility_score
@@ -121,6 +123,7 @@ ARGUMENTS = {
     "data.holdout_documents": (partial(LUME, retain_documents=1), *count(1)),
     "data.retain_people": (RWKU, *count(1)),
     "data.max_length of blocks": (MUSE, "at least 2", 2, (1,)),
+    "data.shortest": (partial(WMDP, "corpora"), *count(0)),
     "data.alternates.per_row": (Refusals, *count(1)),
     "data.authors": (FictitiousAuthors, *whole(2, MAX_AUTHORS)),
     "data.forget_authors": (partial(FictitiousAuthors, authors=4), "a finite number >= 1 and < 4", 3, (0, -1, 4, 5)),
@@ -141,6 +144,9 @@ ARGUMENTS = {
     "model_utility": (lambda value: utility_score(value, 0.5), *SHARE_OR_0),
     "target_utility": (lambda value: utility_score(0.5, value), *SHARE),
     "target_fluency": (lambda value: utility_score(0.5, 0.5, 0.5, value), *SHARE),
+    "lm_eval.limit": (partial(LMEval, ["mmlu"]), *count(1)),
+    "lm_eval.num_fewshot": (partial(LMEval, ["mmlu"]), *count(0)),
+    "lm_eval.batch_size": (partial(LMEval, ["mmlu"]), *count(1)),
     "samples.rows": (Samples, *count(0)),
     "selection.rule.utility_share": (BestForgetQuality, *SHARE),
     "selection.rule.patience": (BestForgetQuality, *count(1)),
