@@ -33,6 +33,7 @@ from dipo_pl.losses import CrossEntropy as CrossEntropy
 from dipo_pl.losses import DiPO as DiPO
 from dipo_pl.losses import DiPORetain as DiPORetain
 from dipo_pl.losses import Entropy as Entropy
+from dipo_pl.losses import GapLoss as GapLoss
 from dipo_pl.losses import GradientAscent as GradientAscent
 from dipo_pl.losses import InvertedHinge as InvertedHinge
 from dipo_pl.losses import LogProbabilityLoss as LogProbabilityLoss

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Self
 
 import torch
@@ -51,6 +51,18 @@ class BatchSection:
         """Return the number of rows, each counted once with its companions."""
         return len(self.lengths) // len(self.rows)
 
+    @property
+    def by_kind(self) -> dict[str, tuple[int, ...]]:
+        """The lengths of the sequences of each kind."""
+        lengths = iter(self.lengths)
+        return {kind: tuple(islice(lengths, len(rows))) for kind, rows in self.rows.items()}
+
+    def of_kinds(self, kinds: Collection[str]) -> Self:
+        """Return the section with these kinds of sequences alone."""
+        lengths = self.by_kind
+        rows = {kind: rows for kind, rows in self.rows.items() if kind in kinds}
+        return replace(self, rows=rows, lengths=tuple(chain.from_iterable(lengths[kind] for kind in rows)))
+
 
 @dataclass
 class Batch:
@@ -95,28 +107,37 @@ class Batch:
         counts = [sum(section.lengths) for section in self.sections.values()]
         return dict(zip(self.sections, values.split(counts), strict=True))
 
+    def by_kind(self, values: Tensor) -> dict[str, Tensor]:
+        """Split the values of all answer positions, [N, ...], into those of each kind of sequences."""
+        counts = [sum(lengths) for section in self.sections.values() for lengths in section.by_kind.values()]
+        return dict(zip(self.rows, values.split(counts), strict=True))
+
     def only(self, names: Collection[str]) -> "Batch":
         """Return the batch of these sections alone, in the same order and as wide as before."""
-        if set(names) == set(self.sections):
+        return self.of_kinds({kind for name in names for kind in self.sections[name].rows})
+
+    def of_kinds(self, kinds: Collection[str]) -> "Batch":
+        """Return the batch of these kinds of sequences alone, in the same order and as wide as before."""
+        if set(kinds) == set(self.rows):
             return self
-        positions, targets = self.by_section(self.positions), self.by_section(self.targets)
+        positions, targets = self.by_kind(self.positions), self.by_kind(self.targets)
         width = self.input_ids.shape[1]
         kept: list[int] = []
         moved = []
         first = 0
-        for name, section in self.sections.items():
-            count = len(section.lengths)
-            if name in names:
-                moved.append(positions[name] - (first - len(kept)) * width)
-                kept += range(first, first + count)
-            first += count
-        sections = {name: section for name, section in self.sections.items() if name in names}
+        for section in self.sections.values():
+            for kind, rows in section.rows.items():
+                if kind in kinds:
+                    moved.append(positions[kind] - (first - len(kept)) * width)
+                    kept += range(first, first + len(rows))
+                first += len(rows)
+        sections = {name: section.of_kinds(kinds) for name, section in self.sections.items()}
         return Batch(
             input_ids=self.input_ids[kept],
             attention_mask=self.attention_mask[kept],
             positions=torch.cat(moved),
-            targets=torch.cat([targets[name] for name in sections]),
-            sections=sections,
+            targets=torch.cat([each for kind, each in targets.items() if kind in kinds]),
+            sections={name: section for name, section in sections.items() if section.rows},
         )
 
 

@@ -3,7 +3,7 @@
 import torch
 from loss_definitions import Definition
 
-from dipo_pl.losses import Loss, Terms
+from dipo_pl.losses import GapLoss, GapWeights, Loss, Terms
 
 
 class Curved(Loss):
@@ -68,6 +68,38 @@ class CoupledPairs(Pairs):
         return torch.sigmoid(0.2 * (sums[:, 0] - baseline)) / lengths[:, 0] + coupled
 
 
+class WithConstants(Loss):
+    """The middle one of three sequences is a constant, and what takes the place of its sum mixes all rows."""
+
+    uses_reference = True
+    companions = ("alternate", "mismatched")
+    constant_companions = ("alternate",)
+    terms = Curved.terms
+
+    def constant_sums(self, sums, lengths):
+        return torch.tanh(0.1 * sums.mean(0) + sums / lengths)
+
+    def sequence_loss(self, sums, lengths):
+        own, alternate, mismatched = sums.unbind(-1)
+        return own * torch.sigmoid(alternate / lengths[:, 1]) - (0.1 * mismatched) ** 2 / lengths[:, 2]
+
+
+class OfTheGap(GapLoss):
+    """Weights that do not sum to 0, so that the bias and every constant on the logits matter."""
+
+    uses_reference = True
+
+    def __init__(self, weights_from):
+        self.weights_from = weights_from
+
+    def gap_weights(self, logits, targets):
+        weights = torch.tanh(logits).scatter_add(1, targets[:, None], torch.ones_like(logits))
+        return GapWeights(weights, {"target": targets.float()})
+
+    def sequence_loss(self, sums, lengths):
+        return torch.log1p((sums / lengths) ** 2)
+
+
 class OnALayer(Curved):
     """Hidden states in the place of logits; positions' targets among them."""
 
@@ -110,6 +142,9 @@ def definition_of(loss):
     def f(sums, lengths):
         stacked = torch.stack([torch.stack(row) for row in sums])
         counts = torch.tensor(lengths)
+        for kind in loss.constant_companions:
+            each = [1 + loss.companions.index(kind)]
+            stacked[:, each] = loss.constant_sums(stacked[:, each].detach(), counts[:, each])
         if not loss.companions:
             stacked, counts = stacked[:, 0], counts[:, 0]
         return [loss.sequence_loss(stacked, counts).sum()]
@@ -128,6 +163,21 @@ def definition_of(loss):
     )
 
 
+def definition_of_gap(loss):
+    def term(z, z_ref, y):
+        weights = torch.tanh((z if loss.weights_from == "policy" else z_ref).detach())
+        return (weights * (z - z_ref)).sum() + z[y] - z_ref[y]
+
+    return Definition(
+        loss,
+        term,
+        lambda sums, lengths: [
+            torch.log(1 + (own / n) ** 2) for (own,), (n,) in zip(sums, lengths, strict=True)
+        ],
+        token_parts=lambda z, z_ref, y: {"target": float(y)},
+    )
+
+
 OWN = {
     name: definition_of(loss)
     for name, loss in {
@@ -139,11 +189,13 @@ OWN = {
         "triples": Triples(),
         "coupled": Coupled(),
         "coupled pairs": CoupledPairs(),
+        "constants": WithConstants(),
         "skip": skipping(Curved(), 2),
         "skip over tokens": skipping(OverTokens(), 2),
         "skip in pairs": skipping(Pairs(), 1),
         "skip in coupled pairs": skipping(CoupledPairs(), 2),
+        "skip in constants": skipping(WithConstants(), 1),
         "skip on a layer": skipping(OnALayer(), 1),
         "pairs on a layer": PairsOnALayer(),
     }.items()
-}
+} | {f"gap, {model}": definition_of_gap(OfTheGap(model)) for model in ("policy", "reference")}

@@ -18,7 +18,12 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 @dataclass
 class Problem:
-    """Random inputs, which the package is given in a dtype and the definition in float64."""
+    """Random inputs, which the package is given in a dtype and the definition in float64.
+
+    Attributes:
+        frozen: the head is not trained.
+        shared: the reference has the policy's own head.
+    """
 
     states: Tensor
     weight: Tensor
@@ -29,10 +34,13 @@ class Problem:
     targets: Tensor
     lengths: list[int]
     head: dict[str, Any] = field(default_factory=dict)
+    frozen: bool = False
+    shared: bool = False
 
     @property
     def leaves(self) -> list[Tensor]:
-        return [each for each in (self.states, self.weight, self.bias) if each is not None]
+        leaves = [self.states] if self.frozen else [self.states, self.weight, self.bias]
+        return [each for each in leaves if each is not None]
 
     def to(self, dtype: torch.dtype) -> "Problem":
         moved = {
@@ -41,6 +49,8 @@ class Problem:
             if isinstance(value, Tensor) and name != "targets"
         }
         problem = replace(self, **moved)
+        if self.shared:
+            problem.reference_weight, problem.reference_bias = problem.weight, problem.bias
         for leaf in problem.leaves:
             leaf.requires_grad_()
         return problem

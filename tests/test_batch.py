@@ -123,3 +123,29 @@ def test_only_some_sections_are_what_they_were(name):
     rows = [row[mask].tolist() for row, mask in zip(some.input_ids, some.attention_mask, strict=True)]
     assert rows == [list(each.ids) for kind in SECTIONS[name] for each in KINDS[kind]]
     assert whole.only(("retain", "forget")) is whole
+
+
+def test_values_are_split_by_kind():
+    batch = collate(KINDS, range(5), SECTIONS)
+    targets = {kind: each.tolist() for kind, each in batch.by_kind(batch.targets).items()}
+    assert targets == {"forget": [3, 4, 5, 7], "alternate": [8, 9, 9, 9, 9], "retain": [4, 5]}
+    assert batch.sections["forget"].by_kind == {"forget": (3, 1), "alternate": (1, 4)}
+
+
+@pytest.mark.parametrize("kinds", [("forget", "retain"), ("alternate",), ("retain", "alternate")], ids=str)
+def test_only_some_kinds_are_what_they_were(kinds):
+    """In their sections, in the batch's order, padded as before."""
+    whole = collate(KINDS, [4, 6, 40, 61, 9], SECTIONS)
+    some = whole.of_kinds(kinds)
+    assert some.rows == {kind: rows for kind, rows in whole.rows.items() if kind in kinds}
+    assert list(some.sections) == [name for name in SECTIONS if set(SECTIONS[name]) & set(kinds)]
+    sequences = [each for kind in KINDS if kind in kinds for each in KINDS[kind]]
+    assert some.lengths == tuple(each.answer_length for each in sequences)
+    rows = [row[mask].tolist() for row, mask in zip(some.input_ids, some.attention_mask, strict=True)]
+    assert rows == [list(each.ids) for each in sequences]
+    assert some.input_ids.shape[1] == whole.input_ids.shape[1]
+    answers = [token for each in sequences for token in each.ids[each.answer_start :]]
+    assert some.targets.tolist() == answers
+    # Each predicted from the token before it.
+    assert some.input_ids.flatten()[some.positions + 1].tolist() == answers
+    assert whole.of_kinds(KINDS) is whole

@@ -6,6 +6,7 @@ from dipo_pl.losses.cross_entropy import CrossEntropy
 from dipo_pl.losses.dipo import DiPO, DiPORetain
 from dipo_pl.losses.dpo import DPO
 from dipo_pl.losses.entropy import Entropy
+from dipo_pl.losses.gap import GapLoss, GapWeights
 from dipo_pl.losses.gradient_ascent import GradientAscent
 from dipo_pl.losses.inverted_hinge import InvertedHinge
 from dipo_pl.losses.kto import KTO
@@ -35,6 +36,8 @@ __all__ = [
     "DiPO",
     "DiPORetain",
     "Entropy",
+    "GapLoss",
+    "GapWeights",
     "GradientAscent",
     "InvertedHinge",
     "LogProbabilityLoss",

@@ -44,6 +44,8 @@ class Loss(ABC):
         companions: kinds of sequences that go with each row (`alternate`: another answer to its
             question; `mismatched`: its question with another row's answer). f is then a function of the sums of
             a row and its companions together.
+        constant_companions: those companions whose sums are constants in the gradient. None of it reaches their hidden
+            states, so that they need no backward pass.
         couples_sequences: whether f of one sequence depends on the sums of others. All sums must then
             be known before any gradient; if they do not fit the budget, logits are computed twice.
         selects: whether positions are chosen by the reference's probabilities of a whole sequence before any term is
@@ -57,6 +59,7 @@ class Loss(ABC):
     mean_over: ClassVar[Literal["sequences", "tokens"]] = "sequences"
     skip: int = 0
     companions: ClassVar[tuple[str, ...]] = ()
+    constant_companions: ClassVar[tuple[str, ...]] = ()
     couples_sequences: ClassVar[bool] = False
     selects: ClassVar[bool] = False
     layer: int | float | None = None
@@ -101,6 +104,15 @@ class Loss(ABC):
             lengths: positions of each sequence; 0 for an empty one.
         """
         return torch.ones_like(log_probabilities, dtype=torch.bool)
+
+    def constant_sums(self, sums: Tensor, lengths: Tensor) -> Tensor:
+        """Return what f takes in the place of the sums of constant companions; the sums themselves by default.
+
+        Args:
+            sums: [S, constant companions] of all rows of the section, without a gradient.
+            lengths: positions summed, in the same shape.
+        """
+        return sums
 
     def sequence_parts(self, sums: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         """Return [S] tensors by name, to be logged; averaged over sequences. Shapes as in `sequence_loss`."""

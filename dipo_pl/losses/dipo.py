@@ -2,16 +2,15 @@
 
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 from dipo_pl.errors import check_number, check_objects
-from dipo_pl.losses.base import Loss, Terms
+from dipo_pl.losses.gap import GapLoss, GapWeights
 from dipo_pl.preferences.constructors import LogitModulation, PreferenceConstructor
 
 
-class DiPO(Loss):
+class DiPO(GapLoss):
     r"""Loss that prefers the forgetting distribution of each position to the remembering one; for forget rows.
 
         L = - mean_s log sigma(beta M_s),
@@ -47,26 +46,12 @@ class DiPO(Loss):
         self.beta = beta
         self.shares_constructor = constructor is None
         self.constructor = constructor or LogitModulation()
-        self.pairs_from = pairs_from
+        self.pairs_from = self.weights_from = pairs_from
 
-    def terms(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None) -> Tensor:
-        """Return sum_v (w - l)_v (z - z_ref)_v of each position."""
-        assert reference_logits is not None
-        source = reference_logits if self.pairs_from == "reference" else logits
-        difference = self.constructor.difference(source.detach().clone(), targets).values
-        values: Tensor = torch.linalg.vecdot(difference, logits - reference_logits)
-        return values
-
-    def terms_and_gradient(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None) -> Terms:
-        """Return the terms, their gradient w - l, and the number of tokens that the filter keeps."""
-        assert reference_logits is not None
-        # The gap takes the place of the logits that the pair is not built from.
-        source, gap = logits, reference_logits
-        if self.pairs_from == "reference":
-            source, gap = gap, source
-        torch.sub(logits, reference_logits, out=gap)
-        difference, kept = self.constructor.difference(source, targets)
-        return Terms(gap.mul_(difference).sum(dim=-1), difference, {"kept": kept.float()})
+    def gap_weights(self, logits: Tensor, targets: Tensor) -> GapWeights:
+        """Return w - l of the forget loss, and the number of tokens that the filter keeps."""
+        difference, kept = self.constructor.difference(logits, targets)
+        return GapWeights(difference, {"kept": kept.float()})
 
     def sequence_loss(self, sums: Tensor, lengths: Tensor) -> Tensor:
         """Return -log sigma(beta M)."""

@@ -1,4 +1,4 @@
-"""Output heads inside the engine: logits in memory that is used again, and sums of the heads' gradients."""
+"""Output heads inside the engine: logits in memory that is used again, products with heads, and sums of gradients."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from dipo_pl.models.head import OutputHead
+
+Model = Literal["policy", "reference"]
 
 
 @dataclass
@@ -31,15 +33,70 @@ class Heads:
             reference = policy if shared else convert(reference)
         return Heads(policy, reference)
 
-    def logits(self, model: Literal["policy", "reference"], states: Tensor) -> Tensor:
+    @property
+    def linear(self) -> bool:
+        """Whether no head has a soft cap, so that logits are linear in hidden states."""
+        return self.policy.softcap is None and (self.reference is None or self.reference.softcap is None)
+
+    def logits(self, model: Model, states: Tensor) -> Tensor:
         """Return the logits of [n, d] hidden states, [n, V] float32; the next call for the same model overwrites them."""
-        head = self.policy if model == "policy" else self.reference
-        assert head is not None
+        head = self._head(model)
         memory = self._memory.get(model)
         if memory is None or len(memory) < len(states):
             memory = states.new_empty(len(states), len(head.weight), dtype=torch.float32)
             self._memory[model] = memory
         return head.logits(states.to(head.weight.dtype), out=memory[: len(states)])
+
+    def by_states(self, model: Model, by_linear: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the derivative of terms by hidden states, [n, d] float32.
+
+        Args:
+            model: whose head is meant.
+            by_linear: [n, V] derivative of terms by h W^T + b.
+            out: [n, d] float32 to write to, or None.
+        """
+        weight = self._head(model).weight
+        if weight.dtype == torch.float32:
+            return torch.mm(by_linear, weight, out=out)
+        if weight.dtype == torch.float16:
+            by_linear, scale = _normalized(by_linear)
+            product = (by_linear.half() @ weight).float().mul_(scale)
+        else:
+            product = by_linear.to(weight.dtype) @ weight
+        return product.float() if out is None else out.copy_(product)
+
+    def gap(self, by_linear: Tensor, by_states: Tensor, states: Tensor, reference_states: Tensor) -> Tensor:
+        """Return sum_v g_v (z - z_ref)_v of each position, [n] float32, without logits; heads must be `linear`.
+
+        Args:
+            by_linear: [n, V] derivative of this sum by the policy's h W^T + b, which is g times the head's scale.
+            by_states: [n, d] its derivative by the policy's hidden states.
+            states: [n, d] hidden states of the policy.
+            reference_states: [n, d'] those of the reference.
+        """
+        if self.reference is self.policy:
+            gap = self._rounded("policy", states) - self._rounded("policy", reference_states)
+            shared: Tensor = torch.linalg.vecdot(by_states, gap)
+            return shared
+        of_reference = self.by_states("reference", by_linear)
+        value = self._weighted("reference", by_linear, of_reference, reference_states)
+        scale = self._head("reference").scale / self.policy.scale
+        return self._weighted("policy", by_linear, by_states, states) - scale * value
+
+    def _weighted(self, model: Model, by_linear: Tensor, by_states: Tensor, states: Tensor) -> Tensor:
+        """Return sum_v of `by_linear` times h W^T + b, [n]."""
+        values: Tensor = torch.linalg.vecdot(by_states, self._rounded(model, states))
+        bias = self._head(model).bias
+        return values if bias is None else values + by_linear @ bias.float()
+
+    def _rounded(self, model: Model, states: Tensor) -> Tensor:
+        """Return hidden states as the head takes them, so that equal ones have no gap."""
+        return states.to(self._head(model).weight.dtype).float()
+
+    def _head(self, model: Model) -> OutputHead:
+        head = self.policy if model == "policy" else self.reference
+        assert head is not None
+        return head
 
 
 class HeadGradients:
@@ -57,26 +114,25 @@ class HeadGradients:
         self.weight = zeros_float32(weight)
         self.bias = zeros_float32(bias)
 
-    def add(
-        self, head: OutputHead, states: Tensor, by_linear: Tensor, by_term: Tensor, by_states: Tensor | None
-    ) -> None:
-        """Add the gradients of some positions, and write those on their hidden states.
+    @property
+    def wanted(self) -> bool:
+        """Whether any gradient on the head is wanted."""
+        return self.weight is not None or self.bias is not None
+
+    def add(self, dtype: torch.dtype, states: Tensor, by_linear: Tensor, by_term: Tensor) -> None:
+        """Add the gradients of some positions.
 
         Args:
-            head: the policy's, in the dtype of the products.
+            dtype: of the products.
             states: [n, d] hidden states.
             by_linear: [n, V] derivative of each position's term by h W^T + b.
-            by_term: [n] derivative of the loss by each position's term. It multiplies [n, d] tensors here, not
+            by_term: [n] derivative of the loss by each position's term. It multiplies the [n, d] states here, not
                 the much larger [n, V].
-            by_states: [n, d] float32, where the derivative by the states is written; None where it is not wanted.
         """
-        dtype = head.weight.dtype
         if dtype == torch.float16:
-            self._add_float16(head, states, by_linear, by_term, by_states)
+            self._add_float16(states, by_linear, by_term)
             return
         by_linear = by_linear.to(dtype)
-        if by_states is not None:
-            torch.mul(by_linear @ head.weight, by_term[:, None], out=by_states)
         if self.weight is not None:
             weighted = (states * by_term[:, None]).to(dtype)
             if dtype == torch.float32:
@@ -86,14 +142,10 @@ class HeadGradients:
         if self.bias is not None:
             self.bias.add_(by_term.to(dtype) @ by_linear)
 
-    def _add_float16(
-        self, head: OutputHead, states: Tensor, by_linear: Tensor, by_term: Tensor, by_states: Tensor | None
-    ) -> None:
+    def _add_float16(self, states: Tensor, by_linear: Tensor, by_term: Tensor) -> None:
         """Add with factors normalized to a largest entry of 1: a loss scaler comes too late for what is lost here."""
         by_linear, scale = _normalized(by_linear)
         by_term = by_term * scale
-        if by_states is not None:
-            torch.mul(by_linear.half() @ head.weight, by_term[:, None], out=by_states)
         if self.weight is not None:
             weighted, scale = _normalized(states.float() * by_term[:, None])
             self.weight.add_((by_linear.half().T @ weighted.half()).float().mul_(scale))

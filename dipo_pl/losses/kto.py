@@ -30,22 +30,22 @@ class KTO(LogProbabilityLoss):
 
     uses_reference: ClassVar[bool] = True
     companions: ClassVar[tuple[str, ...]] = ("mismatched",)
-    couples_sequences: ClassVar[bool] = True
+    constant_companions: ClassVar[tuple[str, ...]] = ("mismatched",)
 
     def __init__(self, beta: float = 0.1) -> None:
         check_number("KTO.beta", beta, above=0)
         self.beta = beta
 
+    def constant_sums(self, sums: Tensor, lengths: Tensor) -> Tensor:
+        """Return z_0 for every row."""
+        return sums.mean(dim=0, keepdim=True).clamp(min=0).expand_as(sums)
+
     def sequence_loss(self, sums: Tensor, lengths: Tensor) -> Tensor:
         """Return sigma(beta (Q - z_0))."""
-        own, mismatched = sums.unbind(-1)
-        return torch.sigmoid(self.beta * (own - _baseline(mismatched)))
+        own, baseline = sums.unbind(-1)
+        return torch.sigmoid(self.beta * (own - baseline))
 
     def sequence_parts(self, sums: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         """Return Q, and z_0 for every row."""
-        own, mismatched = sums.unbind(-1)
-        return {"log_ratio": own, "baseline": _baseline(mismatched).expand_as(own)}
-
-
-def _baseline(mismatched: Tensor) -> Tensor:
-    return mismatched.detach().mean().clamp(min=0)
+        own, baseline = sums.unbind(-1)
+        return {"log_ratio": own, "baseline": baseline}

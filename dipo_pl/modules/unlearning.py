@@ -7,6 +7,7 @@ From batch to loss: `data_modules.forget_retain` (pairs), `batch` (sections), th
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
+import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
@@ -251,7 +252,7 @@ class Unlearning(LanguageModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch of pairs."""
-        states = _by_section(batch, answer_states(self.language_model, batch, self.layers))
+        states = self._states(batch)
         targets = batch.by_section(batch.targets)
         references, reference_head = self._reference(batch)
         sections = {
@@ -277,6 +278,27 @@ class Unlearning(LanguageModule):
         if "retain" in objective.sections:
             self.retain_weight.observe(objective.sections["retain"].loss, self.step_weight(batch_idx))
         return self.weighted(objective.loss, batch_idx)
+
+    def _states(self, batch: Batch) -> dict[Layer, dict[str, Tensor]]:
+        """Return the policy's states by layer and section; those of constants have no gradient."""
+        constants = {kind for loss in self.losses.values() for kind in loss.constant_companions}
+        if not constants:
+            return _by_section(batch, answer_states(self.language_model, batch, self.layers))
+        varying = batch.of_kinds(batch.rows.keys() - constants)
+        constant = batch.of_kinds(constants)
+        with torch.no_grad():
+            fixed = answer_states(self.language_model, constant, self.layers)
+        states = answer_states(self.language_model, varying, self.layers)
+        by_kind = {
+            layer: varying.by_kind(states[layer]) | constant.by_kind(fixed[layer]) for layer in self.layers
+        }
+        return {
+            layer: {
+                name: torch.cat([each[kind] for kind in section.rows])
+                for name, section in batch.sections.items()
+            }
+            for layer, each in by_kind.items()
+        }
 
     def _reference(self, batch: Batch) -> tuple[dict[Layer, dict[str, Tensor]], OutputHead | None]:
         """Return the reference's states by layer and section, of the sections that need them, and its head."""

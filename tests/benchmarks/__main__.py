@@ -9,6 +9,9 @@ down slows them all.
                count. On a CPU the peak resident set (VmHWM, reset by /proc/self/clear_refs), malloc being
                told to keep nothing that is freed; on a GPU the allocator's
     ratios     of medians, to each plain case of the same size
+    floor      multiple of the time of the step's matrix products alone, run among the cases: the decoder's on all
+               tokens, the head's on answer tokens, two thirds of them where LoRA freezes the weights; those of
+               attention, of a reference and of adapters are not in it
 
 Ours must give the loss of its plain counterpart and a gradient of the same norm, else the size is not written
 and it fails.
@@ -33,8 +36,9 @@ import by_part
 import evaluation
 import torch
 from cases import CASES, Case
+from floor import Floor
 from results import disagreements, print_table, table, title
-from sizes import ON_GPU, SMALL, Size
+from sizes import ON_GPU, SMALL, SMOLLM2, Size
 from worker import Inspection, inspect, profile, seconds
 
 T = TypeVar("T")
@@ -50,6 +54,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--cases", nargs="+", default=[""], help="parts of the names of those to run")
     parser.add_argument("--vocabulary", nargs="+", type=int, default=[32_000, 128_256], help="on a CPU")
+    parser.add_argument("--smollm2", action="store_true", help="the shapes of SmolLM2-135M instead, on a CPU")
     parser.add_argument("--time", nargs="+", type=int, default=[96, 256], help="tokens of a row, on a CPU")
     parser.add_argument(
         "--gpu", nargs="*", choices=list(ON_GPU), default=list(ON_GPU), help="sizes with CUDA"
@@ -96,6 +101,8 @@ def main() -> int:
         for vocabulary in options.vocabulary
         for time in options.time
     ]
+    if options.smollm2:
+        sizes = [SMOLLM2]
     if torch.cuda.is_available():
         sizes += [ON_GPU[name] for name in options.gpu]
     if options.profile:
@@ -155,16 +162,18 @@ def inspections(
 
 
 def times(cases: list[Case], size: Size, options: argparse.Namespace) -> dict[str, float]:
-    """The median of each case's steps."""
-    taken: dict[str, list[float]] = {case.key: [] for case in cases}
+    """The median of the steps of each case and of their floors."""
+    turns: dict[str, str | Floor] = {case.floor.key: case.floor for case in cases}
+    turns |= {case.key: case.key for case in cases}
+    taken: dict[str, list[float]] = {key: [] for key in turns}
     for turn in range(options.rounds):
-        for case in cases if turn % 2 == 0 else reversed(cases):
+        for key in turns if turn % 2 == 0 else reversed(turns):
             steps = in_process(
-                seconds, case.key, size, options.threads, options.warmup, options.steps, options.clock
+                seconds, turns[key], size, options.threads, options.warmup, options.steps, options.clock
             )
-            taken[case.key] += steps
+            taken[key] += steps
             each = ", ".join(f"{step:.3f}" for step in steps)
-            print(f"round {turn + 1} of {options.rounds}: {case.key}: {each} s", file=sys.stderr)
+            print(f"round {turn + 1} of {options.rounds}: {key}: {each} s", file=sys.stderr)
     return {key: statistics.median(steps) for key, steps in taken.items()}
 
 

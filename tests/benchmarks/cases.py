@@ -15,6 +15,7 @@ from typing import Any
 
 import plain
 import torch
+from floor import Floor
 from sizes import Size
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -52,6 +53,7 @@ from dipo_pl.references.stored_states import StoredStates
 
 PLAIN_GRADDIFF, PLAIN_NPO, PLAIN_DIPO = "plain GradDiff", "plain NPO", "plain DiPO"
 PLAIN_THREE_SETS, PLAIN_LORA = "plain GradDiff, three sets", "plain GradDiff, LoRA"
+PLAIN_DPO, PLAIN_KTO, PLAIN_DIPO_LORA = "plain DPO", "plain KTO", "plain DiPO, LoRA"
 
 # What training_step logs goes nowhere, since there is no trainer.
 warnings.filterwarnings("ignore", r".*self\.log\(\)")
@@ -77,12 +79,16 @@ class Case(ABC):
 
     Attributes:
         lora: only adapters are trained.
+        compiled: by torch.compile.
         like: the plain case of the same rows and the same trained weights.
+        equals: the plain case whose loss and gradient this must give.
     """
 
     name: str
     lora: bool = False
+    compiled: bool = False
     like: str = PLAIN_GRADDIFF
+    equals: str | None = None
 
     @property
     @abstractmethod
@@ -96,6 +102,10 @@ class Case(ABC):
     @property
     def key(self) -> str:
         return f"{self.name}, {self.reference_name}"
+
+    @property
+    def floor(self) -> Floor:
+        return Floor(self.sets, self.lora)
 
     def policy(self, size: Size) -> PreTrainedModel:
         policy = size.policy()
@@ -134,13 +144,16 @@ class Plain(Case):
 
     def prepare(self, policy: PreTrainedModel, size: Size) -> Step:
         reference = copy.deepcopy(policy).eval().requires_grad_(False) if self.two_models else None
+        models: list[Any] = [policy, reference]
+        if self.compiled:
+            models = [model and torch.compile(model) for model in models]
         sets = {}
         for name, rows in size.sequences(self.sections).items():
             batch = collate({name: rows}, range(len(rows))).to(torch.device(size.device))
             labels = batch.input_ids.clone()
             labels[:, : size.prompt] = plain.IGNORED
             sets[name] = plain.Rows(batch.input_ids, batch.attention_mask, labels)
-        return Step(partial(self.method, policy, reference, sets))
+        return Step(partial(self.method, *models, sets))
 
     def needs(self, size: Size) -> int:
         return self.full_logits * size.set_logits
@@ -148,15 +161,9 @@ class Plain(Case):
 
 @dataclass(frozen=True, kw_only=True)
 class Ours(Case):
-    """
-    Attributes:
-        equals: the plain case whose loss and gradient this must give.
-    """
-
     forget: Loss
     retain: Loss
     reference: type[Reference] = StoredStates
-    equals: str | None = None
 
     @property
     def reference_name(self) -> str:
@@ -207,9 +214,15 @@ def _with_cross_entropy(name: str, forget: Loss, **options: Any) -> Ours:
 
 def _dipo(reference: type[Reference], **options: Any) -> Ours:
     name = "DiPO, LoRA" if options.get("lora") else "DiPO"
+    name += ", compiled" if options.get("compiled") else ""
     return Ours(name=name, forget=DiPO(), retain=DiPORetain(), reference=reference, **options)
 
 
+def _compiled(name: str) -> dict[str, Any]:
+    return {"compiled": True, "equals": name}
+
+
+_THREE = ("forget", "alternate", "retain")
 # Layer 1 of 6, as layer 7 of 32 in RMU's paper.
 _LAYER = 1
 
@@ -217,25 +230,71 @@ CASES: dict[str, Case] = {
     case.key: case
     for case in (
         Plain(name=PLAIN_GRADDIFF, method=plain.graddiff, full_logits=6),
-        Plain(name=PLAIN_NPO, method=plain.npo, two_models=True, full_logits=8),
-        Plain(name=PLAIN_DIPO, method=plain.dipo, two_models=True, full_logits=16),
         Plain(
-            name=PLAIN_THREE_SETS,
+            name=f"{PLAIN_GRADDIFF}, compiled",
+            **_compiled(PLAIN_GRADDIFF),
             method=plain.graddiff,
-            sections=("forget", "alternate", "retain"),
+            full_logits=6,
+        ),
+        Plain(
+            name=f"{PLAIN_GRADDIFF}, chunked",
+            method=plain.chunked_graddiff,
+            full_logits=0,
+            equals=PLAIN_GRADDIFF,
+        ),
+        Plain(name=PLAIN_NPO, method=plain.npo, two_models=True, full_logits=8),
+        Plain(
+            name=f"{PLAIN_NPO}, compiled",
+            **_compiled(PLAIN_NPO),
+            method=plain.npo,
+            two_models=True,
             full_logits=8,
         ),
+        Plain(name=PLAIN_DIPO, method=plain.dipo, two_models=True, full_logits=16),
+        Plain(name=PLAIN_THREE_SETS, method=plain.graddiff, sections=_THREE, full_logits=8),
+        Plain(
+            name=PLAIN_DPO,
+            method=plain.dpo,
+            sections=_THREE,
+            two_models=True,
+            full_logits=10,
+            like=PLAIN_THREE_SETS,
+        ),
+        Plain(
+            name=PLAIN_KTO,
+            method=plain.kto,
+            sections=("forget", "mismatched", "retain"),
+            two_models=True,
+            full_logits=10,
+            like=PLAIN_THREE_SETS,
+        ),
         Plain(name=PLAIN_LORA, method=plain.graddiff, lora=True, full_logits=6),
+        Plain(
+            name=f"{PLAIN_LORA}, chunked",
+            method=plain.chunked_graddiff,
+            lora=True,
+            full_logits=0,
+            like=PLAIN_LORA,
+            equals=PLAIN_LORA,
+        ),
+        Plain(
+            name=PLAIN_DIPO_LORA,
+            method=plain.dipo,
+            lora=True,
+            two_models=True,
+            full_logits=16,
+            like=PLAIN_LORA,
+        ),
         _dipo(FrozenCopy, equals=PLAIN_DIPO),
         _dipo(StoredStates, equals=PLAIN_DIPO),
-        _dipo(AdapterOff, lora=True, like=PLAIN_LORA),
-        _dipo(StoredStates, lora=True, like=PLAIN_LORA),
+        _dipo(AdapterOff, lora=True, like=PLAIN_LORA, equals=PLAIN_DIPO_LORA),
+        _dipo(StoredStates, lora=True, like=PLAIN_LORA, equals=PLAIN_DIPO_LORA),
         _with_cross_entropy("GradientAscent", GradientAscent(), equals=PLAIN_GRADDIFF),
         Ours(name="GradientAscent + ReferenceKL", forget=GradientAscent(), retain=ReferenceKL()),
         _with_cross_entropy("NPO", NPO(), equals=PLAIN_NPO),
         _with_cross_entropy("SimNPO", SimNPO()),
-        _with_cross_entropy("DPO", DPO(), like=PLAIN_THREE_SETS),
-        _with_cross_entropy("KTO", KTO(), like=PLAIN_THREE_SETS),
+        _with_cross_entropy("DPO", DPO(), like=PLAIN_THREE_SETS, equals=PLAIN_DPO),
+        _with_cross_entropy("KTO", KTO(), like=PLAIN_THREE_SETS, equals=PLAIN_KTO),
         _with_cross_entropy("UNDIAL", UNDIAL()),
         _with_cross_entropy("WGA", WGA()),
         _with_cross_entropy("SatImp", SatImp()),

@@ -16,7 +16,8 @@ class Size:
     """A Llama with random weights and the rows of a step.
 
     Attributes:
-        time: tokens of a row, a third of them prompt.
+        time: tokens of a row.
+        prompts: tokens of a row that are prompt; None is a third.
         rows: in each set.
         lora: only cases that train adapters are run.
         checkpointing: activations are recomputed in the backward pass.
@@ -31,6 +32,7 @@ class Size:
     key_value_heads: int = 6
     intermediate: int = 1024
     tied: bool = False
+    prompts: int | None = None
     rows: int = 8
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
@@ -39,7 +41,7 @@ class Size:
 
     @property
     def prompt(self) -> int:
-        return self.time // 3
+        return self.time // 3 if self.prompts is None else self.prompts
 
     @property
     def set_logits(self) -> int:
@@ -49,7 +51,8 @@ class Size:
     def tiny(self) -> Self:
         """The same kind of step at a size that costs nothing."""
         return replace(
-            self, vocabulary=64, time=12, width=32, layers=2, heads=2, key_value_heads=2, intermediate=32, rows=2,
+            self, vocabulary=64, time=12, prompts=4, width=32, layers=2, heads=2, key_value_heads=2, intermediate=32,
+            rows=2,
         )  # fmt: skip
 
     def policy(self) -> LlamaForCausalLM:
@@ -82,6 +85,13 @@ class Size:
             for name in sections
         }
 
+    @property
+    def layer_weights(self) -> list[tuple[int, int]]:
+        """[out, in] of the matrices of a layer."""
+        kept = self.key_value_heads * self.width // self.heads
+        square, up = (self.width, self.width), (self.intermediate, self.width)
+        return [square, (kept, self.width), (kept, self.width), square, up, up, up[::-1]]
+
     def flops(self, sets: int, lora: bool) -> float:
         """Multiplications and additions of a training step by the matrices that it needs.
 
@@ -89,8 +99,7 @@ class Size:
         weight that LoRA freezes has not; the head only where an answer is predicted. Attention scores, recomputed
         activations and the reference are not counted.
         """
-        kept = self.key_value_heads * self.width // self.heads
-        layer = self.width * (2 * self.width + 2 * kept + 3 * self.intermediate)
+        layer = sum(out * into for out, into in self.layer_weights)
         tokens = sets * self.rows * self.time
         answers = sets * self.rows * (self.time - self.prompt)
         pairs = self.layers * layer * tokens + self.width * self.vocabulary * answers
@@ -103,6 +112,9 @@ def _tokens(seed: str, rows: int, length: int, vocabulary: int) -> list[tuple[in
 
 
 SMALL = Size("384 wide, 6 layers", vocabulary=32_000, time=96)
+# Rows as long as TOFU's are on average with SmolLM2's tokenizer and chat template.
+SMOLLM2 = Size("SmolLM2-135M", vocabulary=49_152, time=84, prompts=47, width=576, layers=30, heads=9,
+               key_value_heads=3, intermediate=1536, tied=True)  # fmt: skip
 ON_GPU = {
     "1B": Size("1B", vocabulary=128_256, time=256, width=2048, layers=16, heads=32, key_value_heads=8,
                intermediate=8192, tied=True, dtype=torch.bfloat16, device="cuda"),

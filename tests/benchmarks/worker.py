@@ -10,6 +10,7 @@ from typing import Literal, Self
 
 import torch
 from cases import CASES, Case
+from floor import Floor, Products
 from sizes import Size
 from torch import Tensor
 from torch.optim import AdamW
@@ -101,13 +102,13 @@ def inspect(key: str, size: Size, threads: int) -> Inspection:
 
 
 def seconds(
-    key: str, size: Size, threads: int, warmup: int, steps: int, clock: Literal["wall", "processor"]
+    case: str | Floor, size: Size, threads: int, warmup: int, steps: int, clock: Literal["wall", "processor"]
 ) -> list[float]:
-    """Of each step. Runs in a fresh process."""
+    """Of each step of a case or a floor. Runs in a fresh process."""
     torch.set_num_threads(threads)
     now = {"wall": perf_counter, "processor": process_time}[clock]
     finished = torch.cuda.synchronize if size.device == "cuda" else int
-    training = Training(CASES[key], size).prepare()
+    training = Products(case, size) if isinstance(case, Floor) else Training(CASES[case], size).prepare()
     for _ in range(warmup):
         training.step()
     taken = []

@@ -1,6 +1,7 @@
 """The engine with losses that only these tests have: rows with companions, coupled rows, skipped tokens, layers."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from loss_definitions import DEFINITIONS
 from loss_problems import close, compare, draw, draw_for, gradients
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dipo_pl.losses import NPO, RMU, CrossEntropy, DiPO, Loss
+from dipo_pl.losses import KTO, NPO, RMU, CrossEntropy, DiPO, GapLoss, Loss
 from dipo_pl.losses.base import Section
 from dipo_pl.losses.engine import joint_objective, sequence_objective
 from dipo_pl.models.head import OutputHead
@@ -125,7 +126,42 @@ def test_gradients_that_are_not_wanted_change_no_other(wanted):
             leaf.requires_grad_(index in wanted)
         problem.package(NPO(), budget).loss.backward()
         for index, leaf in enumerate(problem.leaves):
-            assert torch.equal(leaf.grad, every[index]) if index in wanted else leaf.grad is None
+            if index in wanted:
+                close(leaf.grad, every[index], 1e-6)
+            else:
+                assert leaf.grad is None
+
+
+@pytest.mark.parametrize("head", [{}, {"scale": 0.7}, {"scale": 0.7, "softcap": 2.0}], ids=str)
+@pytest.mark.parametrize("shared", [False, True], ids=["own head", "shared head"])
+@pytest.mark.parametrize("name", [name for name in EVERY if EVERY[name].loss.layer is None])
+def test_a_frozen_head(name, shared, head):
+    """In one pass whatever the budget; a loss of the gap without the reference's logits."""
+    problem = draw_for(EVERY[name], LENGTHS["empty"], 19, spread=0.8, reference_width=5, **head)
+    compare(replace(problem, frozen=True, shared=shared), EVERY[name], (1, 5, 1000))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["gap, policy", "DiPO, fixed tokens"])
+def test_the_gap_of_a_shared_head_in_half_precision(name, dtype):
+    """Hidden states are rounded as the head takes them, and the gap is their difference in float32."""
+    problem = draw([5, 3, 6, 2], 37, spread=0.5, reference_width=5)
+    compare(replace(problem, frozen=True, shared=True), EVERY[name], (3, 1000), dtype=dtype)
+
+
+@pytest.mark.parametrize("name", ["terms", "terms_and_gradient"])
+def test_a_loss_of_the_gap_has_no_terms_of_its_own(name):
+    """They would be used with a soft cap alone."""
+    with pytest.raises(
+        TypeError, match=f"^Own overrides {name}, and the terms of a GapLoss follow from gap_weights"
+    ):
+        type("Own", (DiPO,), {name: lambda *given: None})
+
+
+def test_constants_get_no_gradient():
+    problem = draw([3, 2, 4, 2]).to(torch.float32)
+    by_states = gradients(problem.package(KTO()).loss, problem.leaves)[0]
+    assert (by_states != 0).any(dim=1).tolist() == [True] * 5 + [False] * 6
 
 
 def test_a_frozen_head_costs_no_memory():
@@ -249,10 +285,11 @@ def test_no_tensor_outgrows_the_budget(name, lengths):
     assert recorder.largest > 8 * 211
 
 
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained head", "frozen head"])
 @pytest.mark.parametrize("lengths", [[5] * 12, [3, 7, 1, 40, 2, 7]], ids=str)
 @pytest.mark.parametrize("name", [name for name in EVERY if EVERY[name].loss.layer is None])
-def test_logits_are_computed_as_often_as_needed_in_the_same_memory(monkeypatch, name, lengths):
-    """Twice only for rows larger than the budget and for coupled ones; a token mean needs no row's sum."""
+def test_logits_are_computed_as_often_as_needed_in_the_same_memory(monkeypatch, name, lengths, frozen):
+    """Twice only for rows larger than the budget and coupled ones, of a trained head; a token mean needs no row's sum."""
     definition, places, sizes = EVERY[name], set(), []
     logits_of = OutputHead.logits
 
@@ -264,19 +301,23 @@ def test_logits_are_computed_as_often_as_needed_in_the_same_memory(monkeypatch, 
 
     monkeypatch.setattr(OutputHead, "logits", spy)
     loss, members = definition.loss, definition.members
-    draw(lengths).to(torch.float32).package(loss, 8)
+    replace(draw(lengths), frozen=frozen).to(torch.float32).package(loss, 8)
     count = len(lengths) // members
     left = [[max(0, lengths[row + count * m] - loss.skip) for m in range(members)] for row in range(count)]
-    rows = [sum(row) for row in left if all(row)]
-    if loss.mean_over == "tokens":
+    rows = [row for row in left if all(row)]
+    constant = [1 + loss.companions.index(kind) for kind in loss.constant_companions]
+    once = sum(row[m] for row in rows for m in constant)
+    rows = [sum(row[m] for m in range(members) if m not in constant) for row in rows]
+    if loss.mean_over == "tokens" or frozen:
         passes = sum(rows)
     elif loss.couples_sequences:
         passes = sum(rows) * (2 if sum(rows) > 8 else 1)
     else:
         passes = sum(row * (2 if row > 8 else 1) for row in rows)
-    heads = 2 if loss.uses_reference else 1
+    # A loss of the gap looks at one model.
+    heads = 2 if loss.uses_reference and not isinstance(loss, GapLoss) else 1
     # One more of the reference's for the choice of positions.
-    assert sum(sizes) == passes * heads + (sum(lengths) if loss.selects else 0)
+    assert sum(sizes) == (passes + once) * heads + (sum(lengths) if loss.selects else 0)
     assert max(sizes, default=0) <= 8
     # One group's are where the last one's were; each head's memory may have grown as groups did.
     assert len(places) <= heads * len(set(itertools.accumulate(sizes, max)))

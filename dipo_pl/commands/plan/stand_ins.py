@@ -14,6 +14,7 @@ from dipo_pl.commands.plan.live_memory import LiveMemory
 from dipo_pl.commands.plan.machine import Machine
 from dipo_pl.errors import InputError, short_message
 from dipo_pl.losses.base import Loss, Terms
+from dipo_pl.losses.gap import GapLoss, GapWeights
 from dipo_pl.models.from_config import FromConfig
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import Layer
@@ -106,11 +107,18 @@ class LossMemory:
         _measured(loss)
         return cls(*_measured(loss))
 
+    def allocate(self, logits: Tensor) -> Tensor:
+        """Allocate what the loss allocates, and return a gradient without contents."""
+        temporary = self.extra - self.gradient
+        gradient = torch.empty_like(logits) if self.gradient else logits
+        logits.new_empty(max(0, round(temporary * logits.numel())))
+        return gradient
+
 
 def _measured(loss: Loss) -> tuple[float, float]:
     unit = 4 * POSITIONS * WIDTH
     policy = torch.rand(POSITIONS, WIDTH, generator=torch.Generator().manual_seed(0))
-    reference = policy + 0.1 if loss.uses_reference else None
+    reference = policy + 0.1 if loss.uses_reference and not isinstance(loss, GapLoss) else None
     given = [policy] if reference is None else [policy, reference]
     inputs = {storage_key(each) for each in given}
     targets = torch.arange(POSITIONS)
@@ -119,21 +127,36 @@ def _measured(loss: Loss) -> tuple[float, float]:
         before = tracemalloc.get_traced_memory()[0]
         with torch.no_grad(), LiveMemory(numpy=True) as memory:
             held = memory.hold([*given, targets])
-            terms = loss.terms_and_gradient(policy, targets, reference)
+            if isinstance(loss, GapLoss):
+                gradient = loss.gap_weights(policy, targets).values
+            else:
+                gradient = loss.terms_and_gradient(policy, targets, reference).gradient
         extra = (memory.peak - held - before) / unit
     finally:
         tracemalloc.stop()
-    gradient = terms.gradient.untyped_storage()
-    return max(0.0, extra), 0.0 if storage_key(gradient) in inputs else gradient.nbytes() / unit
+    storage = gradient.untyped_storage()
+    return max(0.0, extra), 0.0 if storage_key(storage) in inputs else storage.nbytes() / unit
+
+
+# What tells the engine how to evaluate a loss.
+_ATTRIBUTES = (
+    "uses_reference", "mean_over", "skip", "companions", "constant_companions", "couples_sequences", "layer",
+)  # fmt: skip
+
+
+def loss_stand_in(loss: Loss) -> Loss:
+    """Return a loss that allocates the memory of another one, whose computation may depend on values."""
+    stand_in = GapLossStandIn(loss) if isinstance(loss, GapLoss) else LossStandIn(loss)
+    for name in _ATTRIBUTES:
+        setattr(stand_in, name, getattr(loss, name))
+    return stand_in
 
 
 class LossStandIn(Loss):
-    """Loss that allocates the memory of another one, whose computation may depend on values."""
+    """Loss that allocates the memory of another one and computes nothing."""
 
     def __init__(self, loss: Loss) -> None:
         self.memory = LossMemory.of(loss)
-        for name in ("uses_reference", "mean_over", "skip", "companions", "couples_sequences", "layer"):
-            setattr(self, name, getattr(loss, name))
 
     def terms(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None) -> Tensor:
         """Return zeros."""
@@ -141,14 +164,31 @@ class LossStandIn(Loss):
 
     def terms_and_gradient(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None) -> Terms:
         """Return zeros, after allocating what the loss allocates."""
-        temporary = self.memory.extra - self.memory.gradient
-        gradient = torch.empty_like(logits) if self.memory.gradient else logits
-        logits.new_empty(max(0, round(temporary * logits.numel())))
-        return Terms(logits.new_zeros(len(logits)), gradient, {})
+        return Terms(logits.new_zeros(len(logits)), self.memory.allocate(logits), {})
 
     def sequence_loss(self, sums: Tensor, lengths: Tensor) -> Tensor:
         """Return the sum over a row and its companions."""
-        return sums.view(len(sums), -1).sum(dim=1)
+        return _row_sums(sums)
+
+
+class GapLossStandIn(GapLoss):
+    """Loss of the gap that allocates the memory of another one and computes nothing."""
+
+    def __init__(self, loss: GapLoss) -> None:
+        self.memory = LossMemory.of(loss)
+        self.weights_from = loss.weights_from
+
+    def gap_weights(self, logits: Tensor, targets: Tensor) -> GapWeights:
+        """Return weights without contents, after allocating what the loss allocates."""
+        return GapWeights(self.memory.allocate(logits), {})
+
+    def sequence_loss(self, sums: Tensor, lengths: Tensor) -> Tensor:
+        """Return the sum over a row and its companions."""
+        return _row_sums(sums)
+
+
+def _row_sums(sums: Tensor) -> Tensor:
+    return sums.view(len(sums), -1).sum(dim=1)
 
 
 class StoredStatesStandIn(Reference):

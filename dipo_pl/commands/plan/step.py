@@ -17,8 +17,8 @@ from dipo_pl.commands.plan.live_memory import LiveMemory, storage_bytes
 from dipo_pl.commands.plan.machine import Machine
 from dipo_pl.commands.plan.stand_ins import (
     CopyableFakeTensorMode,
-    LossStandIn,
     StoredStatesStandIn,
+    loss_stand_in,
     make_fake,
     skeleton,
 )
@@ -121,7 +121,7 @@ def memory_of(
     if isinstance(module, Unlearning):
         # A weight that follows the loss changes no shape.
         module.retain_weight = FixedWeight(1.0)
-        module.losses = {name: LossStandIn(loss) for name, loss in module.losses.items()}
+        module.losses = {name: loss_stand_in(loss) for name, loss in module.losses.items()}
     with warnings.catch_warnings(), _quiet("torch._subclasses.fake_tensor"):
         warnings.simplefilter("ignore")
         model = skeleton(module.policy, machine, vocabulary)
