@@ -52,7 +52,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="make bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", nargs="+", default=[""], help="parts of the names of those to run")
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        default=[""],
+        help="parts of the names of those to run; compiled ones, which need a C++ compiler and minutes, only if named",
+    )
     parser.add_argument("--vocabulary", nargs="+", type=int, default=[32_000, 128_256], help="on a CPU")
     parser.add_argument("--smollm2", action="store_true", help="the shapes of SmolLM2-135M instead, on a CPU")
     parser.add_argument("--time", nargs="+", type=int, default=[96, 256], help="tokens of a row, on a CPU")
@@ -71,6 +76,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--peak-tflops", type=float, default=989.0, help="the GPU's (H100, H200: 989 in bf16)"
+    )
+    parser.add_argument(
+        "--only", choices=["time", "memory"], help="time: losses and gradients are not compared either"
     )
     parser.add_argument("--quick", action="store_true", help="one round of the first size")
     parser.add_argument(
@@ -114,11 +122,12 @@ def main() -> int:
     results: list[dict[str, Any]] = []
     for size in sizes:
         cases = [case for case in chosen(options.cases) if case.lora or not size.lora]
-        seen, left_out = inspections(cases, size, options)
+        seen, left_out = ({}, {}) if options.only == "time" else inspections(cases, size, options)
         if wrong := disagreements(seen, size):
             print(*wrong, sep="\n", file=sys.stderr)
             return 1
-        medians = times([case for case in cases if case.key in seen], size, options)
+        timed = [case for case in cases if case.key not in left_out]
+        medians = {} if options.only == "memory" else times(timed, size, options)
         rows = table(cases, seen, medians, left_out, size, options)
         results += rows
         print_table(rows, size, options)
@@ -130,6 +139,8 @@ def main() -> int:
 
 def chosen(parts: list[str]) -> list[Case]:
     cases = [case for key, case in CASES.items() if any(part in key for part in parts)]
+    if not any("compiled" in part for part in parts):
+        cases = [case for case in cases if not case.compiled]
     if not cases:
         raise SystemExit(f"no case is named {' or '.join(parts)}; there are: {'; '.join(CASES)}")
     return cases

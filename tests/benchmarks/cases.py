@@ -44,6 +44,7 @@ from dipo_pl.losses import (
     SimNPO,
 )
 from dipo_pl.models.from_config import FromConfig
+from dipo_pl.models.hidden_states import decoder_layers
 from dipo_pl.models.lora import LoRA
 from dipo_pl.modules.unlearning import Unlearning
 from dipo_pl.references.adapter_off import AdapterOff
@@ -164,6 +165,13 @@ class Ours(Case):
     forget: Loss
     retain: Loss
     reference: type[Reference] = StoredStates
+
+    def policy(self, size: Size) -> PreTrainedModel:
+        policy = super().policy(size)
+        if self.compiled:
+            for layer in decoder_layers(policy):
+                layer.compile(dynamic=True)
+        return policy
 
     @property
     def reference_name(self) -> str:
@@ -287,6 +295,7 @@ CASES: dict[str, Case] = {
         ),
         _dipo(FrozenCopy, equals=PLAIN_DIPO),
         _dipo(StoredStates, equals=PLAIN_DIPO),
+        _dipo(StoredStates, equals=PLAIN_DIPO, compiled=True),
         _dipo(AdapterOff, lora=True, like=PLAIN_LORA, equals=PLAIN_DIPO_LORA),
         _dipo(StoredStates, lora=True, like=PLAIN_LORA, equals=PLAIN_DIPO_LORA),
         _with_cross_entropy("GradientAscent", GradientAscent(), equals=PLAIN_GRADDIFF),

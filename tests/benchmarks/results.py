@@ -38,7 +38,7 @@ def table(
     options: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     """An object a case, as results.json has it."""
-    peaks = {key: each.peak_mib for key, each in seen.items()}
+    measured = {"time": seconds, "memory": {key: each.peak_mib for key, each in seen.items()}}
     rows = []
     for case in cases:
         key = case.key
@@ -54,24 +54,24 @@ def table(
             "threads": options.threads,
             "clock": options.clock,
             "seconds": seconds.get(key),
-            "floor_seconds": seconds[case.floor.key],
-            "peak_mib": peaks.get(key),
+            "floor_seconds": seconds.get(case.floor.key),
+            "peak_mib": measured["memory"].get(key),
             "left_out": left_out.get(key),
-            "ratios": {},
+            "ratios": {
+                plain.name: {
+                    of: values[key] / values[plain.key]
+                    for of, values in measured.items()
+                    if key in values and plain.key in values
+                }
+                for plain in cases
+                if isinstance(plain, Plain) and plain.key not in left_out
+            },
         }
         if key in seen:
             row |= {name: value for name, value in asdict(seen[key]).items() if name.startswith("store")}
-            row["ratios"] = {
-                plain.name: {
-                    "time": seconds[key] / seconds[plain.key],
-                    "memory": peaks[key] / peaks[plain.key],
-                }
-                for plain in cases
-                if isinstance(plain, Plain) and plain.key in seen
-            }
-            if size.device == "cuda":
-                available = seconds[key] * options.peak_tflops * 1e12
-                row["flops_utilisation"] = size.flops(case.sets, case.lora) / available
+        if key in seconds and size.device == "cuda":
+            available = seconds[key] * options.peak_tflops * 1e12
+            row["flops_utilisation"] = size.flops(case.sets, case.lora) / available
         rows.append(row)
     return rows
 
@@ -111,13 +111,18 @@ def print_table(rows: list[dict[str, Any]], size: Size, options: argparse.Namesp
         )
 
 
+def _number(value: float | None, form: str) -> str:
+    """Blank where it was not measured."""
+    return " " * int(form.partition(".")[0].rstrip(",")) if value is None else f"{value:{form}}"
+
+
 def _more(row: dict[str, Any]) -> str:
     """What few cases have."""
     like, more = CASES[f"{row['case']}, {row['reference']}"].like, []
     if like != PLAIN_GRADDIFF and like in row["ratios"]:
-        ratios = row["ratios"][like]
-        more.append(f"to {like}: time {ratios['time']:.2f}, memory {ratios['memory']:.2f}")
-    if row["store_seconds"] is not None:
+        ratios = ", ".join(f"{of} {ratio:.2f}" for of, ratio in row["ratios"][like].items())
+        more.append(f"to {like}: {ratios}")
+    if row.get("store_seconds") is not None:
         more.append(f"store: {row['store_seconds']:.1f} s, {row['store_mib']:.1f} MiB")
     if "flops_utilisation" in row:
         more.append(f"{row['flops_utilisation']:.0%} of peak FLOPs")

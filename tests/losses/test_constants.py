@@ -50,6 +50,8 @@ def module():
     with torch.no_grad():
         for each in module.model.parameters():
             each.add_(torch.randn(each.shape, generator=generator), alpha=0.02)
+        # A flatter distribution finds random answers more likely than the reference does: the baseline is above 0.
+        module.model.get_output_embeddings().weight.mul_(0.3)
     return module
 
 
