@@ -43,7 +43,7 @@ def batch():
 def module():
     """KTO with a reference that the policy has moved away from."""
     module = Unlearning(FromConfig({"model_type": "llama"}), KTO(0.3), CrossEntropy(), token_budget=6)
-    module.model = tiny_model("llama", initializer_range=0.2)
+    module.model = tiny_model("llama", initializer_range=0.5)
     context = ReferenceContext({None}, {}, {}, Path(), torch.device("cpu"), nullcontext, 0, 1, lambda: None)
     module.reference.attach(module.model, context)
     generator = torch.Generator().manual_seed(1)
