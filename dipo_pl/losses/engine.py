@@ -72,8 +72,8 @@ def joint_objective(
     """Return the weighted sum of several losses, with the logits of at most `token_budget` positions at a time.
 
     Groups of whole rows are evaluated one after another; each group's gradients on the hidden states and on the
-    head are computed at once, and only they are kept. A row longer than the budget is evaluated twice in pieces:
-    first its sum, then its gradients. A token mean needs no sums, and is evaluated in pieces of the budget.
+    head are computed at once, and only they are kept. A row longer than the budget is evaluated in pieces; where the
+    head is trained twice, first its sum, then its gradients. A token mean needs no sums, and is evaluated once.
 
     Args:
         sections: by name.
