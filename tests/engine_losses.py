@@ -158,8 +158,8 @@ def definition_of(loss):
         lambda z, z_ref, y: loss.terms(z[None], torch.tensor([y]), z_ref[None])[0],
         None if loss.mean_over == "tokens" else f,
         loss.skip,
-        parts if watched and loss.mean_over == "sequences" else Definition.parts,
-        (lambda z, z_ref, y: {"target": float(y)}) if watched else Definition.token_parts,
+        parts=parts if watched and loss.mean_over == "sequences" else Definition.parts,
+        token_parts=(lambda z, z_ref, y: {"target": float(y)}) if watched else Definition.token_parts,
     )
 
 

@@ -130,9 +130,9 @@ def main() -> int:
         medians = {} if options.only == "memory" else times(timed, size, options)
         rows = table(cases, seen, medians, left_out, size, options)
         results += rows
-        print_table(rows, size, options)
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(results, indent=2) + "\n")
+        print_table(rows, size, options)
     print(f"\n{options.output}")
     return 0
 

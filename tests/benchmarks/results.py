@@ -102,12 +102,13 @@ def print_table(rows: list[dict[str, Any]], size: Size, options: argparse.Namesp
             print(f"{key:44}  left out: {row['left_out']}")
             continue
         time, memory = (
-            "".join(f"{row['ratios'][name][of]:6.2f}" for name in columns.values())
+            "".join(_number(row["ratios"][name].get(of), "6.2f") for name in columns.values())
             for of in ("time", "memory")
         )
-        floor = row["seconds"] / row["floor_seconds"]
+        floor = row["seconds"] and row["seconds"] / row["floor_seconds"]
         print(
-            f"{key:44}{row['seconds']:9.3f}{floor:7.2f}{row['peak_mib']:9,.0f}  {time}  {memory}{_more(row)}"
+            f"{key:44}{_number(row['seconds'], '9.3f')}{_number(floor, '7.2f')}{_number(row['peak_mib'], '9,.0f')}"
+            f"  {time}  {memory}{_more(row)}"
         )
 
 
