@@ -5,7 +5,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
-from dipo_pl.data_modules.record_files import read_lines, read_records
+from dipo_pl.data_modules.file_content import read_lines
+from dipo_pl.data_modules.record_files import read_records
 from dipo_pl.data_modules.row_files import texts_at
 from dipo_pl.data_modules.training_batches import permutation
 from dipo_pl.errors import InputError, check_count

@@ -121,7 +121,7 @@ class BlockedTexts(ForgetRetain):
         """Fingerprints as in ForgetRetain, and how blocks are made."""
         return super().identity | {"blocks": f"{self.chunking}, {self.max_length} tokens"}
 
-    def encode_training(self, forget: Sequence[Row], retain: Sequence[Row]) -> dict[str, list[Encoded]]:
+    def encode_training(self, forget: Sequence[Row], retain: Sequence[Row]) -> dict[str, Sequence[Encoded]]:
         """Return the blocks of both sets."""
         return {"forget": self._blocks(forget), "retain": self._blocks(retain)}
 

@@ -13,7 +13,23 @@ from dipo_pl.errors import InputError
 # For each part of a row, the columns that it is made of, one or several.
 Columns = Mapping[str, str | Sequence[str]]
 
-FORMS = (("messages",), ("question", "answer"), ("text",))
+# What the parts of a row are made of without a mapping, by form: the first that a record has begins with a filled column.
+# Of several columns of a part, those after the first may be missing.
+Form = Mapping[str, tuple[str, ...]]
+FORMS: tuple[Form, ...] = (
+    {"messages": ("messages",)},
+    # ShareGPT.
+    {"messages": ("conversations",)},
+    {"question": ("question",), "answer": ("answer",)},
+    # Alpaca.
+    {"question": ("instruction", "input"), "answer": ("output",)},
+    {"question": ("prompt",), "answer": ("completion",)},
+    {"text": ("text",)},
+)
+# Prompt and completion may also be turns.
+TURNS_IN_PARTS: Form = {"messages": ("prompt", "completion")}
+NEEDED = [(tuple(names[0] for names in form.values()), form) for form in FORMS]
+PARTS = (("messages",), ("question", "answer"), ("text",))
 OPTIONAL = (
     "system",
     "paraphrased_answer",
@@ -62,13 +78,21 @@ def is_null(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def form_of(record: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Return the columns of the form that a record has: the first that is filled, else the first that is there."""
+def form_of(record: Mapping[str, Any]) -> Form | None:
+    """Return the form of a record: the first whose first column is filled, or else is there; None if it has none of any."""
     for names in ({name for name, value in record.items() if _holds_text(value)}, record.keys()):
-        for form in FORMS:
-            if not names.isdisjoint(form):
-                return form
+        found = [form for needed, form in NEEDED if needed[0] in names]
+        found += [form for needed, form in NEEDED if not names.isdisjoint(needed)]
+        if found:
+            turns = all(_is_turns(record.get(name)) for name in TURNS_IN_PARTS["messages"])
+            return TURNS_IN_PARTS if turns and "prompt" in found[0].get("question", ()) else found[0]
     return None
+
+
+def missing_of(record: Mapping[str, Any], form: Form) -> str | None:
+    """Return the first column that a form needs and that a record does not have, or only as a blank text."""
+    blank = {name for name, value in record.items() if isinstance(value, str) and not value.strip()}
+    return next((name for name, *_ in form.values() if name not in record or name in blank), None)
 
 
 def check_columns(columns: Columns) -> None:
@@ -77,13 +101,13 @@ def check_columns(columns: Columns) -> None:
     Raises:
         InputError: it names no part of a row, parts of two forms, or half of one.
     """
-    known = [name for form in FORMS for name in form] + [*OPTIONAL]
+    known = [*(name for part in PARTS for name in part), *OPTIONAL]
     if unknown := [name for name in columns if name not in known]:
         raise InputError(
-            f"data.columns must say what {', '.join(known)} are made of, such as {{question: prompt, answer: completion}} "
+            f"data.columns must say what {', '.join(known)} are made of, such as {{question: query, answer: response}} "
             f"(got {unknown[0]!r})"
         )
-    forms = [form for form in FORMS if any(name in columns for name in form)]
+    forms = [part for part in PARTS if any(name in columns for name in part)]
     if len(forms) != 1 or any(name not in columns for name in forms[0]):
         raise InputError(
             "data.columns must map one form of row: messages, or question and answer, or text "
@@ -95,32 +119,39 @@ def check_columns(columns: Columns) -> None:
         )
 
 
-def refuse_left_out(record: Mapping[str, Any], form: Sequence[str], where: str) -> None:
+def refuse_left_out(record: Mapping[str, Any], form: Form, where: str) -> None:
     """Refuse a record whose other columns belong to its question or answer.
 
     Args:
         record: the columns that have a value.
-        form: the columns that the row is made of.
+        form: what the row is made of.
         where: place of the record, for errors.
 
     Raises:
         InputError: there are such columns; the message has the mapping that reads them, and the one that does not.
     """
-    others = {name: value for name, value in record.items() if name not in (*form, *OPTIONAL)}
-    alone = _as_option({name: name for name in form})
+    if "messages" in form:
+        return
+    read = {part: [name for name in names if name in record] for part, names in form.items()}
+    used = [name for names in read.values() for name in names]
+    others = {name: value for name, value in record.items() if name not in (*used, *OPTIONAL)}
     if "text" in form:
         answer, question = _like(others, ANSWERS), _like(others, QUESTIONS)
         if answer is None and question is None:
             return
+        alone = _as_option(read)
         named = " and ".join(repr(each) for each in (question, answer) if each)
         both = (
-            "" if answer is None else f"{_as_option({'question': question or 'text', 'answer': answer})}, or "
+            ""
+            if answer is None
+            else f"{_as_option({'question': [question or 'text'], 'answer': [answer]})}, or "
         )
         raise InputError(
             f"{where}: {named} would be left out beside 'text': give {both}{alone} to use 'text' alone"
         )
-    if "question" in form and (context := _like(others, CONTEXTS)) is not None:
-        both = _as_option({"question": [context, "question"], "answer": "answer"})
+    if (context := _like(others, CONTEXTS)) is not None:
+        alone = _as_option(read)
+        both = _as_option({"question": [context, *read["question"]], "answer": read["answer"]})
         raise InputError(
             f"{where}: {context!r} would be left out, and the question may need it: give {both} to put it before the "
             f"question, or {alone} to leave it out"
@@ -133,26 +164,27 @@ def conversion(record: Mapping[str, Any]) -> str:
     answer = _like(record, ANSWERS) or _like(record, ANSWERS, lists=True)
     others = {name: value for name, value in record.items() if name != answer}
     if conversation is not None:
-        mapping: Columns = {"messages": conversation}
+        mapping = {"messages": [conversation]}
     elif answer is not None and isinstance(record[answer], list):
         question = _like(others, QUESTIONS, lists=True)
-        mapping = {"messages": answer if question is None else [question, answer]}
+        mapping = {"messages": [answer] if question is None else [question, answer]}
     elif answer is not None and (question := _like(others, (*QUESTIONS, *TEXTS))) is not None:
         more = _like({name: value for name, value in others.items() if name != question}, CONTEXTS)
         # What is called an input follows its instruction; a context comes before the question.
         asked = (
-            question if more is None else [question, more] if "input" in more.lower() else [more, question]
+            [question] if more is None else [question, more] if "input" in more.lower() else [more, question]
         )
-        mapping = {"question": asked, "answer": answer}
+        mapping = {"question": asked, "answer": [answer]}
     elif (text := _like(record, TEXTS)) is not None:
-        mapping = {"text": text}
+        mapping = {"text": [text]}
     else:
         return ""
     return f": give {_as_option(mapping)}"
 
 
-def _as_option(mapping: Mapping[str, Any]) -> str:
-    text = yaml.safe_dump(mapping, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True)
+def _as_option(mapping: Mapping[str, Sequence[str]]) -> str:
+    short = {part: names[0] if len(names) == 1 else list(names) for part, names in mapping.items()}
+    text = yaml.safe_dump(short, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True)
     return f"--data.columns '{text.strip()}'"
 
 
@@ -178,9 +210,23 @@ def _is_turns(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
 
 
-def note_unread(source: str, unread: Iterable[str], used: Iterable[str]) -> None:
-    """Say once which columns of a file are not read."""
-    if names := list(dict.fromkeys(unread)):
-        columns = f"column{'s' * (len(names) > 1)} {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
-        verb = "are" if len(names) > 1 else "is"
-        rank_zero_warn(f"{source}: {columns} {verb} not read (used: {', '.join(dict.fromkeys(used))})")
+def note_reading(source: str, unread: Sequence[str], used: Iterable[str], with_context: int) -> None:
+    """Say once what of a file is not read or not trained.
+
+    Args:
+        source: the file.
+        unread: columns that are not read.
+        used: columns that are.
+        with_context: rows whose conversation has other answers before the last one.
+    """
+    if unread:
+        columns = (
+            f"column{'s' * (len(unread) > 1)} {', '.join(unread[:8])}{', ...' if len(unread) > 8 else ''}"
+        )
+        verb = "are" if len(unread) > 1 else "is"
+        rank_zero_warn(f"{source}: {columns} {verb} not read (used: {', '.join(used)})")
+    if with_context:
+        rank_zero_warn(
+            f"{source}: {with_context} conversation{'s' * (with_context > 1)} with several answers: the last one is trained "
+            "and measured, and those before it are its context"
+        )

@@ -1,7 +1,8 @@
 """Evaluation sets as they are measured: those chosen, their first rows, and answers cut to what is generated."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 
 import torch
 from torch.utils.data import Dataset
@@ -40,10 +41,10 @@ def first_rows(evaluation_set: EvaluationSet, count: int | None) -> EvaluationSe
     return replace(evaluation_set, rows=rows[:count], whole=len(rows))
 
 
-def refuse_seen_holdout(sets: Iterable[EvaluationSet], known: Sequence[Row]) -> None:
-    """Raise an InputError if a holdout shares rows with those that a model has seen."""
+def refuse_seen_holdout(sets: Iterable[EvaluationSet], known: Iterable[Iterable[Row]]) -> None:
+    """Raise an InputError if a holdout shares rows with the sets that a model has seen."""
     for each in sets:
-        if each.name == "holdout" and (seen := shared_rows(each.rows, known)):
+        if each.name == "holdout" and (seen := shared_rows(each.rows, chain.from_iterable(known))):
             raise InputError(
                 f"{seen} of {len(each.rows)} holdout rows are also in the forget or retain set: a holdout is for rows "
                 "that no model has seen"
@@ -58,6 +59,11 @@ def with_cut_answers(evaluation_set: EvaluationSet, tokenizer: PreTrainedTokeniz
     answers = tokenizer([row.answer for row in evaluation_set.rows])["input_ids"]
     cut = tokenizer.batch_decode([ids[:length] for ids in answers], skip_special_tokens=True)
     return replace(evaluation_set, cut_answers=cut)
+
+
+def flat(sets: Iterable[Sequence[Sequence[Encoded]]]) -> Iterator[Encoded]:
+    """Yield all measured answers of all rows of all sets, one in memory at a time."""
+    return chain.from_iterable(chain.from_iterable(sets))
 
 
 def evaluation_batches(

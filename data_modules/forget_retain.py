@@ -19,11 +19,13 @@ from dipo_pl.data_modules.evaluation_sets import (
     chosen_sets,
     evaluation_batches,
     first_rows,
+    flat,
     refuse_seen_holdout,
     with_cut_answers,
 )
 from dipo_pl.data_modules.requests import joined, listed, new_rows, without_requests
 from dipo_pl.data_modules.row_encoder import RowEncoder
+from dipo_pl.data_modules.stored_rows import stored
 from dipo_pl.data_modules.training_batches import (
     Item,
     ResumableSampler,
@@ -46,11 +48,10 @@ TrainOn = Literal["pairs", "all", "forget", "retain"]
 class ForgetRetain(LightningDataModule, ABC):
     """Data module that pairs every forget row with a retain row, and serves the evaluation sets.
 
-    A subclass reads its rows in `read`. Pairs are a pure function of (seed, epoch, row), and batches of these and
-    the global batch size, so that workers, ranks and a resumed run see the same ones. A batch of pairs holds the
-    kinds of sequences that the LightningModule's `sections` name: `forget`, `retain`, and of the forget rows
-    `alternate` (the question with one of its other answers) and `mismatched` (the question with the next row's
-    answer).
+    A subclass reads its rows in `read`. Pairs are a pure function of (seed, epoch, row), and batches of these and the
+    global batch size, so that workers, ranks and a resumed run see the same ones. A batch of pairs holds the kinds of
+    sequences that the LightningModule's `sections` name: `forget`, `retain`, and of the forget rows `alternate` (the
+    question with one of its other answers) and `mismatched` (the question with the next row's answer).
 
     Args:
         prompt: how a question becomes the text before its answer.
@@ -129,11 +130,11 @@ class ForgetRetain(LightningDataModule, ABC):
         self.evaluation_sets: list[EvaluationSet] = []
         self.tokenizer: PreTrainedTokenizerBase
         self.companions: dict[str, list[tuple[str, ...]]] = {}
-        self.evaluation_sequences: list[list[list[Encoded]]] = []
+        self.evaluation_sequences: list[Sequence[Sequence[Encoded]]] = []
         self.resume_at: tuple[int, int] | None = None
         self._module: TrainedModule | None = None
         self._row_sets: RowSets | None = None
-        self._training: dict[str, list[Encoded]] = {}
+        self._training: dict[str, Sequence[Encoded]] = {}
         self._forget_sets: dict[str, Sequence[Row]] = {}
         self._sampler: ResumableSampler | None = None
         # Items of an optimizer step over all devices.
@@ -245,7 +246,7 @@ class ForgetRetain(LightningDataModule, ABC):
         for place, (name, new) in enumerate(new_rows(requests).items(), start=1):
             sets += self.request_sets(place, name, new)
         self.evaluation_sets = [first_rows(each, self.evaluation_rows) for each in sets]
-        refuse_seen_holdout(self.evaluation_sets, [*rows.forget, *rows.retain, *joined(requests.values())])
+        refuse_seen_holdout(self.evaluation_sets, [rows.forget, rows.retain, *requests.values()])
         self._row_sets = rows
 
     def texts(self) -> Iterable[str]:
@@ -260,21 +261,21 @@ class ForgetRetain(LightningDataModule, ABC):
     def _encode(self) -> None:
         self.tokenizer = self.module.tokenizer(self.texts())
         self.evaluation_sets = [with_cut_answers(each, self.tokenizer) for each in self.evaluation_sets]
-        forget = [self.row_sets.forget[place] for place in self.trained_forget_rows]
+        forget = stored(self.row_sets.forget[place] for place in self.trained_forget_rows)
         self._training = self.encode_training(forget, self.row_sets.retain)
-        self._encoder.warn_of_changes("training rows", chain(*self._training.values()))
+        self._encoder.warn_of_changes("training rows", chain.from_iterable(self._training.values()))
         self.evaluation_sequences = [self._encoder.measured(each) for each in self.evaluation_sets]
         self.evaluation_sets = [
-            replace(each, tokens=fingerprints.sequences_fingerprint(chain(*sequences)))
+            replace(each, tokens=fingerprints.sequences_fingerprint(flat([sequences])))
             for each, sequences in zip(self.evaluation_sets, self.evaluation_sequences, strict=True)
         ]
-        self._encoder.warn_of_changes("answers to be measured", chain(*chain(*self.evaluation_sequences)))
+        self._encoder.warn_of_changes("answers to be measured", flat(self.evaluation_sequences))
 
     @property
     def _encoder(self) -> RowEncoder:
         return RowEncoder(self.tokenizer, self.prompt, self.max_length, self.too_long)
 
-    def encode_training(self, forget: Sequence[Row], retain: Sequence[Row]) -> dict[str, list[Encoded]]:
+    def encode_training(self, forget: Sequence[Row], retain: Sequence[Row]) -> dict[str, Sequence[Encoded]]:
         """Return the training sequences of both sets."""
         return {"forget": self._encoder.rows(forget), "retain": self._encoder.rows(retain)}
 
@@ -294,11 +295,10 @@ class ForgetRetain(LightningDataModule, ABC):
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence that training or evaluation will show the policy."""
-        measured = chain(*self.evaluation_sequences)
-        return max(len(each.ids) for each in chain(*self._training.values(), *measured))
+        return max(len(each.ids) for each in chain(*self._training.values(), flat(self.evaluation_sequences)))
 
     @property
-    def training_sequences(self) -> dict[str, list[Encoded]]:
+    def training_sequences(self) -> dict[str, Sequence[Encoded]]:
         """All sequences that training batches are made of, by kind; `BatchSection.rows` counts in these."""
         if self.train_on != "pairs":
             return self._training

@@ -1,12 +1,12 @@
 """JSONL: a data module for any files of rows, those to forget and those to retain."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from dipo_pl.data_modules.columns import check_columns
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.data_modules.requests import joined, listed
-from dipo_pl.data_modules.row_files import read_rows
+from dipo_pl.data_modules.row_files import RowReader
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation_set import EvaluationSet, RowSets
 from dipo_pl.rows import Row
@@ -15,21 +15,27 @@ Files = str | list[str]
 
 
 class JSONL(ForgetRetain):
-    """Data module for files of {question, answer}, {text} or {messages: [{role, content}]}, as JSON lines or otherwise.
+    """Data module for files of rows in the forms that people have: JSON lines, a JSON list, CSV, Parquet, Arrow, the hub.
 
-    A file holds JSON lines, a JSON list, CSV, Parquet or Arrow, see `read_records`. Rows may also have `system` (a system
-    message), `paraphrased_answer` (a text) and `perturbed_answer` (a list of wrong answers, the same number in every row),
-    which the truth ratio and Forget Quality need. Forget rows may have `alternate_answer` (other answers to the question,
-    the same number in every row), which some losses need. A null is as good as no column; columns that are not read are
-    named in a warning. Evaluation sets: `forget`, `retain`, and `holdout` if it is given.
+    A row is one of {question, answer}; {prompt, completion}; {instruction, input, output}, where input may be missing
+    (Alpaca); {messages: [{role, content}]}; {conversations: [{from, value}]} (ShareGPT); {text}. Of a conversation the
+    last answer is trained and measured. Rows may also have `system` (a system message), `paraphrased_answer` (a text) and
+    `perturbed_answer` (a list of wrong answers, the same number in every row), which the truth ratio and Forget Quality
+    need. Forget rows may have `alternate_answer` (other answers to the question, the same number in every row), which some
+    losses need. A null is as good as no column; columns that are not read are named in a warning. What a run trains and is
+    compared by depends on the rows alone, not on how they were written. Evaluation sets: `forget`, `retain`, and `holdout`
+    if it is given.
 
     Args:
-        forget: file of the rows to forget, or several files.
-        retain: file of the rows to retain, or several files.
-        holdout: file of rows like those to forget that no model has seen, for membership inference, or several files.
+        forget: the rows to forget: a file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, also compressed), a pattern
+            (`rows/*.jsonl`), a folder of `datasets` or of the Parquet files of one split, a data set of the hub
+            (`NAME:CONFIGURATION:SPLIT`), or a list of these.
+        retain: the rows to retain, as `forget`.
+        holdout: rows like those to forget that no model has seen, for membership inference, as `forget`.
         columns: for files with other columns, what each part of a row is made of, such as
-            `{question: prompt, answer: completion}`; a list joins several by an empty line:
-            `{question: [instruction, input], answer: output}`. Columns not named here need not be read then.
+            `{question: query, answer: response}`; a list joins several by an empty line:
+            `{question: [context, question], answer: answer}`. Columns not named here need not be read then; a name that no
+            file has is refused.
         options: arguments of ForgetRetain.
     """
 
@@ -50,7 +56,7 @@ class JSONL(ForgetRetain):
         self.forget = forget
         self.retain = retain
         self.holdout = holdout
-        self.columns: Mapping[str, str | list[str]] | None = columns
+        self._reader = RowReader(columns)
 
     def read(self) -> RowSets:
         """Read the files."""
@@ -58,14 +64,18 @@ class JSONL(ForgetRetain):
         evaluation = [EvaluationSet("forget", forget), EvaluationSet("retain", retain)]
         if self.holdout is not None:
             evaluation.append(EvaluationSet("holdout", self._rows(self.holdout)))
+        for name in (*self.requests, *self.requests_to_come):
+            # Read once: a column may be in one of these alone.
+            self.forget_set(name)
+        self._reader.refuse_unfound()
         return RowSets(forget, retain, evaluation)
 
     def read_forget(self, name: str) -> Sequence[Row]:
         """Read the file of this name."""
-        return read_rows(name, self.columns)
+        return self._reader.file(name)
 
-    def _rows(self, files: Files) -> list[Row]:
+    def _rows(self, files: Files) -> Sequence[Row]:
         """Return the rows of one file, or of several, each row once."""
         if isinstance(files, str):
-            return read_rows(files, self.columns)
-        return joined(read_rows(each, self.columns) for each in files)
+            return self._reader.file(files)
+        return joined(map(self._reader.file, files))

@@ -1,17 +1,17 @@
-"""Records of files as people have them: JSON lines, a JSON list, CSV, Parquet, Arrow, each also compressed."""
+"""Records of files as people have them: JSON lines, a JSON list, CSV, Parquet, Arrow, each also compressed; the hub."""
 
-import bz2
-import csv
-import gzip
+import glob
 import io
 import json
-import lzma
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dipo_pl.data_modules.csv_records import csv_records
+from dipo_pl.data_modules.file_content import opened, reading, refuse_others, text_lines
+from dipo_pl.data_modules.tables import arrow_records, hub_records, parquet_records, saved_files
 from dipo_pl.errors import InputError
 from dipo_pl.paths import expanded
 from dipo_pl.storage.text import decoded
@@ -22,19 +22,10 @@ Placed = tuple[str, Mapping[str, Any]]
 # The ends of names under which a set may lie in a folder, the first that exists.
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".arrow")
 COMPRESSED = ("", ".gz", ".zst", ".bz2", ".xz")
-CONVERT = ".to_json('rows.jsonl', orient='records', lines=True, force_ascii=False)"
-# What other files begin with, and how their rows become JSON lines.
-OTHERS = {
-    b"\xd0\xcf\x11\xe0": f"a spreadsheet of old Excel: save it as CSV, or pandas.read_excel(...){CONVERT}",
-    b"SQLite format 3": f"an SQLite database: pandas.read_sql('select ...', connection){CONVERT}",
-    b"\x89HDF": f"an HDF5 file: pandas.read_hdf(...){CONVERT}",
-    b"ORC": f"an ORC file: pandas.read_orc(...){CONVERT}",
-    b"Obj\x01": "an Avro file: write one JSON object a line, or Parquet",
-    b"\x80": "a pickle, which can run code when it is read: write JSON lines where you trust it",
-    b"7z\xbc\xaf": "an archive: unpack it, and give the file in it",
-    b"Rar!": "an archive: unpack it, and give the file in it",
-    b"%PDF": "a PDF: extract its text into lines of {\"text\": ...}",
-}  # fmt: skip
+KIND = "a file of JSON lines, a JSON list, CSV or Parquet"
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+FILE_NAME = re.compile(r".*\.[A-Za-z]\w*")
+BLANKS = re.compile(r"\s*")
 
 
 def named_file(folder: Path, name: str) -> Path:
@@ -44,173 +35,132 @@ def named_file(folder: Path, name: str) -> Path:
     return next((each for each in found if each.exists()), folder / f"{name}.jsonl")
 
 
-def read_records(given: str | Path) -> list[Placed]:
-    """Return the records of a file with the place of each, in order.
+def read_records(given: str | Path) -> Iterator[Placed]:
+    """Yield the records of a file with the place of each, in order, a few in memory at a time.
 
     Args:
         given: a file of JSON lines, a list of JSON objects, CSV or TSV with a header, Parquet or Arrow; each may be
-            compressed by gzip, Zstandard, bzip2 or xz. Or a folder that `datasets` has written with
-            save_to_disk, or of the Parquet files of one split.
+            compressed by gzip, Zstandard, bzip2 or xz. Or a pattern such as `rows/*.jsonl`, whose files follow each other in
+            the order of their names; a folder that `datasets` has written with save_to_disk, or of the Parquet files of one
+            split; a data set of the hub, see `hub_records`.
 
     Raises:
         InputError: there is no such file, it is of another format, or one of its records is not an object.
     """
     path = Path(expanded(str(given)))
+    empty = True
+    for each in _records(path):
+        empty = False
+        yield each
+    if empty:
+        raise InputError(f"{path} is empty: it needs at least one row")
+
+
+def _records(path: Path) -> Iterator[Placed]:
+    name, (before, colon, _) = str(path), str(path).partition(":")
     if path.is_dir():
         return _from_folder(path)
-    content = read_content(path, "a file of JSON lines, a JSON list, CSV or Parquet")
-    found = _from_content(path, content)
-    if not found:
-        raise InputError(f"{path} is empty: it needs at least one row")
-    return found
+    if not path.exists():
+        at_hub = HUB_ID.fullmatch(before) and (colon or not FILE_NAME.fullmatch(before))
+        if at_hub or (colon and Path(before).is_dir()):
+            return hub_records(name)
+        if glob.has_magic(name):
+            return _from_pattern(name)
+    return _from_file(path)
 
 
-def read_content(path: Path, kind: str) -> bytes:
-    """Return the bytes of a file, decompressed; `kind` says in an error what the file should be.
-
-    Raises:
-        InputError: the file is missing, cannot be read, or its compressed data are damaged.
-    """
-    try:
-        return _decompressed(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        at_hub = path.parts if not path.is_absolute() and not path.suffix else ()
-        hub = f"; of a data set of the hub: datasets.load_dataset({str(path)!r}, split='train').to_json('rows.jsonl')"
-        raise InputError(
-            f"no file {path}: give the path of {kind}{hub if len(at_hub) == 2 else ''}"
-        ) from None
-    except (OSError, EOFError, lzma.LZMAError, zlib.error, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
+def _from_pattern(pattern: str) -> Iterator[Placed]:
+    paths = sorted(each for each in glob.glob(pattern, recursive=True) if Path(each).is_file())
+    if not paths:
+        raise InputError(f"no file {pattern}: no name matches this pattern")
+    for each in paths:
+        yield from read_records(each)
 
 
-def _decompressed(content: bytes) -> bytes:
-    if content.startswith(b"\x1f\x8b"):
-        return _decompressed(gzip.decompress(content))
-    if content.startswith(b"BZh") and content[4:10] == b"1AY&SY":
-        return _decompressed(bz2.decompress(content))
-    if content.startswith(b"\xfd7zXZ\x00"):
-        return _decompressed(lzma.decompress(content))
-    if content.startswith(b"\x28\xb5\x2f\xfd"):
-        # Late, as below: importing it takes a while, and most files are plain text.
-        import pyarrow
-
-        with pyarrow.CompressedInputStream(pyarrow.BufferReader(content), "zstd") as stream:
-            return _decompressed(bytes(stream.read()))
-    return content
+def _from_file(path: Path) -> Iterator[Placed]:
+    with reading(path, KIND), opened(path) as stream:
+        start = stream.peek(8)
+        # Arrow reads those parts of a file that it needs, if it is not compressed.
+        source = path if isinstance(stream.raw, io.FileIO) else None
+        if start.startswith(b"PAR1"):
+            yield from parquet_records(path, source or stream.read())
+        elif start.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+            yield from arrow_records(path, source or stream.read(), not start.startswith(b"ARROW1"))
+        else:
+            refuse_others(path, stream)
+            yield from _from_text(path, stream)
 
 
-def _from_content(path: Path, content: bytes) -> list[Placed]:
-    if content.startswith(b"PAR1"):
-        return _from_table(path, lambda pyarrow: pyarrow.parquet.read_table(pyarrow.BufferReader(content)))
-    if content.startswith(b"ARROW1"):
-        return _from_table(path, lambda pyarrow: pyarrow.ipc.open_file(content).read_all())
-    if content.startswith(b"\xff\xff\xff\xff"):
-        return _from_table(path, lambda pyarrow: pyarrow.ipc.open_stream(content).read_all())
-    if content.startswith(b"PK\x03\x04"):
-        raise InputError(f"{path} is {_zipped(content)}")
-    for start, advice in OTHERS.items():
-        if content.startswith(start):
-            raise InputError(f"{path} is {advice}")
-    text = decoded(content, path)
+def _from_text(path: Path, stream: io.BufferedReader) -> Iterator[Placed]:
     suffixes = {each.lower() for each in path.suffixes}
     if suffixes & {".csv", ".tsv"}:
-        return list(_from_csv(path, text, "\t" if ".tsv" in suffixes else ","))
-    if text.lstrip().startswith("["):
-        return _from_list(path, text)
-    return list(_from_lines(path, text))
+        return csv_records(path, stream, "\t" if ".tsv" in suffixes else ",")
+    if stream.peek(8).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        return _from_list(path, decoded(stream.read(), path))
+    return _from_lines(path, stream)
 
 
-def _zipped(content: bytes) -> str:
-    try:
-        names = zipfile.ZipFile(io.BytesIO(content)).namelist()
-    except zipfile.BadZipFile:
-        names = []
-    if any(each.startswith("xl/") for each in names) or "content.xml" in names:
-        return f"a spreadsheet: save it as CSV (UTF-8), or pandas.read_excel(...){CONVERT}"
-    return f"a zip archive ({', '.join(names[:3]) or 'damaged'}): unpack it, and give the file in it"
-
-
-def _from_folder(path: Path) -> list[Placed]:
-    if (path / "dataset_dict.json").is_file():
-        splits = [each.name for each in sorted(path.iterdir()) if each.is_dir()]
-        raise InputError(
-            f"{path} holds the splits {', '.join(splits)}: give one of them, such as {path / splits[0]}"
-        )
-    if (path / "state.json").is_file():
-        try:
-            names = [
-                each["filename"] for each in json.loads((path / "state.json").read_text())["_data_files"]
-            ]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"cannot read {path / 'state.json'}: {error!r}") from None
-        return [each for name in names for each in read_records(path / name)]
+def _from_folder(path: Path) -> Iterator[Placed]:
     files = [each.name for each in sorted(path.iterdir()) if each.is_file()]
     parts = [each for each in files if each.endswith(".parquet")]
-    if len({each.partition("-")[0] for each in parts}) == 1:
+    if {"dataset_dict.json", "state.json"} & {*files}:
+        paths = saved_files(path)
+    elif len({each.partition("-")[0] for each in parts}) == 1:
         # train-00000-of-00002.parquet, ...
-        return [each for name in parts for each in read_records(path / name)]
-    shown = f" (it has {', '.join(files[:5])}{', ...' if len(files) > 5 else ''})" if files else ""
-    raise InputError(f"{path} is a folder{shown}: give the files themselves, one or a list")
+        paths = [path / name for name in parts]
+    else:
+        shown = f" (it has {', '.join(files[:5])}{', ...' if len(files) > 5 else ''})" if files else ""
+        raise InputError(
+            f"{path} is a folder{shown}: give the files themselves, one, a list, or a pattern such as {path}/*.jsonl"
+        )
+    for each in paths:
+        yield from _from_file(each)
 
 
-def _from_table(path: Path, read: Callable[[Any], Any]) -> list[Placed]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        records = read(pyarrow).to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from None
-    return [(f"{path}, row {number}", record) for number, record in enumerate(records, start=1)]
-
-
-def _from_csv(path: Path, text: str, delimiter: str) -> Iterator[Placed]:
-    csv.field_size_limit(2**31 - 1)
-    header = text.lstrip("\n").partition("\n")[0]
-    if delimiter not in header:
-        delimiter = next((each for each in ";\t|" if each in header), delimiter)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    names: list[str] = []
-    try:
-        for cells in reader:
-            where = f"{path}, line {reader.line_num}"
-            if not any(map(str.strip, cells)):
-                continue
-            if not names:
-                names = [each.strip() for each in cells]
-                if twice := {each for each in names if names.count(each) > 1}:
-                    raise InputError(f"{where}: the column {min(twice)!r} is there twice")
-                continue
-            if len(cells) != len(names):
-                raise InputError(
-                    f"{where}: has {len(cells)} cells and the header {len(names)} ({', '.join(names)}): quote cells that "
-                    f"hold {delimiter!r}"
-                )
-            # CSV has no other way to write that nothing is given.
-            yield where, {name: cell for name, cell in zip(names, cells, strict=True) if cell.strip()}
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
+def _from_list(path: Path, text: str) -> Iterator[Placed]:
+    """Yield the objects of a JSON list as they are decoded, so that they are not all in memory at once."""
+    decoder, number = json.JSONDecoder(), 0
+    at = _after_blanks(text, text.index("[") + 1)
+    closed = text.startswith("]", at)
+    while not closed:
+        where = f"{path}[{number}]"
+        with _decoding(str(path)):
+            record, end = decoder.raw_decode(text, at)
+        with _decoding(where):
+            _check_encodable(record, text[at:end])
+        yield checked_object(record, where)
+        number, at = number + 1, _after_blanks(text, end)
+        closed = text.startswith("]", at)
+        if not closed:
+            with _decoding(str(path)):
+                if not text.startswith(",", at):
+                    raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+            at = _after_blanks(text, at + 1)
+    with _decoding(str(path)):
+        if (rest := _after_blanks(text, at + 1)) < len(text):
+            raise json.JSONDecodeError("Extra data", text, rest)
 
 
-def _from_list(path: Path, text: str) -> list[Placed]:
-    records = parse_json(text, str(path))
-    return [checked_object(record, f"{path}[{number}]") for number, record in enumerate(records)]
+def _after_blanks(text: str, at: int) -> int:
+    blanks = BLANKS.match(text, at)
+    return at if blanks is None else blanks.end()
 
 
-def _from_lines(path: Path, text: str) -> Iterator[Placed]:
-    for number, (where, line) in enumerate(lines_of(text, path)):
+def _from_lines(path: Path, stream: io.BufferedReader) -> Iterator[Placed]:
+    for number, (where, line) in enumerate(text_lines(stream, path)):
         try:
             record = parse_json(line, where)
         except InputError:
             if number == 0:
-                _refuse_one_object(path, text)
+                _refuse_one_object(path)
             raise
         yield checked_object(record, where)
 
 
-def _refuse_one_object(path: Path, text: str) -> None:
+def _refuse_one_object(path: Path) -> None:
     try:
-        whole = parse_json(text, str(path))
+        with opened(path) as stream:
+            whole = parse_json(decoded(stream.read(), path), str(path))
     except InputError:
         return
     if not isinstance(whole, dict):
@@ -229,34 +179,28 @@ def checked_object(record: Any, where: str) -> Placed:
     return where, record
 
 
-def lines_of(text: str, path: str | Path) -> Iterable[tuple[str, str]]:
-    """Return the lines of a text that are not blank, each with its place."""
-    lines = enumerate(text.split("\n"), start=1)
-    return [(f"{path}, line {number}", line) for number, line in lines if line.strip()]
-
-
-def read_lines(given: str | Path, kind: str) -> list[tuple[str, str]]:
-    """Read the lines of a text file that are not blank, each with its place; `kind` says in an error what it should be.
-
-    Raises:
-        InputError: the file is missing, empty or not UTF-8.
-    """
-    path = Path(expanded(str(given)))
-    found = [*lines_of(decoded(read_content(path, kind), path), path)]
-    if not found:
-        raise InputError(f"{path} is empty: it needs at least one row")
-    return found
-
-
 def parse_json(text: str, where: str) -> Any:
     """Parse JSON whose texts can all be encoded as UTF-8.
 
     Raises:
         InputError: the text is not JSON, is nested too deeply, or has an unpaired surrogate.
     """
-    try:
+    with _decoding(where):
         value = json.loads(text)
+        _check_encodable(value, text)
+    return value
+
+
+def _check_encodable(value: Any, text: str) -> None:
+    # Only these can make what UTF-8 cannot hold.
+    if "\\ud" in text or "\\uD" in text:
         json.dumps(value, ensure_ascii=False).encode()
+
+
+@contextmanager
+def _decoding(where: str) -> Iterator[None]:
+    try:
+        yield
     except json.JSONDecodeError as error:
         place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
         raise InputError(f"{where}: not valid JSON ({error.msg} at {place})") from None
@@ -269,7 +213,6 @@ def parse_json(text: str, where: str) -> Any:
         ) from None
     except ValueError as error:
         raise InputError(f"{where}: JSON cannot be used ({error})") from None
-    return value
 
 
 def load_split(path: str, configuration: str, split: str, name: str) -> Iterable[Mapping[str, Any]]:

@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from dipo_pl.data_modules.stored_rows import stored
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation_set import RowSets
 from dipo_pl.rows import Row
+from dipo_pl.storage.fingerprints import conversation_digest
 
 
 def listed(names: str | Sequence[str], option: str = "data.forget") -> list[str]:
@@ -17,18 +19,27 @@ def listed(names: str | Sequence[str], option: str = "data.forget") -> list[str]
     return list(names)
 
 
-def joined(sets: Iterable[Sequence[Row]]) -> list[Row]:
+def joined(sets: Iterable[Iterable[Row]]) -> Sequence[Row]:
     """Return the rows of all sets in order, each once."""
-    return list({row.conversation: row for rows in sets for row in rows}.values())
+    # Of a million rows the texts would take much memory, and digests little.
+    seen: set[bytes] = set()
+
+    def first(row: Row) -> bool:
+        digest = conversation_digest(row)
+        new = digest not in seen
+        seen.add(digest)
+        return new
+
+    return stored(row for rows in sets for row in rows if first(row))
 
 
-def without(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:
+def without(rows: Iterable[Row], others: Iterable[Row]) -> Sequence[Row]:
     """Return the rows of which no exact copy is among the others."""
-    left_out = {row.conversation for row in others}
-    return [row for row in rows if row.conversation not in left_out]
+    left_out = {conversation_digest(row) for row in others}
+    return stored(row for row in rows if conversation_digest(row) not in left_out)
 
 
-def new_rows(requests: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
+def new_rows(requests: Mapping[str, Sequence[Row]]) -> dict[str, Sequence[Row]]:
     """Return the rows of each request that no earlier one holds: MUSE's growing sets hold those before."""
     names = list(requests)
     return {

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dipo_pl.batch import Encoded
 from dipo_pl.chat_rendering import without_spaces
+from dipo_pl.data_modules.packed_sequences import Groups, packed
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.prompts import PromptFormat, Rendered
@@ -172,15 +173,17 @@ class RowEncoder:
         """Return the ids of the row up to the end of its entity, see `encode_entity`."""
         return encode_entity(row, self.prompt, self.tokenizer, self.max_length)
 
-    def rows(self, rows: Iterable[Row]) -> list[Encoded]:
+    def rows(self, rows: Iterable[Row]) -> Sequence[Encoded]:
         """Return each row with its own answer."""
-        return [self.encode(row, row.answer) for row in rows]
+        return packed(self.encode(row, row.answer) for row in rows)
 
-    def companions(self, rows: Iterable[Row], answers: Iterable[Sequence[str]]) -> list[Encoded]:
+    def companions(self, rows: Iterable[Row], answers: Iterable[Sequence[str]]) -> Sequence[Encoded]:
         """Return each row with each of K other answers; answer k of row r is at r * K + k."""
-        return [self.encode(row, answer) for row, some in zip(rows, answers, strict=True) for answer in some]
+        return packed(
+            self.encode(row, answer) for row, some in zip(rows, answers, strict=True) for answer in some
+        )
 
-    def measured(self, evaluation_set: EvaluationSet) -> list[list[Encoded]]:
+    def measured(self, evaluation_set: EvaluationSet) -> Sequence[Sequence[Encoded]]:
         """Return all measured answers of each row of an evaluation set.
 
         Raises:
@@ -192,21 +195,27 @@ class RowEncoder:
                 f"rows of the evaluation set {evaluation_set.name!r} have {sorted(counts)} wrong answers: "
                 "give every row the same number, or none"
             )
-        return [
-            [self.encode(row, answer, evaluation_set.prompt) for answer in row.measured_answers]
+        sequences = packed(
+            self.encode(row, answer, evaluation_set.prompt)
             for row in evaluation_set.rows
-        ]
+            for answer in row.measured_answers
+        )
+        # The right answer twice, once for the truth ratio, and the wrong ones.
+        size = max((2 + count if count else 1 for count in counts), default=1)
+        return Groups(sequences, size)
 
     def warn_of_changes(self, what: str, sequences: Iterable[Encoded]) -> None:
         """Warn with the numbers of sequences that were cut, and of answers that the prompt format rewrites, if any."""
-        known = list(sequences)
-        if cut := sum(each.cut for each in known):
+        count = cut = rewritten = 0
+        for each in sequences:
+            count, cut, rewritten = count + 1, cut + each.cut, rewritten + each.rewritten
+        if cut:
             rank_zero_warn(
-                f"{cut} of {len(known)} {what} are longer than data.max_length {self.max_length} "
+                f"{cut} of {count} {what} are longer than data.max_length {self.max_length} "
                 "with their prompt, and are cut there"
             )
-        if rewritten := sum(each.rewritten for each in known):
+        if rewritten:
             rank_zero_warn(
-                f"the chat template writes {rewritten} of {len(known)} {what} otherwise than the rows have them: they are "
+                f"the chat template writes {rewritten} of {count} {what} otherwise than the rows have them: they are "
                 "trained and measured as it writes them"
             )

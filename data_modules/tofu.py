@@ -1,13 +1,13 @@
 """TOFU: a data module of 200 fictitious authors with 20 questions each, the last of whom are to be forgotten."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dipo_pl.data_modules.forget_retain import ForgetRetain
-from dipo_pl.data_modules.record_files import load_split, named_file, read_records
+from dipo_pl.data_modules.record_files import Placed, load_split, named_file, read_records
 from dipo_pl.data_modules.requests import listed
 from dipo_pl.data_modules.row_files import rows_from
 from dipo_pl.errors import InputError, check_count
@@ -111,7 +111,8 @@ class TOFU(ForgetRetain):
         return name.replace("forget", "holdout") if name in FORGET_ROWS else "holdout10"
 
     def _split(self, name: str) -> Sequence[Row]:
-        source, placed = f"{self.path} {name}", []
+        source = f"{self.path} {name}"
+        placed: Iterable[Placed]
         if Path(self.path).is_dir():
             source, placed = str(self._file(name)), read_records(self._file(name))
         else:

@@ -7,12 +7,16 @@ from dipo_pl.data_modules.columns import given_columns, is_null
 from dipo_pl.errors import InputError
 from dipo_pl.rows import Messages
 
+# Who speaks in ShareGPT's turns.
 ROLES = {
     "human": "user",
+    "user": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
+    "assistant": "assistant",
+    "system": "system",
 }
 # What else a turn may say: a row would be another without it.
 SAID = (
@@ -74,5 +78,11 @@ def _turn(value: Any, where: str) -> tuple[str, str, dict[str, Any]]:
             f"{where} ({role}): 'content' must be a text or a list of one text part; images and tool calls are not "
             f"supported (got {repr(content)[:60]})"
         )
-    role = role if "role" in given else ROLES.get(role.lower(), role)
+    if "role" not in given:
+        if role.lower() not in ROLES:
+            raise InputError(
+                f"{where}: 'from' must be {', '.join(ROLES)} (got {role!r}): write the role that the chat template knows as "
+                "'role', or leave the row out"
+            )
+        role = ROLES[role.lower()]
     return role, content, {key: each for key, each in given.items() if key not in KEYS and key not in SAID}

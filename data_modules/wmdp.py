@@ -7,7 +7,8 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from dipo_pl.data_modules.blocked_texts import BlockedTexts, TextCorpus
-from dipo_pl.data_modules.record_files import named_file, read_content, read_records
+from dipo_pl.data_modules.file_content import read_content
+from dipo_pl.data_modules.record_files import named_file, read_records
 from dipo_pl.data_modules.requests import joined, listed
 from dipo_pl.data_modules.row_files import text_at
 from dipo_pl.errors import InputError, check_count

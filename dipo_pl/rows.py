@@ -61,5 +61,8 @@ class Row:
 
 def shared_rows(forget: Iterable[Row], retain: Iterable[Row]) -> int:
     """Return the number of forget rows whose conversation is also in the retain set."""
-    kept = {row.conversation for row in retain}
-    return sum(row.conversation in kept for row in forget)
+    forgotten = [row.conversation for row in forget]
+    wanted = {*forgotten}
+    # Those to retain may be many.
+    kept = {each for each in (row.conversation for row in retain) if each in wanted}
+    return sum(each in kept for each in forgotten)

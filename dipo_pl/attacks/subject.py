@@ -103,7 +103,7 @@ class Subject:
         """Rows like the forget set's that no model has seen, if there are any."""
         return self.set_of(HOLDOUT)
 
-    def encoded(self, evaluation_set: EvaluationSet) -> list[list[Encoded]]:
+    def encoded(self, evaluation_set: EvaluationSet) -> Sequence[Sequence[Encoded]]:
         """Return the measured answers of each row of an evaluation set, with their prompts."""
         return self.encoder.measured(evaluation_set)
 

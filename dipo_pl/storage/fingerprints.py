@@ -22,6 +22,11 @@ def rows_fingerprint(rows: Iterable[Row]) -> str:
     return _digest([row.messages, row.answer, row.paraphrased_answer, row.wrong_answers] for row in rows)
 
 
+def conversation_digest(row: Row) -> bytes:
+    """Return 16 bytes that are the same for two rows if their messages and answer are: BLAKE2b, RFC 7693."""
+    return hashlib.blake2b(json.dumps(row.conversation, ensure_ascii=False).encode(), digest_size=16).digest()
+
+
 def texts_fingerprint(groups: Iterable[Sequence[str]]) -> str:
     """Return the fingerprint of the texts of all groups, in order."""
     return _digest(groups)

@@ -28,13 +28,21 @@ def decoded(content: bytes, path: str | Path) -> str:
     Raises:
         InputError: they are not UTF-8.
     """
+    return utf8(content, path).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def utf8(content: bytes, where: str | Path) -> str:
+    """Return the text of UTF-8 bytes as it is, but for a byte order mark.
+
+    Raises:
+        InputError: they are not UTF-8.
+    """
     try:
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x} at {error.start}): save it as UTF-8"
+            f"{where} is not UTF-8 text (byte {error.object[error.start]:#04x} at {error.start}): save it as UTF-8"
         ) from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def load_yaml(text: str) -> Any:

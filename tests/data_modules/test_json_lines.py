@@ -2,6 +2,8 @@
 
 import json
 
+import datasets
+import pandas
 import pytest
 from connected import connected
 
@@ -35,6 +37,92 @@ def test_rows_and_evaluation_sets(files):
         ("forget", sets.forget, False),
         ("retain", sets.retain, False),
     ]
+
+
+def turns(question, answer):
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+# The same rows as people have them.
+FORMS = [
+    lambda question, answer: {"question": question, "answer": answer},
+    lambda question, answer: {"prompt": question, "completion": answer, "text": None},
+    lambda question, answer: {"instruction": question, "input": "", "output": answer},
+    lambda question, answer: {"conversations": turns(question, answer), "id": None},
+    lambda question, answer: {
+        "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    },
+    lambda question, answer: {"q": question, "a": answer},
+]
+WRITERS = {
+    "jsonl": lambda frame, path: frame.to_json(path, orient="records", lines=True),
+    "jsonl.gz": lambda frame, path: frame.to_json(path, orient="records", lines=True, force_ascii=False),
+    "json": lambda frame, path: frame.to_json(path, orient="records", indent=1),
+    "csv": lambda frame, path: frame.to_csv(path, index=False),
+    "tsv": lambda frame, path: frame.to_csv(path, index=False, sep="\t"),
+    "parquet": lambda frame, path: frame.to_parquet(path),
+    "folder": lambda frame, path: datasets.Dataset.from_pandas(frame).save_to_disk(path),
+    "parts": lambda frame, path: datasets.Dataset.from_pandas(frame).to_parquet(
+        path.mkdir() or path / "train-0.parquet"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_run_is_told_by_its_rows_and_not_by_how_they_are_written(tmp_path, form, kind):
+    pairs = {
+        "forget": [("Wo?", "In \u201eKöln\u201c,\r\n \U0001f642."), ("Who?", " Me.\n")],
+        "keep": [("When?", "Now,\tor later.")],
+    }
+    if isinstance(next(iter(form("", "").values())), list) and kind in ("csv", "tsv"):
+        pytest.skip("CSV has no lists")
+    paths, plain = {}, {}
+    for name, rows in pairs.items():
+        paths[name] = tmp_path / f"{name}.{kind}"
+        WRITERS[kind](pandas.DataFrame([form(*each) for each in rows]), paths[name])
+        plain[name] = tmp_path / f"plain-{name}.jsonl"
+        plain[name].write_text("".join(json.dumps(FORMS[0](*each)) + "\n" for each in rows))
+    columns = {"question": "q", "answer": "a"} if "q" in form("", "") else None
+    data = connected(JSONL(str(paths["forget"]), str(paths["keep"]), columns=columns))
+    known = connected(JSONL(str(plain["forget"]), str(plain["keep"])))
+    assert [(row.question, row.answer) for row in data.row_sets.forget] == pairs["forget"]
+    assert data.identity == known.identity
+    assert data.training_tokens == known.training_tokens
+    assert [each.tokens for each in data.evaluation_sets] == [each.tokens for each in known.evaluation_sets]
+
+
+def test_a_mapping_may_be_of_one_file_alone(tmp_path):
+    for name, record in {
+        "forget": {"q": "Who?", "a": "Me."},
+        "keep": {"prompt": "When?", "completion": "Now."},
+    }.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(record))
+    forget, keep = (str(tmp_path / f"{name}.jsonl") for name in ("forget", "keep"))
+    columns = {"question": "q", "answer": "a"}
+    sets = JSONL(forget, keep, columns=columns).read()
+    assert [row.answer for row in (*sets.forget, *sets.retain)] == ["Me.", "Now."]
+    # A column that none of the files has is a slip, also where all can be read without it.
+    with pytest.raises(
+        InputError,
+        match=rf"^data.columns.system names the column 'persona', and {forget} and {keep} have none of this name "
+        r"\(columns there: q, a, prompt, completion\)$",
+    ):
+        JSONL(forget, keep, columns=columns | {"system": "persona"}).read()
+    with pytest.raises(
+        InputError, match=r"^data.columns.text names the column 'body', and .*keep.jsonl has none of this"
+    ):
+        JSONL(keep, keep, columns={"text": "body"}).read()
+
+
+def test_a_mapping_may_be_of_an_earlier_request_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    records = {"1": {"q": "Who?", "a": "Me."}, "2": {"question": "Why?", "answer": "So."}}
+    for name, record in (records | {"keep": {"text": "Once."}}).items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(record))
+    requests = ["1.jsonl", "2.jsonl"]
+    data = JSONL("2.jsonl", "keep.jsonl", columns={"question": "q", "answer": "a"}, requests=requests)
+    assert [len(each.rows) for each in connected(data).evaluation_sets] == [1, 1, 1, 1]
 
 
 def test_batches(files):

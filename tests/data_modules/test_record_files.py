@@ -84,6 +84,32 @@ def test_csv(tmp_path, name, options):
     assert [row.wrong_answers for row in rows] == [("You.",), ()]
 
 
+@pytest.mark.parametrize(("content", "answers"), [
+    (b'question,answer\r\nWho?,"Me,\r\nand you."\r\nWhy?,So.\r\n', ["Me,\r\nand you.", "So."]),
+    (b"question,answer\rWho?,Me.\rWhy?,So.\r", ["Me.", "So."]),
+    (b"\n \nquestion;answer\nWho, me?;Me, too.\n\n", ["Me, too."]),
+    (b"question|answer\nWho?|Me.\n", ["Me."]),
+    # As spreadsheets write them: an index without a name, and columns in which there is nothing.
+    (b",question,answer,,\n0,Who?,Me.,,\n", ["Me."]),
+    (b"instruction,input,output\nSay,who,Me.\nWho?,,So.\n", ["Me.", "So."]),
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*column 1 is not read")
+def test_csv_as_programs_write_it(tmp_path, content, answers):
+    (tmp_path / "rows.csv").write_bytes(content)
+    assert [row.answer for row in read_rows(tmp_path / "rows.csv")] == answers
+
+
+def test_patterns_take_files_in_the_order_of_their_names(tmp_path):
+    for name, record in zip(("b.jsonl", "a.jsonl"), RECORDS, strict=True):
+        (tmp_path / name).write_text(json.dumps(record))
+    (tmp_path / "c.csv").write_text("question,answer\nWho?,Me.\n")
+    assert read_rows(tmp_path / "*.jsonl") == ROWS[::-1]
+    assert [row.where for row in read_rows(tmp_path / "[b-c].*")] == [
+        f"{tmp_path}/b.jsonl, line 1",
+        f"{tmp_path}/c.csv, line 2",
+    ]
+
+
 def test_folders_of_datasets(tmp_path):
     rows = datasets.Dataset.from_list(RECORDS)
     rows.save_to_disk(tmp_path / "saved", num_shards=2)
@@ -97,7 +123,10 @@ def test_folders_of_datasets(tmp_path):
         InputError, match=r"splits holds the splits test, train: give one of them, such as .*splits/test$"
     ):
         read_rows(tmp_path / "splits")
-    with pytest.raises(InputError, match=r" is a folder: give the files themselves, one or a list$"):
+    with pytest.raises(
+        InputError,
+        match=r" is a folder: give the files themselves, one, a list, or a pattern such as .*\*\.jsonl$",
+    ):
         read_rows(tmp_path)
     FRAME.to_parquet(tmp_path / "parts" / "test-00000-of-00001.parquet")
     with pytest.raises(
@@ -120,7 +149,9 @@ def archive(*names):
     (b"\n \n", "is empty: it needs at least one row$"),
     (b"[]", "is empty: it needs at least one row$"),
     (gzip.compress(b"", mtime=0), "is empty: it needs at least one row$"),
-    ('{"text": "zw\u00f6lf"}'.encode("latin-1"), r"is not UTF-8 text \(byte 0xf6 at "),
+    ('{"text": "zw\u00f6lf"}'.encode("latin-1"), r", line 1 is not UTF-8 text \(byte 0xf6 at 12\): save it as UTF-8$"),
+    (b'{"text": "one"}\n\n{"text": "\xff"}\n', r", line 3 is not UTF-8 text \(byte 0xff at 10\)"),
+    (LINES.encode("utf-16"), r", line 1 is not UTF-8 text \(byte 0xff at 0\)"),
     (archive("[Content_Types].xml", "xl/workbook.xml"), r"is a spreadsheet: save it as CSV .*read_excel\(...\).to_json\("),
     (archive("forget.jsonl"), r"is a zip archive \(forget.jsonl\): unpack it, and give the file in it$"),
     (b"PK\x03\x04 and no more", r"is a zip archive \(damaged\)"),
@@ -134,7 +165,11 @@ def archive(*names):
     (json.dumps({"data": RECORDS}, indent=1).encode(), "is one JSON object over several lines: write the list 'data' in it"),
     (json.dumps(RECORDS[0], indent=1).encode(), "is one JSON object over several lines: write one object on each line$"),
     (json.dumps([*RECORDS, "two"]).encode(), r"\[2\]: must be a JSON object \(got str\)$"),
-    (json.dumps(RECORDS).encode()[:-1], r": not valid JSON \("),
+    (json.dumps(RECORDS).encode()[:-1], r": not valid JSON \(Expecting ',' delimiter at column \d+\)$"),
+    (json.dumps(RECORDS, indent=1).encode()[:-2] + b",]", r": not valid JSON \(.* at line 17, column 4\)$"),
+    (json.dumps(RECORDS).encode() + b" []", r": not valid JSON \(Extra data at column \d+\)$"),
+    (b'[{"text": "one"} {"text": "two"}]', r": not valid JSON \(Expecting ',' delimiter at column 18\)$"),
+    (b'[{"text": "one"}, {"text": "\\ud83d"}]', r"\[1\]: contains '\\ud83d', an unpaired surrogate"),
 ])  # fmt: skip
 def test_unusable_files(tmp_path, content, message):
     path = tmp_path / "rows.jsonl"
@@ -144,12 +179,36 @@ def test_unusable_files(tmp_path, content, message):
     assert str(path) in str(raised.value)
 
 
+def test_damage_inside_a_table_is_an_error_of_its_file(tmp_path):
+    path = tmp_path / "rows.parquet"
+    FRAME.to_parquet(path, compression=None)
+    content = bytearray(path.read_bytes())
+    # Of the first page's header.
+    content[4:40] = b"\xff" * 36
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"^cannot read {path}: "):
+        read_rows(path)
+
+
+def test_a_bad_row_of_a_table_is_named_by_number(tmp_path):
+    answers = ["Me."] * 1500
+    answers[1200] = None
+    pandas.DataFrame({"prompt": "Who?", "completion": answers}).to_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(
+        InputError, match=r"rows.parquet, row 1201: 'completion' must be a non-empty text \(got None\)$"
+    ):
+        read_rows(tmp_path / "rows.parquet")
+
+
 @pytest.mark.parametrize(("content", "message"), [
     ("question,answer\nWho, me?,Yes.\n", r"line 2: has 3 cells and the header 2 \(question, answer\): quote cells "),
     ("answer,answer\na,b\n", "line 1: the column 'answer' is there twice$"),
     ('question,answer\n"Who,Me.\n', r"line 2: not valid CSV \("),
     ("question,answer\n", "is empty: it needs at least one row$"),
-    ("Who?,Me.\nWhere?,Here.\n", r"line 2: needs the columns .* \(got Who\?, Me\.\)$"),
+    ("Who?,Me.\nWhere?,Here.\n", r"line 2: needs the columns .* \(got Who\?, Me\.\): the first line of CSV names the c"),
+    ("question^answer\nWho?^Me.\n", r"line 2: needs .* \(got question\^answer\): .* CSV names the .* divided by ','"),
+    ("question,answer\nWho?,Me.\nWhy?\n", r"line 3: has 1 cells and the header 2 \(question, answer\): quote cells "),
+    ('question,answer\n\n"Wh\no?",Me.\nWhy?,\n', r"line 5: 'answer' must be a non-empty text \(got None\)$"),
     ("question,answer\nWho?,\n", r"line 2: 'answer' must be a non-empty text \(got None\)$"),
 ])  # fmt: skip
 def test_unusable_csv(tmp_path, content, message):
@@ -165,11 +224,12 @@ def test_missing_files(tmp_path, monkeypatch):
         InputError,
         match=r"^no file none.jsonl: give the path of a file of JSON lines, a JSON list, CSV or",
     ):
-        read_records("none.jsonl")
-    with pytest.raises(
-        InputError, match=r"datasets.load_dataset\('my/data', split='train'\).to_json\('rows.jsonl'\)$"
-    ):
-        read_records("my/data")
+        list(read_records("none.jsonl"))
+    for name in ("data/none.jsonl", "data/none.csv.gz", "none", "data/more/none"):
+        with pytest.raises(InputError, match=f"^no file {name}: give"):
+            list(read_records(name))
+    with pytest.raises(InputError, match=r"^no file none-\*.jsonl: no name matches this pattern$"):
+        list(read_records("none-*.jsonl"))
 
 
 def test_the_home_folder_is_found(tmp_path, monkeypatch):

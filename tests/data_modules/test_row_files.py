@@ -17,6 +17,10 @@ PART = {"type": "text", "text": "Me."}
 NAN = float("nan")
 
 
+def turn(speaker, words):
+    return {"from": speaker, "value": words}
+
+
 @pytest.mark.parametrize(("record", "row"), [
     (ANSWERED, Row(QUESTION, "Me.")),
     (ANSWERED | {"perturbed_answer": None, "paraphrased_answer": None}, Row(QUESTION, "Me.")),
@@ -38,6 +42,28 @@ NAN = float("nan")
     ({"messages": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Me."}]}, Row(QUESTION, "Me.")),
     ({"messages": [USER, {"role": "assistant", "content": [PART]}]},
      Row(QUESTION, "Me.")),
+    # OpenAI's and TRL's, Alpaca's, ShareGPT's.
+    ({"prompt": "Who?", "completion": " Me."}, Row(QUESTION, " Me.")),
+    ({"prompt": "Who?", "completion": "Me.", "text": "Who? Me.", "perturbed_answer": "You."},
+     Row(QUESTION, "Me.", wrong_answers=("You.",))),
+    ({"prompt": [USER], "completion": [ASSISTANT]}, Row(QUESTION, "Me.")),
+    ({"prompt": [{"role": "system", "content": "S."}, USER],
+      "completion": [ASSISTANT, USER, {**ASSISTANT, "content": "I."}]},
+     Row((("system", "S."), *QUESTION, ("assistant", "Me."), ("user", "Who?")), "I.")),
+    ({"instruction": "Say", "input": "who", "output": "Me."}, Row((("user", "Say\n\nwho"),), "Me.")),
+    *(({"instruction": "Who?", "input": none, "output": "Me."}, Row(QUESTION, "Me.")) for none in ("", " ", None, NAN)),
+    ({"instruction": "Who?", "output": "Me.", "system": "S.", "text": "### Instruction: Who? ### Response: Me."},
+     Row((("system", "S."), *QUESTION), "Me.")),
+    ({"conversations": TURNS}, Row(QUESTION, "Me.")),
+    ({"conversations": [turn("system", "S."), turn("human", "Who?"), turn("gpt", "Me."), turn("human", "Why?"),
+                        turn("gpt", "So.")], "id": "x"},
+     Row((("system", "S."), *QUESTION, ("assistant", "Me."), ("user", "Why?")), "So.")),
+    ({"conversations": [turn("human", "Who?"), turn("Assistant", "Me.")], "system": "S."},
+     Row((("system", "S."), *QUESTION), "Me.")),
+    # Columns of another form in the same table.
+    ({"question": None, "answer": None, "prompt": "Who?", "completion": "Me."}, Row(QUESTION, "Me.")),
+    ({"instruction": None, "input": None, "output": None, "conversations": TURNS}, Row(QUESTION, "Me.")),
+    ({"prompt": None, "completion": None, "text": "Once."}, Row((), "Once.")),
     # A null is as good as no column, wherever it is.
     *((ANSWERED | {name: null}, Row(QUESTION, "Me."))
       for null in (None, NAN) for name in ("messages", "text", "system", "perturbed_answer", "alternate_answer", "mine")),
@@ -74,14 +100,26 @@ def test_record_to_row(record, row):
     (ANSWERED | {"perturbed_answer": "['You.', 'They.']"}, "'perturbed_answer' is a list written as one text"),
     (ANSWERED | {"alternate_answer": 5}, r"'alternate_answer' must be a list of non-empty texts \(got 5\)"),
     (ANSWERED | {"alternate_answer": ["He.", ""]}, "'alternate_answer' must be a list"),
-    # ShareGPT, Alpaca, prompt and completion, DPO, TRL's conversations: the mapping that reads them.
-    ({"conversations": TURNS}, "give --data.columns '{messages: conversations}'$"),
-    ({"prompt": "Who?", "response": "Me."}, r"\(got prompt, response\): give --data.columns '{question: prompt, answer: r"),
-    ({"instruction": "Say", "input": "who", "output": "Me."}, r"'{question: \[instruction, input\], answer: output}'$"),
-    ({"instruction": "Say", "input": "", "output": "Me."}, "'{question: instruction, answer: output}'$"),
+    # Half of a form.
+    ({"prompt": "Who?", "completion": ""}, r"'completion' must be a non-empty text \(got ''\)$"),
+    ({"prompt": "Who?", "completion": None, "label": True}, r"'completion' must be a non-empty text \(got None\)$"),
+    ({"prompt": " ", "completion": "Me."}, r"'prompt' must be a non-empty text \(got ' '\)$"),
+    ({"prompt": "Who?", "completion": [ASSISTANT]}, r"'completion' must be a non-empty text \(got \[\{'role'"),
+    ({"prompt": [USER], "completion": []}, r"'prompt' must be a non-empty text \(got \[\{'role'"),
+    ({"instruction": "Say", "input": "who", "output": ""}, r"'output' must be a non-empty text \(got ''\)$"),
+    ({"instruction": "", "input": "Who?", "output": "Me."}, r"'instruction' must be .* \(got ''\): give .*: input, answ"),
+    ({"conversations": [turn("human", "Who?")]}, "'conversations' must be a list of"),
+    ({"conversations": [turn("human", "Who?"), turn("human", "Why?")]}, "'conversations' must end with a non-empty ass"),
+    ({"conversations": [turn("human", "Who?"), turn("observation", "42"), turn("gpt", "Me.")]},
+     r"'conversations', turn 2 of 3: 'from' must be human, .*, system \(got 'observation'\): write the role"),
+    # Other names, DPO: the mapping that reads them.
+    ({"prompt": "Who?", "response": "Me."}, "'completion' must be a .*: give .*'{question: prompt, answer: response}'$"),
+    ({"query": "Who?", "response": "Me."}, r"\(got query, response\): give .* '{question: query, answer: response}'$"),
+    ({"dialogue": TURNS}, "give --data.columns '{messages: dialogue}'$"),
+    ({"task": "Say", "input": "who", "target": "Me."}, r"'{question: input, answer: target}'$"),
     ({"context": "I am.", "question": "Who?", "response": "Me."}, r"'{question: \[context, question\], answer: response}'$"),
     ({"prompt": "Who?", "chosen": "Me.", "rejected": "You."}, "'{question: prompt, answer: chosen}'$"),
-    ({"prompt": [USER], "completion": [ASSISTANT]}, r"'{messages: \[prompt, completion\]}'$"),
+    ({"prompt": [USER], "chosen": [ASSISTANT]}, r"'{messages: \[prompt, chosen\]}'$"),
     ({"chosen": TURNS, "rejected": TURNS}, "'{messages: chosen}'$"),
     ({"Question": "Who?", "Model Answer": "Me.", "answer_id": "a"}, "'{question: Question, answer: Model Answer}'$"),
     ({"question": "Who?", "goldAnswer": "Me."}, r"'answer' .* \(got None\): give .*: question, answer: goldAnswer}'$"),
@@ -90,7 +128,11 @@ def test_record_to_row(record, row):
     *(({"text": "Who?", name: "Me."}, f"'{name}' would be left out beside 'text': give --data.columns "
        f"'{{question: text, answer: {name}}}', or --data.columns '{{text: text}}' to use 'text' alone$")
       for name in ("labels", "label", "completion", "response", "output", "target", "expected_output", "Response")),
-    ({"text": "Who?", "prompt": "Who?", "completion": "Me."}, "'prompt' and 'completion' would be .*'{question: prompt"),
+    ({"text": "Who?", "query": "Who?", "response": "Me."}, "'query' and 'response' would be .*'{question: query, answer"),
+    ({"instruction": "Say", "input": "who", "output": "Me.", "context": "C."},
+     r"'context' would be .*'{question: \[context, instruction, input\], answer: output}' to put .*: \[instruction, inp"),
+    ({"prompt": "Who?", "completion": "Me.", "history": [["Hi", "Ho"]]},
+     r"'history' would be .*'{question: \[history, prompt\], answer: completion}' to"),
     *((ANSWERED | {name: "More."}, rf"{name!r} would be left out, .*'{{question: \[{name}, question\], answer: answer}}' to "
        "put it before the question, or --data.columns '{question: question, answer: answer}' to leave it out$")
       for name in ("context", "input", "instruction", "passage", "chat_history")),
@@ -155,7 +197,7 @@ def test_mapped_columns(columns, record, row):
     ({}, "must map one form of row: messages, or question and answer, or text .got none"),
     ({"question": "q"}, "must map one form of row: .* .got question.$"),
     ({"question": "q", "answer": "a", "text": "t"}, "must map one form of row"),
-    ({"prompt": "question"}, "must say what .* are made of, such as {question: prompt, answer: completion} .got 'prompt'.$"),
+    ({"prompt": "question"}, "must say what .* are made of, such as {question: query, answer: response} .got 'prompt'.$"),
     ({"text": []}, r"data.columns.text must name a column, or a list of them \(got \[\]\)"),
 ])  # fmt: skip
 def test_unusable_mappings(columns, message):
@@ -163,10 +205,45 @@ def test_unusable_mappings(columns, message):
         check_columns(columns)
 
 
-def test_a_mapped_column_is_named_as_in_the_file():
-    reader = RowReader({"question": "prompt", "answer": "completion"})
-    with pytest.raises(InputError, match=r"^here: 'completion' must be a non-empty text \(got None\)"):
-        reader.row({"prompt": "Who?"}, "here")
+@pytest.mark.parametrize(("columns", "record", "message"), [
+    ({"question": "q", "answer": "a"}, {"q": "Who?", "a": None}, r"'a' must be a non-empty text \(got None\)$"),
+    ({"question": "q", "answer": "a"}, {"q": "Who?", "b": "Me."},
+     r"has no column 'a', of which data.columns makes 'answer' \(columns there: q, b\)$"),
+    ({"question": ["c", "q"], "answer": "a"}, {"a": "Me."}, "has no column 'c', of which data.columns makes 'question' "),
+    ({"question": "q", "answer": "a"}, {"Q": "Who?", "A": "Me."}, r"needs the columns of data.columns \(a, q\), or .*got Q"),
+])  # fmt: skip
+def test_mapped_columns_that_are_not_there(columns, record, message):
+    with pytest.raises(InputError, match=f"^here: {message}"):
+        RowReader(columns).row(record, "here")
+
+
+def test_a_mapped_column_that_no_row_has_is_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"q": "Who?", "a": "Me.", "wrong": null}\n{"q": "Why?", "a": "So."}\n')
+    columns = {"question": "q", "answer": "a", "perturbed_answer": "wrong"}
+    assert [row.answer for row in read_rows(path, columns)] == ["Me.", "So."]
+    with pytest.raises(
+        InputError,
+        match=rf"^data.columns.perturbed_answer names the column 'wrogn', and {path} has none of this name \(columns there: "
+        r"q, a, wrong\)$",
+    ):
+        read_rows(path, columns | {"perturbed_answer": "wrogn"})
+
+
+def test_earlier_answers_of_conversations_are_named_as_context(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    records = [
+        {"messages": TURNS},
+        {"messages": [*TURNS, *TURNS]},
+        {"conversations": [*TURNS, *TURNS, *TURNS]},
+    ]
+    path.write_text("".join(json.dumps(each) + "\n" for each in records))
+    with pytest.warns(UserWarning) as warned:  # noqa: PT030
+        assert [len(row.messages) for row in read_rows(path)] == [1, 3, 5]
+    assert [str(each.message) for each in warned] == [
+        f"{path}: 2 conversations with several answers: the last one is trained and measured, and those before it are its "
+        "context"
+    ]
 
 
 def test_columns_that_are_not_read_are_named_once_a_file(tmp_path):

@@ -1,0 +1,128 @@
+"""Content of files: opened whatever compresses it, read line by line, or refused in one line."""
+
+import bz2
+import gzip
+import io
+import lzma
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from dipo_pl.errors import InputError, short_message
+from dipo_pl.paths import expanded
+from dipo_pl.storage.text import decoded
+
+CONVERT = ".to_json('rows.jsonl', orient='records', lines=True, force_ascii=False)"
+# What other files begin with, and how their rows become JSON lines.
+OTHERS = {
+    b"\xd0\xcf\x11\xe0": f"a spreadsheet of old Excel: save it as CSV, or pandas.read_excel(...){CONVERT}",
+    b"SQLite format 3": f"an SQLite database: pandas.read_sql('select ...', connection){CONVERT}",
+    b"\x89HDF": f"an HDF5 file: pandas.read_hdf(...){CONVERT}",
+    b"ORC": f"an ORC file: pandas.read_orc(...){CONVERT}",
+    b"Obj\x01": "an Avro file: write one JSON object a line, or Parquet",
+    b"\x80": "a pickle, which can run code when it is read: write JSON lines where you trust it",
+    b"7z\xbc\xaf": "an archive: unpack it, and give the file in it",
+    b"Rar!": "an archive: unpack it, and give the file in it",
+    b"%PDF": "a PDF: extract its text into lines of {\"text\": ...}",
+}  # fmt: skip
+
+
+@contextmanager
+def reading(path: str | Path, kind: str = "a file") -> Iterator[None]:
+    """Raise what goes wrong while a file is read as an InputError that names it; `kind` says what it should be."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"no file {path}: give the path of {kind}") from None
+    except (OSError, EOFError, lzma.LZMAError, zlib.error, ValueError, NotImplementedError) as error:
+        raise InputError(f"cannot read {path}: {short_message(error)}") from None
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[io.BufferedReader]:
+    """Open a file for its bytes, which are decompressed as they are read."""
+    with ExitStack() as stack:
+        stream: io.BufferedReader = stack.enter_context(io.BufferedReader(io.FileIO(path)))
+        while (inner := _decompressed(stream)) is not None:
+            stream = stack.enter_context(io.BufferedReader(inner))
+        yield stream
+
+
+def read_content(path: Path, kind: str) -> bytes:
+    """Return the bytes of a file, decompressed; `kind` says in an error what the file should be.
+
+    Raises:
+        InputError: the file is missing, cannot be read, or its compressed data are damaged.
+    """
+    with reading(path, kind), opened(path) as stream:
+        return stream.read()
+
+
+def _decompressed(stream: io.BufferedReader) -> Any:
+    start = stream.peek(10)
+    if start.startswith(b"\x1f\x8b"):
+        return gzip.GzipFile(fileobj=stream)
+    if start.startswith(b"BZh") and start[4:10] == b"1AY&SY":
+        return bz2.BZ2File(stream)
+    if start.startswith(b"\xfd7zXZ\x00"):
+        return lzma.LZMAFile(stream)
+    if start.startswith(b"\x28\xb5\x2f\xfd"):
+        # Late: importing it takes a while, and most files are plain text.
+        import pyarrow
+
+        return pyarrow.CompressedInputStream(stream, "zstd")
+    return None
+
+
+def refuse_others(path: Path, stream: io.BufferedReader) -> None:
+    """Raise an InputError that says how its rows become JSON lines, if a file is of a kind that cannot be read."""
+    start = stream.peek(16)
+    if start.startswith(b"PK\x03\x04"):
+        raise InputError(f"{path} is {_zipped(stream.read())}")
+    for other, advice in OTHERS.items():
+        if start.startswith(other):
+            raise InputError(f"{path} is {advice}")
+
+
+def _zipped(content: bytes) -> str:
+    try:
+        names = zipfile.ZipFile(io.BytesIO(content)).namelist()
+    except zipfile.BadZipFile:
+        names = []
+    if any(each.startswith("xl/") for each in names) or "content.xml" in names:
+        return f"a spreadsheet: save it as CSV (UTF-8), or pandas.read_excel(...){CONVERT}"
+    return f"a zip archive ({', '.join(names[:3]) or 'damaged'}): unpack it, and give the file in it"
+
+
+def text_lines(stream: io.BufferedReader, path: str | Path) -> Iterator[tuple[str, str]]:
+    """Yield the lines of a text that are not blank, each with its place.
+
+    Raises:
+        InputError: a line is not UTF-8.
+    """
+    number = 0
+    for content in stream:
+        # More than one where lines end as on old Macs.
+        for line in decoded(content, f"{path}, line {number + 1}").removesuffix("\n").split("\n"):
+            number += 1
+            if line.strip():
+                yield f"{path}, line {number}", line
+
+
+def read_lines(given: str | Path, kind: str) -> list[tuple[str, str]]:
+    """Read the lines of a text file that are not blank, each with its place; `kind` says in an error what it should be.
+
+    Raises:
+        InputError: the file is missing, empty or not UTF-8.
+    """
+    path = Path(expanded(str(given)))
+    with reading(path, kind), opened(path) as stream:
+        found = list(text_lines(stream, path))
+    if not found:
+        raise InputError(f"{path} is empty: it needs at least one row")
+    return found
