@@ -181,7 +181,7 @@ class LUME(ForgetRetain):
             lacks.append("only a part of the documents is used")
         if self.holdout_documents is None and not self._membership_folder.is_dir():
             lacks.append("lume_membership needs data.holdout_documents, or mia_data in data.path")
-        lacks.append("MMLU is not measured, so there is no aggregate to compare with the published one")
+        lacks.append("MMLU is not in it, so it has no aggregate to compare with the published one")
         rank_zero_info(f"LUME's score: {'; '.join(lacks)}")
 
 

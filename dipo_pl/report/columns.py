@@ -90,6 +90,10 @@ _FORGET_SETS = {
     "verbatim": "passages of the forget set",
     "forget_questions": "questions about the forget set",
     **_of_lume("forget", "forget set"),
+    "forget_level1": "blanks about the people to forget",
+    "forget_level2": "questions about the people to forget",
+    "forget_level3": "attacks about the people to forget",
+    "mia_forget": "texts about the people to forget",
 }
 _RETAIN_SETS = {
     "retain": "retain set",
@@ -97,6 +101,12 @@ _RETAIN_SETS = {
     "world_facts": "world facts",
     "retain_questions": "questions about the retain set",
     **_of_lume("retain", "retain set"),
+    "neighbor_level1": "blanks about what is related",
+    "neighbor_level2": "questions about what is related",
+    "mia_retain": "texts about others",
+    "utility_general": "MMLU",
+    "utility_reason": "BBH",
+    "utility_factuality": "TriviaQA",
 }
 _OTHER_SETS = {
     "holdout": "holdout set (rows that no model has seen)",

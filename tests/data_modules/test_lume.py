@@ -166,7 +166,7 @@ class TestFolder:
         }
 
     @pytest.mark.parametrize(("options", "lacks"), [
-        ({}, ["lume_membership needs data.holdout_documents", "MMLU is not measured"]),
+        ({}, ["lume_membership needs data.holdout_documents", "MMLU is not in it"]),
         ({"tasks": ["Task1", "Task2"]}, ["of 8 rates, and the benchmark's of 12", "lume_membership needs", "MMLU"]),
         ({"retain_documents": 1, "holdout_documents": 1}, ["only a part of the documents is used", "MMLU"]),
     ])  # fmt: skip

@@ -34,6 +34,8 @@ from dipo_pl.report.columns import Better, column_of, columns_of
     ("lm_eval_gsm8k_exact_match_strict_match", "gsm8k exact_match strict match", Better.HIGHER, True),
     ("lm_eval_wikitext_word_perplexity", "wikitext word_perplexity", Better.LOWER, True),
     ("lm_eval_mine_odd", "lm_eval_mine_odd", Better.NEITHER, True),
+    ("forget_level3_rouge_l_recall", "ROUGE(forget level3)", Better.NEAR_RETAIN_ONLY, False),
+    ("neighbor_level1_rouge_l_recall", "ROUGE(neighbor level1)", Better.HIGHER, False),
     ("my_own\x1b[31m\n", "my_own?[31m?", Better.NEITHER, True),
 ])  # fmt: skip
 def test_columns(key, title, better, headline):
