@@ -4,7 +4,7 @@ from functools import wraps
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, lively_model, tiny_model
+from tiny_models import ARCHITECTURES, lively_model
 from transformers import GenerationConfig
 
 from dipo_pl.errors import InputError
@@ -248,8 +248,8 @@ def test_every_architecture_gives_the_texts_of_transformers(tokenizer, caplog, k
 
 
 def test_a_batch_that_ignores_padding_is_noticed(tokenizer, monkeypatch, forwards):
-    """Though the tokens are those of single prompts: weights this small change none."""
-    model = tiny_model("gpt2", vocab_size=259)
+    model = model_of("gpt2")
+    model.generation_config.eos_token_id = [1]
     decoder = model.get_decoder()
     whole = decoder.forward
 
