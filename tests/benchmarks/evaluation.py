@@ -143,7 +143,8 @@ def sorted_losses(model: LlamaForCausalLM, sets: list[list[Encoded]], tokens: in
 def our_losses(model: LlamaForCausalLM, sets: list[list[Encoded]], share: bool) -> Losses:
     losses: Losses = {}
     for rows in evaluation_batches(sets, TOKENS):
-        batch = collate({"answers": [answer for row in rows for answer in sets[row]]}, rows)
+        every = [row for row in rows for _ in sets[row]]
+        batch = collate({"answers": [answer for row in rows for answer in sets[row]]}, every)
         places: Tensor | None = None
         if share:
             states, places = row_states(model, batch, len(rows))
