@@ -45,7 +45,7 @@ def _next(run: RunFolder, name: str, reasons: Sequence[dict[str, Any]]) -> list[
     lost = any(status.get(each) in ("missed", "partly") for each in ("collapse", "utility", "fluency"))
     stays = any(status.get(each) in ("missed", "partly") for each in MEASURES)
     advice = []
-    if name == "forgotten":
+    if name == "forgotten" or (name == "partly" and not lost and not stays):
         advice = [f"dipo-pl audit {path} (whether the rows are gone or only hidden)"]
     elif lost:
         advice = [f"{gentler(_learning_rate(run))} and another --name"]

@@ -39,7 +39,7 @@ def membership(evidence: Evidence, thresholds: Thresholds) -> Reason:
     which = (
         MEMBERSHIP[worst] if len(found) == 1 else f"{MEMBERSHIP[worst]}, the worst of {len(found)} attacks,"
     )
-    whose = "chance" if source == "holdout" else "a retain-only model"
+    whose = "chance" if source == "holdout" else "a retain-only model's"
     of = f"membership AUC of {which} is {area:.2f}, {aim:.2f} is {whose}"
     if distance <= bound and noise > 2 * thresholds.membership:
         why = f"{of}: {seen} and {unseen} rows are too few to tell (error {noise:.2f})"

@@ -19,6 +19,7 @@ def reason(rule, status="met", evidence="holdout"):
     ("cannot_tell", [reason("collapse", "missed")], "try model.optimizer.lr 2e-06 (a fifth of this) and another --name"),
     ("partly", [reason("utility", "missed")], "try model.optimizer.lr 2e-06 (a fifth of this) and another --name"),
     ("partly", [reason("utility", "partly")], "try model.optimizer.lr 2e-06 (a fifth of this) and another --name"),
+    ("partly", [reason("membership", "missed")], "dipo-pl audit {run} (whether the rows are gone or only hidden)"),
     ("partly", [reason("forget_rouge", "partly")], "try model.optimizer.lr 5e-05 (five times this) and another --name"),
     # A run that lost utility is not told to go faster.
     ("not_forgotten", [reason("forget_probability", "missed"), reason("utility", "missed")],

@@ -111,7 +111,7 @@ def test_warnings_are_reported_and_do_not_decide():
     ({"loss": 0.1, "zlib": 0.2, "min_k_plus_plus": 0.55}, {"membership_loss_auc": 0.15}, "missed",
      "zlib, the worst of 4 attacks, is 0.20, 0.50 is chance, the rows look erased"),
     ({"loss": 0.2, "zlib": 0.48}, {"membership_loss_auc": 0.15, "membership_zlib_auc": 0.56}, "met",
-     "Min-K%, the worst of 3 attacks, is 0.50, 0.60 is a retain-only model"),
+     "Min-K%, the worst of 3 attacks, is 0.50, 0.60 is a retain-only model's"),
 ])  # fmt: skip
 def test_the_worst_attack_on_membership_decides(areas, retain, status, said):
     given = None if retain is None else RETAIN | retain

@@ -3,7 +3,7 @@
 Faithfulness: 30 models that were trained on the forget rows, and 30 that were not (half of these learned wrong answers to
 the forget questions), of different seeds and lengths of training; how well does a metric tell one from the other?
 Robustness: does what a metric says of an unlearned model hold after one epoch of relearning, and after rounding to NF4?
-See meta_formulas.py. Models are the demo's, of 1.1 million parameters. The table and the picture are in docs/results.md.
+See meta_formulas.py. Models are small Llamas from scratch (models.yaml). The table and the picture are in docs/results.md.
 What is finished is not repeated.
 """
 
@@ -45,7 +45,9 @@ from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.storage.text import load_yaml
 
 NEW_TOKENS = 24
-TRAINING = ("--config", "demo_target.yaml")
+TRAINING = ("--config", str(Path(__file__).with_name("models.yaml")))
+# What the demo's unlearning has more of.
+SAME = ("--data.authors", "6")
 ATTACKS = (
     PlainQuestion(), AnswerPrefix(tokens=[2]), LeakAtK(samples=4, k=[4]), Membership(), LogitLens(),
     UnlearningDepth(),
@@ -152,7 +154,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/meta-evaluation"))
     parser.add_argument("--models", type=int, default=30, help="models of each kind (default: 30)")
-    parser.add_argument("--epochs", type=int, default=15, help="of the reference models (default: 15)")
+    parser.add_argument("--epochs", type=int, default=30, help="of the reference models (default: 30)")
     given = parser.parse_args()
     torch.set_num_threads(1)
     folder = Folder(given.output, given.epochs)
@@ -177,7 +179,7 @@ def _robustness(folder: Folder) -> dict[str, tuple[float, float]]:
                 "null", "--selection.rule", "null", "--selection.stop", "false", "--trainer.max_epochs", "6",
                 "--trainer.check_val_every_n_epoch", "6",
             )  # fmt: skip
-            models[f"{method}-{rate:g}"] = folder.train(f"{method}-{rate:g}", 0, *overlays, *words)
+            models[f"{method}-{rate:g}"] = folder.train(f"{method}-{rate:g}", 0, *overlays, *SAME, *words)
     found = {}
     for name, model in models.items():
         words = (

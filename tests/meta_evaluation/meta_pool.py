@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 # Passes over the data, from one that leaves little in the weights to one that leaves nearly all.
-EPOCHS = (3, 4, 6, 8, 12)
+EPOCHS = (8, 10, 13, 18, 30)
 
 
 class Case(NamedTuple):
