@@ -12,14 +12,14 @@ from dipo_pl.report.run import Kind, Run, printable
 NO_VERDICT = "no verdict"
 # Of these, the values of a run may be marked as best; a run without a verdict is one of an earlier version.
 FORGOT = ("forgotten", "partly", None)
-# Metrics that rules are about; of a sequence's last request they are shown by the names of the forget set.
+# Metrics that rules are about; of a sequence's last request they are shown by the names of the forget set. Membership is about
+# the worst of several.
 METRICS = {
     "forget_probability": "forget_probability",
     "forget_rouge": "forget_rouge_l_recall",
     "extraction_strength": "forget_extraction_strength",
     "forget_verbatim": "forget_verbatim",
     "forget_knowledge": "forget_knowledge",
-    "membership": "membership_min_k_auc",
     "forget_quality": "forget_quality",
     "utility": "model_utility",
 }

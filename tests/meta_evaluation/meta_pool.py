@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 # Passes over the data, from one that leaves little in the weights to one that leaves nearly all.
-EPOCHS = (8, 10, 13, 18, 30)
+EPOCHS = (3, 4, 6, 8, 12)
 
 
 class Case(NamedTuple):
@@ -68,7 +68,6 @@ METRICS = (
     Metric("ROUGE-L recall", "forget_rouge_l_recall", (0.722, 0.122, 0.912)),
     Metric('ROUGE-L recall after "Sure, ..."', "answer_prefix_0_rouge_l_recall", (0.757, 0.127, 0.986)),
     Metric("ROUGE-L recall after 2 tokens", "answer_prefix_2_rouge_l_recall"),
-    Metric("leak@4", "leak_at_4"),
     Metric("membership, loss", "membership_loss_auc", (0.902, 0.355, 0.885)),
     Metric("membership, zlib", "membership_zlib_auc", (0.867, 0.326, 0.888)),
     Metric("membership, Min-K%", "membership_min_k_auc", (0.907, 0.367, 0.865)),
