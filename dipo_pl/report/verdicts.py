@@ -12,8 +12,8 @@ from dipo_pl.report.run import Kind, Run, printable
 NO_VERDICT = "no verdict"
 # Of these, the values of a run may be marked as best; a run without a verdict is one of an earlier version.
 FORGOT = ("forgotten", "partly", None)
-# Metrics that rules are about; of a sequence's last request they are shown by the names of the forget set. Membership is about
-# the worst of several.
+# Metrics that rules are about; of a sequence's last request they are shown by the names of the forget set. Membership is of
+# the worst of several attacks.
 METRICS = {
     "forget_probability": "forget_probability",
     "forget_rouge": "forget_rouge_l_recall",
