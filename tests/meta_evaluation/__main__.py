@@ -163,6 +163,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/meta-evaluation"))
     parser.add_argument("--models", type=int, default=30, help="models of each kind (default: 30)")
     parser.add_argument("--epochs", type=int, default=16, help="of the reference models (default: 16)")
+    parser.add_argument("--only_faithfulness", action="store_true", help="leave robustness out")
     given = parser.parse_args()
     torch.set_num_threads(1)
     folder = Folder(given.output, given.epochs)
@@ -170,7 +171,7 @@ def main() -> int:
     for case in cases(given.models):
         model = folder.tuned(case.name, case.seed, *case.words)
         pools[case.knows].append(folder.measured(case.name, model))
-    _report(folder, pools, _robustness(folder))
+    _report(folder, pools, {} if given.only_faithfulness else _robustness(folder))
     return 0
 
 
@@ -217,21 +218,22 @@ def _report(
     folder: Folder, pools: dict[bool, list[dict[str, float]]], changed: dict[str, tuple[float, float]]
 ) -> None:
     count = len(pools[True])
-    lines = [
-        f"{count} models that know and {count} that do not; {len(METHODS) * len(RATES)} unlearned models.\n",
-        "| Metric | Faithfulness [95 %] | Published | Relearning R | Published | Quantization Q | Published | Robustness |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    unlearned = f"; {len(METHODS) * len(RATES)} unlearned models" if changed else ""
+    head = ["Metric", "Faithfulness [95 %]", "Published"]
+    head += ["Relearning R", "Published", "Quantization Q", "Published", "Robustness"] if changed else []
+    about = f"{count} models that know and {count} that do not{unlearned}.\n"
+    lines = [about, f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     rows = {}
     for each in METRICS:
         knowing, ignorant = ([model[each.key] for model in pools[knows]] for knows in (True, False))
         area, (low, high) = faithfulness(knowing, ignorant), faithfulness_interval(knowing, ignorant)
-        relearning, quantization = changed[each.key]
         published = [f"{value:.3f}" for value in each.published] if each.published else ["", "", ""]
-        lines.append(
-            f"| {each.title} | {area:.3f} [{low:.3f}, {high:.3f}] | {published[0]} | {relearning:.3f} | {published[1]} | "
-            f"{quantization:.3f} | {published[2]} | {robustness(relearning, quantization):.3f} |"
-        )
+        cells = [each.title, f"{area:.3f} [{low:.3f}, {high:.3f}]", published[0]]
+        if changed:
+            relearning, quantization = changed[each.key]
+            cells += [f"{relearning:.3f}", published[1], f"{quantization:.3f}", published[2]]
+            cells.append(f"{robustness(relearning, quantization):.3f}")
+        lines.append(f"| {' | '.join(cells)} |")
         rows[each.title] = ([area], Interval(area, low, high))
     write_text(folder.path / "table.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
