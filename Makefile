@@ -54,7 +54,7 @@ torture: install ## Kill, interrupt, starve and damage short runs at random (OPT
 variations: install ## Run the demo under five seeds, two numbers of threads and two sets of instructions; takes an hour
 	$(BIN)/python tests/variations $(OPTIONS)
 
-meta-evaluation: install ## Which of an audit's metrics can be believed, on 60 small models; takes an hour
+meta-evaluation: install ## Which of an audit's metrics can be believed, on 60 small models; takes minutes of one core
 	$(BIN)/python tests/meta_evaluation $(OPTIONS)
 
 bench: install ## Time and memory of a step (OPTIONS=--evaluation: of an evaluation), side by side with plain code

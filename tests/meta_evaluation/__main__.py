@@ -3,7 +3,7 @@
 Faithfulness: 30 models that were trained on the forget rows, and 30 that were not (half of these learned wrong answers to
 the forget questions), of different seeds and lengths of training; how well does a metric tell one from the other?
 Robustness: does what a metric says of an unlearned model hold after one epoch of relearning, and after rounding to NF4?
-See meta_formulas.py. Models are small Llamas from scratch (models.yaml). The table and the picture are in docs/results.md.
+See meta_formulas.py. Models are small Llamas from scratch (models.yaml). A table is in docs/results.md.
 What is finished is not repeated.
 """
 

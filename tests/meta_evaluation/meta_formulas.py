@@ -8,6 +8,7 @@ from statistics import harmonic_mean
 
 import numpy as np
 
+from dipo_pl.attacks.intervals import area_draws
 from dipo_pl.metrics.membership import auroc
 
 
@@ -16,17 +17,9 @@ def faithfulness(knowing: Sequence[float], ignorant: Sequence[float]) -> float:
     return auroc(ignorant, knowing)
 
 
-def faithfulness_interval(
-    knowing: Sequence[float], ignorant: Sequence[float], resamples: int = 1000
-) -> tuple[float, float]:
+def faithfulness_interval(knowing: Sequence[float], ignorant: Sequence[float]) -> tuple[float, float]:
     """Return the 95 % percentile bootstrap interval of the area over the models of both kinds."""
-    draw = np.random.default_rng(0)
-    p, n = np.asarray(knowing), np.asarray(ignorant)
-    areas = [
-        faithfulness(p[draw.integers(len(p), size=len(p))], n[draw.integers(len(n), size=len(n))])
-        for _ in range(resamples)
-    ]
-    low, high = np.quantile(areas, [0.025, 0.975])
+    low, high = np.quantile(area_draws(ignorant, knowing), [0.025, 0.975])
     return float(low), float(high)
 
 
