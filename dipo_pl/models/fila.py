@@ -28,7 +28,7 @@ class FILA:
         A = sqrt(S / c) V^T,   B = diag(1 / (epsilon + r)) U sqrt(S / c),   W <- W - c B A,   c = alpha / rank
 
     with l_s the mean loss of a token of answer s in nats and n_s its tokens. The model computes what it computed before,
-    to rounding, but what is trained begins in the directions that hold the forget rows.
+    to rounding in the data type of W, but what is trained begins in the directions that hold the forget rows.
 
     The policy without its adapters is then no longer the model before training, so that the reference is a FrozenCopy or
     StoredStates, and an adapter cannot be exported alone. Costs a backward pass for each row before training, also
