@@ -9,7 +9,7 @@ STEP = 5
 _NOT_TAKEN = (
     "name", "ckpt_path", "require", "selection", "checkpoint", "export", "verdict", "forget_quality.retain_result",
     "data.train_on", "model.policy.path", "model.policy.gguf_file", "model.forget_loss", "model.retain_loss",
-    "model.retain_weight", "model.constructor", "model.reference",
+    "model.retain_weight", "model.constructor", "model.reference", "model.step",
 )  # fmt: skip
 
 

@@ -71,4 +71,8 @@ from dipo_pl.prompts import QuestionAnswer as QuestionAnswer
 from dipo_pl.references.adapter_off import AdapterOff as AdapterOff
 from dipo_pl.references.frozen_copy import FrozenCopy as FrozenCopy
 from dipo_pl.references.stored_states import StoredStates as StoredStates
+from dipo_pl.steps.base import StepScheme as StepScheme
+from dipo_pl.steps.gradient_rectified import GradientRectified as GradientRectified
+from dipo_pl.steps.joint import JointStep as JointStep
+from dipo_pl.steps.sharpness_aware import SharpnessAware as SharpnessAware
 from dipo_pl.version import __version__ as __version__

@@ -1,7 +1,7 @@
 """Primitives for modules and tensors that are sharded over ranks (DTensors)."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -19,6 +19,28 @@ T = TypeVar("T")
 def is_sharded(model: nn.Module) -> bool:
     """Return whether each rank holds a shard of the model; then all ranks must run the same forward passes."""
     return any(isinstance(each, FSDPModule) for each in model.modules())
+
+
+def is_shard(tensor: Tensor) -> bool:
+    """Return whether the tensor is sharded over all ranks."""
+    return isinstance(tensor, DTensor)
+
+
+def local_tensor(tensor: Tensor) -> Tensor:
+    """Return this rank's shard, which shares memory with the tensor; any other tensor is returned as it is.
+
+    Autograd does not follow it: call without gradients.
+    """
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def all_reduce(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Replace each tensor by its sum over all ranks, in place, and return the tensors. A collective."""
+    # At once, so that they overlap.
+    for work in [dist.all_reduce(each, async_op=True) for each in tensors]:
+        if work is not None:
+            work.wait()
+    return tensors
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ from dipo_pl.modules.unlearning import Unlearning
 from dipo_pl.preferences.constructors import LogitModulation
 from dipo_pl.preferences.filters import EffectiveTokens, Nucleus, RelativeProbability, TopFraction
 from dipo_pl.references.stored_states import StoredStates
+from dipo_pl.steps.sharpness_aware import SharpnessAware
 
 CHECKS = ("check_count", "check_number", "check_share")
 rows = partial(JSONL, "f.jsonl", "r.jsonl")
@@ -89,6 +90,7 @@ ARGUMENTS = {
     "DualWeight.warmup_epochs": (DualWeight, *count(0)),
     "model.forget_entropy": (unlearning, "a finite number", -1e9, (math.nan, math.inf)),
     "model.retain_entropy": (unlearning, "a finite number", -1e9, (math.nan, -math.inf)),
+    "SharpnessAware.rho": (SharpnessAware, *POSITIVE),
     "model.retain_weight": (lambda value: FixedWeight(value), *NOT_NEGATIVE),
     "LogitModulation.alpha": (LogitModulation, *POSITIVE),
     "TopFraction.rate": (TopFraction, *SHARE),
@@ -185,6 +187,7 @@ def test_every_check_of_the_package_is_in_the_table():
         "losses",
         "preferences",
         "references",
+        "steps",
         "metrics",
         "models",
         "modules",

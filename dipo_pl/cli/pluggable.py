@@ -6,7 +6,7 @@ from pkgutil import iter_modules
 # The packages whose classes a run is composed of. A file added to one of them is found without an entry elsewhere.
 PACKAGES = (
     "attacks", "callbacks", "data_modules", "losses", "metrics", "models", "modules", "preferences", "references",
-    "strategies",
+    "steps", "strategies",
 )  # fmt: skip
 
 

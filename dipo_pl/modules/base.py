@@ -231,7 +231,7 @@ class LanguageModule(LightningModule, ABC):
         return type(self.optimizer([nn.Parameter(torch.zeros(1))])).__name__
 
     @property
-    def trained_weights(self) -> dict[str, Tensor]:
+    def trained_weights(self) -> dict[str, nn.Parameter]:
         """The weights that are trained, by their names in the model."""
         return {name: each for name, each in self.language_model.named_parameters() if each.requires_grad}
 

@@ -1,10 +1,11 @@
-"""Unlearning: one forward pass of policy and reference a step, a forget loss and a retain loss.
+"""Unlearning: a forget loss and a retain loss of policy and reference, and a scheme that makes one gradient of both.
 
-From batch to loss: `data_modules.forget_retain` (pairs), `batch` (sections), this file, `references.base`,
+From batch to loss: `data_modules.forget_retain` (pairs), `batch` (sections), this file, `steps.base`, `references.base`,
 `losses.base`, `losses.engine` (groups), and the loss's own file.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, ClassVar, Self
 
 import torch
@@ -18,7 +19,7 @@ from dipo_pl.batch import Batch
 from dipo_pl.errors import InputError, check_number, check_objects
 from dipo_pl.losses.base import Loss, Section
 from dipo_pl.losses.dipo import DiPO, DiPORetain
-from dipo_pl.losses.engine import joint_objective
+from dipo_pl.losses.engine import JointObjective, joint_objective
 from dipo_pl.losses.retain_weight import FixedWeight, RetainWeight
 from dipo_pl.models.eval_mode import noise_settings, without_noise
 from dipo_pl.models.head import OutputHead
@@ -31,6 +32,8 @@ from dipo_pl.private_names import find_unused_parameters
 from dipo_pl.references.adapter_off import AdapterOff
 from dipo_pl.references.base import Reference, ReferenceContext
 from dipo_pl.references.frozen_copy import FrozenCopy
+from dipo_pl.steps.base import StepScheme
+from dipo_pl.steps.joint import JointStep
 from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.strategies.fsdp import FSDP2Strategy
 
@@ -52,6 +55,7 @@ class Unlearning(LanguageModule):
         constructor: builds DiPO's preference pair, for both losses; null is LogitModulation.
         reference: the frozen model that losses compare with; null is AdapterOff where the policy has an
             adapter, else FrozenCopy. Where neither loss uses one, none is made.
+        step: how the gradients of both losses become that of a step; null is JointStep, the gradient of L.
         dropout: train with the dropout and other noise that the model's configuration has; else policy and reference are
             compared under the same conditions.
         optimizer, schedule, warmup, token_budget, trainable: see LanguageModule.
@@ -67,6 +71,7 @@ class Unlearning(LanguageModule):
         retain_weight: RetainWeight | float = 1.0,
         constructor: PreferenceConstructor | None = None,
         reference: Reference | None = None,
+        step: StepScheme | None = None,
         dropout: bool = False,
         optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=1e-5),
         schedule: Schedule = "linear",
@@ -83,6 +88,7 @@ class Unlearning(LanguageModule):
             retain_weight=retain_weight,
             constructor=constructor,
             reference=reference,
+            step=step,
         )
         super().__init__(policy, optimizer, schedule, warmup, token_budget, trainable)
         self.retain_weight = (
@@ -106,6 +112,7 @@ class Unlearning(LanguageModule):
             )
         has_start = policy.adapter is not None and not changes_base
         self.reference = reference or (AdapterOff() if has_start else FrozenCopy())
+        self.step = step or JointStep()
         self.dropout = dropout
         if policy.adapter is not None and policy.adapter.dropout and not dropout:
             raise InputError(
@@ -124,10 +131,22 @@ class Unlearning(LanguageModule):
                 f"model.retain_weight is a {type(self.retain_weight).__name__}, which follows the retain loss, and "
                 "model.retain_loss is null: give a retain loss, or a number as the weight"
             )
+        if retain is None and self.step.needs_retain_loss:
+            raise InputError(
+                f"model.step is {type(self.step).__name__}, which needs the gradient of a retain loss, and "
+                "model.retain_loss is null: give a retain loss, or set model.step to null"
+            )
         if type(forget) is DiPORetain or type(retain) is DiPO:
             raise InputError(
                 "DiPO prefers the forgetting distribution and DiPORetain the remembering one: "
                 "set model.forget_loss to DiPO and model.retain_loss to DiPORetain"
+            )
+        may_be_0 = self.retain_weight.value == 0 or self.retain_weight.needs_retain_loss
+        if self.step.separate and self.entropies["retain"] and may_be_0:
+            raise InputError(
+                f"model.retain_entropy is {self.entropies['retain']:g} and the retain weight 0 or a DualWeight, which may "
+                f"become 0: {type(self.step).__name__} then leaves out the retain rows; set model.retain_weight to a number "
+                "> 0"
             )
         for name, weight in self.entropies.items():
             loss = self.losses.get(name)
@@ -214,6 +233,12 @@ class Unlearning(LanguageModule):
         if self._needs_reference:
             self.reference.shard(self.language_model, strategy.shard)
 
+    def on_fit_start(self) -> None:
+        """Give the trained weights to the step scheme."""
+        super().on_fit_start()
+        self.step.check(self.trained_weights)
+        self.step.prepare(self.trained_weights)
+
     def on_train_start(self) -> None:
         """Switch off dropout, unless it is asked for; Lightning warns of modules in eval mode before this."""
         if self.dropout:
@@ -252,23 +277,8 @@ class Unlearning(LanguageModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch of pairs."""
-        states = self._states(batch)
-        targets = batch.by_section(batch.targets)
-        references, reference_head = self._reference(batch)
-        sections = {
-            name: Section(
-                loss,
-                states[loss.layer][name],
-                targets[name],
-                batch.sections[name].lengths,
-                references[loss.layer][name] if loss.uses_reference else None,
-                self.retain_weight.value if name == "retain" else 1.0,
-                self.entropies[name],
-            )
-            for name, loss in self.losses.items()
-        }
-        head = OutputHead.of(self.language_model)
-        objective = joint_objective(sections, head, reference_head, self.token_budget)
+        weights = {"forget": 1.0, "retain": self.retain_weight.value}
+        objective = self.step.objective(self.objective, batch, weights)
         for name, part in objective.sections.items():
             self.log_objective(name, part, len(batch.sections[name]))
         self.log_dict({f"train/{name}": value for name, value in self.retain_weight.state.items()})
@@ -279,19 +289,39 @@ class Unlearning(LanguageModule):
             self.retain_weight.observe(objective.sections["retain"].loss, self.step_weight(batch_idx))
         return self.weighted(objective.loss, batch_idx)
 
-    def _states(self, batch: Batch) -> dict[Layer, dict[str, Tensor]]:
+    def objective(self, batch: Batch, weights: Mapping[str, float]) -> JointObjective:
+        """Return the sum of the losses on the sections that the batch has, each times its weight."""
+        losses = {name: loss for name, loss in self.losses.items() if name in batch.sections}
+        states = self._states(batch, losses)
+        targets = batch.by_section(batch.targets)
+        references, reference_head = self._reference(batch)
+        sections = {
+            name: Section(
+                loss,
+                states[loss.layer][name],
+                targets[name],
+                batch.sections[name].lengths,
+                references[loss.layer][name] if loss.uses_reference else None,
+                weights[name],
+                self.entropies[name],
+            )
+            for name, loss in losses.items()
+        }
+        head = OutputHead.of(self.language_model)
+        return joint_objective(sections, head, reference_head, self.token_budget)
+
+    def _states(self, batch: Batch, losses: Mapping[str, Loss]) -> dict[Layer, dict[str, Tensor]]:
         """Return the policy's states by layer and section; those of constants have no gradient."""
-        constants = {kind for loss in self.losses.values() for kind in loss.constant_companions}
+        layers = {loss.layer for loss in losses.values()}
+        constants = {kind for loss in losses.values() for kind in loss.constant_companions}
         if not constants:
-            return _by_section(batch, answer_states(self.language_model, batch, self.layers))
+            return _by_section(batch, answer_states(self.language_model, batch, layers))
         varying = batch.of_kinds(batch.rows.keys() - constants)
         constant = batch.of_kinds(constants)
         with torch.no_grad():
-            fixed = answer_states(self.language_model, constant, self.layers)
-        states = answer_states(self.language_model, varying, self.layers)
-        by_kind = {
-            layer: varying.by_kind(states[layer]) | constant.by_kind(fixed[layer]) for layer in self.layers
-        }
+            fixed = answer_states(self.language_model, constant, layers)
+        states = answer_states(self.language_model, varying, layers)
+        by_kind = {layer: varying.by_kind(states[layer]) | constant.by_kind(fixed[layer]) for layer in layers}
         return {
             layer: {
                 name: torch.cat([each[kind] for kind in section.rows])
@@ -302,16 +332,39 @@ class Unlearning(LanguageModule):
 
     def _reference(self, batch: Batch) -> tuple[dict[Layer, dict[str, Tensor]], OutputHead | None]:
         """Return the reference's states by layer and section, of the sections that need them, and its head."""
-        if not self.compared:
+        names = [name for name in self.compared if name in batch.sections]
+        if not names:
             return {}, None
-        compared = batch.only(self.compared)
+        compared = batch.only(names)
         states = self.reference.states(compared, self.reference_layers)
         return _by_section(compared, states), self.reference.head
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Update the retain weight after the policy."""
-        super().optimizer_step(*args, **kwargs)
-        self.retain_weight.update(self.current_epoch, self.trainer.strategy.reduce)
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Have the step scheme compute the gradients of a batch."""
+        self.step.backward(loss)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Have the step scheme finish the gradient after the last batch of a step; then update policy and retain weight."""
+        assert optimizer_closure is not None
+        strategy = self.trainer.strategy
+        # A scheme that keeps gradients apart averages them by itself.
+        ddp = strategy if self.step.separate and isinstance(strategy, DDPStrategy) else None
+
+        def evaluate(batch: Batch, weights: Mapping[str, float]) -> JointObjective:
+            with self.trainer.precision_plugin.forward_context():
+                return self.objective(batch, weights)
+
+        def closure() -> Any:
+            loss = optimizer_closure()
+            found = self.step.finish(evaluate, self.trainer.world_size)
+            self.log_dict({f"train/{name}": value for name, value in found.items()})
+            return loss
+
+        with nullcontext() if ddp is None else ddp.block_backward_sync():
+            super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        self.retain_weight.update(self.current_epoch, strategy.reduce)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the retain weight, where it changes."""

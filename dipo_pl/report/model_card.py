@@ -12,7 +12,16 @@ from dipo_pl.storage.files import write_text
 from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.storage.text import load_yaml
 
-_METHOD = ("forget_loss", "retain_loss", "retain_weight", "constructor", "optimizer", "schedule", "warmup")
+_METHOD = (
+    "forget_loss",
+    "retain_loss",
+    "retain_weight",
+    "constructor",
+    "step",
+    "optimizer",
+    "schedule",
+    "warmup",
+)
 
 
 def write_model_card(run: RunFolder) -> None:

@@ -5,7 +5,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -51,6 +51,9 @@ from dipo_pl.references.adapter_off import AdapterOff
 from dipo_pl.references.base import Reference, ReferenceContext
 from dipo_pl.references.frozen_copy import FrozenCopy
 from dipo_pl.references.stored_states import StoredStates
+from dipo_pl.steps.base import StepScheme
+from dipo_pl.steps.gradient_rectified import GradientRectified
+from dipo_pl.steps.sharpness_aware import SharpnessAware
 
 PLAIN_GRADDIFF, PLAIN_NPO, PLAIN_DIPO = "plain GradDiff", "plain NPO", "plain DiPO"
 PLAIN_THREE_SETS, PLAIN_LORA = "plain GradDiff, three sets", "plain GradDiff, LoRA"
@@ -66,10 +69,12 @@ class Step:
 
     Attributes:
         loss: the forward half of a training step.
+        backward: the other half, which leaves gradients on the parameters.
         store_seconds, store_mib: what it took to make stored states, and what they take.
     """
 
     loss: Callable[[], Tensor]
+    backward: Callable[[Tensor], None] = Tensor.backward
     store_seconds: float | None = None
     store_mib: float | None = None
 
@@ -81,7 +86,8 @@ class Case(ABC):
     Attributes:
         lora: only adapters are trained.
         compiled: by torch.compile.
-        like: the plain case of the same rows and the same trained weights.
+        like: the plain case of the same rows and the same trained weights, or the key of the case that differs in the step
+            scheme alone.
         equals: the plain case whose loss and gradient this must give.
     """
 
@@ -162,8 +168,14 @@ class Plain(Case):
 
 @dataclass(frozen=True, kw_only=True)
 class Ours(Case):
+    """
+    Attributes:
+        scheme: null is JointStep.
+    """
+
     forget: Loss
     retain: Loss
+    scheme: type[StepScheme] | None = None
     reference: type[Reference] = StoredStates
 
     def policy(self, size: Size) -> PreTrainedModel:
@@ -184,14 +196,24 @@ class Ours(Case):
 
     def prepare(self, policy: PreTrainedModel, size: Size) -> Step:
         module = Unlearning(
-            FromConfig({"model_type": "llama"}), self.forget, self.retain, reference=self.reference()
+            FromConfig({"model_type": "llama"}),
+            self.forget,
+            self.retain,
+            reference=self.reference(),
+            step=None if self.scheme is None else self.scheme(),
         )
         module.model = policy
         module.train()
+        module.step.prepare(module.trained_weights)
         sequences = size.sequences([kind for kinds in module.sections.values() for kind in kinds])
         rows = [row for some in sequences.values() for row in range(len(some))]
         batch = collate(sequences, rows, module.sections).to(torch.device(size.device))
-        step = Step(lambda: module.training_step(batch, 0))
+
+        def backward(loss: Tensor) -> None:
+            module.backward(loss)
+            module.step.finish(module.objective, 1)
+
+        step = Step(lambda: module.training_step(batch, 0), backward)
         if module.reference_layers:
             # What has been mapped stays when its file's name goes. No progress bar among the results.
             with TemporaryDirectory() as folder, redirect_stderr(StringIO()):
@@ -218,6 +240,14 @@ class Ours(Case):
 def _with_cross_entropy(name: str, forget: Loss, **options: Any) -> Ours:
     """On retain rows, so that all methods see as many rows."""
     return Ours(name=f"{name} + CE", forget=forget, retain=CrossEntropy(), **options)
+
+
+def _with_scheme(scheme: type[StepScheme]) -> tuple[Ours, ...]:
+    """Two pairs of losses, without a reference and with one, beside the same pairs in a JointStep."""
+    joint = (_with_cross_entropy("GradientAscent", GradientAscent()), _dipo(StoredStates))
+    return tuple(
+        replace(each, name=f"{each.name}, {scheme.__name__}", scheme=scheme, like=each.key) for each in joint
+    )
 
 
 def _dipo(reference: type[Reference], **options: Any) -> Ours:
@@ -312,6 +342,8 @@ CASES: dict[str, Case] = {
         _with_cross_entropy("MaximumEntropy", MaximumEntropy()),
         _with_cross_entropy("InvertedHinge", InvertedHinge()),
         _with_cross_entropy("SHRED", SHRED()),
+        *_with_scheme(SharpnessAware),
+        *_with_scheme(GradientRectified),
         Ours(name="RMU + RMURetain", forget=RMU(layer=_LAYER), retain=RMURetain(layer=_LAYER)),
     )
 }

@@ -58,13 +58,13 @@ def table(
             "peak_mib": measured["memory"].get(key),
             "left_out": left_out.get(key),
             "ratios": {
-                plain.name: {
-                    of: values[key] / values[plain.key]
+                other.name if isinstance(other, Plain) else other.key: {
+                    of: values[key] / values[other.key]
                     for of, values in measured.items()
-                    if key in values and plain.key in values
+                    if key in values and other.key in values
                 }
-                for plain in cases
-                if isinstance(plain, Plain) and plain.key not in left_out
+                for other in cases
+                if (isinstance(other, Plain) or other.key == case.like) and other.key not in left_out
             },
         }
         if key in seen:

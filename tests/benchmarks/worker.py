@@ -70,7 +70,7 @@ class Training:
     def gradients(self) -> Tensor:
         """The loss; leaves its gradients on the parameters."""
         loss = self.prepared.loss()
-        loss.backward()
+        self.prepared.backward(loss)
         return loss.detach()
 
     def step(self) -> None:

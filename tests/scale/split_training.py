@@ -25,6 +25,12 @@ METHODS = {
     "rmu": (*SILENT, "--config", "rmu.yaml"),
     # Most weights are frozen, in each layer and in the head.
     "part": (*SILENT, "--model.trainable", "['model.layers.*.mlp.*']"),
+    # Distances and products over ranks, of gradients that are clipped, and of adapters with activations computed again.
+    "sam": (*SILENT, "--model.forget_loss", "NPO", "--model.forget_loss.beta", "0.1", "--model.retain_loss", "ReferenceKL",
+            "--config", "sam.yaml", "--model.step.rho", "0.5", "--trainer.gradient_clip_val", "0.1"),
+    "gru": (*SILENT, "--config", "gru.yaml"),
+    "sam lora": (*SILENT, "--config", "lora.yaml", "--config", "sam.yaml",
+                 "--model.step.rho", "0.5", "--model.policy.gradient_checkpointing", "true"),
     # Companions of forget rows, adapters that are switched off for the reference, and a weight that follows a loss.
     "adapted": (*SILENT, "--config", "idk_dpo.yaml", "--config", "lora.yaml", "--model.optimizer.lr", "0.003",
                 "--model.policy.gradient_checkpointing", "true", "--model.retain_loss", "ReferenceKL",
@@ -48,6 +54,9 @@ ALONE = {
     "rmu": ("rmu", ("--data.batch_size", "8")),
     "part": ("part", ("--data.batch_size", "8")),
     "adapted": ("adapted", ("--data.batch_size", "12")),
+    "sam": ("sam", ("--data.batch_size", "8")),
+    "gru": ("gru", ("--data.batch_size", "8")),
+    "sam lora": ("sam lora", ("--data.batch_size", "8")),
 }
 SHARED = {
     "dipo on ddp": ("dipo", (*TWO, "ddp")),
@@ -60,6 +69,11 @@ SHARED = {
     "part on ddp": ("part", (*TWO, "ddp")),
     "part on fsdp2": ("part", (*TWO, "fsdp2")),
     "adapted on fsdp2": ("adapted", (*TWO, "fsdp2", "--data.batch_size", "3")),
+    "sam on ddp": ("sam", (*TWO, "ddp")),
+    "sam on fsdp2": ("sam", (*TWO, "fsdp2")),
+    "gru on ddp": ("gru", (*TWO, "ddp")),
+    "gru on fsdp2": ("gru", (*TWO, "fsdp2")),
+    "sam lora on fsdp2": ("sam lora", (*TWO, "fsdp2")),
 }
 SHARDED = (*TWO, "fsdp2", "--config", "sharded_checkpoints.yaml")
 # Of one row, so that one rank has nothing to train on.

@@ -41,6 +41,11 @@ def difference(ours, theirs):
     ("part-on-ddp", "part"),
     ("part-on-fsdp2", "part"),
     ("adapted-on-fsdp2", "adapted"),
+    ("sam-on-ddp", "sam"),
+    ("sam-on-fsdp2", "sam"),
+    ("gru-on-ddp", "gru"),
+    ("gru-on-fsdp2", "gru"),
+    ("sam-lora-on-fsdp2", "sam-lora"),
     ("to-fsdp2", "dipo"),
     ("from-fsdp2", "dipo"),
     ("to-shards", "dipo"),
@@ -65,6 +70,12 @@ def test_split_ends_where_the_whole_does(runs, split, whole):
     assert manifests[0]["global_batch"] == manifests[1]["global_batch"] == rows
     starts = [each["policy"]["weights_at_start"] for each in manifests]
     assert starts[0] == starts[1]
+
+
+def test_step_schemes_end_elsewhere(runs):
+    """What is the same for all splits is not what it is without a scheme."""
+    assert difference(weights(runs / "sam"), weights(runs / "npo")) > 1e-3
+    assert difference(weights(runs / "gru"), weights(runs / "dipo")) > 1e-3
 
 
 def step_of(checkpoint):

@@ -127,6 +127,7 @@ def _title(module: LanguageModule, machine: Machine) -> str:
     if isinstance(module, Unlearning):
         parts[0] += " of " + " + ".join(type(each).__name__ for each in module.losses.values())
         parts += [type(module.reference).__name__] if module.reference_layers else []
+        parts += [type(module.step).__name__] if module.step.separate else []
     parts += [] if policy.adapter is None else [type(policy.adapter).__name__]
     parts += ["gradient checkpointing"] if policy.gradient_checkpointing else []
     autocast = f" under {machine.autocast} autocast" if machine.autocast else ""

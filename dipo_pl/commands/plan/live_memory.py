@@ -10,6 +10,8 @@ from torch import Tensor
 
 from dipo_pl.private_names import CAST, GROUPED_PRODUCT, TorchDispatchMode, storage_key, tree_iter
 
+COPY = torch.ops.aten.clone.default
+
 
 class LiveMemory(TorchDispatchMode):
     """Dispatch mode that counts each storage from the operation that returns it until nothing refers to it.
@@ -23,7 +25,7 @@ class LiveMemory(TorchDispatchMode):
     Attributes:
         live: bytes held now.
         peak: most bytes held since `restart`.
-        weights: storages whose copies in another dtype are counted in `casts`.
+        weights: storages that are sharded, and whose copies in another dtype are counted in `casts`.
     """
 
     def __init__(self, shards: int = 1, numpy: bool = False) -> None:
@@ -72,6 +74,9 @@ class LiveMemory(TorchDispatchMode):
         for each in tree_iter(result):
             if isinstance(each, Tensor):
                 self._add(each.untyped_storage())
+        if function is COPY and storage_key(args[0]) in self.weights:
+            # A copy of a shard.
+            self.hold([result], sharded=True)
         numpy_bytes = 0
         if self.numpy:
             numpy_bytes = tracemalloc.get_traced_memory()[1]

@@ -23,6 +23,7 @@ from dipo_pl.commands.plan.stand_ins import (
     skeleton,
 )
 from dipo_pl.errors import InputError, short_message
+from dipo_pl.losses.engine import JointObjective
 from dipo_pl.losses.retain_weight import FixedWeight
 from dipo_pl.models.eval_mode import without_noise
 from dipo_pl.models.head import OutputHead, default_token_budget
@@ -180,6 +181,8 @@ class _Step:
                 # Fake tensors are on no GPU, where foreach would be the default.
                 if not self.machine.on_cpu and "foreach" in group and not group.get("fused"):
                     group["foreach"] = group["foreach"] is not False
+            if isinstance(self.module, Unlearning):
+                self.module.step.prepare(self.module.trained_weights)
             for each in self.parameters:
                 each.register_post_accumulate_grad_hook(self._hold_gradient)
             moments, gradients = self._first_step(optimizer)
@@ -268,7 +271,7 @@ class _Step:
         """Take the step that creates gradients and moments; return the bytes of moments and gradients."""
         with self._forward_context():
             loss = self.module.training_step(self._batch(), 0)
-        loss.backward()
+        self._backward(loss)
         del loss
         before = self.live.live
         optimizer.step()
@@ -276,9 +279,27 @@ class _Step:
         gradients = storage_bytes(each.grad for each in self.parameters if each.grad is not None)
         return self.live.live - before, gradients / self.live.shards
 
+    def _backward(self, loss: Tensor) -> None:
+        """Make the gradient of a step of one batch, with all passes that the step scheme takes."""
+        self.module.backward(loss)
+        if isinstance(self.module, Unlearning):
+            self.module.step.finish(self._evaluate, 1)
+
+    def _evaluate(self, batch: Batch, weights: Mapping[str, float]) -> JointObjective:
+        with self._forward_context():
+            objective: JointObjective = self.module.objective(batch, weights)
+        return objective
+
     def _second_step(self, optimizer: Any) -> dict[str, float]:
         """Take a step in Lightning's order; return its peaks and the memory of its parts."""
         live, batch = self.live, self._batch()
+        if self.shapes.accumulates and isinstance(self.module, Unlearning) and self.module.step.separate:
+            # What earlier batches of the step have left.
+            optimizer.zero_grad()
+            with self._forward_context():
+                loss = self.module.training_step(batch, 0)
+            self.module.backward(loss)
+            del loss
         base = live.restart()
         after_decoder: list[tuple[float, float]] = []
         peaks: list[float] = []
@@ -286,21 +307,21 @@ class _Step:
         def note(*_: Any) -> None:
             if torch.is_grad_enabled():
                 after_decoder.append((live.live - base, live.casts))
-            peaks[:] = [live.peak]
+            peaks.append(live.peak)
             live.restart()
 
         hook = decoder_of(self.model).register_forward_hook(note)
         with self._forward_context():
             loss = self.module.training_step(batch, 0)
         hook.remove()
-        activations, casts = after_decoder[0]
+        activations, casts = after_decoder[-1]
         head = live.peak - base - activations
         forward = max(live.peak, *peaks)
         # Lightning keeps the gradients of the previous step until here.
         if not self.shapes.accumulates:
             optimizer.zero_grad()
         live.restart()
-        loss.backward()
+        self._backward(loss)
         del loss
         backward = live.peak
         before = live.restart()

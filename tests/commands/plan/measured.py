@@ -30,6 +30,8 @@ from dipo_pl.modules.unlearning import Unlearning
 from dipo_pl.references.base import ReferenceContext
 from dipo_pl.references.frozen_copy import FrozenCopy
 from dipo_pl.references.stored_states import StoredStates
+from dipo_pl.steps.gradient_rectified import GradientRectified
+from dipo_pl.steps.sharpness_aware import SharpnessAware
 
 LOSSES = {
     "DiPO": lambda: (DiPO(), DiPORetain()),
@@ -49,6 +51,7 @@ class Case:
     vocabulary: int = 32_000
     accumulates: bool = False
     autocast: bool = False
+    step: type | None = None
     model: str = "llama"
     width: int = 384
     layers: int = 6
@@ -77,7 +80,8 @@ class Case:
             adapter=LoRA() if self.lora else None,
             gradient_checkpointing=self.checkpointing,
         )
-        return Unlearning(policy, forget, retain, reference=self.reference and self.reference())
+        reference, step = (None if each is None else each() for each in (self.reference, self.step))
+        return Unlearning(policy, forget, retain, reference=reference, step=step)
 
     def training(self, tiny: bool = False) -> dict[str, list[Encoded]]:
         draw = torch.Generator().manual_seed(0)
@@ -103,6 +107,12 @@ SMALL = {
     ),
     "LoRA, checkpointing": Case(
         reference=None, lora=True, checkpointing=True, rows=2, vocabulary=16_000, width=192, layers=3
+    ),
+    "SharpnessAware": Case(
+        "GradDiff", None, rows=2, vocabulary=16_000, width=192, layers=3, step=SharpnessAware
+    ),
+    "GradientRectified": Case(
+        "GradDiff", None, rows=2, vocabulary=16_000, width=192, layers=3, step=GradientRectified
     ),
 }
 CASES = {
@@ -141,6 +151,7 @@ class Steps:
                 )
         self.trained = [each for each in self.model.parameters() if each.requires_grad]
         self.optimizer = self.module.optimizer(self.trained)
+        self.module.step.prepare(self.module.trained_weights)
 
     def precision(self):
         return torch.autocast("cpu", torch.bfloat16, self.case.autocast, cache_enabled=False)
@@ -150,7 +161,8 @@ class Steps:
             loss = self.module.training_step(self.batch, 0)
         if not self.case.accumulates:
             self.optimizer.zero_grad()
-        loss.backward()
+        self.module.backward(loss)
+        self.module.step.finish(self.module.objective, 1)
         self.optimizer.step()
 
 

@@ -19,6 +19,8 @@ from dipo_pl.commands.plan.stand_ins import LossMemory
 from dipo_pl.commands.plan.step import Shapes, memory_of
 from dipo_pl.commands.plan.table import verdict
 from dipo_pl.losses import CEU, DiPO, GradientAscent
+from dipo_pl.steps.gradient_rectified import GradientRectified
+from dipo_pl.steps.sharpness_aware import SharpnessAware
 
 SMOKE = ["--config", "smoke.yaml"]
 
@@ -206,7 +208,9 @@ def test_what_cannot_be_planned_is_one_line(words, message, cli, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("case", ["StoredStates, accumulation", "LoRA, checkpointing"])
+@pytest.mark.parametrize(
+    "case", ["StoredStates, accumulation", "LoRA, checkpointing", "SharpnessAware", "GradientRectified"]
+)
 def test_the_peak_of_a_step_is_within_15_percent_of_the_measured_one(case):
     script = Path(__file__).parent / "measured.py"
     done = subprocess.run([sys.executable, script, case], capture_output=True, text=True, check=True)
@@ -220,6 +224,28 @@ def test_accumulated_gradients_are_held_during_the_backward_pass():
     case = Case("GradDiff", vocabulary=16_000, width=48, layers=2, rows=2)
     kept, freed = (replace(case, accumulates=each).planned() for each in (True, False))
     assert kept.backward - freed.backward > 0.5 * kept.gradients
+
+
+def test_a_step_scheme_holds_more_gradients_and_a_copy_of_the_weights():
+    """Shards of them under FSDP2; activations are few here."""
+    from measured import Case
+
+    small = Case("GradDiff", None, vocabulary=64, width=256, layers=4, rows=1)
+    shapes = Shapes(small.training(tiny=True), (1, 2), (0, 2), False)
+    for devices in (1, 4):
+        machine = Machine(devices, "fsdp2" if devices > 1 else "single device", devices > 1, True, None, None)
+        found = {
+            step: memory_of(replace(small, step=step).module(), shapes, machine, 64)
+            for step in (None, SharpnessAware, GradientRectified)
+        }
+        joint, sam, gru = found.values()
+        assert sam.gradients == gru.gradients == joint.gradients
+        size = joint.gradients
+        assert gru.backward - joint.backward == pytest.approx(size, rel=0.5)
+        assert sam.backward - joint.backward == pytest.approx(2 * size, rel=0.5)
+        accumulating = replace(shapes, accumulates=True)
+        held = memory_of(replace(small, step=GradientRectified).module(), accumulating, machine, 64)
+        assert held.forward - gru.forward == pytest.approx(size, rel=0.1)
 
 
 def test_no_weights_are_made():
