@@ -19,8 +19,6 @@ from dipo_pl.commands.plan.stand_ins import LossMemory
 from dipo_pl.commands.plan.step import Shapes, memory_of
 from dipo_pl.commands.plan.table import verdict
 from dipo_pl.losses import CEU, DiPO, GradientAscent
-from dipo_pl.steps.gradient_rectified import GradientRectified
-from dipo_pl.steps.sharpness_aware import SharpnessAware
 
 SMOKE = ["--config", "smoke.yaml"]
 
@@ -224,28 +222,6 @@ def test_accumulated_gradients_are_held_during_the_backward_pass():
     case = Case("GradDiff", vocabulary=16_000, width=48, layers=2, rows=2)
     kept, freed = (replace(case, accumulates=each).planned() for each in (True, False))
     assert kept.backward - freed.backward > 0.5 * kept.gradients
-
-
-def test_a_step_scheme_holds_more_gradients_and_a_copy_of_the_weights():
-    """Shards of them under FSDP2; activations are few here."""
-    from measured import Case
-
-    small = Case("GradDiff", None, vocabulary=64, width=256, layers=4, rows=1)
-    shapes = Shapes(small.training(tiny=True), (1, 2), (0, 2), False)
-    for devices in (1, 4):
-        machine = Machine(devices, "fsdp2" if devices > 1 else "single device", devices > 1, True, None, None)
-        found = {
-            step: memory_of(replace(small, step=step).module(), shapes, machine, 64)
-            for step in (None, SharpnessAware, GradientRectified)
-        }
-        joint, sam, gru = found.values()
-        assert sam.gradients == gru.gradients == joint.gradients
-        size = joint.gradients
-        assert gru.backward - joint.backward == pytest.approx(size, rel=0.5)
-        assert sam.backward - joint.backward == pytest.approx(2 * size, rel=0.5)
-        accumulating = replace(shapes, accumulates=True)
-        held = memory_of(replace(small, step=GradientRectified).module(), accumulating, machine, 64)
-        assert held.forward - gru.forward == pytest.approx(size, rel=0.1)
 
 
 def test_no_weights_are_made():
