@@ -10,7 +10,7 @@ THREADS ?= 2
 PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-smollm2 pretrained study study-smollm2 study-gpu test torture variations meta-evaluation bench lint docs audit format clean
+.PHONY: help install demo demo-smollm2 pretrained study study-smollm2 study-gpu test torture variations families meta-evaluation bench lint docs audit format clean
 
 help: ## List the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 23
@@ -56,6 +56,9 @@ variations: install ## Run the demo under five seeds, two numbers of threads and
 
 meta-evaluation: install ## Which of an audit's metrics can be believed, on 60 small models; takes minutes of one core
 	$(BIN)/python tests/meta_evaluation $(OPTIONS)
+
+families: install ## Take tiny models of every family through training, LoRA, export and evaluation; prints docs/reference/models.md
+	$(BIN)/python tests/families
 
 bench: install ## Time and memory of a step (OPTIONS=--evaluation: of an evaluation), side by side with plain code
 	$(BIN)/python tests/benchmarks $(OPTIONS)
