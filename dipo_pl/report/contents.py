@@ -161,7 +161,9 @@ def _in_order(runs: Sequence[Run]) -> list[Run]:
     order = {kind: place for place, kind in enumerate(_REFERENCES)}
     plain = [each for each in runs if not each.probe]
     plain.sort(key=lambda run: order.get(run.kind, len(order)))
-    probes = sorted((each for each in runs if each.probe), key=lambda each: (each.kind, -each.bits))
+    probes = sorted(
+        (each for each in runs if each.probe), key=lambda each: (each.kind, -each.bits, each.rounding)
+    )
     ordered = []
     for run in plain:
         ordered += [run, *(each for each in probes if attacked_run(each, plain) is run)]

@@ -372,11 +372,10 @@ def test_quantized_models_are_below_theirs(cli, runs, tmp_path):
     assert ended.code == 0, ended.err
     assert cli("report", *folder.iterdir(), "--format", "json,html", "--output", "out").code == 0
     names = [each["name"] for each in json.loads(Path("out/report.json").read_text())["rows"]]
-    assert names[-3:] == ["unlearned-0", "unlearned-0-int8", "unlearned-0-int4"]
+    assert names[-4:] == ["unlearned-0", "unlearned-0-int8", "unlearned-0-int4", "unlearned-0-nf4"]
     attacks = Path("out/report.html").read_text().split('<section id="attacks"')[1].split("</section>")[0]
-    assert [attacks.count(f'<td class="left">{each}</td>') for each in ("as trained", "int8", "int4")] == [
-        1, 1, 1,
-    ]  # fmt: skip
+    found = [attacks.count(f'<td class="left">{each}</td>') for each in ("as trained", "int8", "int4", "nf4")]
+    assert found == [1, 1, 1, 1]
 
 
 def test_nothing_heavy_is_imported_for_the_table(process, runs):
