@@ -1,11 +1,11 @@
 """Prompts and answers as token ids, written out: small tokenizers in which every id is known beforehand."""
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from small_tokenizers import ascii_tokenizer, byte_tokenizer
+from tokenizers import normalizers, pre_tokenizers
 
 from dipo_pl.batch import Encoded
-from dipo_pl.data_modules.row_encoder import encode, encode_entity
+from dipo_pl.data_modules.row_encoder import encode
 from dipo_pl.errors import InputError
 from dipo_pl.prompts import ChatTemplate, Continuation, FewShot, Llama2Chat, QuestionAnswer
 from dipo_pl.rows import Row
@@ -15,32 +15,6 @@ ROW = Row((("user", "Who?"),), "Me.")
 TEXT = Row((), "Once.")
 PROMPT = b"Question: Who?\nAnswer: "
 LONG = 512
-
-
-def ascii_tokenizer(start=("<s>",), end=(), specials=("<s>", "</s>"), eos="</s>", **options):
-    """One token a character, its id the character's ASCII code; special tokens from 128 on, in their order."""
-    numbers = {token: 128 + index for index, token in enumerate(specials)}
-    vocabulary = {chr(code): code for code in range(128)} | numbers
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=[*start, "$A", *end], special_tokens=[(token, numbers[token]) for token in {*start, *end}]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=eos, additional_special_tokens=list(specials), **options
-    )
-
-
-def byte_tokenizer(*merges):
-    """Byte-level BPE with these merges and no special token but EOS, which has the first id after the bytes."""
-    vocabulary = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    vocabulary["</s>"] = len(vocabulary)
-    for left, right in merges:
-        vocabulary[left + right] = len(vocabulary)
-    tokenizer = Tokenizer(models.BPE(vocabulary, list(merges)))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
 
 
 class TestFewShot:
@@ -361,44 +335,3 @@ def test_what_is_trained_is_what_the_template_writes(tokenizer):
 def test_unusable_templates(tokenizer, message):
     with pytest.raises(InputError, match=message):
         encode(ROW, "Me.", ChatTemplate("Be kind."), tokenizer, LONG)
-
-
-class TestEntity:
-    def row(self, entity, answer="In Rome, Italy."):
-        return Row((("user", "Who?"),), answer, entity=entity)
-
-    def test_ends_with_the_entity_which_is_to_be_predicted(self):
-        encoded = encode_entity(self.row("Rome"), QuestionAnswer(), ascii_tokenizer(), LONG)
-        assert encoded == Encoded((BOS, *PROMPT, *b"In Rome"), 1 + len(PROMPT) + 3)
-
-    def test_without_an_entity_it_is_the_answer_without_its_end(self):
-        encoded = encode_entity(self.row(None), QuestionAnswer(), ascii_tokenizer(), LONG)
-        assert encoded == Encoded((BOS, *PROMPT, *b"In Rome, Italy."), 1 + len(PROMPT))
-
-    def test_a_token_that_holds_some_of_it_belongs_to_it(self):
-        tokenizer = byte_tokenizer(("Ġ", "R"), ("m", "e"))
-        encoded = encode_entity(self.row("Rom"), QuestionAnswer(), tokenizer, LONG)
-        span = tokenizer.convert_ids_to_tokens(encoded.ids[encoded.answer_start :])
-        assert span == ["ĠR", "o", "me"]
-        whole = encode(self.row("Rom"), "In Rome, Italy.", QuestionAnswer(), tokenizer, LONG)
-        assert whole.ids[: len(encoded.ids)] == encoded.ids
-
-    def test_a_plain_text_that_begins_with_it_is_predicted_from_its_second_token(self):
-        row = Row((), "Rome fell.", entity="Rome")
-        encoded = encode_entity(row, QuestionAnswer(), byte_tokenizer(), LONG)
-        assert (len(encoded.ids), encoded.answer_start) == (4, 1)
-
-    @pytest.mark.parametrize(
-        ("entity", "length", "line"),
-        [
-            ("Oslo", LONG, "^the entity 'Oslo' does not stand in the answer of the row that begins 'Who\\?'"),
-            (
-                "Italy",
-                35,
-                r"^the entity 'Italy' of the row .* ends at token 38, which data.max_length 35 cuts off",
-            ),
-        ],
-    )
-    def test_one_that_cannot_be_predicted_is_refused(self, entity, length, line):
-        with pytest.raises(InputError, match=line):
-            encode_entity(self.row(entity), QuestionAnswer(), ascii_tokenizer(), length)
