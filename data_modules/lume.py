@@ -1,14 +1,14 @@
 """LUME: a data module of stories, invented people and real people, half of which are to be forgotten."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.pytorch.utilities import rank_zero_info
 
 from dipo_pl.data_modules.forget_retain import ForgetRetain
-from dipo_pl.data_modules.record_files import load_split, named_file, read_records
+from dipo_pl.data_modules.record_files import Placed, content_of, load_split, named_file, read_records
 from dipo_pl.data_modules.row_files import text_at
 from dipo_pl.errors import InputError, check_count
 from dipo_pl.evaluation_set import EvaluationSet, RowSets
@@ -129,23 +129,22 @@ class LUME(ForgetRetain):
                     )
         return [each for task in self.tasks for each in found if each.task == task]
 
-    def _placed(self, name: str) -> tuple[list[tuple[str, Mapping[str, Any]]], str]:
+    def _placed(self, name: str) -> tuple[Iterable[Placed], str]:
         """Return the records of `forget` or `retain` with their places, and where they are from."""
         folder = Path(self.path)
         if not folder.is_dir():
             split = f"{name}_train"
-            records = load_split(self.path, "default", split, f"LUME's {split}")
-            return [(f"{self.path} {split}, row {row}", each) for row, each in enumerate(records)], self.path
+            place = "{path} {split}, row {row}"
+            return load_split(self.path, "default", split, f"LUME's {split}", place), self.path
         names = (name, f"{name}_train-00000-of-00001")
         files = [named_file(each, one) for each in (folder, folder / "data") for one in names]
         file = next((each for each in files if each.exists()), None)
         if file is None:
-            there = ", ".join(sorted(each.name for each in folder.iterdir())[:6]) or "nothing"
             raise InputError(
                 f"no file {files[0]}: data.path must be a folder with LUME's forget.jsonl and retain.jsonl, or with a copy "
-                f"of SemEval's release (it has {there})"
+                f"of SemEval's release (it has {content_of(folder)})"
             )
-        return list(read_records(file)), str(file)
+        return read_records(file), str(file)
 
     def _part(self, entries: Sequence[_Entry], name: str, start: int, count: int | None) -> list[_Entry]:
         """Return the rows of `count` documents of each task, from the document `start` on."""

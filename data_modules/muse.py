@@ -1,14 +1,14 @@
 """MUSE: a data module of news articles or novels, a part of which is to be forgotten."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dipo_pl.data_modules.blocked_texts import BlockedTexts, TextCorpus
-from dipo_pl.data_modules.record_files import load_split, parse_json
+from dipo_pl.data_modules.record_files import Placed, load_split, parse_json
 from dipo_pl.data_modules.row_files import text_at
 from dipo_pl.errors import InputError
 from dipo_pl.paths import expanded
@@ -20,9 +20,6 @@ EXAMPLES = 10
 
 # Names that the files had before they were named as on the hub.
 FORMER_NAMES = {"retain": "retain2", "retain_qa": "retain2_qa", "retain_qa_icl": "retain2_qa_icl"}
-
-# A record and its place.
-Record = tuple[str, Mapping[str, Any]]
 
 
 class MUSE(BlockedTexts):
@@ -122,16 +119,16 @@ class MUSE(BlockedTexts):
             )
         return [(row.question, row.answer) for row in rows]
 
-    def _read_records(self, subset: str, split: str) -> list[Record]:
+    def _read_records(self, subset: str, split: str) -> Iterable[Placed]:
         folder = Path(self.path)
         # A copy of the hub's repository is loaded as from the hub.
         if folder.is_dir() and not any(folder.glob("*/*.parquet")):
             return _from_folder(folder / subset, split)
-        records = load_split(self.path, subset, split, f"MUSE's {subset}/{split}")
-        return [(f"{self.path} {subset}/{split}[{i}]", record) for i, record in enumerate(records)]
+        place = "{path} {configuration}/{split}[{row}]"
+        return load_split(self.path, subset, split, f"MUSE's {subset}/{split}", place)
 
 
-def _from_folder(folder: Path, split: str) -> list[Record]:
+def _from_folder(folder: Path, split: str) -> list[Placed]:
     names = [split, FORMER_NAMES.get(split, split)]
     files = [folder / f"{name}{kind}" for name in names for kind in (".json", ".txt")]
     file = next((each for each in files if each.is_file()), None)

@@ -215,8 +215,22 @@ def _decoding(where: str) -> Iterator[None]:
         raise InputError(f"{where}: JSON cannot be used ({error})") from None
 
 
-def load_split(path: str, configuration: str, split: str, name: str) -> Iterable[Mapping[str, Any]]:
-    """Load the records of one split of a data set on the hub, or of a copy of its repository; `name` is for errors.
+def content_of(folder: Path) -> str:
+    """Return the first names in a folder in a list, for messages such as "it has a.csv, b.csv"."""
+    return ", ".join(sorted(each.name for each in folder.iterdir())[:6]) or "nothing"
+
+
+def load_split(
+    path: str, configuration: str, split: str, name: str, place: str = "{path} {configuration}, row {row}"
+) -> Iterable[Placed]:
+    """Load the records of one split of a data set on the hub, or of a copy of its repository, with their places.
+
+    Args:
+        path: the data set or the copy.
+        configuration: of the data set.
+        split: of the configuration.
+        name: of the split, for errors.
+        place: format of a record's place, of `path`, `configuration`, `split` and `row`, which is counted from 0.
 
     Raises:
         InputError: the split cannot be loaded.
@@ -234,4 +248,7 @@ def load_split(path: str, configuration: str, split: str, name: str) -> Iterable
             f"cannot read {name}: data.path {path!r} is neither a local folder nor a data set that the hub returns "
             f"({cause[:200]})"
         ) from error
-    return records
+    return (
+        (place.format(path=path, configuration=configuration, split=split, row=row), record)
+        for row, record in enumerate(records)
+    )

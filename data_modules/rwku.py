@@ -8,7 +8,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from dipo_pl.data_modules.forget_retain import ForgetRetain
-from dipo_pl.data_modules.record_files import load_split, read_records
+from dipo_pl.data_modules.record_files import Placed, content_of, load_split, read_records
 from dipo_pl.data_modules.requests import listed
 from dipo_pl.data_modules.row_files import text_at, texts_at
 from dipo_pl.errors import InputError, check_count
@@ -40,7 +40,6 @@ BRIEFLY = "Please briefly answer the following question.\n"
 ANSWER_TOKENS, REASONING_TOKENS = 30, 256
 
 Corpus = Literal["train_original_passage", "train_positive_llama3", "train_positive_phi3"]
-Records = Iterable[tuple[str, Mapping[str, Any]]]
 
 
 class Probe(PromptFormat):
@@ -133,22 +132,20 @@ class RWKU(ForgetRetain):
             measured = [name for name in measured if name in self.evaluate]
         return RowSets(forget, retain, [*sets.values(), *map(self._measured, measured)])
 
-    def _records(self, name: str) -> Records:
+    def _records(self, name: str) -> Iterable[Placed]:
         """Return the records of one configuration with their places."""
         folder = Path(self.path)
         if folder.is_dir():
             files = [folder / "All" / FILES[name], folder / FILES[name]]
             file = next((each for each in files if each.is_file()), None)
             if file is None:
-                there = ", ".join(sorted(each.name for each in folder.iterdir())[:6]) or "nothing"
                 raise InputError(
                     f"no file {files[1]}: data.path must be a copy of RWKU's repository on the hub, or a folder with the "
-                    f"files of its folder All (it has {there})"
+                    f"files of its folder All (it has {content_of(folder)})"
                 )
             return read_records(file)
         split = "train" if name.startswith("train_") else "test"
-        records = load_split(self.path, name, split, f"RWKU's {name}")
-        return ((f"{self.path} {name}, row {row}", record) for row, record in enumerate(records))
+        return load_split(self.path, name, split, f"RWKU's {name}")
 
     def _measured(self, name: str) -> EvaluationSet:
         """Return an evaluation set of the rows that RWKU gives to the people to forget."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dipo_pl.data_modules.forget_retain import ForgetRetain
-from dipo_pl.data_modules.record_files import Placed, load_split, named_file, read_records
+from dipo_pl.data_modules.record_files import Placed, content_of, load_split, named_file, read_records
 from dipo_pl.data_modules.requests import listed
 from dipo_pl.data_modules.row_files import rows_from
 from dipo_pl.errors import InputError, check_count
@@ -116,8 +116,7 @@ class TOFU(ForgetRetain):
         if Path(self.path).is_dir():
             source, placed = str(self._file(name)), read_records(self._file(name))
         else:
-            records = load_split(self.path, name, "train", f"TOFU's {name}")
-            placed = [(f"{source}, row {place}", record) for place, record in enumerate(records)]
+            placed = load_split(self.path, name, "train", f"TOFU's {name}")
         return rows_from(placed, source, known=KNOWN)
 
     def _configuration(self, name: str) -> str:
@@ -126,10 +125,9 @@ class TOFU(ForgetRetain):
     def _file(self, name: str) -> Path:
         file = named_file(Path(self.path), name)
         if not file.exists():
-            there = ", ".join(sorted(each.name for each in Path(self.path).iterdir())[:6]) or "nothing"
             raise InputError(
                 f"no file {file}: data.path must be a folder with TOFU's {name} under this name, as .jsonl, .json, .csv or "
-                f".parquet (it has {there})"
+                f".parquet (it has {content_of(Path(self.path))})"
             )
         return file
 

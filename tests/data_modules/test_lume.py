@@ -260,6 +260,11 @@ class TestHub:
         path = "llmunlearningsemeval2025organization/semeval25-unlearning-dataset-public"
         assert loaded == [(path, "default", f"{part}_train") for part in ("retain", "forget")]
 
+    def test_a_bad_row_names_its_place(self, monkeypatch):
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: [{"task": "Task1", "id": ""}])
+        with pytest.raises(InputError, match=r"^me/my retain_train, row 0: 'id' must be a non-empty text"):
+            LUME("me/my").read()
+
     def test_a_folder_that_is_not_there(self, monkeypatch):
         def load_dataset(*_, **__):
             raise FileNotFoundError("Couldn't find it")

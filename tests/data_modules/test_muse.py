@@ -363,6 +363,11 @@ class TestHub:
         (folder / "README.md").write_text("---\nconfigs:\n" + "\n".join(lines) + "\n---\n")
         check_whole(MUSE(str(folder)).read(), NEWS)
 
+    def test_a_bad_row_names_its_place(self, monkeypatch):
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: [{"text": ""}])
+        with pytest.raises(InputError, match=r"^me/my raw/forget\[0\]: 'text' must be a non-empty text"):
+            MUSE("me/my", corpus="News").read()
+
     def test_out_of_reach(self, monkeypatch):
         def load_dataset(*_, **__):
             raise ConnectionError("Couldn't reach\nthe hub")
