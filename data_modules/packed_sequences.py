@@ -2,22 +2,17 @@
 
 from array import array
 from collections.abc import Iterable, Sequence
-from itertools import chain, islice
-from typing import overload
 
 from dipo_pl.batch import Encoded
-from dipo_pl.data_modules.stored_rows import FEW
+from dipo_pl.data_modules.large_sequence import LargeSequence, listed_if_few
 
 
 def packed(sequences: Iterable[Encoded]) -> Sequence[Encoded]:
     """Return sequences as a list if they are few, else as `PackedSequences`: 4 bytes a token, and 17 a sequence."""
-    sequences = iter(sequences)
-    first = list(islice(sequences, FEW))
-    following = next(sequences, None)
-    return first if following is None else PackedSequences(chain(first, (following,), sequences))
+    return listed_if_few(sequences, PackedSequences)
 
 
-class PackedSequences(Sequence[Encoded]):
+class PackedSequences(LargeSequence[Encoded]):
     """Sequence of token ids and of what is known of each, in flat arrays.
 
     Args:
@@ -42,24 +37,15 @@ class PackedSequences(Sequence[Encoded]):
         """Return the number of sequences."""
         return len(self.flags)
 
-    @overload
-    def __getitem__(self, place: int) -> Encoded: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Encoded]: ...
-
-    def __getitem__(self, place: int | slice) -> Encoded | Sequence[Encoded]:
-        """Return a sequence, or a list of some."""
-        if isinstance(place, slice):
-            return [self[each] for each in range(*place.indices(len(self)))]
-        index = range(len(self))[place]
+    def item(self, index: int) -> Encoded:
+        """Return a sequence."""
         ids, flags = self.ids[self.ends[index] : self.ends[index + 1]], self.flags[index]
         return Encoded(
             tuple(ids), self.answer_starts[index], self.closings[index], bool(flags & 1), bool(flags & 2)
         )
 
 
-class Groups(Sequence[Sequence[Encoded]]):
+class Groups(LargeSequence[Sequence[Encoded]]):
     """Sequence of groups of the same number of sequences: the measured answers of each row.
 
     Args:
@@ -75,15 +61,7 @@ class Groups(Sequence[Sequence[Encoded]]):
         """Return the number of groups."""
         return len(self.sequences) // self.size
 
-    @overload
-    def __getitem__(self, place: int) -> Sequence[Encoded]: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Sequence[Encoded]]: ...
-
-    def __getitem__(self, place: int | slice) -> Sequence[Encoded] | Sequence[Sequence[Encoded]]:
-        """Return a group, or a list of some."""
-        if isinstance(place, slice):
-            return [self[each] for each in range(*place.indices(len(self)))]
-        start = range(len(self))[place] * self.size
+    def item(self, index: int) -> Sequence[Encoded]:
+        """Return a group."""
+        start = index * self.size
         return self.sequences[start : start + self.size]

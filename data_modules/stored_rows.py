@@ -1,24 +1,19 @@
 """Rows of large files: kept in Arrow's columns, each made again when it is asked for."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, islice
-from typing import Any, overload
+from itertools import islice
+from typing import Any
 
+from dipo_pl.data_modules.large_sequence import FEW, LargeSequence, listed_if_few
 from dipo_pl.rows import Row
-
-# So many rows are a list. More are encoded at a time.
-FEW = 4096
 
 
 def stored(rows: Iterable[Row]) -> Sequence[Row]:
     """Return rows as a list if they are few, else as `StoredRows`."""
-    rows = iter(rows)
-    first = list(islice(rows, FEW))
-    following = next(rows, None)
-    return first if following is None else StoredRows.of(chain(first, (following,), rows))
+    return listed_if_few(rows, StoredRows.of)
 
 
-class StoredRows(Sequence[Row]):
+class StoredRows(LargeSequence[Row]):
     """Sequence of rows in an Arrow table; what is iterated over is decoded a few at a time.
 
     Args:
@@ -63,21 +58,15 @@ class StoredRows(Sequence[Row]):
         count: int = self.table.num_rows
         return count
 
-    @overload
-    def __getitem__(self, place: int) -> Row: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Row]: ...
-
-    def __getitem__(self, place: int | slice) -> Row | Sequence[Row]:
-        """Return a row, or some rows of the same table."""
-        if isinstance(place, slice):
-            start, stop, step = place.indices(len(self))
-            if step != 1:
-                return stored(self[each] for each in range(start, stop, step))
-            return StoredRows(self.table.slice(start, max(stop - start, 0)))
-        index = range(len(self))[place]
+    def item(self, index: int) -> Row:
+        """Return a row."""
         return next(iter(StoredRows(self.table.slice(index, 1))))
+
+    def part(self, places: range) -> Sequence[Row]:
+        """Return some rows, of the same table if they follow each other."""
+        if places.step != 1:
+            return stored(map(self.item, places))
+        return StoredRows(self.table.slice(places.start, len(places)))
 
     def __iter__(self) -> Iterator[Row]:
         """Yield the rows."""

@@ -34,7 +34,7 @@ def record(number: int) -> dict[str, str]:
 
 def measured(what: str, path: Path, rows: int) -> str:
     from dipo_pl.batch import Encoded
-    from dipo_pl.data_modules import packed_sequences, stored_rows
+    from dipo_pl.data_modules import large_sequence, packed_sequences, stored_rows
     from dipo_pl.data_modules.row_files import read_rows
 
     def sequences() -> Iterator[Encoded]:
@@ -43,7 +43,7 @@ def measured(what: str, path: Path, rows: int) -> str:
             yield Encoded(tuple(1000 + (row * 31 + place) % 30_000 for place in range(TOKENS)), TOKENS // 2)
 
     if "objects" in what:
-        stored_rows.FEW = packed_sequences.FEW = rows
+        large_sequence.FEW = stored_rows.FEW = rows
     # A few first, so that nothing is imported on the way.
     (few := path.with_name("few.jsonl")).write_text(json.dumps(record(0)))
     stored_rows.StoredRows.of(read_rows(few))

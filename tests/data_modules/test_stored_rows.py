@@ -9,7 +9,7 @@ import pytest
 from connected import connected, rows, texts_of
 
 from dipo_pl.batch import Encoded
-from dipo_pl.data_modules import packed_sequences, stored_rows
+from dipo_pl.data_modules import large_sequence, stored_rows
 from dipo_pl.data_modules.json_lines import JSONL
 from dipo_pl.data_modules.packed_sequences import Groups, PackedSequences, packed
 from dipo_pl.data_modules.requests import joined, without
@@ -30,8 +30,8 @@ SEQUENCES = [
 @pytest.fixture
 def small(monkeypatch):
     """More than three rows are many."""
+    monkeypatch.setattr(large_sequence, "FEW", 3)
     monkeypatch.setattr(stored_rows, "FEW", 3)
-    monkeypatch.setattr(packed_sequences, "FEW", 3)
 
 
 def whole(row):
@@ -110,7 +110,7 @@ def test_a_run_is_the_same_however_its_rows_are_kept(tmp_path, monkeypatch):
     files = (str(tmp_path / f"{name}.jsonl") for name in ("forget", "keep", "unseen"))
     paths = dict(zip(("forget", "retain", "holdout"), files, strict=True))
     few = connected(JSONL(**paths, batch_size=2))
-    for module in (stored_rows, packed_sequences):
+    for module in (large_sequence, stored_rows):
         monkeypatch.setattr(module, "FEW", 3)
     many = connected(JSONL(**paths, batch_size=2))
     assert isinstance(few.row_sets.retain, list)
