@@ -73,6 +73,8 @@ def parser() -> Parser:
 
 def as_markdown(studies: "Sequence[tuple[Results, Summary]]") -> str:
     """Return the page."""
+    from dipo_pl.commands.study.cells import meanings
+
     parts = [
         "# Leaderboard\n",
         "Made by `dipo-pl leaderboard` from the records of studies; do not edit. On the site, a click on a column's head "
@@ -80,9 +82,8 @@ def as_markdown(studies: "Sequence[tuple[Results, Summary]]") -> str:
     ]
     for results, summary in studies:
         table = table_of(results, summary)
-        columns = [each for each in columns_of_interest(summary) if each.title in table.head]
-        meanings = (f"- {each.title}: {each.meaning} ({each.better.value})" for each in columns)
-        parts += [f"## {results.study['name']}\n", table.to_markdown(), "\n".join(meanings) + "\n"]
+        explained = meanings(columns_of_interest(summary))
+        parts += [f"## {results.study['name']}\n", table.to_markdown(), explained]
     return "\n".join(parts)
 
 

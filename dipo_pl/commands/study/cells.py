@@ -1,11 +1,13 @@
-"""Texts of a study's tables: a metric's mean over seeds, how many seeds, and the command of a row."""
+"""Texts of a study's tables: a metric's mean over seeds and its meaning, how many seeds, and the command of a row."""
 
 import shlex
+from collections.abc import Sequence
 
 from dipo_pl.commands.study.results import Results
 from dipo_pl.commands.study.summary import Line
 from dipo_pl.report.columns import Column
 from dipo_pl.report.seeds import interval_text
+from dipo_pl.report.table import markdown_escaped
 from dipo_pl.storage.secrets import redact_arguments
 
 
@@ -22,6 +24,12 @@ def cell_text(line: Line, column: Column) -> str:
     return (
         text if len(values) in (0, len(line.seeds)) else f"{text} ({len(values)} of {len(line.seeds)} seeds)"
     )
+
+
+def meanings(columns: Sequence[Column]) -> str:
+    """Return a list in Markdown of what columns mean, and which of two values is better."""
+    lines = (f"{each.title}: {each.meaning} ({each.better.value})" for each in columns)
+    return "".join(f"- {markdown_escaped(line)}\n" for line in lines)
 
 
 def seeds_text(line: Line) -> str:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from dipo_pl.commands.study.cells import cell_text, seeds_text, study_command
+from dipo_pl.commands.study.cells import cell_text, meanings, seeds_text, study_command
 from dipo_pl.commands.study.plan import Kind
 from dipo_pl.commands.study.plots import LEVEL, plots_of
 from dipo_pl.commands.study.rates import chosen_rate
@@ -55,12 +55,8 @@ def as_markdown(results: Results, summary: Summary, plots: Sequence[Plot] = ()) 
     for title, columns in tables:
         measured = [each for each in columns if any(each.key in line.values for line in summary.lines)]
         if measured:
-            meanings = (
-                f"- {markdown_escaped(f'{each.title}: {each.meaning} ({each.better.value})')}"
-                for each in measured
-            )
             table = _table(title, summary, measured, JUDGED.get(title, {}))
-            parts += [f"## {title}\n", table.to_markdown(), "\n".join(meanings) + "\n"]
+            parts += [f"## {title}\n", table.to_markdown(), meanings(measured)]
     if rates := _rates(results):
         parts += ["## Learning rates\n", rates.to_markdown()]
     if plots:
@@ -168,18 +164,20 @@ def _table(
 
 def _rates(results: Results) -> Table | None:
     chosen = results.study["file"]["learning_rate"]
+    if chosen is None:
+        return None
+    tried = {*map(float, chosen["values"])}
     scores: dict[str, dict[float, list[float]]] = {}
     for each in results.runs.values():
         if (
             each["kind"] == str(Kind.TUNING)
             and each["status"] == FINISHED
             and each["row"] in results.study["rows"]
-            and chosen is not None
             and each["seed"] in chosen["seeds"]
-            and each["learning_rate"] in [*map(float, chosen["values"])]
+            and each["learning_rate"] in tried
         ):
             scores.setdefault(each["row"], {}).setdefault(each["learning_rate"], []).append(each["score"])
-    if chosen is None or not scores:
+    if not scores:
         return None
     rates = sorted({rate for each in scores.values() for rate in each})
     rows: list[list[str]] = []

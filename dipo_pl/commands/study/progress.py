@@ -34,16 +34,16 @@ def status_text(
 ) -> str:
     """Return the status line of a study, at most `width` characters long."""
     running = [*runner.running]
-    titles = "; ".join(_title(each.job, runner.plan.folder) for each in running) or "starting"
     parts = [
         Part(_kind(each.job), time.monotonic() - each.since, *shares(each.job, runner.plan.folder))
         for each in running
     ]
+    titles = "; ".join(_title(run.job, part.share) for run, part in zip(running, parts, strict=True))
     left = seconds_left(
         parts, [_kind(each) for each in runner.todo], known_seconds(results, machine), at_a_time
     )
     after = "time left not known yet" if left is None else f"about {readable(left)} left"
-    text = f"study: {runner.ended}/{runner.total} runs done, {after}; running: {titles}"
+    text = f"study: {runner.ended}/{runner.total} runs done, {after}; running: {titles or 'starting'}"
     return text if width is None else shortened(text, width)
 
 
@@ -116,8 +116,7 @@ def readable(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _title(job: Job, study: Path) -> str:
-    share, _ = shares(job, study)
+def _title(job: Job, share: float | None) -> str:
     return job.title if share is None else f"{job.title} ({share:.0%})"
 
 

@@ -1,11 +1,13 @@
 """Time left of a study, worked by hand."""
 
 import json
+import time
+from types import SimpleNamespace
 
 import pytest
 
 from dipo_pl.commands.study.plan import Job, Kind
-from dipo_pl.commands.study.progress import Part, readable, seconds_left, shares
+from dipo_pl.commands.study.progress import Part, readable, seconds_left, shares, status_text
 from dipo_pl.commands.study.study_file import Recipe
 
 
@@ -53,3 +55,19 @@ def test_the_share_that_earlier_starts_had_done(tmp_path, resumed, limit, expect
     (tmp_path / "run/manifest.json").write_text(json.dumps(manifest))
     (tmp_path / "run/metrics.jsonl").write_text(json.dumps({"step": 6, "epoch": 3.0}) + "\n")
     assert shares(Job("run", Kind.ROW, 0, Recipe([], {})), tmp_path) == pytest.approx(expected)
+
+
+def test_the_status_line_says_how_far_each_run_is(tmp_path):
+    """Of ten steps six took a minute."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/manifest.json").write_text(json.dumps({"status": "running", "max_steps": 10}))
+    (tmp_path / "run/metrics.jsonl").write_text(json.dumps({"step": 6}) + "\n")
+    running = [
+        SimpleNamespace(job=Job(key, Kind.ROW, 0, Recipe([], {}), row=row), since=time.monotonic() - 60)
+        for key, row in (("run", "A"), ("none", "B"))
+    ]
+    runner = SimpleNamespace(
+        running=running, todo=[], ended=1, total=3, plan=SimpleNamespace(folder=tmp_path)
+    )
+    text = status_text(runner, SimpleNamespace(runs={}), 2, {}, None)
+    assert text == "study: 1/3 runs done, about 1 min left; running: A, seed 0 (60%); B, seed 0"
