@@ -10,7 +10,7 @@ from dipo_pl.data_modules.blocked_texts import BlockedTexts, TextCorpus
 from dipo_pl.data_modules.file_content import read_content
 from dipo_pl.data_modules.record_files import named_file, read_records
 from dipo_pl.data_modules.requests import joined, listed
-from dipo_pl.data_modules.row_files import text_at
+from dipo_pl.data_modules.row_files import checked_text, text_at
 from dipo_pl.errors import InputError, check_count
 from dipo_pl.paths import expanded
 from dipo_pl.rows import Row
@@ -93,7 +93,7 @@ class WMDP(BlockedTexts):
         text, records = folder / f"{name}.txt", named_file(folder, name)
         if text.is_file() and not records.exists():
             whole = decoded(read_content(text, "a text file"), text)
-            return [Row((), text_at({"text": whole}, "text", str(text)), where=str(text))]
+            return [Row((), checked_text(whole, "text", str(text)), where=str(text))]
         return [
             Row((), text_at(record, "text", where), where=where) for where, record in read_records(records)
         ]

@@ -2,8 +2,9 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from typing import Any, Self
 
 from dipo_pl.attacks.intervals import Intervals
@@ -75,6 +76,22 @@ class Attack(ABC):
 def keyed(model: str, key: str) -> str:
     """Return the key of a model's value in metrics.jsonl: the unlearned model's own are without a prefix."""
     return key if model == UNLEARNED else f"{model}_{key}"
+
+
+def numbered(
+    by_row: Mapping[str, Sequence[Any]], numbers: Iterable[int] | None = None
+) -> list[dict[str, Any]]:
+    """Return values of rows as an outcome has them: for each row its number, and the value of each model.
+
+    Args:
+        by_row: for each model the values of the rows.
+        numbers: of the rows; None counts them from 0.
+    """
+    rows = zip(*by_row.values(), strict=True)
+    return [
+        {"row": number, **dict(zip(by_row, values, strict=True))}
+        for values, number in zip(rows, count() if numbers is None else numbers, strict=False)
+    ]
 
 
 def by_model(values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

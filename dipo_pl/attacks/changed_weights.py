@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from dipo_pl.attacks.base import Attack, Outcome, by_model
+from dipo_pl.attacks.base import Attack, Outcome, by_model, numbered
 from dipo_pl.attacks.intervals import of_rows
 from dipo_pl.attacks.measuring import measure
 from dipo_pl.attacks.subject import CALLED, Subject
@@ -55,12 +55,8 @@ class ChangedWeights(Attack):
             name: found[self.changes[series[name].index(values[name])]][name] for name in subject.names
         }
         by_row = {name: each["rows"] for name, each in largest.items()}
-        rows = [
-            {"row": row} | {name: each[row] for name, each in by_row.items()}
-            for row in range(len(subject.forget.rows))
-        ]
         headline = "largest mean probability of the true answer"
-        return Outcome(headline, values, by_model(metrics), rows, series, of_rows(by_row))
+        return Outcome(headline, values, by_model(metrics), numbered(by_row), series, of_rows(by_row))
 
     def _measured(self, subject: Subject, change: str, name: str) -> dict[str, Any]:
         model = subject.fresh(name)

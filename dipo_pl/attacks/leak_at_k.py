@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from dipo_pl.attacks.base import Attack, Outcome, by_model
+from dipo_pl.attacks.base import Attack, Outcome, by_model, numbered
 from dipo_pl.attacks.intervals import of_rows
 from dipo_pl.attacks.subject import CALLED, RETAIN_ONLY, UNLEARNED, Subject
 from dipo_pl.errors import InputError, check_count, check_share
@@ -72,10 +72,6 @@ class LeakAtK(Attack):
                 metrics[name][f"leak_at_{k}"] = float(by_row.mean())
                 metrics[name][f"leak_at_{k}_upper"] = upper_bound(by_row, self.confidence)
             values[name] = metrics[name][f"leak_at_{self.k[-1]}"]
-        rows: list[dict[str, Any]] = [
-            {"row": row} | {name: leaks[row] for name, leaks in counts.items()}
-            for row in range(len(subject.forget.rows))
-        ]
         series: dict[str, list[Any]] = {"k": self.k}
         series |= {name: [each[f"leak_at_{k}"] for k in self.k] for name, each in metrics.items()}
         most = self.k[-1]
@@ -90,7 +86,7 @@ class LeakAtK(Attack):
                 distance = [distance[0], max(distance[1], upper - values[RETAIN_ONLY])]
             intervals = replace(intervals, value=[0.0, upper], distance=distance)
         headline = f"leak@{most} of {self.samples} samples"
-        return Outcome(headline, values, by_model(metrics), rows, series, intervals)
+        return Outcome(headline, values, by_model(metrics), numbered(counts), series, intervals)
 
     def _counts(self, subject: Subject, name: str) -> list[int]:
         """Return how many samples of each row leak."""

@@ -7,13 +7,14 @@ from dipo_pl.attacks.intervals import area_draws, of_draws
 from dipo_pl.attacks.measuring import measure
 from dipo_pl.attacks.subject import CALLED, RETAIN_ONLY, UNLEARNED, Subject
 from dipo_pl.errors import check_share
+from dipo_pl.evaluation.membership_rule import MEMBERSHIP
 from dipo_pl.metrics import Membership as MembershipMetric
 from dipo_pl.metrics.audit_scores import membership_distance, membership_score
 from dipo_pl.metrics.base import FORGET, HOLDOUT
 from dipo_pl.metrics.membership import auroc
 
-# The attacks that OpenUnlearning's score of privacy averages over.
-SCORED = ("loss", "zlib", "min_k", "min_k_plus_plus")
+# The attacks that OpenUnlearning's score of privacy averages over too.
+SCORED = tuple(MEMBERSHIP)
 # The area of an attack that recognizes nothing.
 CHANCE = 0.5
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from dipo_pl.attacks.base import Attack, Outcome, by_model
+from dipo_pl.attacks.base import Attack, Outcome, by_model, numbered
 from dipo_pl.attacks.intervals import of_rows
 from dipo_pl.attacks.measuring import measure
 from dipo_pl.attacks.subject import CALLED, Subject
@@ -47,10 +47,7 @@ class ParaphrasedQuestion(Attack):
             for name, each in found.items()
         }
         values = {name: each["metrics"]["probability"] for name, each in found.items()}
-        by_row = [
-            {"row": row} | {name: each["rows"][place] for name, each in found.items()}
-            for place, row in enumerate(asked)
-        ]
+        by_row = numbered({name: each["rows"] for name, each in found.items()}, asked)
         intervals = of_rows(
             {name: [row["probability"] for row in each["rows"]] for name, each in found.items()}
         )

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from dipo_pl.attacks.base import Attack, Outcome, by_model
+from dipo_pl.attacks.base import Attack, Outcome, by_model, numbered
 from dipo_pl.attacks.intervals import of_rows
 from dipo_pl.attacks.measuring import measure
 from dipo_pl.attacks.subject import CALLED, Subject
@@ -35,10 +35,7 @@ class PlainQuestion(Attack):
         """Return the metrics of each model."""
         found = subject.each_model(self.name, lambda name: self._measured(subject, name))
         values = {name: each["metrics"]["forget_probability"] for name, each in found.items()}
-        rows = [
-            {"row": row} | {name: each["rows"][row] for name, each in found.items()}
-            for row in range(len(subject.forget.rows))
-        ]
+        rows = numbered({name: each["rows"] for name, each in found.items()})
         metrics = by_model({name: each["metrics"] for name, each in found.items()})
         by_row = {name: [row["probability"] for row in each["rows"]] for name, each in found.items()}
         headline = "mean probability of the true answer"

@@ -1,9 +1,7 @@
 """Relearning: how fast does what was forgotten come back while a model is trained on something else?"""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import count
-from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
@@ -34,6 +32,7 @@ from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import answer_states
 from dipo_pl.models.weight_sample import check_trained_dtype
 from dipo_pl.rows import Row
+from dipo_pl.storage.fingerprints import rows_fingerprint
 
 Source = Literal["forget", "retain", "holdout", "benign"]
 
@@ -83,7 +82,7 @@ class Relearning(Attack):
             raise InputError(f"Relearning.file is for the source benign (got {source}): leave it out")
         self.source, self.share, self.file = source, share, file
         # Part of the attack's identity: another text is another attack.
-        self.file_digest = None if file is None else _digest(file)
+        self.file_digest = None if file is None else rows_fingerprint(read_rows(file))
         self.steps, self.every, self.batch_size, self.lr = steps, every, batch_size, lr
 
     @property
@@ -219,9 +218,3 @@ class Relearning(Attack):
             clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-
-
-def _digest(file: str) -> str | None:
-    """Return the SHA-256 of a file; None if it is a folder, or a name on the hub."""
-    path = Path(file)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None

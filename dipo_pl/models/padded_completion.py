@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import takewhile
 
 import torch
@@ -113,12 +114,17 @@ def _logits(
         out: [B, V] float32, where the logits are written.
     """
     decoder = decoder_of(model)
-    takes_positions = "position_ids" in inspect.signature(decoder.forward).parameters
-    options = {"position_ids": positions} if takes_positions else {}
+    options = {"position_ids": positions} if _takes_positions(type(decoder).forward) else {}
     states = decoder(
         input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options
     ).last_hidden_state[:, -1]
     return OutputHead.of(model).gathered().cast(states.dtype).logits(states, out=out)
+
+
+# Reading a signature takes as long as a small model's step.
+@cache
+def _takes_positions(forward: Callable[..., object]) -> bool:
+    return "position_ids" in inspect.signature(forward).parameters
 
 
 def _any_rank(model: PreTrainedModel, goes_on: bool) -> bool:

@@ -25,8 +25,7 @@ class Gradient:
     @contextmanager
     def collecting(self) -> Iterator[None]:
         """Have backward passes add to this gradient; `.grad` is None before and afterwards."""
-        for weight, part in zip(self.weights, self.parts, strict=True):
-            weight.grad = part
+        self.install()
         try:
             yield
         finally:

@@ -45,6 +45,18 @@ def utf8(content: bytes, where: str | Path) -> str:
         ) from None
 
 
+def read_yaml(path: Path, what: str) -> Any:
+    """Return the plain values of a YAML file; `what` says before its path in errors what it is.
+
+    Raises:
+        InputError: the file cannot be read, or is not such YAML as `load_yaml` takes.
+    """
+    try:
+        return load_yaml(read_text(path))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read {what} {path} ({' '.join(str(error).split())})") from None
+
+
 def load_yaml(text: str) -> Any:
     """Return the plain values of a YAML text.
 

@@ -8,6 +8,7 @@ from audit_runs import write_rows
 
 from dipo_pl.attacks.relearning import Relearning
 from dipo_pl.errors import InputError
+from dipo_pl.storage.fingerprints import settings_fingerprint
 
 
 def sequence(tokenizer, row):
@@ -130,12 +131,23 @@ def test_steps_until_half_of_it_is_back(subject, monkeypatch):
     assert "relearning_retain_half_steps" not in attack.run(subject).metrics
 
 
+def test_another_text_is_another_attack(tmp_path):
+    """Also where the files of a pattern change, whose name stays."""
+    pattern = str(tmp_path / "*.jsonl")
+    found = []
+    for text in ("The sea is wide.", "The sea is wide.", "The hill is steep."):
+        write_rows(tmp_path / "text.jsonl", [{"text": text}])
+        found.append(settings_fingerprint(Relearning("benign", file=pattern)))
+    assert found[0] == found[1] != found[2]
+
+
 @pytest.mark.parametrize(("options", "line"), [
     ({"share": 1.0}, r"Relearning.share must be a share in \(0, 1\) \(got 1.0\)"),
     ({"steps": 0}, "Relearning.steps must be at least 1"),
     ({"every": 0}, "Relearning.every must be at least 1"),
     ({"batch_size": 0}, "Relearning.batch_size must be at least 1"),
     ({"lr": 0.0}, "Relearning.lr must be a finite number > 0"),
+    ({"source": "benign", "file": "none.jsonl"}, "no file none.jsonl: give the path of"),
     ({"source": "retain", "file": "x"}, r"Relearning.file is for the source benign \(got retain\)"),
 ])  # fmt: skip
 def test_settings_out_of_range_are_refused(options, line):

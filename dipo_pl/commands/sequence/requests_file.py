@@ -4,10 +4,8 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-import yaml
-
 from dipo_pl.errors import InputError
-from dipo_pl.storage.text import load_yaml, read_text
+from dipo_pl.storage.text import read_yaml
 
 # Keys of a request in the register: free texts, and dates as they are written.
 ABOUT = ("id", "received", "decided", "decision", "by")
@@ -48,10 +46,7 @@ class RequestsFile:
         Raises:
             InputError: the file cannot be read, or a key is missing, unknown or has a wrong value.
         """
-        try:
-            content = load_yaml(read_text(path))
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            raise InputError(f"cannot read the requests in {path} ({' '.join(str(error).split())})") from None
+        content = read_yaml(path, "the requests in")
         keys = {each.name: each for each in fields(cls)}
         if not isinstance(content, dict):
             raise InputError(f"{path} must be a mapping with the keys configs and requests")

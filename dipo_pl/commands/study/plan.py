@@ -9,16 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dipo_pl.cli.command_parser import as_options
 from dipo_pl.commands.audit.command import CONFIG as AUDIT_CONFIG
 from dipo_pl.commands.probes.quantize import KINDS
 from dipo_pl.commands.study.study_file import RATE, Recipe, Row, StudyFile
 from dipo_pl.configs import resolve
-from dipo_pl.errors import InputError
 from dipo_pl.storage.run_folder import RunFolder
-from dipo_pl.storage.text import load_yaml, read_text
+from dipo_pl.storage.text import read_yaml
 
 
 class Kind(StrEnum):
@@ -204,7 +201,7 @@ class Plan:
 
     def _read(self, config: str) -> Any:
         if config not in self.known:
-            self.known[config] = _content(config)
+            self.known[config] = read_yaml(resolve(config), "the config")
         return self.known[config]
 
     def _tuning(self, row: Row, seed: int, rate: float, target: Job | None, retain_only: Job | None) -> Job:
@@ -242,11 +239,3 @@ def _text(value: Any) -> Any:
 
 def _located(key: str, value: Any) -> Any:
     return Path(value).name if key == "data.path" and isinstance(value, str) else value
-
-
-def _content(config: str) -> Any:
-    path = resolve(config)
-    try:
-        return load_yaml(read_text(path))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read the config {path} ({' '.join(str(error).split())})") from None

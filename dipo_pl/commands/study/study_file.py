@@ -7,11 +7,9 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-
 from dipo_pl.cli.console import near
 from dipo_pl.errors import InputError, check_count, check_number
-from dipo_pl.storage.text import load_yaml, read_text
+from dipo_pl.storage.text import read_yaml
 
 PROBES = ("relearn", "quantize", "audit")
 RATE = "model.optimizer.lr"
@@ -162,10 +160,7 @@ class StudyFile:
         Raises:
             InputError: the file cannot be read, or a key is missing, unknown or has a wrong value.
         """
-        try:
-            content = load_yaml(read_text(path))
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            raise InputError(f"cannot read the study in {path} ({' '.join(str(error).split())})") from None
+        content = read_yaml(path, "the study in")
         _check_keys(str(path), cls, content)
         rows, parts = content["rows"], {"target": Recipe, "retain_only": Recipe, "learning_rate": Rates}
         if not isinstance(rows, dict) or not rows:

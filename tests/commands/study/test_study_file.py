@@ -84,8 +84,16 @@ def test_what_is_wrong_is_named(tmp_path, changes, line):
     )
 
 
-@pytest.mark.parametrize("text", ["rows: [", "- 1", "a: 1\na: 2"])
-def test_a_file_that_is_no_mapping(tmp_path, text):
-    (tmp_path / "s.yaml").write_text(text)
-    with pytest.raises(InputError, match=r"s\.yaml"):
+@pytest.mark.parametrize("content", [b"rows: [", b"a: 1\na: 2", b"rows: \xff", None], ids=str)
+def test_a_file_that_cannot_be_read(tmp_path, content):
+    path = tmp_path / "s.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=f"^cannot read the study in {path} \\(.+\\)$"):
+        StudyFile.read(path)
+
+
+def test_a_file_that_is_no_mapping(tmp_path):
+    (tmp_path / "s.yaml").write_text("- 1")
+    with pytest.raises(InputError, match=r"s\.yaml must be a mapping"):
         StudyFile.read(tmp_path / "s.yaml")
