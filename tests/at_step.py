@@ -1,10 +1,14 @@
-"""Callbacks that disturb a run at one of its steps; `at` writes the options that add one to a command."""
+"""Callbacks that disturb a run at one of its steps; `at` writes the options that add one to a command.
+
+`kill` and `killed_and_gone_on` kill a run there.
+"""
 
 import os
 import resource
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from shutil import disk_usage
 from typing import Any
@@ -17,6 +21,20 @@ from dipo_pl.storage import sharded_checkpoint
 def at(name: str, **options: object) -> list[str]:
     words = [word for key, value in options.items() for word in (f"--trainer.callbacks.{key}", str(value))]
     return ["--trainer.callbacks+", f"at_step.{name}", *words]
+
+
+def kill(process: Any, words: Sequence[str], **options: object) -> None:
+    """Kill the run of a command, see `Send`."""
+    ended = process(*words, *at("Send", **options))
+    assert ended.code == -signal.SIGKILL, ended.err
+
+
+def killed_and_gone_on(cli: Any, process: Any, words: Sequence[str], **options: object) -> Any:
+    """Kill the run of a command and give the command again; return how that ended."""
+    kill(process, words, **options)
+    ended = cli(*words)
+    assert ended.code == 0, ended.err
+    return ended
 
 
 class AtStep(Callback):

@@ -256,56 +256,41 @@ def _dipo(reference: type[Reference], **options: Any) -> Ours:
     return Ours(name=name, forget=DiPO(), retain=DiPORetain(), reference=reference, **options)
 
 
-def _compiled(name: str) -> dict[str, Any]:
-    return {"compiled": True, "equals": name}
+def _also_compiled(case: Plain) -> tuple[Plain, Plain]:
+    return case, replace(case, name=f"{case.name}, compiled", compiled=True, equals=case.name)
 
 
-_THREE = ("forget", "alternate", "retain")
+def _comparing(name: str, method: Callable[..., Tensor], companion: str) -> Plain:
+    """Two models on forget rows with a companion, and on retain rows."""
+    sections = ("forget", companion, "retain")
+    return Plain(
+        name=name, method=method, sections=sections, two_models=True, full_logits=10, like=PLAIN_THREE_SETS
+    )
+
+
 # Layer 1 of 6, as layer 7 of 32 in RMU's paper.
 _LAYER = 1
 
 CASES: dict[str, Case] = {
     case.key: case
     for case in (
-        Plain(name=PLAIN_GRADDIFF, method=plain.graddiff, full_logits=6),
-        Plain(
-            name=f"{PLAIN_GRADDIFF}, compiled",
-            **_compiled(PLAIN_GRADDIFF),
-            method=plain.graddiff,
-            full_logits=6,
-        ),
+        *_also_compiled(Plain(name=PLAIN_GRADDIFF, method=plain.graddiff, full_logits=6)),
         Plain(
             name=f"{PLAIN_GRADDIFF}, chunked",
             method=plain.chunked_graddiff,
             full_logits=0,
             equals=PLAIN_GRADDIFF,
         ),
-        Plain(name=PLAIN_NPO, method=plain.npo, two_models=True, full_logits=8),
+        *_also_compiled(Plain(name=PLAIN_NPO, method=plain.npo, two_models=True, full_logits=8)),
+        Plain(name=PLAIN_DIPO, method=plain.dipo, two_models=True, full_logits=16),
         Plain(
-            name=f"{PLAIN_NPO}, compiled",
-            **_compiled(PLAIN_NPO),
-            method=plain.npo,
-            two_models=True,
+            name=PLAIN_THREE_SETS,
+            method=plain.graddiff,
+            sections=("forget", "alternate", "retain"),
             full_logits=8,
         ),
-        Plain(name=PLAIN_DIPO, method=plain.dipo, two_models=True, full_logits=16),
-        Plain(name=PLAIN_THREE_SETS, method=plain.graddiff, sections=_THREE, full_logits=8),
-        Plain(
-            name=PLAIN_DPO,
-            method=plain.dpo,
-            sections=_THREE,
-            two_models=True,
-            full_logits=10,
-            like=PLAIN_THREE_SETS,
-        ),
-        Plain(
-            name=PLAIN_KTO,
-            method=plain.kto,
-            sections=("forget", "mismatched", "retain"),
-            two_models=True,
-            full_logits=10,
-            like=PLAIN_THREE_SETS,
-        ),
+        _comparing(PLAIN_DPO, plain.dpo, "alternate"),
+        _comparing(PLAIN_KTO, plain.kto, "mismatched"),
         Plain(name=PLAIN_LORA, method=plain.graddiff, lora=True, full_logits=6),
         Plain(
             name=f"{PLAIN_LORA}, chunked",

@@ -1,12 +1,11 @@
 """LoKU from the command line: adapters by FILA, resumed and exported as whole models, and what is refused."""
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
 import torch
-from at_step import at
+from at_step import killed_and_gone_on
 from safetensors.torch import load_file
 
 from dipo_pl.models.from_config import FromConfig
@@ -51,10 +50,7 @@ def test_the_export_is_the_start_and_what_was_trained(trained):
 def test_killed_run_ends_as_if_nothing_had_happened(cli, process, trained):
     """The importance is computed again, and the frozen weights are compared with those of the checkpoint."""
     often = (*RUN, "--last_checkpoint.every_n_steps", "2")
-    killed = process(*often, *at("Send", hook="on_train_batch_end", step=5))
-    assert killed.code == -signal.SIGKILL, killed.err
-    ended = cli(*often)
-    assert ended.code == 0, ended.err
+    killed_and_gone_on(cli, process, often, hook="on_train_batch_end", step=5)
     assert manifest(FOLDER)["resumed_at_steps"] == [4]
     assert manifest(FOLDER)["policy"] == manifest(trained)["policy"]
     assert all(torch.equal(each, model(trained)[name]) for name, each in model(FOLDER).items())

@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import signal
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from at_step import at
+from at_step import killed_and_gone_on
 from peft import PeftModel
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -131,13 +130,9 @@ def test_the_runs_seed_is_the_adapters_too(trained):
     assert policy["adapter"]["init_args"]["seed"] == policy["seed"] == 5
 
 
-def test_killed_run_ends_as_if_nothing_had_happened(cli, process, tmp_path, trained):
+def test_killed_run_ends_as_if_nothing_had_happened(cli, process, trained):
     often = (*RUN, "--last_checkpoint.every_n_steps", "2")
-    killed = process(*often, *at("Send", hook="on_train_batch_end", step=5))
-    assert killed.code == -signal.SIGKILL, killed.err
-    assert checkpoint_of(tmp_path / "runs/smoke-lora")["global_step"] == 4
-    ended = cli(*often)
-    assert ended.code == 0, ended.err
+    killed_and_gone_on(cli, process, often, hook="on_train_batch_end", step=5)
     run = Path("runs/smoke-lora")
     ours, theirs = checkpoint_of(run), checkpoint_of(trained)
     assert ours["global_step"] == theirs["global_step"] == 6

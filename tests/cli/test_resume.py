@@ -1,12 +1,11 @@
 """A run that is killed and started again with the same command ends bitwise as if nothing had happened."""
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
 import torch
-from at_step import at
+from at_step import kill, killed_and_gone_on
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 # GPT-2 has dropout, so a resumed run must also repeat the draws of the steps that it does over.
@@ -33,12 +32,11 @@ def uninterrupted(fit_once) -> Path:
 def test_killed_run_ends_as_if_nothing_had_happened(
     cli, process, tmp_path, uninterrupted, hook, step, every_n_steps
 ):
-    often = ("--last_checkpoint.every_n_steps", every_n_steps) if every_n_steps else ()
-    killed = process(*RUN, *often, *at("Send", hook=hook, step=step))
-    assert killed.code == -signal.SIGKILL, killed.err
+    often = (*RUN, *(("--last_checkpoint.every_n_steps", every_n_steps) if every_n_steps else ()))
+    kill(process, often, hook=hook, step=step)
     manifest = json.loads((tmp_path / "runs/smoke/manifest.json").read_text())
     assert manifest["status"] == "running"
-    ended = cli(*RUN, *often)
+    ended = cli(*often)
     assert ended.code == 0, ended.err
     ours, theirs = (
         torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
@@ -113,20 +111,14 @@ def test_killed_between_accumulated_batches(cli, process, tmp_path):
         *RUN, "--trainer.accumulate_grad_batches", "2", "--data.batch_size", "4", "--last_checkpoint.every_n_steps",
         "2",
     )  # fmt: skip
-    killed = process(*often, *at("Send", hook="on_before_optimizer_step", step=4))
-    assert killed.code == -signal.SIGKILL, killed.err
-    ended = cli(*often)
-    assert ended.code == 0, ended.err
+    killed_and_gone_on(cli, process, often, hook="on_before_optimizer_step", step=4)
     assert cli(*often, "--name", "straight").code == 0
     assert same_weights(Path("runs/smoke"), Path("runs/straight"))
 
 
 def test_killed_in_the_closing_measurement_is_not_finished(cli, process, tmp_path):
     seldom = (*RUN, "--trainer.check_val_every_n_epoch", "5")
-    killed = process(*seldom, *at("Send", hook="on_validation_start", step=9))
-    assert killed.code == -signal.SIGKILL, killed.err
-    ended = cli(*seldom)
-    assert ended.code == 0, ended.err
+    killed_and_gone_on(cli, process, seldom, hook="on_validation_start", step=9)
     steps = [json.loads(line)["step"] for line in Path("runs/smoke/metrics.jsonl").read_text().splitlines()]
     assert steps == [0, 9]
     assert json.loads(Path("runs/smoke/manifest.json").read_text())["status"] == "finished"
@@ -141,9 +133,7 @@ def test_an_evaluation_that_was_cut_short_is_made_again(cli, process, tmp_path, 
         "--forget_quality.generate_every", "2", "--data.evaluation_rows", "3",
     )  # fmt: skip
     assert cli(*command, "--name", "whole").code == 0
-    killed = process(*command, *at("Send", hook="on_validation_batch_end", step=step))
-    assert killed.code == -signal.SIGKILL, killed.err
-    assert cli(*command).code == 0
+    killed_and_gone_on(cli, process, command, hook="on_validation_batch_end", step=step)
     ours, theirs = (Path(f"runs/{name}/metrics.jsonl").read_text() for name in ("smoke", "whole"))
     assert [json.loads(line)["step"] for line in theirs.splitlines()] == [0, 2, 4, 6, 8, 9]
     assert ours == theirs

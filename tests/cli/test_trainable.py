@@ -1,12 +1,11 @@
 """A part of the weights is trained, from the command line: checkpoints, resume, references, export, and what is refused."""
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
 import torch
-from at_step import at
+from at_step import killed_and_gone_on
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -76,10 +75,7 @@ def test_what_is_trained_is_said_once(cli):
 
 def test_killed_run_ends_as_if_nothing_had_happened(cli, process, trained):
     often = (*RUN, "--last_checkpoint.every_n_steps", "2")
-    killed = process(*often, *at("Send", hook="on_train_batch_end", step=5))
-    assert killed.code == -signal.SIGKILL, killed.err
-    ended = cli(*often)
-    assert ended.code == 0, ended.err
+    killed_and_gone_on(cli, process, often, hook="on_train_batch_end", step=5)
     assert manifest(FOLDER)["resumed_at_steps"] == [4]
     ours, theirs = checkpoint(FOLDER), checkpoint(trained)
     assert ours["global_step"] == theirs["global_step"] == 6
