@@ -44,7 +44,7 @@ runs/NAME/rows/ROW/seed-N, made by the command that results.json names. Options 
 
 EXAMPLES = """\
 examples:
-  dipo-pl study --config study_smoke.yaml                             shipped: tiny random models, in a minute or two
+  dipo-pl study --config study_smoke.yaml                             shipped: tiny random models, in minutes
   dipo-pl study --config study_tofu.yaml --data.path TOFU --jobs 2
   dipo-pl study --config study_tofu.yaml --row DiPO --name check      one row, with what it needs, made anew
   dipo-pl study --config study_tofu.yaml --report                     write the report again; runs nothing
