@@ -66,7 +66,7 @@ def test_errors(tmp_path, options, message):
 
 
 def test_the_shipped_config_trains_on_them(cli, tmp_path):
-    """As it is, but for the model, the size and the tasks of the hub."""
+    """As it is, but for the model with its layers, the size and the tasks of the hub."""
     from own_tasks import write_tasks
     from tiny_models import save_tiny_model
 
@@ -77,7 +77,7 @@ def test_the_shipped_config_trains_on_them(cli, tmp_path):
     ended = cli(
         "fit", "--config", "wmdp.yaml", "--config", "cpu.yaml", "--model.policy.path", "model", "--data.path", "corpora",
         "--data.max_length", "32", "--trainer.max_steps", "2", "--lm_eval.tasks", "[first]", "--lm_eval.include_path",
-        "tasks",
+        "tasks", "--model.trainable", "[model.layers.0.mlp.down_proj.weight]",
     )  # fmt: skip
     assert ended.code == 0, ended.err
     assert (
