@@ -279,7 +279,7 @@ class ForgetQuality(Callback):
         made = (_epochs_done(trainer), trainer.global_step, list(self.utility_sets), self._settings(trainer))
         if self._generates or self.generate_every == 0:
             self.complete_step = trainer.global_step
-            for each in callbacks_of(trainer, Measurement):
+            for each in callbacks_of(trainer, Measurement):  # type: ignore[type-abstract]
                 values |= each.measure(trainer, pl_module)
         self.result = EvaluationResult(self.convention.name, values, sets, *made)
         if not trainer.sanity_checking:
