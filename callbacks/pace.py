@@ -1,6 +1,12 @@
-"""Speed of repeated work, from which the time that more of it takes is estimated."""
+"""Speed of repeated work, from which the time that more of it takes is estimated; durations as texts."""
 
 from dataclasses import dataclass
+from datetime import timedelta
+
+
+def duration(seconds: float) -> str:
+    """Return a duration for people, as hours:minutes:seconds."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 @dataclass

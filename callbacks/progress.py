@@ -4,7 +4,6 @@ import math
 import sys
 import time
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -14,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from dipo_pl.batch import Batch, EvaluationBatch
 from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.callbacks.lookup import callbacks_of
-from dipo_pl.callbacks.pace import Pace
+from dipo_pl.callbacks.pace import Pace, duration
 from dipo_pl.callbacks.status_line import StatusLine
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.signals import interruption
@@ -282,7 +281,7 @@ class Progress(ProgressBar):
     def _time(self) -> str:
         """Return the time left, of which "over" says that a part is unknown; in other phases the time so far."""
         if self._phase not in ("training", "evaluating"):
-            return _duration(time.monotonic() - self._started)
+            return duration(time.monotonic() - self._started)
         to_come = self._evaluations_to_come
         generating = 0 if self._evaluation is None else self._evaluation.generating(to_come)
         rows = self._all_rows - self._rows + to_come * (self._rows_of_each or 1)
@@ -296,7 +295,7 @@ class Progress(ProgressBar):
         some = len(known) < len(parts)
         if some and sum(known) < 1:
             return "time left unknown"
-        return f"{'over ' if some else ''}{_duration(sum(known))} left"
+        return f"{'over ' if some else ''}{duration(sum(known))} left"
 
 
 def _work(trainer: Trainer) -> tuple[int, int]:
@@ -315,10 +314,6 @@ def _work(trainer: Trainer) -> tuple[int, int]:
 
 def _of(done: int, total: int | None, between: str) -> str:
     return str(done) if total is None else f"{done}{between}{total}"
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
 
 
 def _bar(share: float, width: int) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dipo_pl.callbacks.pace import duration
 from dipo_pl.cli.command_parser import Parser
 from dipo_pl.commands.demo_answers import RELEARNED, RETAIN_ONLY, TARGET, UNLEARNED, answers
 from dipo_pl.errors import InputError, check_number
@@ -64,7 +65,7 @@ def demo_smollm2(arguments: Sequence[str], debug: bool = False) -> int:
         if code := _run(step.command, debug):
             return code
     print(f"\n{answers(folder)}")
-    print(f"\nDuration: {_minutes(time.monotonic() - started)}")
+    print(f"\nDuration: {duration(time.monotonic() - started)}")
     for title, words in _next(steps, folder).items():
         print(f"{title}: {shlex.join(words)}")
     return 0
@@ -161,8 +162,4 @@ def _time_left(seconds: float, done: float, left: float) -> str:
     if not left:
         return ""
     pace = seconds / done if done else 60
-    return f" ({'' if done else 'on two idle cores '}about {_minutes(pace * left)} left)"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+    return f" ({'' if done else 'on two idle cores '}about {duration(pace * left)} left)"

@@ -145,10 +145,10 @@ def test_each_step_needs_only_what_those_before_it_leave(monkeypatch):
 @pytest.mark.parametrize(
     ("seconds", "done", "left", "text"),
     [
-        (0, 0, 17, " (on two idle cores about 17 min left)"),
+        (0, 0, 17, " (on two idle cores about 0:17:00 left)"),
         # Twice as slow as there.
-        (600, 5, 6, " (about 12 min left)"),
-        (600, 5, 0.4, " (about 48 s left)"),
+        (600, 5, 6, " (about 0:12:00 left)"),
+        (600, 5, 0.4, " (about 0:00:48 left)"),
         (600, 5, 0, ""),
     ],
 )

@@ -1,9 +1,8 @@
 """Line that says how far an audit has come, with the time that the work of the moment takes yet."""
 
 import time
-from datetime import timedelta
 
-from dipo_pl.callbacks.pace import Pace
+from dipo_pl.callbacks.pace import Pace, duration
 from dipo_pl.callbacks.status_line import StatusLine
 
 
@@ -43,6 +42,6 @@ class AuditProgress:
             parts.append(f"{self._what} {self._done} of {self._pieces}")
             left = self._pace.seconds_for(self._pieces - self._done)
             if left is not None:
-                parts.append(f"{timedelta(seconds=round(left))} left")
+                parts.append(f"{duration(left)} left")
         line = ", ".join(parts)
         return line if columns is None else line[:columns]

@@ -2,8 +2,9 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
+from dipo_pl.callbacks.pace import duration
 from dipo_pl.commands.study.cells import cell_text, meanings, seeds_text, study_command
 from dipo_pl.commands.study.plan import Kind
 from dipo_pl.commands.study.plots import LEVEL, plots_of
@@ -102,7 +103,7 @@ def _about(results: Results, summary: Summary) -> list[str]:
         for (each,) in versions_of(results, "machine")
     ]
     times = [datetime.fromisoformat(each["started"]) for each in done]
-    whole = timedelta(seconds=round(sum(each["seconds"] for each in done)))
+    whole = duration(sum(each["seconds"] for each in done))
     lines = {
         "Seeds": f"{', '.join(map(str, seeds))} ({len(seeds)}); {found} of {expected} runs of the table are finished",
         "Command": f"`{study_command(results)}`",
@@ -138,7 +139,7 @@ def _about(results: Results, summary: Summary) -> list[str]:
     return [made, "\n".join(about) + "\n"]
 
 
-# Of a table's title, what counts its lines' verdicts, by the head of the column.
+# Columns that count the verdicts of a line, by the title of their table and their head.
 JUDGED: Mapping[str, Mapping[str, Callable[[Line], str]]] = {
     "Results": {"verdicts": lambda line: line.verdict},
     "Audits": {"judgements": lambda line: line.audited},

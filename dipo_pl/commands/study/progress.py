@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
+from dipo_pl.callbacks.pace import duration
 from dipo_pl.commands.study.plan import Job, Kind
 from dipo_pl.commands.study.results import Results
 from dipo_pl.commands.study.runner import Runner
@@ -42,7 +43,7 @@ def status_text(
     left = seconds_left(
         parts, [_kind(each) for each in runner.todo], known_seconds(results, machine), at_a_time
     )
-    after = "time left not known yet" if left is None else f"about {readable(left)} left"
+    after = "time left not known yet" if left is None else f"about {duration(left)} left"
     text = f"study: {runner.ended}/{runner.total} runs done, {after}; running: {titles or 'starting'}"
     return text if width is None else shortened(text, width)
 
@@ -106,14 +107,6 @@ def shares(job: Job, study: Path) -> tuple[float | None, float]:
             share = float(min(done / limit, 1.0))
             return share, min(share * resumed / last["step"], share) if last["step"] else 0.0
     return None, 0.0
-
-
-def readable(seconds: float) -> str:
-    """Return a duration for people."""
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _title(job: Job, share: float | None) -> str:

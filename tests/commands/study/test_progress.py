@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from dipo_pl.commands.study.plan import Job, Kind
-from dipo_pl.commands.study.progress import Part, readable, seconds_left, shares, status_text
+from dipo_pl.commands.study.progress import Part, seconds_left, shares, status_text
 from dipo_pl.commands.study.study_file import Recipe
 
 
@@ -33,13 +33,6 @@ from dipo_pl.commands.study.study_file import Recipe
 def test_seconds_left(running, waiting, known, at_a_time, left):
     parts = [Part(*each) for each in running]
     assert seconds_left(parts, waiting, known, at_a_time) == (None if left is None else pytest.approx(left))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(12.4, "12 s"), (60, "1 min"), (3599, "1 h 0 min"), (9000, "2 h 30 min")]
-)
-def test_readable(seconds, text):
-    assert readable(seconds) == text
 
 
 @pytest.mark.parametrize(("resumed", "limit", "expected"), [
@@ -70,4 +63,4 @@ def test_the_status_line_says_how_far_each_run_is(tmp_path):
         running=running, todo=[], ended=1, total=3, plan=SimpleNamespace(folder=tmp_path)
     )
     text = status_text(runner, SimpleNamespace(runs={}), 2, {}, None)
-    assert text == "study: 1/3 runs done, about 1 min left; running: A, seed 0 (60%); B, seed 0"
+    assert text == "study: 1/3 runs done, about 0:00:40 left; running: A, seed 0 (60%); B, seed 0"
