@@ -10,18 +10,18 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from dipo_pl.errors import InputError
 
-# For each part of a row, the columns that it is made of, one or several.
+# Columns that each part of a row is made of, one or several.
 Columns = Mapping[str, str | Sequence[str]]
 
-# What the parts of a row are made of without a mapping, by form: the first that a record has begins with a filled column.
-# Of several columns of a part, those after the first may be missing.
+# Columns that the parts of a row are made of without a mapping. A record has the first form whose first column is filled.
+# Where a part has several columns, those after the first may be missing.
 Form = Mapping[str, tuple[str, ...]]
 FORMS: tuple[Form, ...] = (
     {"messages": ("messages",)},
-    # ShareGPT.
+    # The form of ShareGPT.
     {"messages": ("conversations",)},
     {"question": ("question",), "answer": ("answer",)},
-    # Alpaca.
+    # The form of Alpaca.
     {"question": ("instruction", "input"), "answer": ("output",)},
     {"question": ("prompt",), "answer": ("completion",)},
     {"text": ("text",)},
@@ -57,7 +57,7 @@ QUESTIONS = (
     "human",
 )
 TEXTS = ("text", "texts", "content", "document", "article", "passage", "body", "story")
-# What a question may not be understood without.
+# Words in the names of columns without which a question may not be understood.
 CONTEXTS = (
     "context", "contexts", "input", "inputs", "instruction", "instructions", "passage", "document", "documents",
     "article", "history", "background", "premise", "choices", "options", "prompt",
@@ -170,7 +170,7 @@ def conversion(record: Mapping[str, Any]) -> str:
         mapping = {"messages": [answer] if question is None else [question, answer]}
     elif answer is not None and (question := _like(others, (*QUESTIONS, *TEXTS))) is not None:
         more = _like({name: value for name, value in others.items() if name != question}, CONTEXTS)
-        # What is called an input follows its instruction; a context comes before the question.
+        # An input follows its instruction; a context comes before the question.
         asked = (
             [question] if more is None else [question, more] if "input" in more.lower() else [more, question]
         )

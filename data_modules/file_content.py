@@ -16,7 +16,7 @@ from dipo_pl.paths import expanded
 from dipo_pl.storage.text import decoded
 
 CONVERT = ".to_json('rows.jsonl', orient='records', lines=True, force_ascii=False)"
-# What other files begin with, and how their rows become JSON lines.
+# First bytes of files of other kinds, and how the rows of each become JSON lines.
 OTHERS = {
     b"\xd0\xcf\x11\xe0": f"a spreadsheet of old Excel: save it as CSV, or pandas.read_excel(...){CONVERT}",
     b"SQLite format 3": f"an SQLite database: pandas.read_sql('select ...', connection){CONVERT}",
@@ -72,7 +72,7 @@ def _decompressed(stream: io.BufferedReader) -> Any:
     if start.startswith(b"\xfd7zXZ\x00"):
         return lzma.LZMAFile(stream)
     if start.startswith(b"\x28\xb5\x2f\xfd"):
-        # Late: importing it takes a while, and most files are plain text.
+        # Imported here because it takes a while, and most files are plain text.
         import pyarrow
 
         return pyarrow.CompressedInputStream(stream, "zstd")
@@ -107,7 +107,7 @@ def text_lines(stream: io.BufferedReader, path: str | Path) -> Iterator[tuple[st
     """
     number = 0
     for content in stream:
-        # More than one where lines end as on old Macs.
+        # A stream takes several lines for one where they end as on old Macs.
         for line in decoded(content, f"{path}, line {number + 1}").removesuffix("\n").split("\n"):
             number += 1
             if line.strip():

@@ -17,7 +17,7 @@ from dipo_pl.prompts import Continuation
 from dipo_pl.rows import Row
 
 TASKS = ("Task1", "Task2", "Task3")
-# What the last characters of an id, before a digit, say of its row; an id in Task1 has quotation marks around its document.
+# Kinds of rows by the end of their id, before its digit; in Task1 an id has quotation marks around its document.
 KINDS = {"sc": "regurgitation", "qa": "knowledge"}
 ID = re.compile(r'"?(?P<document>.+?)"?(?P<kind>sc|qa)\d')
 

@@ -21,7 +21,7 @@ def listed(names: str | Sequence[str], option: str = "data.forget") -> list[str]
 
 def joined(sets: Iterable[Iterable[Row]]) -> Sequence[Row]:
     """Return the rows of all sets in order, each once."""
-    # Of a million rows the texts would take much memory, and digests little.
+    # The digests of a million rows take little memory, and their texts would take much.
     seen: set[bytes] = set()
 
     def first(row: Row) -> bool:

@@ -23,7 +23,7 @@ from dipo_pl.errors import InputError
 from dipo_pl.paths import expanded
 from dipo_pl.rows import Messages, Row
 
-# A part of a row that is one column of the same name.
+# Parts of a row that are one column of the same name.
 ALONE = {part: (part,) for part in OPTIONAL}
 
 
@@ -87,10 +87,10 @@ class RowReader:
             for part, given in (columns or {}).items()
         }
         self.mapped = {name for names in self.columns.values() for name in names}
-        # Of all that was read.
+        # Sources and columns of all that was read.
         self.sources: dict[str, None] = {}
         self.seen: dict[str, None] = {}
-        # Of the records since the last source.
+        # Columns of the records since the last source.
         self.used: dict[str, None] = {}
         self.unread: dict[str, None] = {}
         self.with_context = 0

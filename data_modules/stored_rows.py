@@ -26,7 +26,7 @@ class StoredRows(LargeSequence[Row]):
     @classmethod
     def of(cls, rows: Iterable[Row]) -> "StoredRows":
         """Return a table of rows."""
-        # Late: importing it takes a while, and most files have few rows.
+        # Imported here because it takes a while, and most files have few rows.
         import pyarrow
 
         text, texts = pyarrow.string(), pyarrow.list_(pyarrow.string())

@@ -13,7 +13,7 @@ ROWS = 1024
 
 def parquet_records(path: Path, source: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the rows of a Parquet file with the place of each; `source` is its path or its bytes."""
-    # Late, as everywhere: importing it takes a while, and most files are plain text.
+    # Imported here because it takes a while, and most files are plain text.
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(_input(source), pre_buffer=False) as file:

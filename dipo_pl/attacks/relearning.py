@@ -81,7 +81,7 @@ class Relearning(Attack):
         if file is not None and source != "benign":
             raise InputError(f"Relearning.file is for the source benign (got {source}): leave it out")
         self.source, self.share, self.file = source, share, file
-        # Part of the attack's identity: another text is another attack.
+        # This is part of the attack's identity: another text is another attack.
         self.file_digest = None if file is None else rows_fingerprint(read_rows(file))
         self.steps, self.every, self.batch_size, self.lr = steps, every, batch_size, lr
 
@@ -109,7 +109,7 @@ class Relearning(Attack):
             lambda name: self._curve(subject, name, rows, held_back, steps),
             (UNLEARNED, RETAIN_ONLY),
         )
-        # The target is there for what it knows before any step.
+        # Only what the target knows before any step is used.
         found |= subject.each_model(
             self.name, lambda name: self._curve(subject, name, rows, held_back, [0]), (TARGET,)
         )
@@ -141,7 +141,7 @@ class Relearning(Attack):
         if self.source == "forget":
             measured = {row.conversation for row in forget.rows}
             rows = subject.data.row_sets.forget
-            # What is measured of MUSE's texts are rows of another form.
+            # Rows that are measured of MUSE's texts have another form.
             if measured.isdisjoint(row.conversation for row in rows):
                 rows = forget.rows
             order = permutation(subject.seed, "forget_share", 0, len(rows))
@@ -209,7 +209,7 @@ class Relearning(Attack):
 
     @staticmethod
     def _train(model: Any, optimizer: AdamW, sequences: Sequence[Encoded], device: torch.device) -> None:
-        # Without dropout, so that the curve depends on the rows alone.
+        # Dropout is off, so that the curve depends on the rows alone.
         with eval_mode(model):
             batch = collate({"train": sequences}, range(len(sequences))).to(device)
             states = answer_states(model, batch)[None]

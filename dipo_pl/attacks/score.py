@@ -7,7 +7,7 @@ from dipo_pl.attacks.base import by_model, keyed
 from dipo_pl.attacks.subject import MODELS, RETAIN_ONLY, TARGET
 from dipo_pl.metrics.audit_scores import overall_score, privacy_score, utility_score
 
-# Beside the unlearned model's, by definition.
+# Depths of the other models, by definition.
 DEPTH = {TARGET: 0.0, RETAIN_ONLY: 1.0}
 
 
@@ -30,7 +30,7 @@ def _scores(metrics: Mapping[str, float], tasks: Sequence[str], model: str) -> d
     found: dict[str, float] = {}
     membership = metrics.get(keyed(model, "privacy_mia"))
     if model == RETAIN_ONLY and "privacy_mia" in metrics:
-        # Compared with itself.
+        # This model is compared with itself, so that no other is closer.
         membership = 1.0
     depth = metrics.get("unlearning_depth")
     if membership is not None and depth is not None:

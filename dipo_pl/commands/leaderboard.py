@@ -27,7 +27,7 @@ examples:
   dipo-pl leaderboard docs/results/tofu docs/results/smollm2 --output docs/leaderboard.md
   dipo-pl leaderboard runs/study_smoke"""
 
-# What a reader compares methods by, in the order of the columns.
+# Metrics that a reader compares methods by, in the order of the columns.
 KEYS = (
     "overall_score", "memorization_score", "privacy_score", "utility_score", "forget_quality", "forget_quality_log10_p",
     "model_utility", "forget_probability", "forget_rouge_l_recall", "relearning_area", "priv_leak",

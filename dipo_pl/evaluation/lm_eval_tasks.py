@@ -22,7 +22,7 @@ from dipo_pl.paths import expanded
 from dipo_pl.private_names import without_bars_of_lm_eval
 
 INSTALL = "pip install 'dipo-pl[lm-eval]'"
-# Of lm-eval's results, what they mean; the rest is about the machine.
+# Parts of lm-eval's results that say what they mean; the rest is about the machine.
 MEANING = (
     "results",
     "groups",
@@ -76,7 +76,7 @@ class LMEvalTasks:
         self.limit = limit
         self.num_fewshot = num_fewshot
         self.batch_size = batch_size
-        # By the name that was asked for, lm-eval's objects.
+        # Objects of lm-eval by the name that was asked for.
         self._loaded: dict[str, list[Any]] = {}
         self._together: Any = None
 
@@ -282,6 +282,6 @@ def _is_whole(manager: Any, names: Sequence[str]) -> bool:
     try:
         manager.load([name for name in names if name in manager.all_groups])
     except Exception:
-        # What else is wrong is told when they are loaded from the index of all tasks.
+        # Other faults are told when the tasks are loaded from the index of all.
         return False
     return True

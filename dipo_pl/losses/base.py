@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-# In place of the target of a position that a loss does not select.
+# Target of a position that a loss does not select.
 UNSELECTED = -1
 
 

@@ -16,7 +16,7 @@ from dipo_pl.models.hidden_states import decoder_of
 from dipo_pl.models.key_value_cache import attends_to_all, keep_rows, key_value_cache
 from dipo_pl.models.sampling import Sampling
 
-# A distribution, and the random numbers of each sample of a prompt, [S, tokens].
+# Distribution that tokens are drawn from, and the random numbers of each sample of a prompt, [S, tokens].
 Draws = tuple[Sampling, Tensor]
 
 
@@ -121,7 +121,7 @@ def _logits(
     return OutputHead.of(model).gathered().cast(states.dtype).logits(states, out=out)
 
 
-# Reading a signature takes as long as a small model's step.
+# A signature is slow to read, and this is asked for every token.
 @cache
 def _takes_positions(forward: Callable[..., object]) -> bool:
     return "position_ids" in inspect.signature(forward).parameters

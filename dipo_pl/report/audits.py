@@ -12,10 +12,9 @@ from dipo_pl.report.table import Table
 from dipo_pl.report.verdicts import Reason, Verdict
 from dipo_pl.storage.run_folder import RunFolder
 
-# Of the judgement of an attack, the status of a rule of the verdict.
-# What is not among them was not tested.
+# Status of a rule of the verdict by the judgement of an attack; a rule whose attack has another judgement was not tested.
 STATUSES = {"indistinguishable": "met", "distinguishable": "partly", "not_forgotten": "missed"}
-# What a training run says that it has not tested, and the attack that does.
+# Attacks that test what a training run says that it has not tested.
 COVERED = {
     "relearning": "relearning_forget",
     "quantization": "quantization",

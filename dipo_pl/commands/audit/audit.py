@@ -32,7 +32,7 @@ from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.storage.secrets import redact, redact_arguments
 from dipo_pl.version import __version__
 
-# Of the content of an attack's file; one of an earlier format is made again.
+# Format of an attack's file; a result of an earlier format is made again.
 FORMAT = 2
 
 
@@ -61,7 +61,7 @@ class Audit:
         key: bytes | None = None,
     ) -> None:
         self.key = key
-        # What has been found of each attack that was tried.
+        # Outcomes of the attacks that were tried.
         self.outcomes: dict[str, Outcome] = {}
         self.run_folder, self.config, self.of, self.fabric = folder, config, run, fabric
         data = data_module(run.config)
@@ -77,7 +77,7 @@ class Audit:
             fabric.device,
             config.seed,
         )
-        # Results of anything else than this are made again.
+        # A result that was made from anything else is made again.
         self._identity = [
             FORMAT,
             __version__,
@@ -99,7 +99,7 @@ class Audit:
         first = self.fabric.is_global_zero
         lacking = {each.name: each.lacks(self.subject) for each in self.config.attacks}
         if first:
-            # First, so that the folder is known for an audit's whenever this is cut.
+            # The manifest comes first, so that the folder is known for an audit's whenever this is cut.
             self._write_manifest("running", arguments)
             write_text(self.run_folder.config, self.config.text)
             if self.key is not None:
@@ -193,7 +193,7 @@ class Audit:
         )
         metrics |= scores(metrics, utility)
         for path in (self.run_folder.path / "attacks").glob("*.json"):
-            # Signed with the rest, a result of an earlier config would count as one of this config.
+            # A result of an earlier config, once signed with the rest, would count as one of this config.
             if path.stem not in outcomes:
                 path.unlink()
         write_text(self.run_folder.metrics, json.dumps({"epoch": None, "step": 0, **metrics}) + "\n")

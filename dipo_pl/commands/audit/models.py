@@ -76,7 +76,7 @@ def identity_of(source: Any) -> list[Any]:
     return [
         source.path,
         source.revision,
-        # Of the cache, it is named after the commit.
+        # A folder of the hub's cache is named after the commit.
         None if folder is None else folder.name,
         source.gguf_file,
         source.dtype,

@@ -23,7 +23,7 @@ from dipo_pl.models.source import ModelSource
 from dipo_pl.private_names import FakeTensorMode, storage_key
 from dipo_pl.references.base import Reference, ReferenceContext
 
-# Large enough that small tensors do not matter beside the logits; computed in milliseconds.
+# Logits of this size take milliseconds, and small tensors do not matter beside them.
 POSITIONS, WIDTH = 16, 8192
 
 
@@ -138,7 +138,7 @@ def _measured(loss: Loss) -> tuple[float, float]:
     return max(0.0, extra), 0.0 if storage_key(storage) in inputs else storage.nbytes() / unit
 
 
-# What tells the engine how to evaluate a loss.
+# Attributes that tell the engine how to evaluate a loss.
 _ATTRIBUTES = (
     "uses_reference", "mean_over", "skip", "companions", "constant_companions", "couples_sequences", "layer",
 )  # fmt: skip

@@ -158,7 +158,7 @@ class _Step:
     def __init__(
         self, module: LanguageModule, model: PreTrainedModel, shapes: Shapes, machine: Machine
     ) -> None:
-        # Any: Lightning declares that a training step may return more than a tensor.
+        # The type is Any because Lightning declares that a training step may return more than a tensor.
         self.module: Any = module
         self.model, self.shapes, self.machine = model, shapes, machine
         self.live = LiveMemory(machine.devices if machine.sharded else 1)
@@ -294,7 +294,7 @@ class _Step:
         """Take a step in Lightning's order; return its peaks and the memory of its parts."""
         live, batch = self.live, self._batch()
         if self.shapes.accumulates and isinstance(self.module, Unlearning) and self.module.step.separate:
-            # What earlier batches of the step have left.
+            # Gradients that earlier batches of the step have left.
             optimizer.zero_grad()
             with self._forward_context():
                 loss = self.module.training_step(batch, 0)
@@ -366,7 +366,7 @@ class _Step:
 
     def _overhead(self, gradients: float) -> float:
         if self.machine.strategy == "ddp":
-            # Buckets, which gradients are copied to.
+            # Gradients are copied to buckets.
             return gradients
         if not self.machine.sharded:
             return 0.0
