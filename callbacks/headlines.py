@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-# On question-answering benchmarks.
+# Metrics of question-answering benchmarks.
 HEADLINES = {
     "Forget Quality": "forget_quality",
     "Model Utility": "model_utility",

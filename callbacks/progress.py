@@ -103,9 +103,9 @@ class Progress(ProgressBar):
         self._evaluation: ForgetQuality | None = None
         self._generation = Pace()
         self._ranks = 1
-        # Of the current evaluation, which there is none of if it has no rows.
+        # Numbers of the current evaluation; without rows there is none.
         self._rows = self._all_rows = self._all_answers = 0
-        # Of each evaluation to come.
+        # Numbers of the evaluations to come.
         self._evaluations_to_come = self._rows_of_each = self._answers_of_each = 0
         self._generated_until_mark = 0.0
 

@@ -36,7 +36,7 @@ def local_tensor(tensor: Tensor) -> Tensor:
 
 def all_reduce(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     """Replace each tensor by its sum over all ranks, in place, and return the tensors. A collective."""
-    # At once, so that they overlap.
+    # All are started at once, so that they overlap.
     for work in [dist.all_reduce(each, async_op=True) for each in tensors]:
         if work is not None:
             work.wait()

@@ -77,7 +77,7 @@ class UnlearningDepth(Attack):
         series: dict[str, list[Any]] = {"layer": list(range(len(shares))), "gone": shares.tolist()}
         series |= {"rows": counts.tolist()} | {f"lost_with_{name}": each for name, each in lost.items()}
         metrics = {"unlearning_depth": depth, "unlearning_depth_rows": float(has.sum())}
-        # By definition of the other two.
+        # Values of the other two models are so by definition.
         values = {TARGET: 1.0, UNLEARNED: 1 - depth, RETAIN_ONLY: 0.0}
         left = (1 - scores[has]).tolist()
         intervals = of_rows({TARGET: [1.0] * len(left), UNLEARNED: left, RETAIN_ONLY: [0.0] * len(left)})

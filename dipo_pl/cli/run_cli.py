@@ -191,7 +191,7 @@ class RunCLI(LightningCLI):
             raise InputError("--output_dir must name a folder (got '')")
         if config.ckpt_path == "":
             raise InputError("--ckpt_path must name a checkpoint (got ''): leave it out to start without one")
-        # As the trainer normalizes its own.
+        # The trainer normalizes its own folder too.
         config.output_dir = os.path.normpath(config.output_dir)
         if config.trainer.fast_dev_run:
             config.name += "-fast-dev-run"
@@ -232,7 +232,7 @@ class RunCLI(LightningCLI):
         if self.has_default_logger:
             kwargs["logger"] = self.default_logger()
         kwargs["default_root_dir"] = str(self.run_folder.path)
-        # First of all: a policy that training did not change is not exported.
+        # WeightChange comes first: a policy that training did not change is not exported.
         given = _as_list(configured.callbacks)
         shows = configured.enable_progress_bar is not False and not configured.barebones
         own_bar = [Progress()] if shows and not any(isinstance(each, ProgressBar) for each in given) else []

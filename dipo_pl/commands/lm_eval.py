@@ -83,7 +83,7 @@ def _measure(run: FinishedRun, tasks: Any) -> None:
     if step is None:
         raise InputError(f"{folder.path} has no evaluation to add to ({folder.metrics.name} is empty)")
     accelerator = (run.config.get("trainer") or {}).get("accelerator") or "auto"
-    # In the data type of the checkpoint, as lm-eval's own command has it.
+    # The data type is the checkpoint's, as in lm-eval's own command.
     dtype = str(Pretrained(**run.policy).configuration().dtype or "float32").removeprefix("torch.")
     source = Pretrained(**{"dtype": dtype} | run.policy)
     model = source.load().to(Fabric(accelerator=accelerator, devices=1).device)

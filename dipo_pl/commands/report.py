@@ -67,7 +67,7 @@ def report(arguments: Sequence[str], debug: bool = False) -> int:
 def _write(found: Report, folder: Path, formats: Sequence[str]) -> list[Path]:
     written = []
     try:
-        # First, since it may refuse a convention.
+        # This format comes first, since it may refuse a convention.
         if _OPEN_UNLEARNING in formats:
             # Imports torch.
             from dipo_pl.evaluation import open_unlearning

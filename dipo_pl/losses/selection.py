@@ -24,7 +24,7 @@ def with_selection(section: Section, heads: Heads, token_budget: int) -> Section
         return section
     assert states is not None
     pieces = zip(states.split(token_budget), section.targets.split(token_budget), strict=True)
-    # In the head's own precision, also under autocast, which casts no product that is written into given memory.
+    # Logits have the head's own precision, also under autocast, which casts no product that is written into given memory.
     found = [target_log_probability(heads.logits("reference", each), own) for each, own in pieces]
     log_probabilities = torch.cat(found) if found else section.targets.float()
     counted = [max(0, length - loss.skip) for length in section.lengths]

@@ -15,7 +15,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from dipo_pl.distributed import full_tensor
 from dipo_pl.errors import InputError, short_message
 
-# Of the adapters in peft.
+# Name of the adapters in peft.
 NAME = "default"
 
 

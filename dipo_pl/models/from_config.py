@@ -71,7 +71,7 @@ class FromConfig(ModelSource):
         values = dict(self._values())
         model_type = values.pop("model_type")
         if isinstance(self.config, str):
-            # That of the checkpoint beside the file; these weights are new, and are trained.
+            # The dtype is that of a checkpoint beside the file; these weights are new, and are trained.
             values = {name: value for name, value in values.items() if name not in ("dtype", "torch_dtype")}
         try:
             config, known = AutoConfig.for_model(model_type, **values), AutoConfig.for_model(model_type)

@@ -215,7 +215,7 @@ def _tried(model: PreTrainedModel, greedy: GenerationConfig) -> bool | None:
     if model in _gaps:
         return _gaps[model]
     size = model.get_input_embeddings().weight.shape[0]
-    # Of different lengths with a common beginning, and one ends before the other.
+    # Prompts of different lengths with a common beginning, of which one ends before the other.
     prompts = [[token % size for token in range(3, 3 + length)] for length in (3, 7)]
     limits = [2, 4]
     stops, greedy.eos_token_id = greedy.eos_token_id, None

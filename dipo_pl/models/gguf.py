@@ -68,7 +68,7 @@ class GGUF:
             raise InputError(f"cannot read {file} ({error.strerror}): change its permissions") from error
         if begin != MAGIC:
             raise InputError(f"{file} is not a GGUF file: it begins with {begin!r}, not with {MAGIC!r}")
-        # Of an extra, and slow to import.
+        # Imported here because it belongs to an extra, and is slow to import.
         from gguf import GGUFReader
 
         try:

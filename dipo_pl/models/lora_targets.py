@@ -170,7 +170,7 @@ def _is_router(model: PreTrainedModel, name: str, counts: set[int]) -> bool:
     outputs = module.weight.shape[1 if isinstance(module, Conv1D) else 0]
     if outputs not in {1, *counts}:
         return False
-    # Beside the experts, or within a module that is beside them.
+    # A router stands beside the experts, or within a module that is beside them.
     return any(_holds_experts(model.get_submodule(each), counts) for each in _ancestors(name)[:2])
 
 

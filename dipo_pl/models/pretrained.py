@@ -161,7 +161,7 @@ class Pretrained(ModelSource):
             return
         is_gguf, code = self._is_gguf, self.trust_remote_code
         for name in licenses(source) if is_gguf else companions(source, code):
-            # Of another tokenizer than the one in use.
+            # The file's tokenizer is not the one in use.
             is_foreign = self.tokenizer_source is not None and any(map(name.match, TOKENIZER_FILES))
             if not (folder / name).exists() and not is_foreign:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -64,7 +64,7 @@ class _PackedRows:
         # Padding is like no token, so an answer may end where another goes on.
         marked = ids.masked_fill(steps >= lengths, -1)
         alike = (marked[:, :, None] == marked[:, None]).cumprod(3)
-        # Of the answers that agree up to a token, the first has the node, [R, K, T].
+        # The first of the answers that agree up to a token has its node, [R, K, T].
         owner = alike.argmax(2)
         predicts = (steps < lengths - 1).int()
         is_node = torch.zeros_like(predicts).scatter_reduce(1, owner, predicts, "amax").bool()

@@ -60,7 +60,7 @@ def linear_layers(model: PreTrainedModel, changed: str) -> list[Any]:
         if isinstance(module, nn.Linear | Conv1D) and id(module.weight) not in kept
     ]
     known = kept | {id(each.weight) for each in layers}
-    # For example experts in one tensor: a half-quantized model says nothing about quantization.
+    # A half-quantized model, such as one with experts in one tensor, says nothing about quantization.
     others = [name for name, each in model.named_parameters() if each.ndim > 1 and id(each) not in known]
     if others or not layers:
         reason = f"{others[0]} is not the weight of a linear layer" if others else "it has no linear layers"

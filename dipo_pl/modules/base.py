@@ -152,7 +152,7 @@ class LanguageModule(LightningModule, ABC):
         if self.frozen:
             self.strict_loading = False
             frozen = (each for each in self.parameters() if not each.requires_grad)
-            # Before anything moves or casts them.
+            # The fingerprint is taken before anything moves or casts the weights.
             self.frozen_weights = weights_fingerprint(nn.ParameterList(frozen))
         self._refuse_rows_beyond_the_context()
 

@@ -27,7 +27,7 @@ from dipo_pl.report.texts import Texts
 from dipo_pl.version import __version__
 
 Plots = Mapping[str, Sequence[Plot]]
-# Of what there is for each run, more is folded, so that the page of a few runs can be read on a phone.
+# More than this of anything that each run has is folded, so that the page of a few runs can be read on a phone.
 _CARDS, _LEAKING_ROWS, _LEAKING_ROWS_OF_ALL = 6, 5, 6
 
 _NO_FORGET_QUALITY = (

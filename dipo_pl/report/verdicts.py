@@ -10,7 +10,7 @@ from dipo_pl.evaluation.verdict_rules import Evidence, Thresholds
 from dipo_pl.report.run import Kind, Run, printable
 
 NO_VERDICT = "no verdict"
-# Of these, the values of a run may be marked as best; a run without a verdict is one of an earlier version.
+# Verdicts of runs whose values may be marked as best; a run without a verdict is one of an earlier version.
 FORGOT = ("forgotten", "partly", None)
 # Metrics that rules are about; of a sequence's last request they are shown by the names of the forget set. Membership is of
 # the worst of several attacks.

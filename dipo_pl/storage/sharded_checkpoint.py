@@ -33,7 +33,7 @@ from dipo_pl.storage.files import replacing_folder, writing
 
 INDEX = "checkpoint.pt"
 SHARDED = ("state_dict", "optimizer_states")
-# Of one file of a rank, which needs about twice as much memory while it is written.
+# Size of one file of a rank, which needs about twice as much memory while it is written.
 FILE_BYTES = 1 << 30
 
 

@@ -48,7 +48,7 @@ def audit(arguments: Sequence[str], debug: bool = False) -> int:
         config.utility.load()
     sources = sources_of(run, given.target, given.against)
     check_tokenizers(dict(sources))
-    # Before other ranks are started, since a key that is not there is made.
+    # The key is read before other ranks are started, since one that is not there is made.
     key = None if given.key is None else read_key(given.key, (run.path, folder.path))
     check_key(folder, key)
     fabric = launched(run, given.devices)

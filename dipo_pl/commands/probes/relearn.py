@@ -45,7 +45,7 @@ def relearn(arguments: Sequence[str], debug: bool = False) -> int:
             "model.policy": {"class_path": "Pretrained", "init_args": each.policy},
             "model.optimizer.lr": given.lr,
             "data.forget_share": given.share,
-            # In place of the probed run's own seed, which `data` has.
+            # This replaces the probed run's own seed, which `data` has.
             "data.seed": given.seed,
             "seed_everything": given.seed,
             # An epoch has at least one step; the callback ends training after --steps.

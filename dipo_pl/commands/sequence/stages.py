@@ -229,7 +229,7 @@ class Stage:
         own = {"forget": self.forget, "requests": self.requests}
         own |= {"requests_to_come": self.sequence.requests[self.number :]}
         return {
-            # As a whole: as options of their own, some names would be parsed as other YAML values.
+            # The data are given as a whole: as options of their own, some names would be parsed as other YAML values.
             "data": data | {"init_args": data["init_args"] | own},
             "model.policy": policy | {"init_args": policy["init_args"] | place},
             "name": run.path.name,
