@@ -31,6 +31,7 @@ from dipo_pl.models.eval_mode import eval_mode
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import answer_states
 from dipo_pl.models.weight_sample import check_trained_dtype
+from dipo_pl.modules.fused_update import fused_update
 from dipo_pl.rows import Row
 from dipo_pl.storage.fingerprints import rows_fingerprint
 
@@ -177,7 +178,7 @@ class Relearning(Attack):
         model = subject.fresh(name)
         if steps[-1]:
             check_trained_dtype(dict(model.named_parameters()), self.lr)
-        optimizer = AdamW(model.parameters(), lr=self.lr, weight_decay=0.0)
+        optimizer = fused_update(AdamW(model.parameters(), lr=self.lr, weight_decay=0.0))
         curve = []
         for step in range(steps[-1] + 1):
             if step in steps:

@@ -24,6 +24,7 @@ from dipo_pl.models.gradient_norm import gradient_norm
 from dipo_pl.models.source import ModelSource
 from dipo_pl.models.trainable import check_patterns, train_only
 from dipo_pl.models.weight_sample import check_trained_dtype, sampled
+from dipo_pl.modules.fused_update import fused_update
 from dipo_pl.private_names import trainer_of
 from dipo_pl.storage.checkpoints import FORMAT, FORMAT_KEY
 from dipo_pl.storage.fingerprints import weights_fingerprint
@@ -37,7 +38,8 @@ class LanguageModule(LightningModule, ABC):
 
     Args:
         policy: where the model comes from.
-        optimizer: called with the trained parameters.
+        optimizer: called with the trained parameters. Adam and AdamW take torch's fused update, which differs by float
+            rounding, unless `fused` or `foreach` is given; see `fused_update`.
         schedule: of the learning rate after the warm-up: `linear` or `cosine` to 0, or constant.
         warmup: share of all optimizer steps over which the learning rate rises from 0, in [0, 1).
         token_budget: answer positions whose logits exist at a time, each 4 bytes x vocabulary a few times
@@ -298,7 +300,7 @@ class LanguageModule(LightningModule, ABC):
         Raises:
             InputError: the number of steps is not limited.
         """
-        optimizer = self.optimizer([each for each in self.parameters() if each.requires_grad])
+        optimizer = fused_update(self.optimizer([each for each in self.parameters() if each.requires_grad]))
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
             raise InputError("training has no end: set trainer.max_epochs or trainer.max_steps")

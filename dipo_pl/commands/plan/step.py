@@ -31,6 +31,7 @@ from dipo_pl.models.hidden_states import Layer, answer_states, decoder_layers, d
 from dipo_pl.models.key_value_cache import RESERVE
 from dipo_pl.models.trainable import train_only
 from dipo_pl.modules.base import LanguageModule
+from dipo_pl.modules.fused_update import fused_update
 from dipo_pl.modules.unlearning import Unlearning
 from dipo_pl.private_names import storage_key
 from dipo_pl.references.base import ReferenceContext
@@ -176,7 +177,7 @@ class _Step:
             reference = self._attach_reference()
             if isinstance(self.module, Unlearning) and not self.module.dropout:
                 without_noise(self.model)
-            optimizer: Any = self.module.optimizer(self.parameters)
+            optimizer: Any = fused_update(self.module.optimizer(self.parameters))
             for group in optimizer.param_groups:
                 # Fake tensors are on no GPU, where foreach would be the default.
                 if not self.machine.on_cpu and "foreach" in group and not group.get("fused"):

@@ -26,6 +26,7 @@ from dipo_pl.commands.plan.step import Shapes, memory_of
 from dipo_pl.losses import NPO, CrossEntropy, DiPO, DiPORetain, GradientAscent
 from dipo_pl.models.from_config import FromConfig
 from dipo_pl.models.lora import LoRA
+from dipo_pl.modules.fused_update import fused_update
 from dipo_pl.modules.unlearning import Unlearning
 from dipo_pl.references.base import ReferenceContext
 from dipo_pl.references.frozen_copy import FrozenCopy
@@ -150,7 +151,7 @@ class Steps:
                     ),
                 )
         self.trained = [each for each in self.model.parameters() if each.requires_grad]
-        self.optimizer = self.module.optimizer(self.trained)
+        self.optimizer = fused_update(self.module.optimizer(self.trained))
         self.module.step.prepare(self.module.trained_weights)
 
     def precision(self):
