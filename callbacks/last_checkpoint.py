@@ -184,7 +184,11 @@ class LastCheckpoint(Checkpoint):
 
 def _received(trainer: Trainer) -> int:
     """Return the signal that any rank has received; 0 is none. A collective."""
-    received = torch.tensor(interruption.received or 0, device=trainer.strategy.root_device)
+    own = interruption.received or 0
+    if trainer.world_size == 1:
+        # Without waiting for the device at every step.
+        return own
+    received = torch.tensor(own, device=trainer.strategy.root_device)
     return int(trainer.strategy.reduce(received, reduce_op="max"))
 
 

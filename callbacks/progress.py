@@ -9,6 +9,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
 
 from dipo_pl.batch import Batch, EvaluationBatch
 from dipo_pl.callbacks.forget_quality import ForgetQuality
@@ -98,7 +99,8 @@ class Progress(ProgressBar):
         self._schedule: Schedule | None = None
         self.limit: int | None = None
         self._step = 0
-        self._loss: float | None = None
+        # Read where it is shown: the device is waited for then.
+        self._loss: Tensor | None = None
         self._steps, self._trained_rows, self._measured = Pace(), Pace(), Pace()
         self._evaluation: ForgetQuality | None = None
         self._generation = Pace()
@@ -159,8 +161,7 @@ class Progress(ProgressBar):
         rows = sum(len(batch.rows.get(kind, ())) for kind in ("forget", "retain"))
         self._trained_rows.add(rows * self._ranks, seconds)
         self._reach(trainer.global_step)
-        loss = trainer.callback_metrics.get("train/loss")
-        self._loss = None if loss is None else float(loss)
+        self._loss = trainer.callback_metrics.get("train/loss")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say at which step training has ended, and how long it took."""
@@ -274,7 +275,7 @@ class Progress(ProgressBar):
             return [rows, answers] if self._all_answers else [rows]
         if self._phase != "training":
             return [self._phase] if self._all_steps else []
-        loss = "" if self._loss is None else f"loss {self._loss:.4g}"
+        loss = "" if self._loss is None else f"loss {float(self._loss):.4g}"
         speed = self._trained_rows.per_second
         return [loss, "" if speed is None else f"{speed:.3g} rows/s"]
 

@@ -282,9 +282,8 @@ class Unlearning(LanguageModule):
         for name, part in objective.sections.items():
             self.log_objective(name, part, len(batch.sections[name]))
         self.log_dict({f"train/{name}": value for name, value in self.retain_weight.state.items()})
-        self.log(
-            "train/loss", objective.loss.detach(), prog_bar=True, batch_size=len(batch.sections["forget"])
-        )
+        # Not on Lightning's own bar, for which it would wait for the device at every batch.
+        self.log("train/loss", objective.loss.detach(), batch_size=len(batch.sections["forget"]))
         if "retain" in objective.sections:
             self.retain_weight.observe(objective.sections["retain"].loss, self.step_weight(batch_idx))
         return self.weighted(objective.loss, batch_idx)
