@@ -72,5 +72,5 @@ class LMEval(Measurement, ManifestEntry):
         module: Any = pl_module
         tokenizer = ForgetRetain.of(trainer).tokenizer
         # Lightning's hooks run outside the precision that its steps have.
-        with trainer.precision_plugin.forward_context():
+        with trainer.precision_plugin.forward_context(), module.uncompiled():
             return metrics_of(self.tasks.results(module.language_model, tokenizer))

@@ -33,6 +33,8 @@ class FromConfig(ModelSource):
         attention: attention kernel; null is the choice of transformers for the architecture.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         adapter: adapters that are trained in place of the weights of the model; null trains these weights.
+        compile: have torch.compile compile the decoder layers for training, on one device; takes seconds to minutes, and a
+            C++ compiler.
     """
 
     def __init__(
@@ -44,8 +46,9 @@ class FromConfig(ModelSource):
         attention: AttentionKernel | None = None,
         gradient_checkpointing: bool = False,
         adapter: LoRA | None = None,
+        compile: bool = False,
     ) -> None:
-        super().__init__(attention, gradient_checkpointing, adapter)
+        super().__init__(attention, gradient_checkpointing, adapter, compile)
         self.config = config
         self.vocab_size = vocab_size
         self.tokenizer_source = tokenizer

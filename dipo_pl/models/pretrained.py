@@ -52,6 +52,8 @@ class Pretrained(ModelSource):
             pip install 'dipo-pl[quantize]'.
         tokenizer: hub id or folder of the tokenizer, for a model that comes without one.
         gguf_file: name of a GGUF file in that folder or on the hub.
+        compile: have torch.compile compile the decoder layers for training, on one device; takes seconds to minutes, and a
+            C++ compiler.
 
     Raises:
         InputError: both `quantization` and `adapter` are given.
@@ -69,8 +71,9 @@ class Pretrained(ModelSource):
         quantization: Quantization | None = None,
         tokenizer: str | None = None,
         gguf_file: str | None = None,
+        compile: bool = False,
     ) -> None:
-        super().__init__(attention, gradient_checkpointing, adapter)
+        super().__init__(attention, gradient_checkpointing, adapter, compile)
         if quantization is not None and adapter is not None:
             raise InputError(
                 "model.policy.quantization is only for measuring and model.policy.adapter is for training: set one of them"

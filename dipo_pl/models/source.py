@@ -23,6 +23,8 @@ class ModelSource(ABC):
         attention: attention kernel; null is the choice of transformers for the architecture.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         adapter: adapters that are trained in place of the weights of the model; null trains these weights.
+        compile: have torch.compile compile the decoder layers for training, on one device; takes seconds to minutes, and a
+            C++ compiler.
 
     Attributes:
         quantization: number of bits of a model that can be measured but not trained, or None.
@@ -37,11 +39,13 @@ class ModelSource(ABC):
         attention: AttentionKernel | None = None,
         gradient_checkpointing: bool = False,
         adapter: LoRA | None = None,
+        compile: bool = False,
     ) -> None:
         check_objects("policy", adapter=adapter)
         self.attention = attention
         self.gradient_checkpointing = gradient_checkpointing
         self.adapter = adapter
+        self.compile = compile
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     @property

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Set
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,6 +20,7 @@ from dipo_pl.connection import TrainingData
 from dipo_pl.errors import InputError, check_count, check_objects, check_share
 from dipo_pl.losses.engine import Objective
 from dipo_pl.metrics.observations import Observations
+from dipo_pl.models.compiled_layers import compile_layers, uncompiled
 from dipo_pl.models.generation import generate
 from dipo_pl.models.gradient_norm import gradient_norm
 from dipo_pl.models.source import ModelSource
@@ -116,12 +118,21 @@ class LanguageModule(LightningModule, ABC):
         return self._data
 
     def setup(self, stage: str) -> None:
-        """Refuse to train a quantized policy; raise InputError if the policy is quantized."""
+        """Refuse what a policy cannot be trained with.
+
+        Raises:
+            InputError: the policy is quantized, or is to be compiled and there are several devices.
+        """
         self._is_trained = stage == "fit"
         if stage == "fit" and self.policy.quantization is not None:
             raise InputError(
                 f"model.policy.quantization is {self.policy.quantization}, and a quantized policy cannot be trained: "
                 "leave it out, or measure with dipo-pl validate"
+            )
+        if stage == "fit" and self.policy.compile and self.trainer.world_size > 1:
+            raise InputError(
+                f"model.policy.compile is true, and training is on {self.trainer.world_size} devices, for which layers are "
+                "not compiled: leave it out, or train on one"
             )
 
     @property
@@ -148,6 +159,8 @@ class LanguageModule(LightningModule, ABC):
             self._freeze()
             self.before_training()
             self._record_names()
+            if self.policy.compile and strategy is not None and self._is_trained:
+                compile_layers(self.model, strategy.root_device)
         if self._is_trained:
             self.starting_weights = weights_fingerprint(self.model)
             self.starting_sample = sampled(self.trained_weights)
@@ -271,7 +284,8 @@ class LanguageModule(LightningModule, ABC):
         self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Observations]:
         """Return scores of every row's answers, under `observations`."""
-        return {"observations": Observations.of_model(self.language_model, batch, self.token_budget)}
+        with self.uncompiled():
+            return {"observations": Observations.of_model(self.language_model, batch, self.token_budget)}
 
     def gradient_norms(self, batch: EvaluationBatch) -> list[float]:
         """Return the gradient norm of each row's original answer; see `dipo_pl.models.gradient_norm`."""
@@ -280,7 +294,8 @@ class LanguageModule(LightningModule, ABC):
         for row, closing in zip(batch.originals, batch.closing, strict=True):
             length = int(answers.attention_mask[row].sum())
             answer = slice(length - answers.lengths[row], length - closing)
-            norms.append(gradient_norm(self.language_model, answers.input_ids[row, :length], answer))
+            with self.uncompiled():
+                norms.append(gradient_norm(self.language_model, answers.input_ids[row, :length], answer))
         return norms
 
     def generate(
@@ -292,7 +307,13 @@ class LanguageModule(LightningModule, ABC):
     ) -> list[str]:
         """Return greedy continuations of the prompts, as text; see `dipo_pl.models.generation.generate`."""
         tokenizer = self.policy.tokenizer()
-        return generate(self.language_model, tokenizer, prompts, max_new_tokens, ended=ended, known=known)
+        with self.uncompiled():
+            return generate(self.language_model, tokenizer, prompts, max_new_tokens, ended=ended, known=known)
+
+    def uncompiled(self) -> AbstractContextManager[Any]:
+        """Return a context in which the policy runs as it is written, for whatever is not training."""
+        # Torch's compiler, whose import takes a second, only where it is used.
+        return uncompiled() if self.policy.compile else nullcontext()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer of the trained parameters and its learning-rate schedule.

@@ -21,6 +21,7 @@ from dipo_pl.losses.base import Loss, Section
 from dipo_pl.losses.dipo import DiPO, DiPORetain
 from dipo_pl.losses.engine import JointObjective, joint_objective
 from dipo_pl.losses.retain_weight import FixedWeight, RetainWeight
+from dipo_pl.models.compiled_layers import compile_layers
 from dipo_pl.models.eval_mode import noise_settings, without_noise
 from dipo_pl.models.head import OutputHead
 from dipo_pl.models.hidden_states import Layer, answer_states, decoder_layer
@@ -136,6 +137,11 @@ class Unlearning(LanguageModule):
                 f"model.step is {type(self.step).__name__}, which needs the gradient of a retain loss, and "
                 "model.retain_loss is null: give a retain loss, or set model.step to null"
             )
+        if self.policy.compile and self.layers != {None}:
+            raise InputError(
+                "model.policy.compile is true, and a loss reads the hidden states of a layer (RMU, RMURetain), which "
+                "compiled layers do not give: leave one of them out"
+            )
         if type(forget) is DiPORetain or type(retain) is DiPO:
             raise InputError(
                 "DiPO prefers the forgetting distribution and DiPORetain the remembering one: "
@@ -213,6 +219,9 @@ class Unlearning(LanguageModule):
         if self._needs_reference:
             # Before a checkpoint is loaded: the reference is the policy as it started.
             self.reference.attach(self.language_model, self._reference_context())
+            if self.policy.compile and isinstance(self.reference, FrozenCopy):
+                # Rounded as the policy is.
+                compile_layers(self.reference.model, self.trainer.strategy.root_device)
 
     def before_training(self) -> None:
         """Initialize adapters from the rows, where they are to be."""

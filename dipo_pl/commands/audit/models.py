@@ -15,7 +15,7 @@ from dipo_pl.storage.fingerprints import tokenizer_fingerprint
 from dipo_pl.storage.run_folder import RunFolder
 
 # Arguments of a pretrained model that say how it is trained, not what it is.
-OF_TRAINING = ("adapter", "gradient_checkpointing")
+OF_TRAINING = ("adapter", "gradient_checkpointing", "compile")
 
 
 def sources_of(run: FinishedRun, target: str | None, against: str | None) -> dict[str, Pretrained]:
