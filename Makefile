@@ -10,7 +10,7 @@ THREADS ?= 2
 PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-smollm2 pretrained study study-smollm2 study-gpu test torture variations families meta-evaluation bench lint docs audit format clean
+.PHONY: help install demo demo-smollm2 pretrained study study-smollm2 study-gpu test torture variations families meta-evaluation bench bench-gpu lint docs audit format clean
 
 help: ## List the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 23
@@ -62,6 +62,9 @@ families: install ## Take tiny models of every family through training, LoRA, ex
 
 bench: install ## Time and memory of a step (OPTIONS=--evaluation: of an evaluation), side by side with plain code
 	$(BIN)/python tests/benchmarks $(OPTIONS)
+
+bench-gpu: install ## Time, share of peak FLOPs and memory of 1B and 8B steps on a GPU, in 12 minutes (OPTIONS=--smoke: on a CPU, tiny)
+	$(BIN)/python tests/benchmarks/on_gpu.py $(OPTIONS)
 
 lint: install ## Check style, dependency direction and types
 	$(BIN)/ruff check .

@@ -24,28 +24,20 @@ import re
 import signal
 import statistics
 import sys
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import by_part
 import evaluation
 import torch
 from cases import CASES, Case
 from floor import Floor
+from processes import in_process
 from results import disagreements, print_table, table, title
 from sizes import ON_GPU, SMALL, SMOLLM2, Size
 from worker import Inspection, inspect, profile, seconds
-
-T = TypeVar("T")
-
-# Forked from a server that has imported these, a process starts in no time and still computes alone.
-FORKSERVER = get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["transformers.models.llama.modeling_llama", "dipo_pl.modules.unlearning"])
 
 
 def arguments() -> argparse.Namespace:
@@ -144,12 +136,6 @@ def chosen(parts: list[str]) -> list[Case]:
     if not cases:
         raise SystemExit(f"no case is named {' or '.join(parts)}; there are: {'; '.join(CASES)}")
     return cases
-
-
-def in_process(function: Callable[..., T], *arguments: Any) -> T:
-    """The function's value in a fresh process."""
-    with ProcessPoolExecutor(1, mp_context=FORKSERVER) as process:
-        return process.submit(function, *arguments).result()
 
 
 def inspections(

@@ -43,8 +43,8 @@ from dipo_pl.losses import (
     SatImp,
     SimNPO,
 )
+from dipo_pl.models.compiled_layers import compile_layers
 from dipo_pl.models.from_config import FromConfig
-from dipo_pl.models.hidden_states import decoder_layers
 from dipo_pl.models.lora import LoRA
 from dipo_pl.modules.unlearning import Unlearning
 from dipo_pl.references.adapter_off import AdapterOff
@@ -56,6 +56,7 @@ from dipo_pl.steps.gradient_rectified import GradientRectified
 from dipo_pl.steps.sharpness_aware import SharpnessAware
 
 PLAIN_GRADDIFF, PLAIN_NPO, PLAIN_DIPO = "plain GradDiff", "plain NPO", "plain DiPO"
+PLAIN_CHUNKED = f"{PLAIN_GRADDIFF}, chunked"
 PLAIN_THREE_SETS, PLAIN_LORA = "plain GradDiff, three sets", "plain GradDiff, LoRA"
 PLAIN_DPO, PLAIN_KTO, PLAIN_DIPO_LORA = "plain DPO", "plain KTO", "plain DiPO, LoRA"
 
@@ -86,8 +87,8 @@ class Case(ABC):
     Attributes:
         lora: only adapters are trained.
         compiled: by torch.compile.
-        like: the plain case of the same rows and the same trained weights, or the key of the case that differs in the step
-            scheme alone.
+        like: the plain case of the same rows and the same trained weights, the strongest one of the same loss, or the key of
+            the case that differs in the step scheme alone.
         equals: the plain case whose loss and gradient this must give.
     """
 
@@ -181,8 +182,7 @@ class Ours(Case):
     def policy(self, size: Size) -> PreTrainedModel:
         policy = super().policy(size)
         if self.compiled:
-            for layer in decoder_layers(policy):
-                layer.compile(dynamic=True)
+            compile_layers(policy, torch.device(size.device))
         return policy
 
     @property
@@ -239,7 +239,8 @@ class Ours(Case):
 
 def _with_cross_entropy(name: str, forget: Loss, **options: Any) -> Ours:
     """On retain rows, so that all methods see as many rows."""
-    return Ours(name=f"{name} + CE", forget=forget, retain=CrossEntropy(), **options)
+    name = f"{name} + CE, LoRA" if options.get("lora") else f"{name} + CE"
+    return Ours(name=name, forget=forget, retain=CrossEntropy(), **options)
 
 
 def _with_scheme(scheme: type[StepScheme]) -> tuple[Ours, ...]:
@@ -276,7 +277,7 @@ CASES: dict[str, Case] = {
     for case in (
         *_also_compiled(Plain(name=PLAIN_GRADDIFF, method=plain.graddiff, full_logits=6)),
         Plain(
-            name=f"{PLAIN_GRADDIFF}, chunked",
+            name=PLAIN_CHUNKED,
             method=plain.chunked_graddiff,
             full_logits=0,
             equals=PLAIN_GRADDIFF,
@@ -313,7 +314,10 @@ CASES: dict[str, Case] = {
         _dipo(StoredStates, equals=PLAIN_DIPO, compiled=True),
         _dipo(AdapterOff, lora=True, like=PLAIN_LORA, equals=PLAIN_DIPO_LORA),
         _dipo(StoredStates, lora=True, like=PLAIN_LORA, equals=PLAIN_DIPO_LORA),
-        _with_cross_entropy("GradientAscent", GradientAscent(), equals=PLAIN_GRADDIFF),
+        _with_cross_entropy("GradientAscent", GradientAscent(), like=PLAIN_CHUNKED, equals=PLAIN_GRADDIFF),
+        _with_cross_entropy(
+            "GradientAscent", GradientAscent(), lora=True, like=f"{PLAIN_LORA}, chunked", equals=PLAIN_LORA
+        ),
         Ours(name="GradientAscent + ReferenceKL", forget=GradientAscent(), retain=ReferenceKL()),
         _with_cross_entropy("NPO", NPO(), equals=PLAIN_NPO),
         _with_cross_entropy("SimNPO", SimNPO()),

@@ -68,7 +68,9 @@ def table(
             },
         }
         if key in seen:
-            row |= {name: value for name, value in asdict(seen[key]).items() if name.startswith("store")}
+            row |= {
+                name: value for name, value in asdict(seen[key]).items() if name.startswith(("store", "step"))
+            }
         if key in seconds and size.device == "cuda":
             available = seconds[key] * options.peak_tflops * 1e12
             row["flops_utilisation"] = size.flops(case.sets, case.lora) / available

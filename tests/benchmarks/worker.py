@@ -24,11 +24,13 @@ class Inspection:
 
     Attributes:
         peak_mib: greatest memory of a step, less what weights and optimizer take.
+        step_mib: the same with them.
         loss, gradient_norm: of the first step.
         store_seconds, store_mib: see `Step`.
     """
 
     peak_mib: float
+    step_mib: float
     loss: float
     gradient_norm: float
     store_seconds: float | None
@@ -97,9 +99,16 @@ def inspect(key: str, size: Size, threads: int) -> Inspection:
     training.optimizer.zero_grad()
     memory.reset_peak()
     training.step()
-    peak = memory.peak() - weights_and_optimizer
+    peak = memory.peak()
     prepared = training.prepared
-    return Inspection(peak / MIB, loss, norm, prepared.store_seconds, prepared.store_mib)
+    return Inspection(
+        (peak - weights_and_optimizer) / MIB,
+        peak / MIB,
+        loss,
+        norm,
+        prepared.store_seconds,
+        prepared.store_mib,
+    )
 
 
 def seconds(

@@ -1,0 +1,78 @@
+"""The scripts of benchmarks at sizes that cost nothing: what they write, and that a limit ends them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent
+
+
+def run(script, *words):
+    return subprocess.run(
+        [sys.executable, str(FOLDER / script), "--smoke", "--threads", "1", "--steps", "1", *map(str, words)],
+        capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+
+
+def test_gpu_checks(tmp_path):
+    file = tmp_path / "made" / "gpu.json"
+    ended = run("on_gpu.py", "--cases", "LoRA, StoredStates", "--output", file)
+    assert ended.returncode == 0, ended.stderr
+    rows = json.loads(file.read_text())
+    assert [row["model"] for row in rows] == ["8B, LoRA, activations kept", "1B, LoRA", "8B, LoRA"]
+    for row in rows:
+        assert (row["case"], row["reference"], row["dtype"]) == ("DiPO, LoRA", "StoredStates", "bfloat16")
+        assert row["left_out"] is None
+        assert row["seconds"] > 0
+        assert row["floor_seconds"] > 0
+        assert row["step_mib"] > row["peak_mib"] > 0
+    assert ended.stdout.count("goals of DiPO, LoRA, StoredStates: 0.") == 3
+    assert "GB of 40, met" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"), [("--seconds", "no time was left"), ("--limit", "it did not end in 1 s")]
+)
+def test_gpu_checks_end_in_time(tmp_path, limit, said):
+    """What was not measured is named, in the results too."""
+    file = tmp_path / "gpu.json"
+    words = ("--limit", "1.1") if limit == "--limit" else ("--seconds", "0")
+    ended = run("on_gpu.py", "--cases", "KTO", *words, "--output", file)
+    assert ended.returncode == 1
+    (row,) = json.loads(file.read_text())
+    assert row["left_out"] == f"TimeoutError: {said}"
+    assert f"KTO + CE, StoredStates, 1B: TimeoutError: {said}" in ended.stderr
+
+
+def test_scaling(tmp_path):
+    ended = run("scaling.py", "--cases", "DiPO, StoredStates", "--output", tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    record = json.loads((tmp_path / "scaling.json").read_text())
+    assert [(each["axis"], each["value"]) for each in record["points"]] == [
+        ("rows", 1), ("rows", 2), ("rows", 3), ("time", 6), ("time", 12), ("time", 18), ("vocabulary", 32),
+        ("vocabulary", 64), ("vocabulary", 96),
+    ]  # fmt: skip
+    # The point that all axes share.
+    shared = [
+        each for each in record["points"] if (each["axis"], each["value"]) in (("rows", 2), ("time", 12))
+    ]
+    assert shared[0]["seconds"] == shared[1]["seconds"]
+    for line in record["lines"]:
+        own = [each for each in record["points"] if each["axis"] == line["axis"]]
+        values = [each[line["quantity"]] for each in own]
+        fit = [line["start"] + line["slope"] * each["value"] for each in own]
+        # Least squares of equidistant points: the ends give the slope, the mean lies on the line.
+        assert line["slope"] * (own[2]["value"] - own[0]["value"]) == pytest.approx(
+            values[2] - values[0], abs=1e-9
+        )
+        assert sum(fit) == pytest.approx(sum(values))
+        off = max(abs(one - two) for one, two in zip(fit, values, strict=True))
+        assert line["distance"] == pytest.approx(off / max(values), abs=1e-9)
+    table = (tmp_path / "scaling.md").read_text().splitlines()
+    assert len(table) == 2 + 3
+    assert table[2].startswith("| DiPO, StoredStates | rows | ")
+    assert " ms a row | " in table[2]
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
