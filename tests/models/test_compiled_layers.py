@@ -71,8 +71,9 @@ def test_losses_are_those_of_layers_as_they_are_and_graphs_are_few(path):
         before = graphs.count
         found = train(ours, batches(ours, SIZES)).losses
     assert found == pytest.approx(expected, rel=1e-6)
-    # With padding or without, with gradients or without; under LoRA the first layer's input needs none.
-    assert 2 <= graphs.count - before <= (6 if PATHS[path]["lora"] else 4)
+    # With padding or without, with gradients or without; under LoRA the first layer's input needs none, and where
+    # activations are recomputed the reference has two of each.
+    assert 2 <= graphs.count - before <= (4 if path == "all weights" else 6)
 
 
 def test_nothing_is_compiled_outside_of_training():
