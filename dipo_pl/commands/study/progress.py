@@ -63,16 +63,18 @@ def seconds_left(
         at_a_time: runs at a time.
     """
     means = {kind: fmean(each) for kind, each in known.items() if each}
+    wholes = [seconds for each in known.values() for seconds in each]
     left: list[float] = []
     for kind, elapsed, share, begun in running:
         whole = elapsed / (share - begun) if share is not None and share > begun else means.get(kind)
         if whole is not None:
             left.append(max(whole * (1 - begun) - elapsed, 0.0))
             means.setdefault(kind, whole)
-    if not means:
+            wholes.append(whole)
+    if not wholes:
         return None
-    # A run of a kind that has not ended yet counts as one of the others.
-    usual = fmean(means.values())
+    # Kinds of which none has ended, attacks above all, are nearer to the many short runs than to the few long ones.
+    usual = fmean(wholes)
     left += [usual] * (len(running) - len(left))
     work = sum(left) + sum(means.get(kind, usual) for kind in waiting)
     # Not faster than the longest one that is running.

@@ -24,6 +24,7 @@ from dipo_pl.commands.study.study_file import Recipe
     ([("rows", 0.0, None)], ["rows"] * 3, {"rows": [100.0]}, 2, 200.0),
     # A kind of which none has ended counts as the others do.
     ([], ["relearn", "rows"], {"rows": [100.0]}, 1, 200.0),
+    ([], ["relearn"], {"rows": [100.0] * 3, "target": [300.0]}, 1, 150.0),
     ([("rows", 5.0, None)], ["rows"], {}, 1, None),
     # Resumed at half: a quarter took 50 s, so that the last quarter takes as long, and a whole run 200 s.
     ([("rows", 50.0, 0.75, 0.5)], ["rows"], {}, 1, 250.0),
