@@ -1,0 +1,42 @@
+"""The results in docs/results: every page is what the command makes of the records beside it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
+STUDIES = sorted(path.parent for path in RESULTS.glob("*/results.json"))
+
+
+def test_results_are_published():
+    assert STUDIES
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+def test_the_page_and_its_pictures_are_what_the_command_makes(cli, folder, tmp_path):
+    shutil.copy(folder / "results.json", tmp_path)
+    study = json.loads((folder / "results.json").read_text())["study"]["name"]
+    assert cli("study", "--config", f"{study}.yaml", "--results", str(tmp_path), "--report").code == 0
+    assert (tmp_path / "README.md").read_text() == (folder / "README.md").read_text()
+    assert files(tmp_path) == files(folder)
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.name != ".lock"}
+
+
+def test_the_leaderboard_is_what_the_command_makes(cli, tmp_path):
+    page = tmp_path / "leaderboard.md"
+    assert cli("leaderboard", *map(str, STUDIES), "--output", str(page)).code == 0
+    assert page.read_text() == (RESULTS.parent / "leaderboard.md").read_text()
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+def test_every_record_names_its_command_machine_commit_and_time(folder):
+    runs = json.loads((folder / "results.json").read_text())["runs"].values()
+    assert all(
+        each[key] for each in runs if each["status"] == "finished"
+        for key in ("command", "machine", "commit", "started", "seconds", "versions")
+    )  # fmt: skip
