@@ -6,19 +6,28 @@ from pathlib import Path
 
 import pytest
 
-RESULTS = Path(__file__).parents[3] / "docs" / "results"
+ROOT = Path(__file__).parents[3]
+RESULTS = ROOT / "docs" / "results"
 STUDIES = sorted(path.parent for path in RESULTS.glob("*/results.json"))
 
 
+def name_of(folder: Path) -> str:
+    return json.loads((folder / "results.json").read_text())["study"]["name"]
+
+
+# Not those of code that was tried and is not kept.
+SHIPPED = [each for each in STUDIES if (ROOT / "configs" / f"{name_of(each)}.yaml").exists()]
+
+
 def test_results_are_published():
-    assert STUDIES
+    assert SHIPPED
 
 
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
 def test_the_page_and_its_pictures_are_what_the_command_makes(cli, folder, tmp_path):
     shutil.copy(folder / "results.json", tmp_path)
-    study = json.loads((folder / "results.json").read_text())["study"]["name"]
-    assert cli("study", "--config", f"{study}.yaml", "--results", str(tmp_path), "--report").code == 0
+    # A report rests on the records alone, whatever the study file.
+    assert cli("study", "--config", "study_smoke.yaml", "--results", str(tmp_path), "--report").code == 0
     assert (tmp_path / "README.md").read_text() == (folder / "README.md").read_text()
     assert files(tmp_path) == files(folder)
 
@@ -29,7 +38,7 @@ def files(folder: Path) -> set[str]:
 
 def test_the_leaderboard_is_what_the_command_makes(cli, tmp_path):
     page = tmp_path / "leaderboard.md"
-    assert cli("leaderboard", *map(str, STUDIES), "--output", str(page)).code == 0
+    assert cli("leaderboard", *map(str, SHIPPED), "--output", str(page)).code == 0
     assert page.read_text() == (RESULTS.parent / "leaderboard.md").read_text()
 
 
