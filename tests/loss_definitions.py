@@ -236,13 +236,18 @@ def dipo(loss: losses.DiPO, preferences: Callable, kept: float | None = None) ->
         w, l = (remembering, forgetting) if retain else (forgetting, remembering)  # noqa: E741
         return divergence(l, z) - divergence(w, z) + divergence(w, z_ref) - divergence(l, z_ref)
 
+    def margin(own: list) -> Tensor:
+        total, length = own
+        return total / length if loss.per_token else total
+
     def parts(sums: list, lengths: list) -> dict[str, list]:
-        return {"margin": [own for (own,) in sums], "margin_positive": [own > 0 for (own,) in sums]}
+        margins = [margin([own, n]) for (own,), (n,) in zip(sums, lengths, strict=True)]
+        return {"margin": margins, "margin_positive": [each > 0 for each in margins]}
 
     return Definition(
         loss,
         term,
-        per_row(lambda own: -torch.log(sigma(loss.beta * own[0]))),
+        per_row(lambda own: -torch.log(sigma(loss.beta * margin(own)))),
         parts=parts,
         token_parts=lambda z, z_ref, y: {} if kept is None else {"kept": kept},
     )
@@ -277,6 +282,10 @@ DEFINITIONS: dict[str, Definition] = {
     ),
     "DiPORetain, pairs from the reference": dipo(
         losses.DiPORetain(0.2, modulation(), pairs_from="reference"), modulated(keep_top(0.2))
+    ),
+    "DiPO, margin a token": dipo(losses.DiPO(1.5, _FIXED, per_token=True), modulated(keep_first(4), 0.5)),
+    "DiPORetain, margin a token": dipo(
+        losses.DiPORetain(1.5, _FIXED, per_token=True), modulated(keep_first(4), 0.5)
     ),
     "NPO": Definition(
         losses.NPO(0.3),

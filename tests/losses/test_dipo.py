@@ -142,6 +142,31 @@ def test_one_step_moves_towards_the_preferred_distribution(kind):
     assert ((change < 0) if kind is DiPO else (change > 0)).all()
 
 
+@both
+def test_a_margin_a_token_knows_no_length(kind):
+    """The same position 30 times is as good as once; of the sum, 30 times the margin counts."""
+    once = draw([1], 41)
+    often = replace(once, lengths=[30], targets=once.targets.repeat(30), states=once.states.repeat(30, 1),
+                    reference_states=once.reference_states.repeat(30, 1))  # fmt: skip
+    one, many = once.to(torch.float32), often.to(torch.float32)
+
+    def found(problem, loss):
+        objective = problem.package(loss)
+        return (
+            objective.loss.item(),
+            objective.parts["margin"].item(),
+            gradients(objective.loss, problem.leaves)[1],
+        )
+
+    (loss, margin, by_weight), (same_loss, same_margin, same_by_weight) = (
+        found(each, kind(1.5, modulation(), per_token=True)) for each in (one, many)
+    )
+    assert (same_loss, same_margin) == (pytest.approx(loss, rel=1e-5), pytest.approx(margin, rel=1e-5))
+    close(same_by_weight, by_weight)
+    assert found(many, kind(1.5, modulation()))[1] == pytest.approx(30 * margin, rel=1e-5)
+    assert found(many, kind(1.5 / 30, modulation()))[0] == pytest.approx(loss, rel=1e-5)
+
+
 def test_forget_and_retain_are_mirror_images():
     """One's margin is the other's, negated: -log sigma(x) and -log sigma(-x) = -log sigma(x) + x."""
     problem = draw([4, 3], 41).to(torch.float32)
