@@ -90,6 +90,7 @@ ARGUMENTS = {
     "DualWeight.warmup_epochs": (DualWeight, *count(0)),
     "model.forget_entropy": (unlearning, "a finite number", -1e9, (math.nan, math.inf)),
     "model.retain_entropy": (unlearning, "a finite number", -1e9, (math.nan, -math.inf)),
+    "model.forget_until": (unlearning, *POSITIVE),
     "SharpnessAware.rho": (SharpnessAware, *POSITIVE),
     "model.retain_weight": (lambda value: FixedWeight(value), *NOT_NEGATIVE),
     "LogitModulation.alpha": (LogitModulation, *POSITIVE),

@@ -135,6 +135,8 @@ class Section:
         weight: factor on the loss.
         entropy: factor on the entropy of the rows' own next-token distributions (`Entropy`), which is added to the
             weighted loss; only for a loss of logits.
+        until: nats a token of a row's own answer at which nothing of the row is left in the loss (`until_weights`); null
+            leaves every row its whole weight. Only for a loss of logits that selects no positions.
     """
 
     loss: Loss
@@ -144,3 +146,4 @@ class Section:
     reference_states: Tensor | None = None
     weight: float = 1.0
     entropy: float = 0.0
+    until: float | None = None

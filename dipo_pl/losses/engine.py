@@ -134,6 +134,10 @@ def _check(section: Section, reference_head: OutputHead | None) -> None:
         )
     if section.entropy and loss.layer is not None:
         raise ValueError(f"{type(loss).__name__} acts on a layer, which has no entropy")
+    if section.until is not None and (loss.layer is not None or loss.selects):
+        raise ValueError(
+            f"{type(loss).__name__} has no weights of rows: it acts on a layer, or selects positions"
+        )
     missing = section.reference_states is None or (loss.layer is None and reference_head is None)
     if loss.uses_reference and missing:
         raise ValueError(f"{type(loss).__name__} needs reference_states and reference_head")

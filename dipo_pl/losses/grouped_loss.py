@@ -11,6 +11,7 @@ from dipo_pl.losses.base import Section, Terms
 from dipo_pl.losses.gap import GapLoss
 from dipo_pl.losses.heads import HeadGradients, Heads
 from dipo_pl.losses.positions import Positions, counted_rows
+from dipo_pl.losses.row_weights import until_weights
 
 
 class Group(NamedTuple):
@@ -44,6 +45,7 @@ class GroupedLoss:
         self.loss_function = loss = section.loss
         self.token_budget = token_budget
         self.weight = section.weight
+        self.until = section.until
         self.on_logits = loss.layer is None
         kinds = ("", *loss.companions)
         self.constant = [kinds.index(kind) for kind in loss.constant_companions]
@@ -73,6 +75,7 @@ class GroupedLoss:
         self.trains_head = self.on_logits and head_gradients.wanted
         self.gap = self.loss_function if isinstance(self.loss_function, GapLoss) and heads.linear else None
         self.scale = self.weight * scale / self.count
+        self.row_weights = self._row_weights()
         total = torch.zeros((), dtype=torch.float32, device=self.states.device)
         if self.over_tokens:
             for piece in self._pieces(slice(0, len(self.positions))):
@@ -105,11 +108,23 @@ class GroupedLoss:
         starts = range(positions.start, positions.stop, self.token_budget)
         return [slice(start, min(start + self.token_budget, positions.stop)) for start in starts]
 
+    def _row_weights(self) -> Tensor:
+        """Return the weight of each row, [rows]."""
+        if self.until is None or not self.rows:
+            return torch.ones(self.rows, dtype=torch.float32, device=self.states.device)
+        pieces = self._pieces(slice(0, len(self.positions)))
+        weights = until_weights(self.positions, pieces, self.heads, self.until)
+        # Of a row and its companions, which follow each other, the first.
+        own = weights[:: len(self.varying)]
+        self._watch({"remaining": own}, self.rows)
+        return own
+
     def _token_sum(self, piece: slice) -> Tensor:
         terms = self._terms(piece)
         self._watch(terms.parts, len(self.positions))
-        self._finish(piece, terms.gradient, torch.full_like(terms.values, self.scale))
-        return terms.values.sum()
+        weights = self.row_weights[self.positions.sequence[piece] // len(self.varying)]
+        self._finish(piece, terms.gradient, self.scale * weights)
+        return (terms.values * weights).sum()
 
     def _evaluate_constants(self) -> None:
         """Evaluate what f takes in the place of the sums of constant companions, [rows, companions]."""
@@ -212,7 +227,8 @@ class GroupedLoss:
         with torch.enable_grad():
             leaf = sums.detach().requires_grad_()
             every = self._by_member(leaf, self.constant_sums[group.rows])
-            value = self.loss_function.sequence_loss(every, counts).sum()
+            losses = self.loss_function.sequence_loss(every, counts)
+            value = (losses * self.row_weights[group.rows]).sum()
             (by_sum,) = torch.autograd.grad(value, leaf)
         self._watch(self.loss_function.sequence_parts(every.detach(), counts), self.rows)
         sequence = self.positions.sequence[group.positions] - group.sequences.start

@@ -43,7 +43,13 @@ class Unlearning(LanguageModule):
 
         L = forget_loss + retain_weight * retain_loss + forget_entropy * H(forget) + retain_entropy * H(retain)
 
-    with H the mean entropy of next-token distributions at the answers (`Entropy`).
+    with H the mean entropy of next-token distributions at the answers (`Entropy`). With `forget_until`, each forget row s
+    has a weight in forget_loss, a constant in the gradient:
+
+        w_s = max(0, 1 - nll_s / forget_until),   nll_s = -(1 / n_s) log p(y_s), in nats a token
+
+    so that a row is let alone once it is as unlikely as text that the model has never seen: what is less likely still gives
+    itself away to membership inference.
 
     Args:
         policy: the model that is to forget.
@@ -52,6 +58,9 @@ class Unlearning(LanguageModule):
         retain_weight: lambda, >= 0 (1 in the paper), or a DualWeight, which follows the retain loss.
         forget_entropy: lambda_f, weight of the entropy on forget rows; 0 leaves it out.
         retain_entropy: lambda_r, weight of the entropy on retain rows; needs a retain loss.
+        forget_until: loss of unseen text, > 0: -ln of `holdout_probability` in the evaluation before training, with
+            data.holdout. Not from a paper; null gives every row its whole weight. Costs one more product of the forget
+            answers with the head.
         constructor: builds DiPO's preference pair, for both losses; null is LogitModulation.
         reference: the frozen model that losses compare with; null is AdapterOff where the policy has an
             adapter, else FrozenCopy. Where neither loss uses one, none is made.
@@ -80,6 +89,7 @@ class Unlearning(LanguageModule):
         trainable: list[str] | None = None,
         forget_entropy: float = 0.0,
         retain_entropy: float = 0.0,
+        forget_until: float | None = None,
     ) -> None:
         check_objects(
             "model",
@@ -98,6 +108,8 @@ class Unlearning(LanguageModule):
         check_number("model.forget_entropy", forget_entropy)
         check_number("model.retain_entropy", retain_entropy)
         self.entropies = {"forget": forget_entropy, "retain": retain_entropy}
+        check_number("model.forget_until", forget_until, above=0)
+        self.forget_until = forget_until
         self.constructor = constructor or LogitModulation()
         changes_base = policy.adapter is not None and policy.adapter.initialization is not None
         if changes_base and isinstance(reference, AdapterOff):
@@ -160,6 +172,12 @@ class Unlearning(LanguageModule):
                     f"model.{name}_entropy is {weight:g} and model.{name}_loss {why}: the entropy stands beside a loss of "
                     f"logits on these rows; set model.{name}_entropy to 0, or give another loss"
                 )
+        if self.forget_until is not None and (forget.layer is not None or forget.selects):
+            raise InputError(
+                f"model.forget_until is {self.forget_until:g} and model.forget_loss is {type(forget).__name__}, which acts "
+                "on a layer's hidden states or chooses positions by itself, and has no weights of rows: set "
+                "model.forget_until to null, or give another loss"
+            )
         if retain is not None and retain.companions:
             raise InputError(
                 f"model.retain_loss: {type(retain).__name__} compares a row with its {retain.companions[0]}, "
@@ -304,6 +322,7 @@ class Unlearning(LanguageModule):
                 references[loss.layer][name] if loss.uses_reference else None,
                 weights[name],
                 self.entropies[name],
+                self.forget_until if name == "forget" else None,
             )
             for name, loss in losses.items()
         }
