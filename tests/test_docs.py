@@ -15,6 +15,8 @@ OWN = {
     "capped_ascent.yaml", "csv_pairs.yaml", "answer_length.yaml", "deletions.yaml", "requests.yaml", "hint.yaml",
     "my_audit.yaml", "two_methods.yaml",
 }  # fmt: skip
+# Of code that is not kept: docs/results.md names the commit that has it.
+OF_THE_HISTORY = {"study_improvement.yaml"}
 
 
 def shipped() -> set[str]:
@@ -27,7 +29,8 @@ def name(path: Path) -> str:
 
 @pytest.mark.parametrize("path", [README, *PAGES], ids=name)
 def test_configs_that_a_page_names_are_shipped(path):
-    named = set(re.findall(r"(?<![\w/.])(\w+\.yaml)\b", path.read_text())) - OWN - {"config.yaml"}
+    text = path.read_text().replace("\\_", "_")
+    named = set(re.findall(r"(?<![\w/.])(\w+\.yaml)\b", text)) - OWN - OF_THE_HISTORY - {"config.yaml"}
     assert named <= shipped()
 
 
