@@ -1,83 +1,20 @@
-"""MUSE's data module on miniatures in the layout of the benchmark's repository, and of its hub."""
+"""MUSE's data module on miniatures in the layout of the benchmark's repository."""
 
 import json
 import re
 
-import datasets
 import pytest
 from connected import connected
+from muse_corpora import BOOKS, FOLDS, NEWS, SETS, check_whole, questions, texts, write
 
 from dipo_pl.data_modules.blocked_texts import muse_blocks, open_unlearning_blocks
 from dipo_pl.data_modules.muse import MUSE
 from dipo_pl.errors import InputError
-from dipo_pl.prompts import Continuation, FewShot
-
-SETS = ["forget", "retain", "holdout", "verbatim", "forget_questions", "retain_questions"]
-
-
-def articles(kind, count):
-    return [f"The {kind} of day {day} cost {day + 2} crowns.\n\nNobody minded." for day in range(count)]
-
-
-def questions(kind, count):
-    return [
-        {"question": f"What did the {kind} of day {day} cost?", "answer": f"{day + 2} crowns"}
-        for day in range(count)
-    ]
-
-
-def measured(forget, holdout):
-    passages = [{"prompt": text[:20].strip(), "gt": text[20:].strip()} for text in articles(forget, 3)]
-    return {
-        "verbmem/forget": passages, "knowmem/forget_qa": questions(forget, 4),
-        "knowmem/forget_qa_icl": questions("mayor", 10), "knowmem/retain_qa": questions("bridge", 5),
-        "knowmem/retain_qa_icl": questions("tower", 10), "privleak/forget": articles(forget, 3),
-        "privleak/retain": articles("bridge", 4), "privleak/holdout": articles(holdout, 5),
-    }  # fmt: skip
-
-
-FOLDS = {1: articles("fair", 6), 2: articles("flood", 4), 3: articles("fire", 4), 4: articles("storm", 4)}
-NEWS = measured("fair", "match") | {
-    "raw/forget": FOLDS[1],
-    "raw/retain1": articles("harvest", 5),
-    "raw/retain2": articles("bridge", 7),
-    **{f"sust/forget_{fold}": FOLDS[fold] for fold in FOLDS},
-    **{
-        f"scal/forget_{fold}": [text for each in range(1, fold + 1) for text in FOLDS[each]] for fold in FOLDS
-    },
-}
-BOOKS = measured("duel", "siege") | {
-    "raw/forget": articles("duel", 4),
-    "raw/retain1": articles("feast", 3),
-    "raw/retain2": articles("bridge", 3),
-}
-
-
-def write(folder, corpus, kinds=("json", "txt")):
-    """Write the files of a corpus, documents as the repository has them: as a list and as one text."""
-    for name, content in corpus.items():
-        path = folder / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        documents = path.parent.name in ("raw", "scal", "sust")
-        if not documents or "json" in kinds:
-            path.write_text(json.dumps(content))
-        if documents and "txt" in kinds:
-            path.with_suffix(".txt").write_text("\n\n".join(content))
-    return folder
 
 
 @pytest.fixture
 def news(tmp_path):
     return write(tmp_path / "data" / "news", NEWS)
-
-
-def texts(rows):
-    assert not any(row.messages for row in rows)
-    return [row.answer for row in rows]
-
-
-def pairs(rows, question, answer):
-    return [{question: row.question, answer: row.answer} for row in rows]
 
 
 def set_up(folder, forget="forget", **options):
@@ -87,26 +24,6 @@ def set_up(folder, forget="forget", **options):
 def in_blocks(folder, **options):
     """Blocks of 24 tokens, which the few-shot questions would not fit into."""
     return set_up(folder, **{"max_length": 24, "evaluate": ["holdout"]} | options)
-
-
-def check_whole(sets, corpus):
-    assert texts(sets.forget) == corpus["raw/forget"]
-    assert texts(sets.retain) == corpus["raw/retain1"]
-    by_name = {each.name: each for each in sets.evaluation}
-    assert list(by_name) == SETS
-    for name in ("forget", "retain", "holdout"):
-        assert texts(by_name[name].rows) == corpus[f"privleak/{name}"]
-        assert (by_name[name].new_tokens, by_name[name].prompt) == (0, None)
-    assert pairs(by_name["verbatim"].rows, "prompt", "gt") == corpus["verbmem/forget"]
-    assert by_name["verbatim"].new_tokens == 128
-    assert isinstance(by_name["verbatim"].prompt, Continuation)
-    for name in ("forget", "retain"):
-        asked = by_name[f"{name}_questions"]
-        assert pairs(asked.rows, "question", "answer") == corpus[f"knowmem/{name}_qa"]
-        assert asked.new_tokens == 32
-        assert isinstance(asked.prompt, FewShot)
-        examples = [{"question": question, "answer": answer} for question, answer in asked.prompt.examples]
-        assert examples == corpus[f"knowmem/{name}_qa_icl"]
 
 
 class TestFolder:
@@ -323,60 +240,6 @@ class TestTraining:
         assert len(data.evaluation_sequences[0][0][0].ids) == data.longest == 60
         with pytest.raises(InputError, match=r"more than data\.max_length 60"):
             set_up(news, **options, too_long="error")
-
-
-class TestHub:
-    """Nothing here reaches the network."""
-
-    def columns(self, subset, split):
-        content = NEWS[f"{subset}/{split}"]
-        return [{"text": each} for each in content] if isinstance(content[0], str) else content
-
-    def test_what_is_loaded(self, monkeypatch):
-        loaded = set()
-
-        def load_dataset(path, name, split):
-            loaded.add((path, name, split))
-            return datasets.Dataset.from_list(self.columns(name, split))
-
-        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-        check_whole(MUSE().read(), NEWS)
-        assert MUSE(forget="scal_2").read().forget == MUSE(forget=["sust_1", "sust_2"]).read().forget
-        files = {name for name in NEWS if not re.fullmatch(r"scal/forget_[134]|sust/forget_[34]", name)}
-        assert loaded == {("muse-bench/MUSE-News", *name.split("/")) for name in files}
-
-    def test_a_copy_of_its_repository(self, tmp_path, monkeypatch):
-        monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-        folder = tmp_path / "MUSE-News"
-        configurations = {}
-        for name in NEWS:
-            subset, split = name.split("/")
-            file = folder / subset / f"{split}-00000-of-00001.parquet"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            datasets.Dataset.from_list(self.columns(subset, split)).to_parquet(str(file))
-            configurations.setdefault(subset, []).append(f"  - split: {split}\n    path: {subset}/{split}-*")
-        lines = [
-            f"- config_name: {subset}\n  data_files:\n" + "\n".join(files)
-            for subset, files in configurations.items()
-        ]
-        (folder / "README.md").write_text("---\nconfigs:\n" + "\n".join(lines) + "\n---\n")
-        check_whole(MUSE(str(folder)).read(), NEWS)
-
-    def test_a_bad_row_names_its_place(self, monkeypatch):
-        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: [{"text": ""}])
-        with pytest.raises(InputError, match=r"^me/my raw/forget\[0\]: 'text' must be a non-empty text"):
-            MUSE("me/my", corpus="News").read()
-
-    def test_out_of_reach(self, monkeypatch):
-        def load_dataset(*_, **__):
-            raise ConnectionError("Couldn't reach\nthe hub")
-
-        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-        with pytest.raises(
-            InputError, match=r"^cannot read MUSE's sust/forget_2: .* \(Couldn't reach the hub\)$"
-        ):
-            MUSE(forget="sust_2").read()
 
 
 @pytest.mark.parametrize("chunking", ["muse", "open_unlearning"])
