@@ -14,7 +14,7 @@ from dipo_pl.errors import InputError
 Columns = Mapping[str, str | Sequence[str]]
 
 # Columns that the parts of a row are made of without a mapping. A record has the first form whose first column is filled.
-# Where a part has several columns, those after the first may be missing.
+# Columns of a part after its first may be missing.
 Form = Mapping[str, tuple[str, ...]]
 FORMS: tuple[Form, ...] = (
     {"messages": ("messages",)},

@@ -10,7 +10,7 @@ from lightning import Callback
 
 from dipo_pl.private_names import TorchDispatchMode
 
-# What needs contents on the host: numbers, truth values and lists, and results whose size depends on contents.
+# Operators that need contents on the host: numbers, truth values and lists, and results whose size depends on contents.
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique")
 
 

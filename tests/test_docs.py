@@ -15,7 +15,7 @@ OWN = {
     "capped_ascent.yaml", "csv_pairs.yaml", "answer_length.yaml", "deletions.yaml", "requests.yaml", "hint.yaml",
     "my_audit.yaml", "two_methods.yaml",
 }  # fmt: skip
-# Of code that is not kept: docs/results.md names the commit that has it.
+# Study files of code that is not kept: docs/results.md names the commit that has it.
 OF_THE_HISTORY = {"study_improvement.yaml"}
 
 

@@ -4,7 +4,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import count
 from typing import Any, Self
 
 from dipo_pl.attacks.intervals import Intervals
@@ -87,10 +86,10 @@ def numbered(
         by_row: for each model the values of the rows.
         numbers: of the rows; None counts them from 0.
     """
-    rows = zip(*by_row.values(), strict=True)
+    rows = list(zip(*by_row.values(), strict=True))
     return [
         {"row": number, **dict(zip(by_row, values, strict=True))}
-        for values, number in zip(rows, count() if numbers is None else numbers, strict=False)
+        for number, values in zip(range(len(rows)) if numbers is None else numbers, rows, strict=True)
     ]
 
 

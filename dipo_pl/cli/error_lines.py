@@ -53,7 +53,7 @@ def one_line(message: str) -> str:
     keys = [key for key, after in zip(keys, [*keys[1:], ""], strict=True) if not after.startswith(f"{key}.")]
     if match := MISSING.search(message):
         return _missing([".".join([*keys, each]) for each in match["names"].split(", ")])
-    # Where a class or an option does not exist, the other types that the key takes are no news.
+    # Other types that the key takes are no news where a class or an option does not exist.
     unknown = [each for each in causes if UNKNOWN.match(each)]
     text = " or ".join(dict.fromkeys(_plain(cause, base) for cause in unknown or causes)) or " ".join(
         message.split()

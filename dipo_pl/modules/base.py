@@ -291,10 +291,10 @@ class LanguageModule(LightningModule, ABC):
         """Return the gradient norm of each row's original answer; see `dipo_pl.models.gradient_norm`."""
         answers = batch.answers
         norms = []
-        for row, closing in zip(batch.originals, batch.closing, strict=True):
-            length = int(answers.attention_mask[row].sum())
-            answer = slice(length - answers.lengths[row], length - closing)
-            with self.uncompiled():
+        with self.uncompiled():
+            for row, closing in zip(batch.originals, batch.closing, strict=True):
+                length = int(answers.attention_mask[row].sum())
+                answer = slice(length - answers.lengths[row], length - closing)
                 norms.append(gradient_norm(self.language_model, answers.input_ids[row, :length], answer))
         return norms
 
@@ -312,7 +312,7 @@ class LanguageModule(LightningModule, ABC):
 
     def uncompiled(self) -> AbstractContextManager[Any]:
         """Return a context in which the policy runs as it is written, for whatever is not training."""
-        # Torch's compiler, whose import takes a second, only where it is used.
+        # Asking torch's compiler imports it, which takes a second.
         return uncompiled() if self.policy.compile else nullcontext()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

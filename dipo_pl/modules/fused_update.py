@@ -28,7 +28,7 @@ def fused_update(optimizer: OptimizerT) -> OptimizerT:
             chosen = group["fused"] is not None or group["foreach"] is not None or group["differentiable"]
             weights = group["params"]
             if not chosen and all(w.device.type in ("cpu", "cuda") and w.is_contiguous() for w in weights):
-                # As a group's own option: the constructor's would also have the optimizer unscale the gradients of
-                # 16-mixed, which Lightning cannot clip then.
+                # The constructor's option would also have the optimizer unscale the gradients of 16-mixed, which
+                # Lightning cannot clip then; a group's own does not.
                 group["fused"] = True
     return optimizer

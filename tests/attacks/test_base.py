@@ -1,4 +1,4 @@
-"""What attacks have in common."""
+"""The base of attacks: rows of an outcome."""
 
 from dipo_pl.attacks.base import numbered
 

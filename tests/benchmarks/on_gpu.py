@@ -1,4 +1,4 @@
-"""What is to be shown on a GPU, in 12 minutes: `python tests/benchmarks/on_gpu.py`, or `make bench-gpu`.
+"""Measurements of a GPU in 12 minutes: `python tests/benchmarks/on_gpu.py`, or `make bench-gpu`.
 
 Llamas of 1B and 8B with random weights that are made on the device, bfloat16. Every case has a process and a time limit
 of its own, the most important ones first, and is written to the results as soon as it ends; what no time is left for is

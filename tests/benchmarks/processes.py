@@ -36,7 +36,7 @@ def in_time(limit: float, function: Callable[..., T], *arguments: Any) -> T:
         result = receiver.recv()
     finally:
         process.kill()
-        # What it held is free for the next one.
+        # Its memory is free for the next one then.
         process.join()
     if isinstance(result, Exception):
         raise result

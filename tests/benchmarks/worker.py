@@ -45,7 +45,7 @@ class Training:
         self.size = size
         self.policy = case.policy(size)
         self.parameters = [each for each in self.policy.parameters() if each.requires_grad]
-        # Of every case, so that ratios are of the methods.
+        # The update is the same in every case, so that ratios are of the methods.
         self.optimizer = AdamW(self.parameters, lr=1e-5, fused=True)
         self._make_moments()
 

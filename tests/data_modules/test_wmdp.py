@@ -66,7 +66,7 @@ def test_errors(tmp_path, options, message):
 
 
 def test_the_shipped_config_trains_on_them(cli, tmp_path):
-    """As it is, but for the model with its layers, the size and the tasks of the hub."""
+    """The shipped config runs as it is, but for the model with its layers, the size and the tasks of the hub."""
     from own_tasks import write_tasks
     from tiny_models import save_tiny_model
 

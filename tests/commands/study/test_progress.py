@@ -52,7 +52,7 @@ def test_the_share_that_earlier_starts_had_done(tmp_path, resumed, limit, expect
 
 
 def test_the_status_line_says_how_far_each_run_is(tmp_path):
-    """Of ten steps six took a minute."""
+    """Six of ten steps took a minute."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run/manifest.json").write_text(json.dumps({"status": "running", "max_steps": 10}))
     (tmp_path / "run/metrics.jsonl").write_text(json.dumps({"step": 6}) + "\n")

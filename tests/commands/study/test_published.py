@@ -15,7 +15,7 @@ def name_of(folder: Path) -> str:
     return json.loads((folder / "results.json").read_text())["study"]["name"]
 
 
-# Not those of code that was tried and is not kept.
+# Studies of code that was tried and is not kept are left out.
 SHIPPED = [each for each in STUDIES if (ROOT / "configs" / f"{name_of(each)}.yaml").exists()]
 
 
