@@ -12,7 +12,7 @@ from typing import Any
 from dipo_pl.cli.command_parser import as_options
 from dipo_pl.commands.audit.command import CONFIG as AUDIT_CONFIG
 from dipo_pl.commands.probes.quantize import KINDS
-from dipo_pl.commands.study.study_file import RATE, Recipe, Row, StudyFile
+from dipo_pl.commands.study.study_file import RATE, Model, Recipe, Row, StudyFile
 from dipo_pl.configs import resolve
 from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.storage.text import read_yaml
@@ -142,6 +142,7 @@ class Plan:
         folder: folder of its runs.
         further: options of every run from the command line, which come last.
         known: contents of configs by name, as they were when they were first read.
+        models: the runs that other runs start from or are compared with, by key; several seeds may share one.
 
     Raises:
         InputError: a config does not exist or cannot be read.
@@ -151,6 +152,7 @@ class Plan:
     folder: Path
     further: dict[str, Any]
     known: dict[str, Any] = field(default_factory=dict)
+    models: dict[str, Job] = field(default_factory=dict)
 
     @cached_property
     def jobs(self) -> tuple[Job, ...]:
@@ -179,18 +181,22 @@ class Plan:
                     tuned_by=tuned_by,
                 )  # fmt: skip
                 made += [job, *self._probes(job)]
-        return tuple(made)
+        return tuple({each.key: each for each in made}.values())
 
     def _models(self, seed: int) -> tuple[Job | None, Job | None]:
         return self._model(Kind.TARGET, self.file.target, seed), self._model(
             Kind.RETAIN_ONLY, self.file.retain_only, seed
         )
 
-    def _model(self, kind: Kind, recipe: Recipe | None, seed: int) -> Job | None:
-        if recipe is None:
+    def _model(self, kind: Kind, model: Model | None, seed: int) -> Job | None:
+        if model is None:
             return None
-        given = Recipe(recipe.configs, self.file.options | recipe.options | self.further)
-        return Job(f"{kind}/seed-{seed}", kind, seed, given, self._contents(given))
+        own = seed if model.seed is None else model.seed
+        key = f"{kind}/seed-{own}"
+        if key not in self.models:
+            given = Recipe(model.configs, self.file.options | model.options | self.further)
+            self.models[key] = Job(key, kind, own, given, self._contents(given))
+        return self.models[key]
 
     def _recipe(self, row: Row, options: dict[str, Any] | None = None) -> Recipe:
         given = self.file.options | row.options | (options or {}) | self.further

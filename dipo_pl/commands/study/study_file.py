@@ -36,6 +36,23 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Model(Recipe):
+    """Model that rows start from or are compared with.
+
+    Attributes:
+        seed: seed of one model for all runs of the study; None makes one for each seed.
+    """
+
+    seed: int | None = None
+
+    def check(self, where: str) -> None:
+        """Check the types of all keys; see the base class."""
+        super().check(where)
+        valid = self.seed is None or (type(self.seed) is int and self.seed >= 0)
+        _expect(where, "seed", self.seed, "a whole number, not below 0", valid)
+
+
+@dataclass(frozen=True)
 class Row(Recipe):
     """Row of the table: what its runs have beside the study's configs and options.
 
@@ -132,9 +149,9 @@ class StudyFile:
         rows: the rows, with each sweep as rows of its own.
         seeds: seeds of the table.
         options: options of every run, those of the models below among them.
-        target: recipe of the model that every row of the same seed starts from; None leaves `model.policy` as configured.
-        retain_only: recipe of the model that never saw the forget rows, which every row of the same seed is compared with;
-            None leaves `forget_quality.retain_result` as configured.
+        target: the model that every row of the same seed starts from; None leaves `model.policy` as configured.
+        retain_only: the model that never saw the forget rows, which every row of the same seed is compared with; None
+            leaves `forget_quality.retain_result` as configured.
         learning_rate: how learning rates are chosen; None leaves them as configured.
         after: probes of every row's run by name, `relearn`, `quantize` or `audit`, with their options; the first two also of
             the retain-only model, which an audit attacks beside each run.
@@ -146,8 +163,8 @@ class StudyFile:
     rows: tuple[Row, ...]
     seeds: list[int]
     options: dict[str, Any] = field(default_factory=dict)
-    target: Recipe | None = None
-    retain_only: Recipe | None = None
+    target: Model | None = None
+    retain_only: Model | None = None
     learning_rate: Rates | None = None
     after: dict[str, dict[str, Any]] = field(default_factory=dict)
     threads: int = 1
@@ -162,7 +179,7 @@ class StudyFile:
         """
         content = read_yaml(path, "the study in")
         _check_keys(str(path), cls, content)
-        rows, parts = content["rows"], {"target": Recipe, "retain_only": Recipe, "learning_rate": Rates}
+        rows, parts = content["rows"], {"target": Model, "retain_only": Model, "learning_rate": Rates}
         if not isinstance(rows, dict) or not rows:
             raise InputError(
                 f"{path}: rows must be a mapping of at least one name to its configs (got {rows!r})"

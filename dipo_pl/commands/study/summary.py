@@ -145,14 +145,23 @@ def summary_of(results: Results) -> Summary:
 
 
 def records_of(results: Results, kind: Kind, row: str | None = None) -> dict[int, Record]:
-    """Return the finished records of a kind and row by seed, in order; of models, those of the table's seeds."""
-    seeds = results.study["file"]["seeds"]
+    """Return the finished records of a kind and row by seed, in order; of models, those that the table's seeds have."""
+    seeds = {
+        _models_seed(results, kind, each) if row is None else each for each in results.study["file"]["seeds"]
+    }
     found = {
         each["seed"]: each
         for each in _of(results, kind, row)
         if each["status"] == FINISHED and each["seed"] in seeds
     }
     return dict(sorted(found.items()))
+
+
+def _models_seed(results: Results, kind: Kind, seed: int) -> int:
+    """Return the seed of the target, or else of the retain-only model, that a seed of the table has."""
+    model = results.study["file"].get(str(Kind.TARGET if kind is Kind.TARGET else Kind.RETAIN_ONLY)) or {}
+    shared = model.get("seed")
+    return seed if shared is None else int(shared)
 
 
 def _of(results: Results, kind: Kind, row: str | None) -> Iterator[Record]:
@@ -164,8 +173,9 @@ def _row(results: Results, name: str) -> Line:
     values = {seed: {**each["metrics"], **_costs(each)} for seed, each in records.items()}
     theirs = records_of(results, Kind.RELEARN)
     for seed, each in records_of(results, Kind.RELEARN, name).items():
-        if seed in values and seed in theirs:
-            area = relearning_area(each["curve"], theirs[seed]["curve"])
+        beside = theirs.get(_models_seed(results, Kind.RELEARN, seed))
+        if seed in values and beside is not None:
+            area = relearning_area(each["curve"], beside["curve"])
             values[seed] |= {} if area is None else {AREA.key: area}
     for seed, each in records_of(results, Kind.QUANTIZE, name).items():
         if seed in values:
@@ -191,14 +201,16 @@ def _models(results: Results, kind: Kind, name: str) -> Line:
         for row in results.study["rows"]:
             for seed, each in records_of(results, Kind.ROW, row).items():
                 if "before" in each:
-                    values[seed] = values.get(seed, {}) | each["before"]
+                    own = _models_seed(results, kind, seed)
+                    values[own] = values.get(own, {}) | each["before"]
     if kind is Kind.RETAIN_ONLY:
         for seed, each in records_of(results, Kind.QUANTIZE).items():
             values[seed] |= _quantized(each)
     for row in results.study["rows"]:
         # An audit of any row of a seed has measured the models beside it.
         for seed, each in records_of(results, Kind.AUDIT, row).items():
-            values[seed] = _scores(each, f"{kind}_") | values.get(seed, {})
+            own = _models_seed(results, kind, seed)
+            values[own] = _scores(each, f"{kind}_") | values.get(own, {})
     return Line(name, _by_metric(values))
 
 
