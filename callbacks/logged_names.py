@@ -1,7 +1,9 @@
 """Names under which loggers show what is measured, by group: forget/, retain/, utility/, privacy/ and train/."""
 
 import re
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -26,7 +28,18 @@ def logged_name(metric: str) -> str:
 
 
 class RunLogger(TensorBoardLogger):
-    """Lightning's logger for TensorBoard, which shows names without a group (epoch, selection) in train/."""
+    """Lightning's logger for TensorBoard, which shows names without a group (epoch, selection) in train/.
+
+    A run that goes on has another file of events, whose name begins with the second it was made in.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        now = time.time()
+        if any(Path(self.log_dir).glob(f"events.out.tfevents.{int(now)}.*")):
+            # TensorBoard reads a folder's files by name, and drops what it has read before a lower step. Within one second
+            # the names of two files are no longer in the order in which they were made (.10 is before .9).
+            time.sleep(1 - now % 1)
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log values at a step."""

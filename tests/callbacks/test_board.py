@@ -6,7 +6,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from dipo_pl.callbacks.logged_names import logged_name
+from dipo_pl.callbacks.logged_names import RunLogger, logged_name
 from dipo_pl.evaluation.verdict_rules import Evidence, Thresholds, forgetting, metric_thresholds, utility
 
 TARGET = {
@@ -31,6 +31,21 @@ TARGET = {
 ])  # fmt: skip
 def test_a_metric_has_a_group(metric, name):
     assert logged_name(metric) == name
+
+
+def test_files_of_a_run_that_goes_on_at_once_are_read_in_order(tmp_path):
+    """TensorBoard reads them by name, where within one second .10 is before .9, and drops steps read before a lower one."""
+    for step in range(3):
+        logger = RunLogger(tmp_path, "run", version="")
+        logger.log_metrics({"loss": 1.0}, step)
+        logger.finalize("success")
+    files = [each.name.split(".") for each in (tmp_path / "run").glob("events.out.tfevents.*")]
+    assert len({second for _, _, _, second, *_ in files}) == 3
+    assert [each.step for each in EventAccumulator(str(tmp_path / "run")).Reload().Scalars("train/loss")] == [
+        0,
+        1,
+        2,
+    ]
 
 
 def test_a_threshold_is_where_a_rule_begins_to_be_met():
