@@ -2,6 +2,7 @@
 
 import glob
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -73,9 +74,10 @@ class Purge:
             (run.checkpoints, "weights from before the end"),
             (run.reference, "the reference's states on the rows"),
             (run.error_log, "messages that may show a row"),
+            *((path, "a short run of --tune, with its texts and weights") for path in _trials(run)),
             *((path, "sample answers and curves") for path in _events(run)),
         ]
-        left = _states_elsewhere(run)
+        left = [*_states_elsewhere(run), *_measured_elsewhere(run)]
         if target is not None:
             _check_target(run, manifest, target)
             what = "of the target, which knows the rows"
@@ -261,25 +263,72 @@ def _rows_of_target(target: RunFolder) -> list[str]:
     return [f"{target.path}: {', '.join(holds)}: dipo-pl purge {target.path}"] if holds else []
 
 
+def _trials(run: RunFolder) -> list[Path]:
+    """Return the folders of the run's search of a learning rate, each named by a rate."""
+    beside = run.path.with_name(f"{run.path.name}-tune")
+    return sorted(each for each in beside.glob("*") if each.is_dir() and _is_number(each.name))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _measured_elsewhere(run: RunFolder) -> list[str]:
+    """Return a line on each other run that has measured the rows: the retain-only model, other stages of a sequence."""
+    given = (_config(run).get("forget_quality") or {}).get("retain_result")
+    others = set()
+    if given:
+        # A run's folder, or one of its evaluations.
+        path = Path(expanded(str(given))).resolve()
+        others.add(path.parent.parent if path.parent.name == run.evaluation.name else path)
+    if re.fullmatch(r"stage-\d+", run.path.name):
+        others |= {*run.path.parent.glob("stage-*")}
+    found = (RunFolder(each) for each in sorted(others - {run.path}))
+    return [
+        f"{each.path}: texts of its evaluations: dipo-pl purge {each.path}"
+        for each in found
+        if _may_have_texts(each)
+    ]
+
+
+def _may_have_texts(run: RunFolder) -> bool:
+    try:
+        return any(_with_texts(run))
+    except InputError:
+        return True
+
+
 def _states_elsewhere(run: RunFolder) -> list[str]:
     """Return a line on stored states that the config puts elsewhere; other runs may share them."""
     try:
-        config = load_yaml(read_text(run.config))
-        given = config["model"]["init_args"]["reference"]["init_args"]["path"]
-    except (FileNotFoundError, KeyError, TypeError):
+        given = _config(run)["model"]["init_args"]["reference"]["init_args"]["path"]
+    except (KeyError, TypeError):
         # No config, or no reference with a path.
         return []
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(
-            f"cannot read {run.config} ({' '.join(str(error).split())[:200]}), which says where states on the rows are: "
-            "put that file back as it was, and purge again"
-        ) from None
     if not given or (path := Path(expanded(str(given)))).resolve() == run.reference:
         return []
     # A relative path may be one of another folder.
     if path.is_absolute() and not path.exists():
         return []
     return [f"{given}: the reference's states on the rows: remove by hand"]
+
+
+def _config(run: RunFolder) -> dict[str, Any]:
+    """Return the run's config, empty where there is none."""
+    try:
+        config = load_yaml(read_text(run.config))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(
+            f"cannot read {run.config} ({' '.join(str(error).split())[:200]}), which says where else the rows are: put that "
+            "file back as it was, and purge again"
+        ) from None
+    return config if isinstance(config, dict) else {}
 
 
 def _kept(run: RunFolder, manifest: dict[str, Any], target: bool) -> tuple[str, ...]:

@@ -291,6 +291,48 @@ def test_states_outside_of_the_run_are_named(run, cli, tmp_path, path, listed):
     assert there.is_dir()
 
 
+def test_short_runs_of_the_search_for_a_learning_rate_go_too(run, cli, smoke):
+    trials = run.with_name("smoke-tune")
+    for name in ("1e-05", "2.5e-05", "mine"):
+        shutil.copytree(smoke, trials / name)
+    ended = cli("purge", run, "--yes")
+    assert ended.code == 0, ended.err
+    assert (
+        f"  {trials / '1e-05'}: a short run of --tune, with its texts and weights" in ended.out.splitlines()
+    )
+    # A folder that is not named by a rate is none of them.
+    assert [each.name for each in trials.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("within", ["", "evaluation/step-000006.json"])
+def test_other_runs_that_measured_the_rows_are_named(run, cli, smoke, within):
+    """The retain-only model, and the other stages of a sequence, until they are purged themselves."""
+    stages = run.with_name("sequence")
+    stages.mkdir()
+    first = run.rename(stages / "stage-1")
+    config = yaml.safe_load((first / "config.yaml").read_text())
+    others = [run.with_name("never"), *(stages / name for name in ("stage-1-retain_only", "stage-2"))]
+    for each in others:
+        shutil.copytree(smoke, each)
+    config["forget_quality"]["retain_result"] = str(others[0] / within)
+    (first / "config.yaml").write_text(yaml.safe_dump(config))
+
+    def named():
+        ended = cli("purge", first, "--yes")
+        assert ended.code == 0, ended.err
+        return [
+            each
+            for each in others
+            if f"  {each}: texts of its evaluations: dipo-pl purge {each}" in ended.out
+        ]
+
+    assert named() == others
+    assert cli("purge", others[2], "--yes").code == 0
+    assert named() == others[:2]
+    next(others[1].glob("evaluation/*")).write_text("{")
+    assert named() == others[:2]
+
+
 def test_a_damaged_config_is_named(run, cli):
     (run / "config.yaml").write_text("model: {")
     ended = cli("purge", run, "--yes")

@@ -16,7 +16,7 @@ TARGET, RETAIN_ONLY = "target", "retain-only"
 AREA = Column(
     "relearning_area",
     "Relearning area",
-    "mean over the steps of a relearning attack of P(held back), minus the retain-only model's of the same seed",
+    "mean over the steps of a relearning attack of P(held back), minus that of the retain-only model beside it",
     Better.NEAR_ZERO,
 )
 ATTACKS = (

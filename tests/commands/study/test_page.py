@@ -54,6 +54,25 @@ def test_lines_hold_every_seed_with_intervals(results):
     assert summary.line("old") is None
 
 
+@pytest.mark.parametrize("seed", [1, 7])
+def test_one_model_for_all_seeds_is_one_line_of_one_seed(results, seed):
+    """Its seed may be none of the table's."""
+    results.study["file"] |= {name: {"configs": [], "seed": seed} for name in ("target", "retain_only")}
+    for name in ("target", "retain_only", "retain_only/relearn"):
+        folder, _, probe = name.partition("/")
+        keys = [f"{folder}/seed-{each}{f'-{probe}' if probe else ''}" for each in (0, 1, 2)]
+        kept = [results.runs.pop(each) for each in keys][1]
+        results.runs[keys[0].replace("seed-0", f"seed-{seed}")] = kept | {"seed": seed}
+    summary = summary_of(results)
+    assert summary.line("A").values["relearning_area"] == {
+        each: pytest.approx(0.2 + each / 20) for each in range(3)
+    }
+    assert (summary.line("target").seeds, summary.line("retain-only").seeds) == ([seed], [seed])
+    # As a run measured it before training, whatever its own seed.
+    assert summary.line("target").values["forget_probability"] == {seed: 0.92}
+    assert summary.line("retain-only").values["forget_probability"] == {seed: 0.05}
+
+
 def test_the_page_names_what_it_rests_on(results):
     page = as_markdown(results, summary_of(results))
     for line in (

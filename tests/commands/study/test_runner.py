@@ -62,6 +62,33 @@ def test_all_runs_in_order_with_the_chosen_learning_rate(cli, written):
     assert written.environments[0]["OMP_NUM_THREADS"] == "1"
 
 
+def test_one_target_and_one_retain_only_model_for_all_seeds(cli, written):
+    models = {name: STUDY[name] | {"seed": 7} for name in ("target", "retain_only")}
+    write_study(Path("s.yaml"), **models)
+    done(cli)
+    shared = ["target/seed-7", "retain_only/seed-7"]
+    rows = [re.sub("^(target|retain_only).*", "", each) for each in ALL]
+    assert written.made == [
+        *shared,
+        *filter(None, rows[:6]),
+        "retain_only/seed-7-relearn",
+        *filter(None, rows[6:]),
+    ]
+    for seed, key in (
+        (0, "rows/dipo/seed-0"),
+        (1, "rows/npo-ce/seed-1"),
+        (100, "tuning/dipo/0.001/seed-100"),
+    ):
+        command = records()[key]["command"]
+        for option in ("--model.policy.path runs/s/target/seed-7/hf", "retain_result runs/s/retain_only/seed-7 ",
+                       f"--seed_everything {seed} "):  # fmt: skip
+            assert option in command
+    assert not [*Path("runs/s").rglob("hf")]
+    # One model a seed is another study.
+    write_study(Path("s.yaml"))
+    assert "record(s) in runs/s/results.json were made with other" in done(cli, code=2)
+
+
 def test_weights_are_removed_when_nothing_needs_them(cli, written):
     done(cli)
     assert not [*Path("runs/s").rglob("hf"), *Path("runs/s").rglob("checkpoints")]
