@@ -1,8 +1,8 @@
 """Fluency: whether generated text is still language, and whether it declines to answer.
 
 A word is a run of letters and digits, in lower case, or a single other mark that is not space. A run of more than 30
-characters is hardly a word: it counts letter by letter, so that output without spaces ("whowhowho...") is seen to
-repeat itself.
+characters is hardly a word, and a script without spaces has no such runs: both count letter by letter, so that output
+without spaces ("whowhowho...") is seen to repeat itself.
 """
 
 import math
@@ -17,6 +17,7 @@ from dipo_pl.errors import check_count
 from dipo_pl.metrics.base import EvaluationMetric
 from dipo_pl.metrics.inputs import check_texts
 from dipo_pl.metrics.observations import Observations
+from dipo_pl.metrics.words import is_unspaced
 
 LONGEST_WORD = 30
 
@@ -118,7 +119,11 @@ def _of_each(texts: Sequence[str], score: Callable[[list[str]], float]) -> Tenso
 
 def _words(text: str) -> list[str]:
     found = re.findall(r"\w+|[^\w\s]", text.lower())
-    return [part for word in found for part in ([word] if len(word) <= LONGEST_WORD else word)]
+    return [part for word in found for part in ([word] if _is_word(word) else word)]
+
+
+def _is_word(run: str) -> bool:
+    return len(run) <= LONGEST_WORD and not any(map(is_unspaced, run))
 
 
 def _distinct(words: list[str], n: int) -> float:

@@ -10,12 +10,14 @@ from torch import Tensor
 from dipo_pl.errors import check_count, check_share
 from dipo_pl.metrics.inputs import Numbers, as_sample, check_texts, reject
 from dipo_pl.metrics.rouge import rouge_l_recall
+from dipo_pl.metrics.words import is_unspaced
 
 
 def leaked(texts: Sequence[str], answer: str, entity: str | None = None, recall: float = 0.8) -> Tensor:
     r"""Return [ROUGE-L recall of the answer in the text >= recall, or the entity stands in the text] of each text.
 
-    An entity stands in a text if its words do, in any case and with any spaces between them.
+    An entity stands in a text if its words do, in any case and with any spaces between them; in a script without spaces
+    wherever its characters do.
 
     Source: leak@k, arXiv:2511.04934, with these two measures in place of an entailment model.
 
@@ -43,7 +45,9 @@ def leaked(texts: Sequence[str], answer: str, entity: str | None = None, recall:
             f"entity must have a word (got {entity!r}): leave it out where the whole answer counts"
         )
     pattern = r"\s+".join(map(re.escape, words))
-    stands = re.compile(rf"(?<!\w){pattern}(?!\w)", re.IGNORECASE)
+    before = "" if is_unspaced(words[0][0]) else r"(?<!\w)"
+    after = "" if is_unspaced(words[-1][-1]) else r"(?!\w)"
+    stands = re.compile(f"{before}{pattern}{after}", re.IGNORECASE)
     return found | torch.tensor([stands.search(text) is not None for text in texts], dtype=torch.bool)
 
 

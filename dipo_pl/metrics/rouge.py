@@ -10,13 +10,14 @@ from torch import Tensor
 from dipo_pl.metrics.base import EvaluationMetric
 from dipo_pl.metrics.inputs import check_lengths, check_texts
 from dipo_pl.metrics.observations import Observations
+from dipo_pl.metrics.words import words_of
 
 
 def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> Tensor:
     r"""Return LCS(prediction, reference) / |reference|, in words, lower case and Porter-stemmed.
 
-    Google's tokenizer keeps a-z and 0-9 only, so a reference in another script scores 0. Words that a prediction adds
-    cost nothing.
+    Words that a prediction adds cost nothing. Google's tokenizer keeps a-z and 0-9 only. Where these are less than half of
+    a reference's letters and digits, both texts are split into the words of their own script (`dipo_pl.metrics.words`).
 
     Source: Lin, "ROUGE", 2004, by Google's `rouge_score`; TOFU, arXiv:2401.06121, section 2.2, "ROUGE".
 
@@ -70,17 +71,31 @@ def _scores(part: str, predictions: Sequence[str], references: Sequence[str], st
     check_texts("predictions", predictions)
     check_texts("references", references)
     check_lengths("predictions", predictions, "references", references)
-    score = _scorer(stemmer).score
     found = [
-        getattr(score(target=reference, prediction=prediction)["rougeL"], part)
+        getattr(
+            _scorer(stemmer, _is_latin(reference)).score(target=reference, prediction=prediction)["rougeL"],
+            part,
+        )
         for prediction, reference in zip(predictions, references, strict=True)
     ]
     return torch.tensor(found, dtype=torch.float64)
 
 
 @functools.cache
-def _scorer(stemmer: bool) -> Any:
+def _scorer(stemmer: bool, latin: bool) -> Any:
     # It imports NLTK, a second that commands which compute nothing need not wait.
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], use_stemmer=stemmer)
+    return RougeScorer(["rougeL"], use_stemmer=stemmer, tokenizer=None if latin else _AnyScript())
+
+
+class _AnyScript:
+    """Tokenizer as `rouge_score` takes it; it does not stem."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return [word.key for word in words_of(text)]
+
+
+def _is_latin(text: str) -> bool:
+    letters = [each for each in text.lower() if each.isalnum()]
+    return 2 * sum(each.isascii() for each in letters) >= len(letters)

@@ -1,14 +1,14 @@
 """What still leaks: the words of true answers that a model gives away, row by row, worst first."""
 
 import re
-import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 from dipo_pl.metrics.result import EvaluationResult
+from dipo_pl.metrics.words import Word, words_of
 from dipo_pl.report.run import FORGET, Run
 from dipo_pl.report.texts import MASK, Texts
 
@@ -27,16 +27,6 @@ _FUNCTION_WORDS = frozenset(
         very was we were what when where which while who whom whose why will with would you your""",
     )
 )
-# Scripts that are written without spaces; each of their characters is a word.
-_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
-
-
-class Word(NamedTuple):
-    """Word of a text: where it stands, and what it is compared by."""
-
-    start: int
-    end: int
-    key: str
 
 
 class Piece(NamedTuple):
@@ -128,9 +118,9 @@ def leaks_of(run: Run, retain_only: Run | None, texts: Texts) -> Leaks | None:
     return Leaks(run.name, step, answered, tuple(found))
 
 
-def words_of(text: str) -> list[Word]:
-    """Return the words of a text, without punctuation; a character of a script without spaces is a word."""
-    return list(_words(text))[:_LONGEST]
+def compared_words(text: str) -> list[Word]:
+    """Return the words of a text that are compared, the first thousand."""
+    return list(islice(words_of(text), _LONGEST))
 
 
 def shared_spans(truth: Sequence[str], answer: Sequence[str]) -> list[tuple[int, int, int]]:
@@ -161,14 +151,14 @@ def _leaked_row(
 ) -> LeakedRow:
     question, truth = str(row.get("question") or ""), str((row.get("answers") or [""])[0])
     answer = str(row.get("generation") or "")
-    true_words, words = words_of(truth), words_of(answer)
-    known = _FUNCTION_WORDS | {each.key for each in words_of(question)}
+    true_words, words = compared_words(truth), compared_words(answer)
+    known = _FUNCTION_WORDS | {each.key for each in compared_words(question)}
     spans = [
         trimmed
         for span in shared_spans([each.key for each in true_words], [each.key for each in words])
         if (trimmed := _without_known_ends(span, words, known))
     ]
-    guessed = [each.key for each in words_of(str(expected.get("generation") or ""))]
+    guessed = [each.key for each in compared_words(str(expected.get("generation") or ""))]
     spans = [
         each for each in spans if not _is_in([word.key for word in words[each[1] :][: each[2]]], guessed)
     ]
@@ -234,20 +224,3 @@ def _pieces(text: str, words: Sequence[Word], shared: Set[int]) -> tuple[Piece, 
     pieces.append(Piece(text[at:stop], 0, False))
     pieces += [Piece(" \N{HORIZONTAL ELLIPSIS}", 0, False)] if last < len(words) else []
     return tuple(each for each in pieces if each.text)
-
-
-def _words(text: str) -> Iterator[Word]:
-    start = 0
-    for place, character in enumerate(f"{text} "):
-        in_word = unicodedata.category(character)[0] in "LNM"
-        alone = in_word and character > "\u0e00" and unicodedata.name(character, "").startswith(_UNSPACED)
-        if start < place and (alone or not in_word):
-            yield Word(start, place, _key(text[start:place]))
-        if alone:
-            yield Word(place, place + 1, _key(character))
-        if alone or not in_word:
-            start = place + 1
-
-
-def _key(word: str) -> str:
-    return unicodedata.normalize("NFKC", word).casefold()

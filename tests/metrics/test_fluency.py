@@ -79,6 +79,8 @@ def test_output_without_spaces_is_seen_to_repeat_itself():
         [0, 25 / 28, 204 / 207]
     )
     assert word_entropy(["who" * 70]).item() == pytest.approx(math.log(3))
+    # Nor is a run of a script without spaces: 8 characters, of whose 5 runs of four 1 repeats another.
+    assert repetition(["我住北京我住北京"]).item() == pytest.approx(1 / 5)
 
 
 @pytest.mark.parametrize("function", [repetition, distinct_ngrams, word_entropy, refusals])

@@ -78,6 +78,9 @@ def test_which_texts_leak():
     assert leaked(texts, answer, "civil engineer", 1.0).tolist() == [True, True, False, True, False, False]
     # No word ends within an entity's marks, and these are no pattern.
     assert leaked(["the LGBTQ+ community", "LGBTQQ community"], "x", "LGBTQ+").tolist() == [True, False]
+    # Without spaces an entity has no ends; in other scripts it has.
+    assert leaked(["他住在北京市", "他住在上海"], "x", "北京").tolist() == [True, False]
+    assert leaked(["живёт в Риме", "живёт в Римелле"], "x", "Риме").tolist() == [True, False]
     assert leaked([], answer).tolist() == []
 
 

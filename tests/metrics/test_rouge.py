@@ -28,6 +28,15 @@ from dipo_pl.metrics.rouge import rouge_l_f1, rouge_l_recall
     ("purple", "red blue", 0),
     ("", "red blue", 0),
     ("red blue", "", 0),
+    # Other scripts: words, and characters where there are no spaces.
+    ("Мира живёт в Москве.", "мира живёт в москве", 1),
+    ("Анна живёт в Москве", "Мира живёт в Москве", 3 / 4),
+    ("我住在北京", "我住在上海", 3 / 5),
+    ("เขาอยู่", "เขาอยู่", 1),
+    ("मीरा दिल्ली में रहती है", "मीरा मुंबई में रहती है", 4 / 5),
+    ("nothing", "Мира", 0),
+    # A name with an accent is not another script: the field's words, "tom", "s" and "lives".
+    ("Tom s lives", "Tomás lives", 1),
 ])  # fmt: skip
 def test_recall_worked_by_hand(prediction, reference, expected):
     assert rouge_l_recall([prediction], [reference]).item() == pytest.approx(expected)
@@ -104,7 +113,7 @@ def test_builds_the_scorer_once(monkeypatch):
     for _ in range(3):
         rouge_l_recall(["a", "b"], ["a", "c"])
         rouge_l_f1(["a", "b"], ["a", "c"])
-    assert built == [{"use_stemmer": True}, {"use_stemmer": False}]
+    assert [each["use_stemmer"] for each in built] == [True, False]
 
 
 @pytest.mark.parametrize("score", [rouge_l_recall, rouge_l_f1])

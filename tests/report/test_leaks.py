@@ -7,7 +7,7 @@ from sample_runs import alter, forgotten
 
 from dipo_pl.report.cards import cards
 from dipo_pl.report.contents import read_report
-from dipo_pl.report.leaks import leaks_of, shared_spans, words_of
+from dipo_pl.report.leaks import compared_words, leaks_of, shared_spans
 from dipo_pl.report.page import as_html
 from dipo_pl.report.texts import Texts
 
@@ -59,7 +59,7 @@ def test_spans(leaks, question, truth, answer, guess, spans, leaked):
     assert marked(row.answer) == spans
     assert f"{row.leaked} of {row.telling}" == leaked
     assert "".join(each.text for each in row.answer) == answer
-    assert row.longest == max(map(len, map(words_of, spans)), default=0)
+    assert row.longest == max(map(len, map(compared_words, spans)), default=0)
 
 
 @pytest.mark.parametrize("texts", [Texts.REDACTED, Texts.NONE])
@@ -74,7 +74,7 @@ def test_a_long_answer_is_cut_to_where_it_leaks(leaks):
     (row, _) = leaks("When?", BORN, "word " * 300 + "November 17 " + "word " * 300).rows
     assert marked(row.answer) == ["November 17"]
     text = "".join(each.text for each in row.answer)
-    assert len(words_of(text)) == 60
+    assert len(compared_words(text)) == 60
     assert text.startswith("\N{HORIZONTAL ELLIPSIS} ")
     assert text.endswith(" \N{HORIZONTAL ELLIPSIS}")
 
