@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dipo_pl.errors import InputError
+from dipo_pl.metrics.result import number_or_type
 
 
 def in_order(values: Any, where: str) -> list[Any]:
@@ -21,7 +22,7 @@ def in_order(values: Any, where: str) -> list[Any]:
         return values
     if not isinstance(values, Mapping):
         raise InputError(
-            f"{where} must have values by row (got {values!r:.40}): give the file as it was written"
+            f"{where} must have values by row (got {number_or_type(values)}): give the file as it was written"
         )
     missing = next((row for row in range(len(values)) if str(row) not in values), None)
     if missing is not None:
@@ -52,6 +53,6 @@ def finite(value: Any, where: str) -> float:
     if isinstance(value, int | float) and math.isfinite(value):
         return float(value)
     raise InputError(
-        f"{where} must be a finite number (got {value!r:.40}): such a row has no answer tokens, or the model has "
+        f"{where} must be a finite number (got {number_or_type(value)}): such a row has no answer tokens, or the model has "
         "diverged; evaluate again without such rows"
     )

@@ -100,5 +100,13 @@ def _check_numbers(values: Mapping[str, Any], where: str) -> None:
         if name in ("question", "answers", "generation"):
             continue
         numbers = value if isinstance(value, list) else [value]
-        if not numbers or not all(type(each) in (int, float) and math.isfinite(each) for each in numbers):
-            raise ValueError(f"{name} in {where} is {value!r}, no finite number")
+        if not numbers:
+            raise ValueError(f"{name} in {where} is an empty list")
+        for each in numbers:
+            if type(each) not in (int, float) or not math.isfinite(each):
+                raise ValueError(f"{name} in {where} is {number_or_type(each)}, no finite number")
+
+
+def number_or_type(value: Any) -> str:
+    """Return a number as it is, and of anything else its type: it may be a text that was to be forgotten."""
+    return repr(value) if isinstance(value, int | float | None) else type(value).__name__

@@ -51,6 +51,17 @@ def test_config_parses(cli, name):
     assert shipped()[name].read_text().startswith("# ")
 
 
+def fine_tunes(name: str) -> bool:
+    return yaml.safe_load(shipped()[name].read_text()).get("model", {}).get("class_path") == "FineTuning"
+
+
+@pytest.mark.parametrize("name", sorted({*filter(fine_tunes, OVERLAYS)} - {"relearn.yaml"}))
+def test_a_fine_tuning_overlay_leaves_the_choice_of_an_unlearned_checkpoint_out(name):
+    config = resolved(["fit", "--config", "demo.yaml", "--config", name])
+    assert (config["selection"]["rule"], config["selection"]["stop"]) == (None, False)
+    assert config["checkpoint"]["monitor"] is None
+
+
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_requests_are_forget_sets_of_the_configs(name, tofu_folder):
     plan = RequestsFile.read(shipped()[name])

@@ -96,6 +96,22 @@ def test_unfinished_run(tmp_path, status):
     assert "is not the folder of a finished run (status: None)" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize(("value", "shown"), [
+    ("Mira Holloway lives at 5 Elm St", "str"), (["Mira"], "str"), ({"Mira": 1}, "dict"), (math.inf, "inf"),
+])  # fmt: skip
+def test_an_error_quotes_no_text_of_a_row(tmp_path, value, shown):
+    content = {
+        "convention": "tofu",
+        "metrics": {},
+        "sets": {"forget": {"fingerprint": "f", "metrics": {}, "rows": [{"odd": value}]}},
+    }
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    with pytest.raises(InputError) as caught:
+        EvaluationResult.read(tmp_path / "result.json")
+    assert f"odd in row 0 of forget is {shown}, no finite number" in str(caught.value)
+    assert "Mira" not in str(caught.value)
+
+
 @pytest.mark.parametrize("empties", [lambda path: path.write_text(""), Path.unlink])
 def test_run_without_evaluations(tmp_path, empties):
     run = run_folder(tmp_path / "run")

@@ -66,7 +66,7 @@ NOT_FINITE = "must be a finite number (got"
     ("average_perturb_loss", {"0": [1.0, None], "1": [1.0, 2.0]}, f"average_perturb_loss, row 0 {NOT_FINITE} None"),
     ("average_perturb_loss", {"0": [1.0], "1": [1.0, 2.0]}, ": wrong_nll"),
     ("avg_gt_loss", {"0": -1.0, "1": 1.0}, ": nll must be >= 0"),
-    ("avg_gt_loss", "x", ", avg_gt_loss must have values by row (got 'x')"),
+    ("avg_gt_loss", "x", ", avg_gt_loss must have values by row (got str)"),
 ])  # fmt: skip
 def test_what_cannot_be_read_is_named(column, value, line):
     given = {"eval_log_forget.json": FORGET | {column: value}}

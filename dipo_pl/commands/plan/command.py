@@ -14,7 +14,7 @@ have shapes only. A model on the hub needs only its config.json and tokenizer; -
 
 EXAMPLES = """\
 examples:
-  dipo-pl plan --config tofu.yaml --devices 8 --memory 80
+  dipo-pl plan --config tofu.yaml --devices 8 --data.batch_size 4 --memory 80
   dipo-pl plan --config tofu.yaml --config lora.yaml --tokens 256 --answer_tokens 170 --rows 400
 """
 
