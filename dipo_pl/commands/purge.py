@@ -5,7 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ import yaml
 
 from dipo_pl.cli.command_parser import Parser
 from dipo_pl.errors import InputError
+from dipo_pl.evaluation.published_results import published_names
 from dipo_pl.paths import expanded
 from dipo_pl.storage.files import locked, remove, write_text
 from dipo_pl.storage.run_folder import RunFolder
@@ -132,7 +133,9 @@ class Purge:
 
     def _record(self, run: RunFolder, removed: Sequence[str]) -> None:
         """Add to a run's manifest what was removed from its folder."""
-        removed = [*removed, *(path.name for path, _ in self.removed if path.parent == run.path)]
+        paths = [path for path, _ in self.removed]
+        removed = [*removed, *(each.name for each in paths if each.parent == run.path)]
+        removed += [f"{each.parent.name}/{each.name}" for each in paths if each.parent == _search(run)]
         earlier = (run.read_manifest().get("purged") or {}).get("removed", [])
         now = datetime.now(UTC).isoformat(timespec="seconds")
         run.add_to_manifest(purged={"at": now, "removed": sorted({*earlier, *removed})})
@@ -148,7 +151,9 @@ def purge(arguments: Sequence[str], debug: bool = False) -> int:
         )
     with locked(run.path):
         target = _target(run) if given.target else None
-        with nullcontext() if target is None else locked(target.path):
+        with ExitStack() as stack:
+            for each in [*([] if target is None else [target.path]), *_trials(run)]:
+                stack.enter_context(locked(each))
             found = Purge.of(run, target)
             print("\n".join(found.lines()), flush=True)
             if not given.yes:
@@ -263,10 +268,14 @@ def _rows_of_target(target: RunFolder) -> list[str]:
     return [f"{target.path}: {', '.join(holds)}: dipo-pl purge {target.path}"] if holds else []
 
 
+def _search(run: RunFolder) -> Path:
+    """Return the folder of the run's search of a learning rate (--tune)."""
+    return run.path.with_name(f"{run.path.name}-tune")
+
+
 def _trials(run: RunFolder) -> list[Path]:
-    """Return the folders of the run's search of a learning rate, each named by a rate."""
-    beside = run.path.with_name(f"{run.path.name}-tune")
-    return sorted(each for each in beside.glob("*") if each.is_dir() and _is_number(each.name))
+    """Return the folders of the short runs of the search, each named by a rate."""
+    return sorted(each for each in _search(run).glob("*") if each.is_dir() and _is_number(each.name))
 
 
 def _is_number(text: str) -> bool:
@@ -279,16 +288,18 @@ def _is_number(text: str) -> bool:
 
 def _measured_elsewhere(run: RunFolder) -> list[str]:
     """Return a line on each other run that has measured the rows: the retain-only model, other stages of a sequence."""
-    given = (_config(run).get("forget_quality") or {}).get("retain_result")
-    others = set()
-    if given:
+    lines, others = [], set()
+    given = str((_config(run).get("forget_quality") or {}).get("retain_result") or "")
+    path = Path(expanded(given))
+    if path.exists():
         # A run's folder, or one of its evaluations.
-        path = Path(expanded(str(given))).resolve()
-        others.add(path.parent.parent if path.parent.name == run.evaluation.name else path)
+        others.add((path.parent.parent if path.parent.name == run.evaluation.name else path).resolve())
+    elif not path.is_absolute() and given not in published_names():
+        lines.append(f"{given}, a relative path: if it is a run, texts of its evaluations: purge it too")
     if re.fullmatch(r"stage-\d+", run.path.name):
         others |= {*run.path.parent.glob("stage-*")}
     found = (RunFolder(each) for each in sorted(others - {run.path}))
-    return [
+    return lines + [
         f"{each.path}: texts of its evaluations: dipo-pl purge {each.path}"
         for each in found
         if _may_have_texts(each)

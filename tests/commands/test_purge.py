@@ -291,10 +291,13 @@ def test_states_outside_of_the_run_are_named(run, cli, tmp_path, path, listed):
     assert there.is_dir()
 
 
-def test_short_runs_of_the_search_for_a_learning_rate_go_too(run, cli, smoke):
+def test_short_runs_of_the_search_for_a_learning_rate_go_too(run, cli, smoke, manifest):
     trials = run.with_name("smoke-tune")
     for name in ("1e-05", "2.5e-05", "mine"):
         shutil.copytree(smoke, trials / name)
+    with locked(trials / "1e-05"):
+        assert f"{trials / '1e-05'} is used by another process" in cli("purge", run, "--yes").errors[0]
+    assert (run / "checkpoints").exists()
     ended = cli("purge", run, "--yes")
     assert ended.code == 0, ended.err
     assert (
@@ -302,6 +305,7 @@ def test_short_runs_of_the_search_for_a_learning_rate_go_too(run, cli, smoke):
     )
     # A folder that is not named by a rate is none of them.
     assert [each.name for each in trials.iterdir()] == ["mine"]
+    assert {"smoke-tune/1e-05", "smoke-tune/2.5e-05"} < {*manifest(run)["purged"]["removed"]}
 
 
 @pytest.mark.parametrize("within", ["", "evaluation/step-000006.json"])
@@ -331,6 +335,16 @@ def test_other_runs_that_measured_the_rows_are_named(run, cli, smoke, within):
     assert named() == others[:2]
     next(others[1].glob("evaluation/*")).write_text("{")
     assert named() == others[:2]
+
+
+@pytest.mark.parametrize(
+    ("given", "named"), [("runs/never", True), ("llama2-7b_retain90", False), ("/no/run", False)]
+)
+def test_a_retain_only_run_that_cannot_be_seen_from_here_is_named(run, cli, given, named):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["forget_quality"]["retain_result"] = given
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert (f"  {given}, a relative path: if it is a run" in cli("purge", run, "--yes").out) is named
 
 
 def test_a_damaged_config_is_named(run, cli):
