@@ -1,6 +1,5 @@
 """The command `dipo-pl leaderboard`: write one page with the tables of several studies, best methods first."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -11,7 +10,7 @@ from dipo_pl.errors import InputError
 
 if TYPE_CHECKING:
     from dipo_pl.commands.study.results import Results
-    from dipo_pl.commands.study.summary import Line, Summary
+    from dipo_pl.commands.study.summary import Summary
     from dipo_pl.report.columns import Column
     from dipo_pl.report.table import Table
 
@@ -20,6 +19,7 @@ Write a page in Markdown with a table for each study: its methods in order, the 
 command that makes each row anew. RESULTS is the folder of a study's results.json.
 
 Methods stand in the order of their overall score if the study audited its runs, else of the mean log10 of Forget Quality.
+A method that lacks it for a seed of the study has no rank: the mean of the seeds that went well would flatter it.
 Methods of different studies start from different models, so their values are not comparable."""
 
 EXAMPLES = """\
@@ -107,22 +107,26 @@ def table_of(results: "Results", summary: "Summary", commands: bool = True) -> "
     columns = columns_of_interest(summary)
     methods = [each for each in summary.lines if each.name in results.study["rows"]]
     order = next((key for key in ORDERS if any(key in each.values for each in methods)), ORDERS[-1])
-    ranked = sorted(methods, key=lambda line: -_mean(line, order))
-    lines = [*ranked, *(each for each in summary.lines if each not in methods)]
+    seeds = len(results.study["file"]["seeds"])
+    has = {each.name: len(each.values.get(order, {})) for each in methods}
+    complete = [each for each in methods if has[each.name] == seeds]
+    ranked = sorted(complete, key=lambda line: -fmean(line.values[order].values()))
+    unranked = [each for each in methods if each not in ranked]
+    lines = [*ranked, *unranked, *(each for each in summary.lines if each not in methods)]
     rows = [
         [
-            str(1 + ranked.index(line)) if line in ranked and order in line.values else "",
+            str(1 + ranked.index(line)) if line in ranked else "",
             line.name,
             seeds_text(line),
             *(cell_text(line, each) for each in columns),
-            *([study_command(results, line.name) if line in ranked else ""] if commands else []),
+            *([study_command(results, line.name) if line in methods else ""] if commands else []),
         ]
         for line in lines
     ]
-    caption = f"In the order of {study_column(order).title}. Mean [low, high]: {METHOD}; a single seed has no interval."
+    title = study_column(order).title
+    caption = f"In the order of {title}. Mean [low, high]: {METHOD}; a single seed has no interval."
+    if unranked:
+        lack = ", ".join(f"{each.name} ({has[each.name]} of {seeds})" for each in unranked)
+        caption += f" Without a rank, for lack of {title} for each seed: {lack}."
     head = ["rank", "method", "seeds", *(each.title for each in columns), *(["command"] if commands else [])]
     return Table(f"Study {results.study['name']}", caption, head, rows, labels=3)
-
-
-def _mean(line: "Line", key: str) -> float:
-    return fmean(line.values[key].values()) if key in line.values else -math.inf

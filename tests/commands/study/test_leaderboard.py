@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from study_records import record
 
 from dipo_pl.commands.leaderboard import as_markdown, table_of
 from dipo_pl.commands.study.results import Results
@@ -18,19 +19,39 @@ def ranks(results: Results) -> list[tuple[str, str]]:
     return [(row[0], row[1]) for row in table_of(results, summary_of(results)).rows]
 
 
+def finish_b(results: Results, **metrics: float) -> None:
+    for seed in range(3):
+        results.runs[f"rows/b/seed-{seed}"] = record("rows", "B", seed, metrics={**metrics})
+
+
 def test_the_order_is_that_of_forget_quality_where_nothing_was_audited(results):
-    """A has a mean log10 p of -1 and B none, until it has -0.5."""
+    """A has a mean log10 p of -1 and B none, until it has -0.5 for each seed."""
     assert ranks(results) == [("1", "A"), ("", "B"), ("", "target"), ("", "retain-only")]
-    results.runs["rows/b/seed-0"]["metrics"]["forget_quality_log10_p"] = -0.5
+    finish_b(results, forget_quality_log10_p=-0.5)
     assert ranks(results)[:2] == [("1", "B"), ("2", "A")]
 
 
+@pytest.mark.parametrize("lost", ["failed", "not finite"])
+def test_a_method_that_lacks_a_seed_has_no_rank(results, lost):
+    """The two seeds that B has would put it first."""
+    finish_b(results, forget_quality_log10_p=-0.5)
+    if lost == "failed":
+        results.runs["rows/b/seed-1"] |= {"status": "failed", "error": "no memory"}
+    else:
+        del results.runs["rows/b/seed-1"]["metrics"]["forget_quality_log10_p"]
+    assert ranks(results)[:2] == [("1", "A"), ("", "B")]
+    page = as_markdown([(results, summary_of(results))])
+    assert "Without a rank, for lack of log10 p for each seed: B (2 of 3)." in page
+    assert "|  | B | " in page
+    assert "--row B --name again" in page
+
+
 def test_the_order_is_that_of_the_overall_score_where_there_is_one(results):
-    results.runs["rows/b/seed-0"]["metrics"]["forget_quality_log10_p"] = -0.5
+    finish_b(results, forget_quality_log10_p=-0.5)
     for seed, score in enumerate((0.5, 0.7, 0.9)):
         results.runs[f"rows/a/seed-{seed}"]["metrics"]["overall_score"] = score
     assert ranks(results)[:2] == [("1", "A"), ("", "B")]
-    results.runs["rows/b/seed-0"]["metrics"]["overall_score"] = 0.8
+    finish_b(results, overall_score=0.8)
     assert ranks(results)[:2] == [("1", "B"), ("2", "A")]
 
 
