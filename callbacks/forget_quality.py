@@ -23,7 +23,7 @@ from dipo_pl.callbacks.pace import Pace
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.distributed import is_sharded
 from dipo_pl.errors import NOT_FINITE, InputError, TrainingError, check_count
-from dipo_pl.evaluation.retain_result import check_comparable, read_result
+from dipo_pl.evaluation.retain_result import check_comparable, comparable_metrics, read_result
 from dipo_pl.evaluation.verdict_rules import Metrics
 from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.metrics import base
@@ -175,12 +175,7 @@ class ForgetQuality(Callback):
         check_comparable(self.retain, self.retain_result, self.convention.name, rows, settings, tokens=tokens)
         theirs = self.retain.sets.get(HOLDOUT)
         ours = rows_fingerprint(sets[HOLDOUT].rows) if HOLDOUT in sets else None
-        same = theirs is None or theirs.fingerprint in (None, ours)
-        self.retain_metrics = {
-            name: value
-            for name, value in self.retain.metrics.items()
-            if same or not name.startswith("membership_")
-        }
+        self.retain_metrics = comparable_metrics(self.retain, ours)
         if ours and theirs and theirs.fingerprint != ours:
             rank_zero_info(
                 f"PrivLeak is not measured: forget_quality.retain_result {self.retain_result} was evaluated on other "

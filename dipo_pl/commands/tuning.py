@@ -188,12 +188,15 @@ def scored(
     """
     # These load torch, which takes seconds.
     from dipo_pl.callbacks.verdict import wrong_answers
-    from dipo_pl.evaluation.retain_result import read_result
+    from dipo_pl.evaluation.retain_result import comparable_metrics, read_result
     from dipo_pl.evaluation.verdict_rules import Thresholds
+    from dipo_pl.metrics.base import HOLDOUT
 
     result = config["forget_quality"].get("retain_result")
-    retain = None if result is None else read_result(result).metrics
-    rule.rows = {name: each["rows"] for name, each in run.read_manifest()["data"]["evaluation"].items()}
+    sets = run.read_manifest()["data"]["evaluation"]
+    holdout = sets.get(HOLDOUT, {}).get("fingerprint")
+    retain = None if result is None else comparable_metrics(read_result(result), holdout)
+    rule.rows = {name: each["rows"] for name, each in sets.items()}
     target, *records = run.read_metrics()
     rule.wrong_answers, rule.thresholds = wrong_answers(run, target), Thresholds(**config["verdict"])
     scores = [(score, each) for each in records if (score := rule.score(each, target, retain)) is not None]

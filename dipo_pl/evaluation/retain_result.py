@@ -9,7 +9,7 @@ from dipo_pl.errors import InputError
 from dipo_pl.evaluation import open_unlearning, tofu_logs
 from dipo_pl.evaluation.by_index import finite
 from dipo_pl.evaluation.published_results import published, published_names
-from dipo_pl.metrics.base import FORGET
+from dipo_pl.metrics.base import FORGET, HOLDOUT
 from dipo_pl.metrics.result import EvaluationResult, SetResult
 from dipo_pl.paths import expanded
 from dipo_pl.rows import Row
@@ -75,6 +75,20 @@ def read_result(path: str | Path, key: str = KEY) -> EvaluationResult:
                     "written"
                 ) from error
     raise InputError(f"{source} is not an evaluation: give {_KINDS}")
+
+
+def comparable_metrics(result: EvaluationResult, holdout: str | None) -> dict[str, float]:
+    """Return the metrics of a result that a run's can be compared with: not membership by other holdout rows.
+
+    Args:
+        result: the retain-only model's result.
+        holdout: fingerprint of the run's holdout rows; None if it measures none.
+    """
+    theirs = result.sets.get(HOLDOUT)
+    same = theirs is None or theirs.fingerprint in (None, holdout)
+    return {
+        name: value for name, value in result.metrics.items() if same or not name.startswith("membership_")
+    }
 
 
 def check_comparable(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -9,6 +10,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from dipo_pl.commands import tuning
 from dipo_pl.commands.tuning import Trial, chosen, next_rate, outcome
+from dipo_pl.metrics.result import EvaluationResult, SetResult
 from dipo_pl.storage.run_folder import RunFolder
 
 LOST = -1e6
@@ -105,6 +107,22 @@ def test_short_runs_are_compared_by_the_rule_of_the_run(tmp_path, rule, score):
         1e-5, run, {"selection": {"rule": rule}, "forget_quality": {}, "verdict": {"removed": 0.5}}
     )
     assert found.score == pytest.approx(score)
+
+
+@pytest.mark.parametrize(("holdout", "same"), [("h", True), ("other", False)])
+def test_membership_of_a_retain_only_model_counts_on_the_same_holdout_rows(tmp_path, holdout, same):
+    run, seen = RunFolder(tmp_path), []
+    run.metrics.write_text("".join(json.dumps({"step": each}) + "\n" for each in (0, 5)))
+    run.add_to_manifest(data={"evaluation": {"holdout": {"rows": 1, "fingerprint": holdout}}})
+    metrics = {"membership_min_k_auc": 0.4, "forget_probability": 0.1}
+    result = EvaluationResult("dipo_pl", metrics, {"holdout": SetResult({}, [], "h")})
+    (tmp_path / "retain.json").write_text(result.text())
+    rule = SimpleNamespace(score=lambda each, target, retain: seen.append(retain) or 0.0)
+    tuning.scored(
+        rule, run, {"forget_quality": {"retain_result": str(tmp_path / "retain.json")}, "verdict": {}}
+    )
+    (retain,) = seen
+    assert ("membership_min_k_auc" in retain, retain["forget_probability"]) == (same, 0.1)
 
 
 def test_other_ranks_say_nothing(monkeypatch, capsys):

@@ -12,7 +12,7 @@ from dipo_pl.data_modules.fictitious_authors import fictitious_rows
 from dipo_pl.data_modules.row_files import row_from
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation.published_results import published, published_names
-from dipo_pl.evaluation.retain_result import check_comparable, read_result
+from dipo_pl.evaluation.retain_result import check_comparable, comparable_metrics, read_result
 from dipo_pl.metrics.result import EvaluationResult, SetResult
 from dipo_pl.rows import Row
 from dipo_pl.storage.fingerprints import rows_fingerprint
@@ -79,6 +79,16 @@ def test_published_result_by_its_bare_name_or_its_content(tmp_path, monkeypatch)
     assert read_result("TOFU_EVAL.json") == published(name)
     Path(name).write_text(result_of().text())
     assert read_result(name) == result_of()
+
+
+@pytest.mark.parametrize(("theirs", "ours", "same"), [
+    ("h", "h", True), ("h", "other", False), ("h", None, False), (None, "h", True), ("no set", "h", True),
+])  # fmt: skip
+def test_membership_by_other_holdout_rows_is_not_compared(theirs, ours, same):
+    sets = {} if theirs == "no set" else {"holdout": SetResult({}, [], theirs)}
+    result = result_of(metrics={"forget_probability": 0.5, "membership_min_k_auc": 0.4}, sets=sets)
+    assert ("membership_min_k_auc" in comparable_metrics(result, ours)) == same
+    assert comparable_metrics(result, ours)["forget_probability"] == 0.5
 
 
 def test_nothing_there(tmp_path):
