@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -224,7 +224,8 @@ class StudyFile:
                 raise InputError(
                     f"{path}: after has the unknown probe {name!r}: the probes are {', '.join(PROBES)}"
                 )
-            _expect(path, f"after.{name}", options, "a mapping of options", isinstance(options, dict))
+            # A config of another probe would be no part of its fingerprint.
+            _check_options(path, f"after.{name}", options, ("config",) if name == "audit" else ())
         self._check_audit(path)
         both = {*self.seeds} & {*(self.learning_rate.seeds if self.learning_rate else ())}
         if both:
@@ -291,7 +292,7 @@ def _check_keys(where: str, kind: type[Any], content: Any, given: set[str] = fro
             raise InputError(f"{where} lacks the key {name!r}")
 
 
-def _check_options(where: str, name: str, options: Any) -> None:
+def _check_options(where: str, name: str, options: Any, allowed: Collection[str] = ()) -> None:
     _expect(
         where,
         name,
@@ -300,7 +301,7 @@ def _check_options(where: str, name: str, options: Any) -> None:
         isinstance(options, Mapping) and _are(str, options),
     )
     for key in options:
-        if key in OWN:
+        if key in OWN and key not in allowed:
             raise InputError(f"{where}: {name} gives {key}, which the study sets for each run: leave it out")
 
 
