@@ -9,7 +9,7 @@ from dipo_pl.commands.study.cells import cell_text, meanings, seeds_text, study_
 from dipo_pl.commands.study.plan import Kind
 from dipo_pl.commands.study.plots import LEVEL, plots_of
 from dipo_pl.commands.study.rates import chosen_rate
-from dipo_pl.commands.study.results import FAILED, FINISHED, Results
+from dipo_pl.commands.study.results import FAILED, FINISHED, Results, has_other_weights
 from dipo_pl.commands.study.summary import (
     ATTACKS,
     AUDIT,
@@ -90,8 +90,8 @@ def resolution(rows: int) -> str:
 
 
 def _about(results: Results, summary: Summary) -> list[str]:
-    study, runs = results.study, list(results.runs.values())
-    done = [each for each in runs if each["status"] == FINISHED]
+    study, runs = results.study, results.current
+    done = [each for each in runs.values() if each["status"] == FINISHED]
     seeds = study["file"]["seeds"]
     expected, found = (
         len(study["rows"]) * len(seeds),
@@ -113,7 +113,11 @@ def _about(results: Results, summary: Summary) -> list[str]:
             f"{version} at commit {commit}" if commit else str(version)
             for version, commit in versions_of(results, "dipo_pl", "commit")
         ),
-        "Forget rows": "; ".join(f"fingerprint {each['forget'][:16]}" for (each,) in versions_of(results, "data") if each),
+        "Forget rows": "; ".join(
+            dict.fromkeys(
+                f"fingerprint {each['forget'][:16]}" for (each,) in versions_of(results, "data") if each
+            )
+        ),
         "Packages": "; ".join(
             ", ".join(f"{name} {version}" for name, version in each.items())
             for (each,) in versions_of(results, "versions")
@@ -127,13 +131,18 @@ def _about(results: Results, summary: Summary) -> list[str]:
         about += [f"- {resolution(size)}" for size in sorted(sizes)]
     about += [
         f"- {key} **failed**: {markdown_escaped(str(each.get('error')))}"
-        for key, each in results.runs.items()
+        for key, each in runs.items()
         if each["status"] == FAILED
     ]
-    others = {each["row"] for each in runs if each["row"] is not None} - {*study["rows"]}
-    if others:
+    about += [
+        f"- {key} was made again with **other weights**, since rounding differs between machines: the runs that need it do "
+        "not all have the same model"
+        for key, each in runs.items()
+        if any(has_other_weights(each, again) for again in each.get("made_again", ()))
+    ]
+    if others := len(results.runs) - len(runs):
         about.append(
-            f"- Records of rows that the study has no longer are kept in results.json: {', '.join(sorted(others))}"
+            f"- {others} record(s) of runs that the study has no longer are kept in results.json, and do not count"
         )
     made = "Made by `dipo-pl study` from `results.json`; do not edit. `--report` makes it again.\n"
     return [made, "\n".join(about) + "\n"]
@@ -167,16 +176,9 @@ def _rates(results: Results) -> Table | None:
     chosen = results.study["file"]["learning_rate"]
     if chosen is None:
         return None
-    tried = {*map(float, chosen["values"])}
     scores: dict[str, dict[float, list[float]]] = {}
-    for each in results.runs.values():
-        if (
-            each["kind"] == str(Kind.TUNING)
-            and each["status"] == FINISHED
-            and each["row"] in results.study["rows"]
-            and each["seed"] in chosen["seeds"]
-            and each["learning_rate"] in tried
-        ):
+    for each in results.current.values():
+        if each["kind"] == str(Kind.TUNING) and each["status"] == FINISHED:
             scores.setdefault(each["row"], {}).setdefault(each["learning_rate"], []).append(each["score"])
     if not scores:
         return None
@@ -185,7 +187,9 @@ def _rates(results: Results) -> Table | None:
     best: set[tuple[int, int]] = set()
     for name in (each for each in results.study["rows"] if each in scores):
         choice = chosen_rate(scores[name])
-        best.add((len(rows), 1 + rates.index(choice.rate)))
+        # Until all have ended none is chosen.
+        if sum(map(len, scores[name].values())) == len(chosen["values"]) * len(chosen["seeds"]):
+            best.add((len(rows), 1 + rates.index(choice.rate)))
         rows.append(
             [name, *(f"{choice.scores[rate]:.4g}" if rate in choice.scores else "" for rate in rates)]
         )

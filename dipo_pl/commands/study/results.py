@@ -1,10 +1,12 @@
 """The file results.json of a study: a record of every run, from which the report is made."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from dipo_pl.commands.study.plan import Kind
 from dipo_pl.errors import InputError
 from dipo_pl.storage.files import write_text
 
@@ -47,6 +49,35 @@ class Results:
                 "--results"
             ) from None
 
+    @property
+    def current(self) -> dict[str, Record]:
+        """The records of runs that the study's file has; those of an earlier file are kept, and do not count."""
+        return {key: each for key, each in self.runs.items() if self._is_current(each)}
+
+    def seed_of(self, kind: Kind, seed: int) -> int:
+        """Return the seed of the target, or else of the retain-only model, that runs of this seed have."""
+        shared = (self._model(kind) or {}).get("seed")
+        return seed if shared is None else int(shared)
+
+    def _model(self, kind: Kind) -> dict[str, Any] | None:
+        name = Kind.TARGET if kind is Kind.TARGET else Kind.RETAIN_ONLY
+        found: dict[str, Any] | None = self.study["file"][name]
+        return found
+
+    def _is_current(self, record: Record) -> bool:
+        file, kind, row, seed = self.study["file"], Kind(record["kind"]), record["row"], record["seed"]
+        rates = file["learning_rate"] or {"seeds": [], "values": []}
+        if kind is Kind.TUNING:
+            tuned = [each["name"] for each in file["rows"] if each["tune"]]
+            tried = [float(each) for each in rates["values"]]
+            return row in tuned and seed in rates["seeds"] and record["learning_rate"] in tried
+        if kind.is_probe and kind not in file["after"]:
+            return False
+        if row is not None:
+            return row in self.study["rows"] and seed in file["seeds"]
+        seeds = {self.seed_of(kind, each) for each in (*file["seeds"], *rates["seeds"])}
+        return self._model(kind) is not None and seed in seeds
+
     def finished(self, key: str) -> Record | None:
         """Return the record of a run if it is finished."""
         record = self.runs.get(key)
@@ -61,3 +92,9 @@ class Results:
         """Write the file; raise WriteError if it cannot be written."""
         content = {"study": self.study, "runs": dict(sorted(self.runs.items()))}
         write_text(self.path, json.dumps(content, indent=1) + "\n")
+
+
+def has_other_weights(record: Record, again: Mapping[str, Any]) -> bool:
+    """Return whether a model that was made again has other weights than that of its record, where both are known."""
+    first, second = ((each.get("weights") or {}).get("weights_at_end") for each in (record, again))
+    return None not in (first, second) and first != second

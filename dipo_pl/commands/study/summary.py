@@ -135,10 +135,14 @@ def study_column(key: str) -> Column:
 
 def summary_of(results: Results) -> Summary:
     """Return the summary of all records that are finished."""
-    names = results.study["rows"]
-    lines = [_models(results, Kind.TARGET, TARGET), _models(results, Kind.RETAIN_ONLY, RETAIN_ONLY)]
-    lines += [_row(results, name) for name in names]
-    lines = [each for each in lines if each.values or each.failed]
+    rows = [_row(results, name) for name in results.study["rows"]]
+    measured = {key for each in rows for key in each.values}
+    of_itself = {key: value for key, value in OF_ITSELF.items() if key in measured}
+    models = [
+        _models(results, Kind.TARGET, TARGET, {}),
+        _models(results, Kind.RETAIN_ONLY, RETAIN_ONLY, of_itself),
+    ]
+    lines = [each for each in (*models, *rows) if each.values or each.failed]
     keys = {key for each in lines for key in each.values}
     known = {each.key for each in (*ATTACKS, *AUDIT, *COSTS)}
     return Summary(tuple(lines), tuple(each for each in columns_of(keys - known) if each.headline))
@@ -146,9 +150,7 @@ def summary_of(results: Results) -> Summary:
 
 def records_of(results: Results, kind: Kind, row: str | None = None) -> dict[int, Record]:
     """Return the finished records of a kind and row by seed, in order; of models, those that the table's seeds have."""
-    seeds = {
-        _models_seed(results, kind, each) if row is None else each for each in results.study["file"]["seeds"]
-    }
+    seeds = {results.seed_of(kind, each) if row is None else each for each in results.study["file"]["seeds"]}
     found = {
         each["seed"]: each
         for each in _of(results, kind, row)
@@ -157,15 +159,8 @@ def records_of(results: Results, kind: Kind, row: str | None = None) -> dict[int
     return dict(sorted(found.items()))
 
 
-def _models_seed(results: Results, kind: Kind, seed: int) -> int:
-    """Return the seed of the target, or else of the retain-only model, that a seed of the table has."""
-    model = results.study["file"].get(str(Kind.TARGET if kind is Kind.TARGET else Kind.RETAIN_ONLY)) or {}
-    shared = model.get("seed")
-    return seed if shared is None else int(shared)
-
-
 def _of(results: Results, kind: Kind, row: str | None) -> Iterator[Record]:
-    return (each for each in results.runs.values() if (each["kind"], each["row"]) == (str(kind), row))
+    return (each for each in results.current.values() if (each["kind"], each["row"]) == (str(kind), row))
 
 
 def _row(results: Results, name: str) -> Line:
@@ -173,7 +168,7 @@ def _row(results: Results, name: str) -> Line:
     values = {seed: {**each["metrics"], **_costs(each)} for seed, each in records.items()}
     theirs = records_of(results, Kind.RELEARN)
     for seed, each in records_of(results, Kind.RELEARN, name).items():
-        beside = theirs.get(_models_seed(results, Kind.RELEARN, seed))
+        beside = theirs.get(results.seed_of(Kind.RELEARN, seed))
         if seed in values and beside is not None:
             area = relearning_area(each["curve"], beside["curve"])
             values[seed] |= {} if area is None else {AREA.key: area}
@@ -190,26 +185,25 @@ def _row(results: Results, name: str) -> Line:
     return Line(name, _by_metric(values), verdicts, judged, failed)
 
 
-def _models(results: Results, kind: Kind, name: str) -> Line:
+def _models(results: Results, kind: Kind, name: str, of_itself: Mapping[str, float]) -> Line:
     values: dict[int, dict[str, float]] = {}
     for seed, each in records_of(results, kind).items():
-        values[seed] = {**each["metrics"], **_costs(each)}
-        if kind is Kind.RETAIN_ONLY:
-            values[seed] |= OF_ITSELF
+        values[seed] = {**each["metrics"], **_costs(each), **of_itself}
     if kind is Kind.TARGET:
         # Values before training are comparable with those after it.
         for row in results.study["rows"]:
             for seed, each in records_of(results, Kind.ROW, row).items():
                 if "before" in each:
-                    own = _models_seed(results, kind, seed)
+                    own = results.seed_of(kind, seed)
                     values[own] = values.get(own, {}) | each["before"]
     if kind is Kind.RETAIN_ONLY:
         for seed, each in records_of(results, Kind.QUANTIZE).items():
-            values[seed] |= _quantized(each)
+            if seed in values:
+                values[seed] |= _quantized(each)
     for row in results.study["rows"]:
         # An audit of any row of a seed has measured the models beside it.
         for seed, each in records_of(results, Kind.AUDIT, row).items():
-            own = _models_seed(results, kind, seed)
+            own = results.seed_of(kind, seed)
             values[own] = _scores(each, f"{kind}_") | values.get(own, {})
     return Line(name, _by_metric(values))
 
@@ -230,10 +224,13 @@ def _costs(record: Record) -> dict[str, float]:
 
 
 def _quantized(record: Record) -> dict[str, float]:
+    """Return the values of a quantization attack that a table shows."""
+    shown = {each.key for each in ATTACKS}
     return {
-        f"{bits}_{key}": value
+        name: value
         for bits, metrics in record["quantized"].items()
         for key, value in metrics.items()
+        if (name := f"{bits}_{key}") in shown
     }
 
 
@@ -243,9 +240,9 @@ def _by_metric(values: Mapping[int, Mapping[str, float]]) -> dict[str, dict[int,
 
 
 def versions_of(results: Results, *keys: str) -> list[tuple[Any, ...]]:
-    """Return the different values of some facts of all finished records, such as their machines."""
+    """Return the different values of some facts of all finished records that count, such as their machines."""
     found: list[tuple[Any, ...]] = []
-    for each in results.runs.values():
+    for each in results.current.values():
         values = tuple(each.get(key) for key in keys)
         if each["status"] == FINISHED and values not in found:
             found.append(values)

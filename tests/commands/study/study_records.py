@@ -39,6 +39,8 @@ def results_of_two_rows(folder: Path) -> Results:
     runs["tuning/a/1/seed-100"] = record("tuning", "A", 100, metrics={}, learning_rate=1e-4, score=-2.0)
     runs["tuning/a/2/seed-100"] = record("tuning", "A", 100, metrics={}, learning_rate=2e-4, score=-1.0)
     rates = {"seeds": [100], "values": ["1e-4", 2e-4], "rule": "NearestToUnseen"}
-    file = {"seeds": [0, 1, 2], "learning_rate": rates}
+    rows = [{"name": name, "tune": True} for name in ("A", "B")]
+    models = {"target": {"seed": None}, "retain_only": {"seed": None}}
+    file = {"seeds": [0, 1, 2], "rows": rows, "learning_rate": rates, "after": {"relearn": {}}, **models}
     study = {"name": "s", "rows": ["A", "B"], "file": file, "options": {"data.path": "/my data"}}
     return Results(folder / "results.json", study, runs)

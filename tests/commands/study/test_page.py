@@ -82,11 +82,11 @@ def test_the_page_names_what_it_rests_on(results):
         "- dipo-pl: 1 at commit c0ffee",
         "- Time: 2026-01-01 10:00 to 2026-01-03 10:00 UTC",
         r"- rows/b/seed-1 **failed**: no \| memory",
-        "- Records of rows that the study has no longer are kept in results.json: old",
-        "| row | seeds | verdicts | Forget Quality | log10 p | KS | P(forget) | PrivLeak |",
-        r"| A | 3 | 3 partly |  | -1.00 \[-2.00, 0.00\] |  | 0.300 \[0.100, 0.600\] |  |",
-        r"| retain-only | 3 |  | 1.000 | 0.00 | 0.000 | 0.050 | 0.0 |",
-        "| B | 1, 1 failed | 1 forgotten |  |  |  | 0.300 |  |",
+        "- 1 record(s) of runs that the study has no longer are kept in results.json, and do not count",
+        "| row | seeds | verdicts | log10 p | P(forget) |",
+        r"| A | 3 | 3 partly | -1.00 \[-2.00, 0.00\] | 0.300 \[0.100, 0.600\] |",
+        "| retain-only | 3 |  | 0.00 | 0.050 |",
+        "| B | 1, 1 failed | 1 forgotten |  | 0.300 |",
         r"| A | 3 | 0.250 \[0.200, 0.300\] |",
         "| A | -2 | **-1** |",
         "    dipo-pl study --config s.yaml --row ROW --name again --data.path '/my data'",
@@ -103,6 +103,58 @@ def test_a_mean_over_fewer_seeds_than_the_row_has_says_so(results):
     assert r"| 0.150 \[0.100, 0.200\] (2 of 3 seeds) |" in page
     assert r"| A | 3 | 0.250 \[0.200, 0.300\] (2 of 3 seeds) |" in page
     assert r"-1.00 \[-2.00, 0.00\] |" in page
+
+
+@pytest.mark.parametrize(("changes", "gone"), [
+    ({"after": {}}, ["relearning_area"]),
+    ({"after": {}, "retain_only": None}, ["retain-only", "relearning_area"]),
+    ({"target": None, "seeds": [0, 2]}, ["1 failed"]),
+])  # fmt: skip
+def test_records_of_what_the_file_has_no_longer_do_not_count(results, changes, gone):
+    """The target is a line still, as the rows measured it before training."""
+    shown = [*results.runs]
+    results.study["file"] |= changes
+    current = results.current
+    summary = summary_of(results)
+    found = {key for line in summary.lines for key in (line.name, *line.values)}
+    found |= {f"{len(line.failed)} failed" for line in summary.lines}
+    assert found.isdisjoint(gone)
+    assert {"target", "A", "B", "forget_probability"} <= found
+    page = as_markdown(results, summary)
+    assert f"- {len(shown) - len(current)} record(s) of runs that the study has no longer" in page
+    assert ("**failed**" in page) == (1 in results.study["file"]["seeds"])
+
+
+def test_a_row_that_keeps_its_learning_rate_now_has_no_scores_in_the_table(results):
+    assert "## Learning rates" in as_markdown(results, summary_of(results))
+    results.study["file"]["rows"][0]["tune"] = False
+    assert "## Learning rates" not in as_markdown(results, summary_of(results))
+
+
+def test_a_learning_rate_is_marked_when_all_of_them_have_ended(results):
+    results.study["file"]["learning_rate"]["seeds"] = [100, 101]
+    assert "| A | -2 | -1 |" in as_markdown(results, summary_of(results))
+
+
+def test_a_quantization_attack_adds_no_column_to_the_results(results):
+    quantized = {bits: {"forget_probability": 0.2, "retain_probability": 0.8} for bits in ("int8", "nf4")}
+    results.study["file"]["after"]["quantize"] = {}
+    for name, row in (("rows/a", "A"), ("retain_only", None)):
+        results.runs[f"{name}/seed-0-quantize"] = record("quantize", row, 0, quantized=quantized)
+    summary = summary_of(results)
+    assert [each.key for each in summary.columns] == ["forget_quality_log10_p", "forget_probability"]
+    assert summary.line("A").values["nf4_forget_probability"] == {0: 0.2}
+    assert summary.line("retain-only").values["int8_forget_probability"] == {0: 0.2}
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "told"), [("a", "b", True), ("a", "a", False), ("a", None, False)]
+)
+def test_a_model_that_was_made_again_with_other_weights_is_named(results, first, again, told):
+    made_again = [{"weights": {"weights_at_end": each}} for each in (first, again)]
+    results.runs["target/seed-1"] |= {"weights": {"weights_at_end": first}, "made_again": made_again}
+    page = as_markdown(results, summary_of(results))
+    assert ("- target/seed-1 was made again with **other weights**" in page) == told
 
 
 def test_learning_rates_of_an_earlier_file_are_neither_shown_nor_marked(results):
