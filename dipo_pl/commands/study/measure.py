@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from dipo_pl.commands.study.plan import Job, Kind
+from dipo_pl.commands.study.results import Record
 from dipo_pl.errors import InputError
 from dipo_pl.report.audits import read_audit
 from dipo_pl.storage.run_folder import RunFolder
@@ -49,7 +50,8 @@ def measured(job: Job, study: Path) -> dict[str, Any]:
     run, manifest = runs[0], runs[0].read_manifest()
     if job.kind is Kind.QUANTIZE:
         return {
-            "quantized": {each.path.name.rpartition("-")[2]: _numbers(each.final_metrics) for each in runs}
+            "quantized": {each.path.name.rpartition("-")[2]: _numbers(each.final_metrics) for each in runs},
+            "data": _fingerprints(manifest["data"]),
         }
     if job.kind is Kind.AUDIT:
         audit = read_audit(run)
@@ -64,11 +66,7 @@ def measured(job: Job, study: Path) -> dict[str, Any]:
         "epochs": manifest.get("epochs"),
         "resumed_at_steps": manifest.get("resumed_at_steps"),
         "rows": {name: each["rows"] for name, each in manifest["data"]["evaluation"].items()},
-        "data": {
-            name: manifest["data"][name]["fingerprint"]
-            for name in ("forget", "retain")
-            if name in manifest["data"]
-        },
+        "data": _fingerprints(manifest["data"]),
         "weights": {key: manifest["policy"].get(key) for key in ("weights_at_start", "weights_at_end")},
         "parameters": manifest["policy"]["parameters"],
         **_pace(run),
@@ -106,6 +104,24 @@ def diverged(job: Job, study: Path) -> dict[str, Any] | None:
     return {"score": DIVERGED, "diverged": True}
 
 
+def other_rows(found: Mapping[str, Any], records: Mapping[str, Record]) -> str | None:
+    """Return why a run's rows are not those of the same run with other seeds; None if they are.
+
+    Args:
+        found: what its folder says.
+        records: those of the same run, by key. Rows of no data module depend on the seed.
+    """
+    for key, each in records.items():
+        there = each.get("data") or {}
+        for name, here in (found.get("data") or {}).items():
+            if here != there.get(name, here):
+                return (
+                    f"its {name} rows (fingerprint {here[:12]}) are not those of {key} ({there[name][:12]}): restore them, "
+                    "or give another --name"
+                )
+    return None
+
+
 def relearning_area(curve: list[Mapping[str, Any]], retain_only: list[Mapping[str, Any]]) -> float | None:
     """Return the area between two relearning curves of P(held back), a mean difference over the steps.
 
@@ -127,6 +143,12 @@ def relearning_area(curve: list[Mapping[str, Any]], retain_only: list[Mapping[st
 
     steps, differences = zip(*both, strict=True)
     return float(np.trapezoid(differences, steps) / (steps[-1] - steps[0]))
+
+
+def _fingerprints(data: Mapping[str, Any]) -> dict[str, str]:
+    """Return the fingerprints of the rows of a run that do not depend on its seed."""
+    trained = {name: data[name]["fingerprint"] for name in ("forget", "retain") if name in data}
+    return trained | {f"{name} evaluation": each["fingerprint"] for name, each in data["evaluation"].items()}
 
 
 def _score(job: Job, run: RunFolder) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 from dipo_pl.cli.command_parser import as_options
 from dipo_pl.commands.audit.command import CONFIG as AUDIT_CONFIG
 from dipo_pl.commands.probes.quantize import KINDS
-from dipo_pl.commands.study.study_file import RATE, Model, Recipe, Row, StudyFile
+from dipo_pl.commands.study.study_file import PROBES, RATE, Model, Recipe, Row, StudyFile
 from dipo_pl.configs import resolve
 from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.storage.text import read_yaml
@@ -231,6 +231,15 @@ class Plan:
                 contents = (self._read(str(options.get("config") or AUDIT_CONFIG)),)
             made.append(Job(f"{job.key}-{name}", kind, job.seed, recipe, contents, row=job.row, start=job))
         return made
+
+
+def attacks_on(job: Job) -> list[Job]:
+    """Return every attack that a study can have on a run's model, for their keys and folders."""
+    if job.kind.is_probe:
+        return []
+    return [
+        Job(f"{job.key}-{name}", Kind(name), job.seed, Recipe(), row=job.row, start=job) for name in PROBES
+    ]
 
 
 def command_text(words: list[str]) -> str:

@@ -15,10 +15,10 @@ from dipo_pl.cli.console import cause_of
 from dipo_pl.cli.processes import end_of
 from dipo_pl.commands.study import attached
 from dipo_pl.commands.study.folders import drop_weights, is_there, lacks_model, make_room
-from dipo_pl.commands.study.measure import diverged, measured
-from dipo_pl.commands.study.plan import Job, Plan, command_text
+from dipo_pl.commands.study.measure import diverged, measured, other_rows
+from dipo_pl.commands.study.plan import Job, Plan, attacks_on, command_text
 from dipo_pl.commands.study.rates import choice_of
-from dipo_pl.commands.study.results import FAILED, FINISHED, RUNNING, Results
+from dipo_pl.commands.study.results import FAILED, FINISHED, RUNNING, Results, has_other_weights
 from dipo_pl.errors import InputError
 from dipo_pl.storage.secrets import redact, redact_arguments
 
@@ -139,12 +139,13 @@ class Runner:
                 f"{len(kept)} record(s) in {self.results.path} were made with other configs, options or learning rates "
                 f"({names}): give --redo to make these runs again, restore the configs, or give another --name"
             )
-        if others := [each.key for each in stale if each not in self._selected]:
+        selected = [each for each in stale if each in self._selected]
+        if others := [each for each in kept if each not in {job.key for job in selected}]:
             raise InputError(
                 f"--redo with --row would remove records of other rows ({', '.join(others[:3])}) and not make them again: "
                 "give --redo without --row"
             )
-        for each in stale:
+        for each in selected:
             self._discard(each)
         wanted = [each for each in self._selected if self._record(each) is None]
         # A run whose record stands is made again where its folder is needed and gone.
@@ -200,8 +201,12 @@ class Runner:
 
     def _discard(self, job: Job) -> None:
         self._say(f"{job.title}: made again, with another configuration than before")
-        make_room(job, self.plan.folder)
-        del self.results.runs[job.key]
+        # Attacks that the study has no longer are of the model that goes; those that it has are stale themselves.
+        planned = {each.key for each in self.plan.jobs}
+        gone = [job, *(each for each in attacks_on(job) if each.key not in planned)]
+        for each in gone:
+            make_room(each, self.plan.folder)
+            self.results.runs.pop(each.key, None)
         self.results.save()
 
     def _start_some(self) -> None:
@@ -255,6 +260,16 @@ class Runner:
             "started": datetime.now(UTC).isoformat(timespec="seconds"), **self._facts,
         }  # fmt: skip
 
+    def _same_runs(self, job: Job) -> dict[str, dict[str, Any]]:
+        """Return the records of a run and of its other seeds; other lines of the table may have rows of their own."""
+        return {
+            each.key: record
+            for each in self.plan.jobs
+            if (each.kind, each.row) == (job.kind, job.row)
+            and (record := self._record(each)) is not None
+            and not self._is_stale(each)
+        }
+
     def _collect(self) -> None:
         for each in [*self.running]:
             if (code := each.process.poll()) is None:
@@ -269,6 +284,9 @@ class Runner:
         try:
             found = measured(job, self.plan.folder) if code == 0 else diverged(job, self.plan.folder)
             error = "" if found is not None else error_of(ended.log, ended.offset, code)
+            if found is not None and (other := other_rows(found, self._same_runs(job))):
+                make_room(job, self.plan.folder)
+                found, error = None, other
         except Exception as problem:
             # A damaged folder can fail in any way.
             found, error = None, cause_of(problem)[0]
@@ -284,6 +302,11 @@ class Runner:
             # The first record counts, and is not overwritten.
             made_again = {"seconds": round(seconds, 1), **self._facts, "weights": found.get("weights")}
             record = before | {"made_again": [*before.get("made_again", []), made_again]}
+            if has_other_weights(before, made_again):
+                self._say(
+                    f"{job.title}: made again with other weights, since rounding differs between machines: the runs that "
+                    "need it do not all have the same model"
+                )
         self.results.put(job.key, record)
         verdict = record.get("verdict")
         self._say(f"{job.title}: finished in {seconds:.0f} s{f', {verdict}' if verdict else ''}")

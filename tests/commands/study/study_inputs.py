@@ -62,6 +62,8 @@ class Written:
     Attributes:
         commands: the commands, in order.
         fails: of a run whose command matches one of these patterns, the text in its log.
+        rows: of a run whose command matches one of these patterns, the fingerprint of its rows.
+        weights: fingerprint of every run's last weights.
         environments: of each command.
     """
 
@@ -69,6 +71,8 @@ class Written:
         self.commands: list[str] = []
         self.environments: list[Mapping[str, str]] = []
         self.fails: dict[str, str] = {}
+        self.rows: dict[str, str] = {}
+        self.weights = "w"
 
     @property
     def made(self) -> list[str]:
@@ -96,7 +100,9 @@ class Written:
         if model is not None and not Path(model, "config.json").is_file():
             log.write_text(f"dipo-pl: error: no model in {model}")
             return Ended(2)
-        write_run(RunFolder(path), float(given.get("--model.optimizer.lr", 0)), seed_of(path))
+        rows = next((each for pattern, each in self.rows.items() if re.search(pattern, command)), "abc")
+        rate = float(given.get("--model.optimizer.lr", 0))
+        write_run(RunFolder(path), rate, seed_of(path), rows, self.weights)
         return Ended(0)
 
 
@@ -104,7 +110,7 @@ def seed_of(path: str) -> int:
     return int(re.search(r"seed-(\d+)", path)[1])
 
 
-def write_run(run: RunFolder, rate: float, seed: int) -> None:
+def write_run(run: RunFolder, rate: float, seed: int, fingerprint: str, weights: str) -> None:
     """A finished run: P(forget) falls with the learning rate, and above 5e-4 utility is lost."""
     (run.path / "evaluation").mkdir(parents=True, exist_ok=True)
     for folder in (run.hf, run.checkpoints):
@@ -116,10 +122,11 @@ def write_run(run: RunFolder, rate: float, seed: int) -> None:
     end |= {"retain_probability": 0.8 if rate < 5e-4 else 0.1, "forget_quality_log10_p": -1.0 - seed}
     held = {"held_back_probability": 0.2}
     run.metrics.write_text("".join(json.dumps(each | held) + "\n" for each in (start, end)))
-    rows = {"rows": 3, "fingerprint": "abc"}
+    rows = {"rows": 3, "fingerprint": fingerprint}
     manifest = {
         "status": "finished", "command": "fit", "versions": {"torch": "2"}, "platform": "here", "device": "cpu",
-        "steps": 6, "epochs": 2, "resumed_at_steps": [], "policy": {"parameters": 7, "weights_at_start": "w"},
+        "steps": 6, "epochs": 2, "resumed_at_steps": [],
+        "policy": {"parameters": 7, "weights_at_start": "w", "weights_at_end": weights},
         "data": {"forget": rows, "retain": rows, "evaluation": {"forget": rows}}, "verdict": "partly",
     }  # fmt: skip
     run.manifest.write_text(json.dumps(manifest))

@@ -157,7 +157,9 @@ def test_records_count_wherever_the_runs_were_made(cli, written):
     assert not any("npo" in each for each in first)
     shutil.rmtree("a")
     written.commands.clear()
-    done(cli, *words, "--output_dir", "b")
+    written.weights = "v"
+    text = done(cli, *words, "--output_dir", "b")
+    page = Path("shared/README.md").read_text()
     again = ["target/seed-100", "target/seed-0", "target/seed-1"]
     needed = (
         [each for each in ALL if "npo" in each]
@@ -173,6 +175,10 @@ def test_records_count_wherever_the_runs_were_made(cli, written):
     }
     assert {key: kept[key] for key in first} == first
     assert [key for key, each in found.items() if "made_again" in each] == sorted({*needed} & {*first})
+    for seed in (0, 1, 100):
+        assert f"target, seed {seed}: made again with other weights" in text
+        assert f"- retain_only/seed-{seed} was made again with **other weights**" in page
+    assert text.count("other weights") == page.count("other weights") == 6
     written.commands.clear()
     done(cli, *words, "--output_dir", "c")
     assert written.commands == []
@@ -254,6 +260,53 @@ def test_redo_of_one_row_leaves_the_records_of_others(cli, written, refused):
     line = refused(*RUN, "--redo", "--row", "DiPO")
     assert "--redo with --row would remove records of other rows (tuning/npo-ce/0.0001/seed-100, " in line
     assert records() == before
+
+
+WITHOUT = dict.fromkeys(("learning_rate", "after", "target", "retain_only"))
+
+
+def test_a_failed_record_of_another_row_does_not_stop_a_row(cli, written):
+    """It is of an earlier file, and stays until its row runs."""
+    rows = {"DiPO": {}, "mine": {"options": {"data.batch_size": 2}}}
+    write_study(Path("s.yaml"), rows=rows, seeds=[0], **WITHOUT)
+    written.fails = {"rows/(mine|dipo)": "dipo-pl: error: no memory"}
+    done(cli, code=1)
+    written.fails = {}
+    write_study(Path("s.yaml"), rows=rows, seeds=[0], options={"data.evaluation_rows": 4}, **WITHOUT)
+    done(cli, *RUN, "--row", "DiPO")
+    assert {key: each["status"] for key, each in records().items()} == {
+        "rows/dipo/seed-0": "finished",
+        "rows/mine/seed-0": "failed",
+    }
+    done(cli)
+    assert records()["rows/mine/seed-0"]["status"] == "finished"
+
+
+def test_an_attack_that_the_study_has_no_longer_goes_with_its_model(cli, written):
+    write_study(Path("s.yaml"), rows={"DiPO": {}}, seeds=[0], learning_rate=None)
+    done(cli)
+    changed = STUDY["options"] | {"data.evaluation_rows": 4}
+    write_study(Path("s.yaml"), rows={"DiPO": {}}, seeds=[0], learning_rate=None, after=None, options=changed)
+    done(cli, *RUN, "--redo")
+    assert sorted(records()) == ["retain_only/seed-0", "rows/dipo/seed-0", "target/seed-0"]
+    assert not [*Path("runs/s").rglob("*-relearn")]
+
+
+def test_a_seed_on_other_rows_is_refused_until_they_are_restored(cli, written):
+    """A row of the table may have rows of its own."""
+    rows = {"DiPO": {}, "fewer": {"options": {"data.author_seed": 7}}}
+    written.rows = {"rows/fewer": "of its own", "seed-1 --output_dir runs/s/rows/dipo": "edited"}
+    write_study(Path("s.yaml"), rows=rows, **WITHOUT)
+    text = done(cli, code=1)
+    assert (
+        "failed: DiPO, seed 1: its forget rows (fingerprint edited) are not those of rows/dipo/seed-0 (abc): restore them, "
+        "or give another --name" in text
+    )
+    assert records()["rows/fewer/seed-1"]["status"] == "finished"
+    assert records()["rows/dipo/seed-1"]["status"] == "failed"
+    written.rows.popitem()
+    done(cli)
+    assert records()["rows/dipo/seed-1"]["status"] == "finished"
 
 
 def test_a_probe_of_a_stale_model_is_not_run(cli, written):
