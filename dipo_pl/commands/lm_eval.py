@@ -81,7 +81,10 @@ def _measure(run: FinishedRun, tasks: Any) -> None:
     folder = RunFolder(run.path)
     step = folder.final_step
     if step is None:
-        raise InputError(f"{folder.path} has no evaluation to add to ({folder.metrics.name} is empty)")
+        raise InputError(
+            f"{folder.path} has {folder.lack}, to which the scores could be added: evaluate its model with dipo-pl "
+            "validate, and give that run's folder"
+        )
     accelerator = (run.config.get("trainer") or {}).get("accelerator") or "auto"
     # The data type is the checkpoint's, as in lm-eval's own command.
     dtype = str(Pretrained(**run.policy).configuration().dtype or "float32").removeprefix("torch.")

@@ -158,8 +158,7 @@ def _evaluation_of(run: RunFolder, key: str) -> Path:
     step = run.final_step
     if step is None:
         raise InputError(
-            f"{key} {run.path} is a run without evaluations ({run.metrics.name} has no line): evaluate its model with "
-            "dipo-pl validate, and give that run's folder"
+            f"{key} {run.path} has {run.lack}: evaluate its model with dipo-pl validate, and give that run's folder"
         )
     return run.evaluation_file(step)
 

@@ -93,8 +93,10 @@ def _read_folder(folder: RunFolder, unfinished: bool) -> Run:
         )
     config = _mapping(folder.config, load_yaml) if folder.config.is_file() else {}
     records = folder.read_metrics()
-    if not records:
-        raise InputError(f"{folder.path} has no evaluation ({folder.metrics.name} is missing or empty)")
+    if (step := folder.final_step) is None:
+        raise InputError(
+            f"{folder.path} has {folder.lack}: evaluate its model with dipo-pl validate, and give that run's folder"
+        )
     steps = [each["step"] for each in records]
     if steps != sorted(set(steps)):
         raise InputError(f"the steps in {folder.metrics} must increase from line to line (got {steps[:5]})")
@@ -102,7 +104,6 @@ def _read_folder(folder: RunFolder, unfinished: bool) -> Run:
     kind = _kind(manifest, config)
     stage = _stage(manifest.get("sequence")) if kind is Kind.UNLEARNING else None
     name = printable(folder.path.resolve().name)
-    step = folder.final_step or 0
     result = EvaluationResult.read(folder.evaluation_file(step))
     first = None
     if steps[0] == 0:

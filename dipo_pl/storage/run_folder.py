@@ -67,11 +67,20 @@ class RunFolder:
 
     @property
     def final_step(self) -> int | None:
-        """The step of the evaluation that counts for the run: of the exported weights, else the last one."""
-        records = self.read_metrics()
-        exported = self.read_manifest().get("exported_step")
-        steps: list[int] = [each["step"] for each in records]
-        return exported if exported in steps else max(steps, default=None)
+        """The step of the evaluation that counts for the run: of the weights that it exported, else the last one.
+
+        None where these were not evaluated, whatever other steps were.
+        """
+        exported: int | None = self.read_manifest().get("exported_step")
+        steps: list[int] = [each["step"] for each in self.read_metrics()]
+        return max(steps, default=None) if exported is None else exported if exported in steps else None
+
+    @property
+    def lack(self) -> str:
+        """What a run without a final step lacks, as an object of a sentence."""
+        if (step := self.read_manifest().get("exported_step")) is not None and self.read_metrics():
+            return f"no evaluation of step {step}, whose weights it exported"
+        return f"no evaluation ({self.metrics.name} is missing or empty)"
 
     @property
     def final_metrics(self) -> dict[str, Any]:

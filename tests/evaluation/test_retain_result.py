@@ -126,7 +126,7 @@ def test_an_error_quotes_no_text_of_a_row(tmp_path, value, shown):
 def test_run_without_evaluations(tmp_path, empties):
     run = run_folder(tmp_path / "run")
     empties(run / "metrics.jsonl")
-    assert "is a run without evaluations (metrics.jsonl has no line): evaluate its model" in refusal(run)
+    assert "has no evaluation (metrics.jsonl is missing or empty): evaluate its model" in refusal(run)
 
 
 @pytest.mark.parametrize(

@@ -58,14 +58,15 @@ def test_a_step_measured_again_replaces_itself_and_what_came_after(tmp_path):
 
 def test_the_evaluation_that_speaks_for_a_run(tmp_path):
     run = RunFolder(tmp_path)
-    assert run.final_step is None
+    assert (run.final_step, run.lack) == (None, "no evaluation (metrics.jsonl is missing or empty)")
     for step in (0, 5, 10):
         EvaluationResult("dipo_pl", {}, {}, step=step).save(run)
     assert run.final_step == 10
     run.add_to_manifest(exported_step=5)
     assert run.final_step == 5
     run.add_to_manifest(exported_step=7)  # weights that were never measured
-    assert run.final_step == 10
+    assert (run.final_step, run.final_metrics) == (None, {})
+    assert run.lack == "no evaluation of step 7, whose weights it exported"
     assert run.read_manifest() == {"exported_step": 7}
 
 

@@ -76,7 +76,12 @@ class Stage:
 
     @property
     def chosen_epochs(self) -> int:
-        """Epochs behind the weights that this finished stage exported."""
+        """Epochs behind the weights that this finished stage exported; InputError if they were not evaluated."""
+        if self.run.final_step is None:
+            raise InputError(
+                f"{self.run.path} has {self.run.lack}, so that its number of epochs is not known: set epochs_of_first to "
+                "false, or selection.rule to one that chooses among evaluations"
+            )
         epoch: float = self.run.final_metrics["epoch"]
         return max(1, round(epoch))
 
