@@ -4,7 +4,7 @@ import math
 from statistics import fmean
 
 from dipo_pl.evaluation.membership_rule import area_gap, area_noise
-from dipo_pl.evaluation.verdict_rules import MEASURES, Evidence, Thresholds, removed_share
+from dipo_pl.evaluation.verdict_rules import MEASURES, Evidence, Thresholds, lowest_p, removed_share
 
 # A part counts as exceeding 1 by at most this.
 FARTHEST = 1000.0
@@ -32,7 +32,7 @@ def deviation(evidence: Evidence, thresholds: Thresholds) -> float | None:
     bound = max(thresholds.membership, area_noise(evidence))
     if gap is not None and bound:
         left.append(abs(gap.area - gap.aim) / bound)
-    if "forget_quality_log10_p" in evidence.now and thresholds.forget_quality:
+    if "forget_quality_log10_p" in evidence.now and lowest_p(evidence) <= thresholds.forget_quality > 0:
         # With a threshold of 1 the rule cannot be met, since no p-value is above 1.
         bound = -math.log10(thresholds.forget_quality)
         left.append(-evidence.now["forget_quality_log10_p"] / bound if bound else FARTHEST)

@@ -1,5 +1,6 @@
 """The rules of a verdict: each compares one thing that was measured with its threshold and says so in a sentence."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -175,7 +176,7 @@ def metric_thresholds(evidence: Evidence, thresholds: Thresholds) -> dict[str, f
     kept = next((each for each in UTILITIES if target.get(each, 0) >= KNOWS_NOTHING), None)
     if kept is not None:
         found[kept] = thresholds.utility * target[kept]
-    if "forget_quality" in target:
+    if "forget_quality" in target and lowest_p(evidence) <= thresholds.forget_quality:
         found["forget_quality"] = thresholds.forget_quality
     return found
 
@@ -234,11 +235,26 @@ def lacks_measures(evidence: Evidence, thresholds: Thresholds) -> bool:
     )
 
 
+def lowest_p(evidence: Evidence) -> float:
+    """Return the lowest p-value that the test of Forget Quality can have with these forget rows; 0 if none are known."""
+    rows = evidence.rows.get("forget", 0)
+    # 2 / binom(2n, n), also of more rows than such a number is quickly computed of.
+    return 2 * math.exp(2 * math.lgamma(rows + 1) - math.lgamma(2 * rows + 1)) if rows else 0.0
+
+
 def forget_quality(evidence: Evidence, thresholds: Thresholds) -> Reason | None:
     """Return whether truth ratios differ from a retain-only model's; None without such a model."""
     if "forget_quality" not in evidence.now:
         return None
     value = evidence.now["forget_quality"]
+    if (lowest := lowest_p(evidence)) > thresholds.forget_quality:
+        text = (
+            f"Forget Quality is {value:.2g}, and of {evidence.rows['forget']} rows it is never below {lowest:.2g}: they are "
+            f"too few to tell (above {thresholds.forget_quality:g})"
+        )
+        return Reason(
+            "forget_quality", "not_tested", "retain-only model", text, value, thresholds.forget_quality
+        )
     status: Status = "met" if value > thresholds.forget_quality else "missed"
     text = (
         f"Forget Quality is {value:.2g}: truth ratios {'do not differ' if status == 'met' else 'differ'} "

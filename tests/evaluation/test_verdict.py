@@ -2,9 +2,11 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
+from dipo_pl.evaluation.deviation import deviation
 from dipo_pl.evaluation.membership_rule import area_noise, membership
 from dipo_pl.evaluation.verdict import judge
 from dipo_pl.evaluation.verdict_notes import PROBES
@@ -12,8 +14,10 @@ from dipo_pl.evaluation.verdict_rules import (
     Evidence,
     Thresholds,
     baseline,
+    forget_quality,
     forgotten_set,
     kept_utility,
+    metric_thresholds,
 )
 
 TARGET = {
@@ -200,6 +204,26 @@ def test_a_measure_by_which_there_was_nothing_to_forget_does_not_count():
 def test_membership_of_few_rows(rows, auc, status):
     now = FORGOTTEN | {"membership_min_k_auc": auc}
     assert membership(Evidence(TARGET, now, rows=dict.fromkeys(ROWS, rows)), Thresholds()).status == status
+
+
+@pytest.mark.parametrize(("rows", "value", "status"), [
+    # The lowest p-value is 2 / binom(2n, n): 1, 1/3, 0.1 and 0.029.
+    (1, 1.0, "not_tested"),
+    (3, 0.1, "not_tested"),
+    (4, 2 / 70, "missed"),
+    (4, 0.1, "met"),
+    (0, 0.1, "met"),  # not known
+    (100_000, 0.0, "missed"),
+])  # fmt: skip
+def test_forget_quality_of_few_rows(rows, value, status):
+    evidence = Evidence(TARGET, FORGOTTEN | {"forget_quality": value}, RETAIN, rows={"forget": rows})
+    assert forget_quality(evidence, Thresholds()).status == status
+    target = replace(evidence, target=evidence.now)
+    assert ("forget_quality" in metric_thresholds(target, Thresholds())) is (status != "not_tested")
+    # A checkpoint is not chosen by it either.
+    worse = replace(evidence, now=evidence.now | {"forget_quality_log10_p": -9.0})
+    chosen_by = deviation(worse, Thresholds()) > deviation(evidence, Thresholds())
+    assert chosen_by is (status != "not_tested")
 
 
 def test_membership_is_compared_with_a_retain_only_model():
