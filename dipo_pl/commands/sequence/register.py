@@ -4,7 +4,7 @@ from typing import Any
 
 from dipo_pl.commands.sequence.requests_file import ABOUT
 from dipo_pl.commands.sequence.stages import Stage
-from dipo_pl.storage.register import add_to_register
+from dipo_pl.storage.register import add_to_register, read_register
 from dipo_pl.storage.run_folder import RunFolder
 
 
@@ -35,4 +35,14 @@ def register(stage: Stage) -> None:
     if audit.get("status") == "finished" and of_these:
         entry["audit"] = audit["verdict"]["status"]
         entry["attacks"] = {attack: each["status"] for attack, each in audit["attacks"].items()}
+    else:
+        entry |= _known_audit(stage, entry["model_after"])
     add_to_register(stage.folder, entry)
+
+
+def _known_audit(stage: Stage, model: str | None) -> dict[str, Any]:
+    """Return what the register says last of an audit of the stage's model: its folder may be gone, or be made again."""
+    for each in reversed(read_register(stage.folder)):
+        if "audit" in each and (each["stage"], each.get("model_after")) == (stage.number, model):
+            return {key: each[key] for key in ("audit", "attacks") if key in each}
+    return {}

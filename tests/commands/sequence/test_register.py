@@ -61,6 +61,11 @@ def test_each_request_is_registered_with_what_came_of_it(cli, inputs, manifest):
     assert cli(*RUN).code == 0
     added = {"audit": "distinguishable", "attacks": {"membership": "distinguishable"}}
     assert register(inputs) == [first, second, first | added]
+    # An audit that is made again, or whose folder is gone, does not make the register forget what it said.
+    (audit / "manifest.json").write_text(json.dumps(content | {"status": "running"}))
+    assert cli(*RUN).code == 0
+    assert register(inputs) == [first, second, first | added]
+    (audit / "manifest.json").write_text(json.dumps(content))
     report = cli("report", "runs/s")
     assert report.code == 0, report.err
     assert "Register of s" in report.out
