@@ -29,11 +29,16 @@ from dipo_pl.evaluation.verdict_rules import (
     kept_utility,
     lacks_measures,
 )
+from dipo_pl.metrics.base import FORGET
 from dipo_pl.storage.run_folder import RunFolder
 
 # The score of lost utility, below log10 of any p-value, which is not smaller than about -(number of forget rows).
 LOST = -1e6
 NO_RULE = "--selection.rule null --selection.stop false"
+_NO_QUALITY = (
+    "selection.rule BestForgetQuality needs Forget Quality, which is not measured: the forget rows lack wrong answers "
+    "(perturbed_answer, a list in each row): give --selection.rule NearestToUnseen, which needs none"
+)
 _NO_UTILITY = (
     "selection.rule BestForgetQuality needs Model Utility, which is not measured: see forget_quality.utility_sets and "
     "forget_quality.generate_every"
@@ -196,8 +201,12 @@ class BestForgetQuality(SelectionRule):
         self.patience = patience
 
     def check(self, evaluation: ForgetQuality) -> None:
-        """Check that there is a retain-only model, and that Model Utility will be measured."""
+        """Check that there is a retain-only model with truth ratios, and that Model Utility will be measured."""
         super().check(evaluation)
+        assert evaluation.retain is not None
+        theirs = evaluation.retain.sets.get(FORGET)
+        if theirs is None or theirs.values("log_truth_ratio") is None:
+            raise InputError(_NO_QUALITY)
         if not evaluation.utility_sets or evaluation.generate_every == 0:
             raise InputError(_NO_UTILITY)
 
@@ -205,6 +214,8 @@ class BestForgetQuality(SelectionRule):
         """Return log10 of Forget Quality, less if utility is lost."""
         if "model_utility" not in target:
             raise InputError(_NO_UTILITY)
+        if "forget_quality_log10_p" not in target:
+            raise InputError(_NO_QUALITY)
         if "model_utility" not in metrics:
             return None
         share = metrics["model_utility"] / target["model_utility"] if target["model_utility"] else 1.0
@@ -233,10 +244,10 @@ class FirstForgotten(SelectionRule):
         self.metric = metric
 
     def check(self, evaluation: ForgetQuality) -> None:
-        """Check that the retain-only model's result has the metric."""
+        """Check that the retain-only model's result has the metric, on the same rows."""
         super().check(evaluation)
-        assert evaluation.retain is not None
-        self._refuse_without(evaluation.retain.metrics, "the retain-only model's result")
+        assert evaluation.retain_metrics is not None
+        self._refuse_without(evaluation.retain_metrics, "the retain-only model's result on these rows")
 
     def _refuse_without(self, metrics: Metrics, where: str) -> None:
         if self.metric not in metrics:

@@ -1,10 +1,13 @@
 """Selection rules on hand-written metrics, and in runs: the checkpoint kept, the export, the end of training."""
 
+import re
+
 import pytest
 import torch
 from lightning import Trainer
 from safetensors.torch import load_file
 
+from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.callbacks.selection import (
     BestCheckpoint,
     BestForgetQuality,
@@ -14,10 +17,10 @@ from dipo_pl.callbacks.selection import (
 )
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation.verdict_rules import Thresholds
-from dipo_pl.metrics.result import EvaluationResult
+from dipo_pl.metrics.result import EvaluationResult, SetResult
 from dipo_pl.storage.run_folder import RunFolder
 
-TARGET = {"step": 0, "model_utility": 0.8, "forget_rouge_l_recall": 1.0}
+TARGET = {"step": 0, "model_utility": 0.8, "forget_rouge_l_recall": 1.0, "forget_quality_log10_p": -9.0}
 RETAIN = {"forget_rouge_l_recall": 0.4}
 UNMEASURED = {"forget_probability": 0.1}
 
@@ -189,9 +192,27 @@ def test_metrics_that_a_rule_needs():
     with pytest.raises(InputError, match="needs Model Utility, which is not measured"):
         BestForgetQuality().score(quality(-1, 0.8), {"step": 0}, RETAIN)
     with pytest.raises(
+        InputError, match=r"needs Forget Quality, which is not measured: .* \(perturbed_answer"
+    ):
+        BestForgetQuality().score(UNMEASURED, {"step": 0, "model_utility": 0.8}, RETAIN)
+    with pytest.raises(
         InputError, match="needs 'forget_knowledge', which is not in the evaluation before training"
     ):
         FirstForgotten("forget_knowledge").score(TARGET, TARGET, RETAIN)
+
+
+@pytest.mark.parametrize(("rule", "line"), [
+    (BestForgetQuality(), "needs Forget Quality, which is not measured: the forget rows lack wrong answers"),
+    # It was measured with other holdout rows.
+    (FirstForgotten("membership_min_k_auc"), "'membership_min_k_auc', which is not in the retain-only model's result on"),
+])  # fmt: skip
+def test_a_retain_result_that_a_rule_cannot_use(rule, line):
+    evaluation = ForgetQuality(retain_result="some")
+    forget = SetResult({}, [{"log_truth_ratio": 0.1}, {}])
+    evaluation.retain = EvaluationResult("dipo_pl", {"membership_min_k_auc": 0.5}, {"forget": forget})
+    evaluation.retain_metrics = {}
+    with pytest.raises(InputError, match=re.escape(line)):
+        rule.check(evaluation)
 
 
 def unlearn(learned, retain_only, *more):
