@@ -1,6 +1,7 @@
 """Callback that exports the trained model as a Hugging Face folder."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 
 from dipo_pl.distributed import full_state_dict, is_sharded
 from dipo_pl.errors import InputError
@@ -24,6 +25,7 @@ from dipo_pl.models.weight_sample import export_dtype, sampled
 from dipo_pl.report.model_card import model_card, write_model_card
 from dipo_pl.storage.checkpoints import read_checkpoint, read_weights
 from dipo_pl.storage.files import replacing_folder
+from dipo_pl.storage.fingerprints import tensors_fingerprint
 from dipo_pl.storage.run_folder import RunFolder
 
 
@@ -107,29 +109,30 @@ class Export(Callback):
             step = read_checkpoint(best)["global_step"]
             # Frozen weights are not in checkpoints.
             weights |= {name.removeprefix("model."): each for name, each in read_weights(best).items()}
-        told = ""
+        added: dict[str, Any] = {"exported_step": step}
         with replacing_folder(run.hf) as temporary:
             if self.adapter:
                 save_adapter(model, weights, temporary)
             else:
-                told = self._save(module, weights, temporary)
+                added |= self._save(module, weights, temporary)
             module.policy.tokenizer().save_pretrained(temporary)
             if not self.adapter:
                 module.policy.copy_companions(temporary)
             # With fast_dev_run Lightning writes no config, which the card needs.
             if run.config.is_file():
                 (temporary / "README.md").write_text(model_card(run, step), encoding="utf-8")
-        run.add_to_manifest(exported_step=step, **({"exported_as": told} if told else {}))
+        run.add_to_manifest(**added)
+        told = added.get("exported_as")
         if self.best and best is None:
             rank_zero_warn(
                 f"no evaluation during training had what chooses the best checkpoint: exported the last one (step {step})"
             )
         rank_zero_info(
-            f"exported the model{f' of step {step}' if self.best else ''} to {run.hf}{told and f', {told}'}"
+            f"exported the model{f' of step {step}' if self.best else ''} to {run.hf}{f', {told}' if told else ''}"
         )
 
-    def _save(self, module: Any, weights: dict[str, Tensor], folder: Path) -> str:
-        """Write the model without adapters; return in which data type, in words."""
+    def _save(self, module: Any, weights: dict[str, Tensor], folder: Path) -> dict[str, str]:
+        """Write the model without adapters; return what the manifest says of it: data type in words, and fingerprint."""
         model, before = module.language_model, module.starting_sample
         if adapted := adapted_weights(model):
             frozen = {plain_name(name): each for name, each in weights.items()}
@@ -148,7 +151,7 @@ class Export(Callback):
         # transformers writes the dtype of the model in memory.
         values = json.loads(config.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
         config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        return told
+        return {"exported_as": told, "exported_weights": _as_loaded(model, rounded)}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Update the model card with an evaluation that follows the export."""
@@ -156,6 +159,12 @@ class Export(Callback):
             run = RunFolder(trainer.default_root_dir)
             if run.read_manifest().get("command") == "fit":
                 write_model_card(run)
+
+
+def _as_loaded(model: nn.Module, exported: Mapping[str, Tensor]) -> str:
+    """Return the fingerprint that these weights have once a run loads them, in the data types of `model`."""
+    named = ((plain_name(name), each) for name, each in model.named_parameters() if ".lora_" not in name)
+    return tensors_fingerprint((name, exported[name].to(each.dtype)) for name, each in named)
 
 
 def _best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:

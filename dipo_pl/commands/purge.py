@@ -2,6 +2,7 @@
 
 import glob
 import json
+import operator
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from dipo_pl.errors import InputError
 from dipo_pl.evaluation.published_results import published_names
 from dipo_pl.paths import expanded
 from dipo_pl.storage.files import locked, remove, write_text
-from dipo_pl.storage.run_folder import RunFolder
+from dipo_pl.storage.run_folder import RunFolder, exported_weights
 from dipo_pl.storage.text import load_yaml, read_text
 
 DESCRIPTION = """\
@@ -247,17 +248,20 @@ def _check_target(run: RunFolder, manifest: dict[str, Any], target: RunFolder) -
     recorded = target.read_manifest()
     _check_finished(target, recorded)
     before, after = manifest.get("policy") or {}, recorded.get("policy") or {}
-    if before.get("frozen_weights") or after.get("frozen_weights"):
+    if before.get("frozen_weights") or (after.get("frozen_weights") and not recorded.get("exported_weights")):
         # The fingerprints are of the trained weights alone, others than those of the model.
-        ended, started = recorded.get("ended"), manifest.get("started")
-        same = ended is not None and started is not None and ended <= started
+        made, used, same = recorded.get("ended"), manifest.get("started"), operator.le
     else:
-        fingerprints = {before.get("weights_at_start"), after.get("weights_at_end")} - {None}
-        same = len(fingerprints) < 2
-    if not same:
+        made, used, same = exported_weights(recorded), before.get("weights_at_start"), operator.eq
+    if made is None or used is None:
+        of = target if made is None else run
         raise InputError(
-            f"--target: {target.hf} is not the model that {run.path} started from (its run ended with other weights, or "
-            f"later): {by_hand}"
+            f"--target: {of.manifest} does not record what would show that {run.path} started from {target.hf}: {by_hand}"
+        )
+    if not same(made, used):
+        raise InputError(
+            f"--target: {target.hf} is not the model that {run.path} started from (its run exported other weights, or "
+            f"ended later): {by_hand}"
         )
 
 

@@ -27,7 +27,7 @@ from dipo_pl.report.seeds import SeedGroup, seed_groups
 from dipo_pl.report.sequences import RequestSequence, find_sequences, stage_folders, utility_metric
 from dipo_pl.report.texts import Texts, without_texts
 from dipo_pl.report.verdicts import verdict_of
-from dipo_pl.storage.run_folder import RunFolder
+from dipo_pl.storage.run_folder import RunFolder, exported_weights
 
 _REFERENCES = (Kind.TARGET, Kind.RETAIN_ONLY)
 
@@ -207,7 +207,7 @@ def _row(run: Run, reference: Run | None, usual: frozenset[str], audit: Audit | 
 
 def _rows_before(runs: Sequence[Run], usual: frozenset[str]) -> list[Row]:
     """Return a row for each model before unlearning, unless its own run is given."""
-    targets = {lookup(each.manifest, "policy", "weights_at_end") for each in runs if each.kind is Kind.TARGET}
+    targets = {exported_weights(each.manifest) for each in runs if each.kind is Kind.TARGET}
     stages = {(each.path.resolve().parent, each.stage.number) for each in runs if each.stage}
     first: dict[str, Run] = {}
     for run in runs:

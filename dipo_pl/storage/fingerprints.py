@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from dipo_pl.batch import Encoded
@@ -39,9 +39,14 @@ def sequences_fingerprint(sequences: Iterable[Encoded]) -> str:
 
 def weights_fingerprint(model: nn.Module) -> str:
     """Return the fingerprint of all parameters by name, dtype, shape and bytes. A collective if they are sharded."""
+    return tensors_fingerprint((name, full_tensor(each)) for name, each in model.named_parameters())
+
+
+def tensors_fingerprint(named: Iterable[tuple[str, Tensor]]) -> str:
+    """Return the fingerprint that a model has whose parameters are these, in this order."""
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        tensor = full_tensor(parameter).detach()
+    for name, each in named:
+        tensor = each.detach()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -146,6 +146,17 @@ class RunFolder:
             write_text(self.metrics, "".join(json.dumps(each) + "\n" for each in records))
 
 
+def exported_weights(manifest: Mapping[str, Any]) -> str | None:
+    """Return the fingerprint of the model in hf/ as a run that starts from it records it; None if it is not known.
+
+    Manifests of earlier versions have only that of the last weights.
+    """
+    known: str | None = manifest.get("exported_weights") or (manifest.get("policy") or {}).get(
+        "weights_at_end"
+    )
+    return known
+
+
 def check_name(name: str) -> None:
     """Refuse a name that is not one of a single folder.
 

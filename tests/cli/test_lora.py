@@ -109,6 +109,7 @@ def test_export_is_the_untouched_base_and_the_adapters_in_a_plain_model(trained,
     model, info = AutoModelForCausalLM.from_pretrained(trained / "hf", output_loading_info=True)
     assert not any(info.values())
     is_base_and_adapters(model.state_dict(), base, checkpoint_of(trained)["state_dict"])
+    assert manifest_of(trained)["exported_weights"] == weights_fingerprint(model)
 
 
 def test_manifest_tells_frozen_from_trained(trained):

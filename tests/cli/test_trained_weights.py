@@ -8,6 +8,9 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_models import save_tiny_model
+from transformers import AutoModelForCausalLM
+
+from dipo_pl.storage.fingerprints import weights_fingerprint
 
 QUICK = (
     "fit", "--config", "smoke.yaml", "--forget_quality.generate_every", "0", "--data.evaluation_rows", "2",
@@ -57,6 +60,10 @@ def test_an_export_in_another_data_type_is_asked_for(cli, checkpoint):
     assert dtypes() == {torch.bfloat16}
     assert json.loads((RUN / "hf/config.json").read_text())["dtype"] == "bfloat16"
     assert manifest()["exported_as"].startswith("in bfloat16, in which ")
+    # As a run that starts from them has them.
+    loaded = AutoModelForCausalLM.from_pretrained(RUN / "hf", dtype=torch.float32)
+    assert manifest()["exported_weights"] == weights_fingerprint(loaded)
+    assert manifest()["exported_weights"] != manifest()["policy"]["weights_at_end"]
 
 
 @pytest.mark.parametrize("asked", [

@@ -162,12 +162,21 @@ def with_policy(**changes):
     return lambda content: content | {"policy": content["policy"] | changes}
 
 
+def without_export(content):
+    return content | {"exported_weights": None}
+
+
 @pytest.mark.parametrize(("of_run", "of_target", "line"), [
     (None, lambda content: content | {"status": "running"}, "is not finished (status: running)"),
-    (None, with_policy(weights_at_end="others"), "is not the model that"),
+    (None, lambda content: content | {"exported_weights": "others"}, "is not the model that"),
+    # A target of an earlier version, of which only the last weights are known.
+    (None, lambda content: without_export(with_policy(weights_at_end="others")(content)), "is not the model that"),
+    (None, lambda content: without_export(with_policy(weights_at_end=None)(content)), "target/manifest.json does not"),
+    (with_policy(weights_at_start=None), None, "run/manifest.json does not record what would show that"),
     (with_policy(weights_at_start="others"), None, "is not the model that"),
     # Of LoRA only the adapter's weights are recorded: the target must have ended before.
     (with_policy(frozen_weights="a", weights_at_start="b"), lambda content: content | {"ended": "9999"}, "is not the model"),
+    (with_policy(frozen_weights="a", weights_at_start="b"), lambda content: content | {"ended": None}, "does not record"),
     (lambda content: content | {"probe": {"kind": "relearning"}}, None, "has no exported model of its own"),
 ])  # fmt: skip
 def test_another_model_at_the_targets_path_stays(run, target, cli, manifest, of_run, of_target, line):
@@ -189,8 +198,9 @@ def test_the_target_of_frozen_weights_is_compared_by_time(run, target, cli, mani
     assert not (target / "hf").exists()
 
 
-def test_weights_that_were_not_recorded_are_not_compared(run, target, cli, manifest):
-    manifest(run, **with_policy(weights_at_start=None)(manifest(run)))
+def test_the_exported_weights_are_compared_and_not_the_last_ones(run, target, cli, manifest):
+    """The target chose an earlier step, or rounded its weights: no run starts from its last ones."""
+    manifest(target, **with_policy(weights_at_end="last", frozen_weights="base")(manifest(target)))
     assert cli("purge", run, "--yes", "--target").code == 0
     assert not (target / "hf").exists()
 

@@ -5,7 +5,7 @@ from typing import Any
 from dipo_pl.commands.sequence.requests_file import ABOUT
 from dipo_pl.commands.sequence.stages import Stage
 from dipo_pl.storage.register import add_to_register, read_register
-from dipo_pl.storage.run_folder import RunFolder
+from dipo_pl.storage.run_folder import RunFolder, exported_weights
 
 
 def register(stage: Stage) -> None:
@@ -26,7 +26,7 @@ def register(stage: Stage) -> None:
         "started": manifest.get("started"),
         "finished": manifest.get("ended"),
         "model_before": policy.get("weights_at_start"),
-        "model_after": policy.get("weights_at_end"),
+        "model_after": exported_weights(manifest),
         "verdict": manifest.get("verdict"),
     }
     path = stage.run.path

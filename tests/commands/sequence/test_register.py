@@ -33,7 +33,7 @@ def test_each_request_is_registered_with_what_came_of_it(cli, inputs, manifest):
     assert first == {
         "stage": 1, "request": NAMES[0], **ABOUT[NAMES[0]],
         "started": made[0]["started"], "finished": made[0]["ended"],
-        "model_before": made[0]["policy"]["weights_at_start"], "model_after": made[0]["policy"]["weights_at_end"],
+        "model_before": made[0]["policy"]["weights_at_start"], "model_after": made[0]["exported_weights"],
         "verdict": made[0]["verdict"],
     }  # fmt: skip
     assert second["id"] == "18"
