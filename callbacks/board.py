@@ -13,7 +13,7 @@ from dipo_pl.callbacks.lookup import callbacks_of
 from dipo_pl.callbacks.trajectory_figure import trajectory_figure
 from dipo_pl.callbacks.verdict import Judge, wrong_answers
 from dipo_pl.evaluation.verdict_rules import Evidence, metric_thresholds
-from dipo_pl.storage.run_folder import RunFolder
+from dipo_pl.storage.run_folder import RunFolder, forgotten_sets
 from dipo_pl.storage.text import load_yaml
 
 # Parts of the configuration that are shown as hyperparameters.
@@ -63,7 +63,8 @@ class Board(Callback):
     @staticmethod
     def _complete(trainer: Trainer, run: RunFolder) -> None:
         records = run.read_metrics()
-        figure = trajectory_figure(records, _thresholds(trainer, run, records))
+        forgotten = forgotten_sets(run.read_manifest())
+        figure = trajectory_figure(records, _thresholds(trainer, run, records), forgotten)
         settings = _flat(load_yaml(run.config.read_text(encoding="utf-8"))) if run.config.is_file() else {}
         values = {
             name: each for name, each in records[-1].items() if isinstance(each, float) and name != "epoch"
@@ -96,7 +97,10 @@ def _thresholds(trainer: Trainer, run: RunFolder, records: list[dict[str, Any]])
         return {}
     judge = callbacks_of(trainer, Judge)[0]
     retain = ForgetQuality.of(trainer).retain_metrics
-    evidence = Evidence(target, target, retain, wrong_answers(run, target))
+    manifest = run.read_manifest()
+    rows = {name: each["rows"] for name, each in manifest["data"]["evaluation"].items()}
+    forgotten = forgotten_sets(manifest)
+    evidence = Evidence(target, target, retain, forgotten, wrong_answers(run, target, forgotten), rows)
     return metric_thresholds(evidence, judge.thresholds)
 
 

@@ -8,8 +8,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from dipo_pl.callbacks.advice import gentler, stronger
 from dipo_pl.callbacks.forget_quality import ForgetQuality
+from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import TrainingError, check_number, check_share
-from dipo_pl.evaluation.verdict_rules import KNOWS_NOTHING, UTILITIES, Metrics, forgotten_set, kept_utility
+from dipo_pl.evaluation.verdict_rules import KNOWS_NOTHING, UTILITIES, Metrics, kept_utility
 
 
 class Sign(NamedTuple):
@@ -79,7 +80,8 @@ class CollapseGuard(Callback):
             return
         records = ForgetQuality.trajectory(trainer)
         done = trainer.global_step / max(trainer.estimated_stepping_batches, 1)
-        for name, sign in self.signs(records, done, module.learning_rate).items():
+        forgotten = ForgetRetain.of(trainer).forgotten
+        for name, sign in self.signs(records, done, forgotten, module.learning_rate).items():
             if name in self._reported:
                 continue
             self._reported.add(name)
@@ -87,12 +89,19 @@ class CollapseGuard(Callback):
                 raise TrainingError(f"{sign} (collapse_guard.stop is true)")
             rank_zero_warn(str(sign))
 
-    def signs(self, records: Sequence[Metrics], done: float, rate: float | None = None) -> dict[str, Sign]:
+    def signs(
+        self,
+        records: Sequence[Metrics],
+        done: float,
+        forgotten: Sequence[str] = ("forget",),
+        rate: float | None = None,
+    ) -> dict[str, Sign]:
         """Return the signs that a run shows now.
 
         Args:
             records: the evaluations so far; if the first is not from before training, there is nothing to compare with.
             done: share of the training that is done.
+            forgotten: names of the evaluation sets that are to be forgotten.
             rate: the learning rate, for the advice; None if it is not known.
         """
         target, now = records[0], records[-1]
@@ -104,11 +113,13 @@ class CollapseGuard(Callback):
         if utility and utility.share < self.lost_utility:
             what = f"{utility.title} fell from {utility.before:.3f} to {utility.now:.3f} {at}"
             found["utility"] = Sign(what, f"{less}, or add retain rows")
-        known = _pair(target, now, f"{forgotten_set(now)}_probability")
-        if known and known[0] >= KNOWS_NOTHING and done >= 0.5 and known[1] > self.still_known * known[0]:
+        pairs = (_pair(target, now, f"{rows}_probability") for rows in forgotten)
+        known = [pair for pair in pairs if pair and pair[0] >= KNOWS_NOTHING]
+        was, still = max(known, key=lambda pair: pair[1] / pair[0], default=(0.0, 0.0))
+        if done >= 0.5 and still > self.still_known * was:
             what = (
-                f"forgetting has stalled: the probability of forget answers is {known[1]:.3f} ({known[0]:.3f} before "
-                f"training) {at}"
+                f"forgetting has stalled: the probability of forget answers is {still:.3f} ({was:.3f} before training) "
+                f"{at}"
             )
             found["stalled"] = Sign(
                 what, f"{stronger(rate)}, or train longer (trainer.max_steps, trainer.max_epochs)"

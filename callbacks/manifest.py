@@ -187,6 +187,7 @@ class Manifest(Callback):
                 "weights_at_start": at_start,
             },
             "data": _data(trainer),
+            "to_forget": data.forgotten,
         }
         for each in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(each, ManifestEntry) and (entry := each.record(trainer, pl_module)):

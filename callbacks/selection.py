@@ -25,7 +25,6 @@ from dipo_pl.evaluation.verdict_rules import (
     Metrics,
     Thresholds,
     baseline,
-    forgotten_set,
     kept_utility,
     lacks_measures,
 )
@@ -50,12 +49,14 @@ class SelectionRule(ABC):
 
     Attributes:
         rows: number of rows of each evaluation set; empty if not known. `Selection` fills in this and what follows.
-        wrong_answers: the target's mean probability of wrong answers to the forget questions; None if there are none.
+        forgotten: names of the evaluation sets that are to be forgotten.
+        wrong_answers: the target's mean probability of wrong answers to the questions of these sets, by set.
         thresholds: of the verdict.
     """
 
     rows: Mapping[str, int] = MappingProxyType({})
-    wrong_answers: float | None = None
+    forgotten: Sequence[str] = ("forget",)
+    wrong_answers: Mapping[str, float] = MappingProxyType({})
     thresholds = Thresholds()
 
     @abstractmethod
@@ -102,6 +103,10 @@ class UtilityKept(SelectionRule):
         self.utility_share = utility_share
         self.patience = patience
 
+    def evidence(self, metrics: Metrics, target: Metrics, retain: Metrics | None) -> Evidence:
+        """Return what the verdict would be made from."""
+        return Evidence(target, metrics, retain, self.forgotten, self.wrong_answers, self.rows)
+
     @abstractmethod
     def distance(self, evidence: Evidence) -> float:
         """Return how far an evaluation is from a model that never saw the rows, at least 0."""
@@ -111,10 +116,8 @@ class UtilityKept(SelectionRule):
 
     def score(self, metrics: Metrics, target: Metrics, retain: Metrics | None) -> float | None:
         """Return the distance, negated; less if utility is lost, and None if utility was not measured now."""
-        key = f"{forgotten_set(target)}_probability"
-        lacks = (
-            "P(forget)" if key not in target else "a utility" if UTILITIES.keys().isdisjoint(target) else None
-        )
+        unknown = any(f"{rows}_probability" not in target for rows in self.forgotten)
+        lacks = "P(forget)" if unknown else "a utility" if UTILITIES.keys().isdisjoint(target) else None
         if lacks is not None:
             raise InputError(
                 f"selection.rule {type(self).__name__} needs {lacks}, which is not measured: add forget and retain to "
@@ -125,7 +128,7 @@ class UtilityKept(SelectionRule):
             return None
         if kept is not None and kept.share < self.utility_share:
             return LOST - (self.utility_share - kept.share)
-        return -self.distance(Evidence(target, metrics, retain, self.wrong_answers, self.rows))
+        return -self.distance(self.evidence(metrics, target, retain))
 
     def ends(self, scores: Sequence[float]) -> str | None:
         """Return whether the last `patience` scores are no better than one before them."""
@@ -146,10 +149,9 @@ class LowestForgetProbability(UtilityKept):
     """
 
     def distance(self, evidence: Evidence) -> float:
-        """Return P(forget) minus where it should be."""
-        aim, _ = baseline(evidence, "probability")
-        now = evidence.now[f"{forgotten_set(evidence.target)}_probability"]
-        return float(max(now - (aim or 0.0), 0.0))
+        """Return P(forget) minus where it should be, of the set that is forgotten least."""
+        aims = {rows: baseline(evidence, rows, "probability")[0] or 0.0 for rows in evidence.forgotten}
+        return max(0.0, *(float(evidence.now[f"{rows}_probability"] - aim) for rows, aim in aims.items()))
 
     def ends(self, scores: Sequence[float]) -> str | None:
         """Return whether P(forget) is where it should be, or no better score is expected."""
@@ -170,8 +172,7 @@ class NearestToUnseen(UtilityKept):
     def score(self, metrics: Metrics, target: Metrics, retain: Metrics | None) -> float | None:
         """Return the deviation, negated, as the base class does; None if a measure of forgetting was not taken now."""
         score = super().score(metrics, target, retain)
-        evidence = Evidence(target, metrics, retain, self.wrong_answers, self.rows)
-        return None if lacks_measures(evidence, self.thresholds) else score
+        return None if lacks_measures(self.evidence(metrics, target, retain), self.thresholds) else score
 
     def distance(self, evidence: Evidence) -> float:
         """Return the deviation; 0 if the target knew nothing of the rows."""
@@ -297,7 +298,9 @@ class Selection(Callback):
                 f"{type(module).__name__} makes none forget: give {NO_RULE}"
             )
         self.rule.check(ForgetQuality.of(trainer))
-        self.rule.rows = {each.name: len(each.rows) for each in ForgetRetain.of(trainer).evaluation_sets}
+        data = ForgetRetain.of(trainer)
+        self.rule.rows = {each.name: len(each.rows) for each in data.evaluation_sets}
+        self.rule.forgotten = data.forgotten
         for judge in callbacks_of(trainer, Judge):
             self.rule.thresholds = judge.thresholds
         if (
@@ -341,9 +344,9 @@ class Selection(Callback):
             return []
         retain = ForgetQuality.of(trainer).retain_metrics
         # Rank 0 alone reads files.
-        found = (
-            wrong_answers(RunFolder(trainer.default_root_dir), records[0]) if trainer.is_global_zero else None
-        )
+        found: dict[str, float] = {}
+        if trainer.is_global_zero:
+            found = wrong_answers(RunFolder(trainer.default_root_dir), records[0], self.rule.forgotten)
         self.rule.wrong_answers = trainer.strategy.broadcast(found)
         return [self.rule.score(each, records[0], retain) for each in records]
 

@@ -1,8 +1,8 @@
 """Callback that judges whether an unlearning run has made the model forget, and records the verdict."""
 
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
@@ -16,22 +16,13 @@ from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.callbacks.lookup import callbacks_of
 from dipo_pl.errors import InputError, check_number, check_share
 from dipo_pl.evaluation.verdict import RANKS, TITLES, Verdict, judge
-from dipo_pl.evaluation.verdict_rules import (
-    LEAST_DISTANCE,
-    Evidence,
-    Metrics,
-    Thresholds,
-    forgotten_set,
-    kept_utility,
-)
+from dipo_pl.evaluation.verdict_rules import Evidence, Metrics, Thresholds, kept_utility
 from dipo_pl.metrics.result import EvaluationResult
 from dipo_pl.report.model_card import write_model_card
-from dipo_pl.storage.run_folder import RunFolder
+from dipo_pl.storage.run_folder import RunFolder, forgotten_sets
 
 # Signs of the collapse guard that say that the weights are broken.
 BROKEN = ("utility", "repetitive", "words")
-# The probability of a request's rows, in a sequence of requests.
-REQUEST = re.compile(r"request_\d+_probability")
 
 
 class Judge(Callback):
@@ -123,26 +114,27 @@ class Judge(Callback):
             steps: optimizer steps that the run was to take.
         """
         records = run.read_metrics()
-        sets = (run.read_manifest().get("data") or {}).get("evaluation", {})
+        manifest = run.read_manifest()
+        sets, forgotten = (manifest.get("data") or {}).get("evaluation", {}), forgotten_sets(manifest)
         rows = {name: each["rows"] for name, each in sets.items()}
         target = records[0] if records and records[0]["step"] == 0 else {}
-        wrong = wrong_answers(run, target)
+        known = Evidence(target, {}, retain, forgotten, wrong_answers(run, target, forgotten), rows)
+
+        def evidence_of(now: Metrics, warnings: Sequence[str] = ()) -> Evidence:
+            return replace(known, now=now, collapse=_collapse(guard, target, now), warnings=warnings)
+
         verdicts = {
-            each["step"]: judge(
-                Evidence(target, each, retain, wrong, rows, _collapse(guard, target, each)), self.thresholds
-            )
+            each["step"]: judge(evidence_of(each), self.thresholds)
             for each in (records[1:] if target else records)
         }
         now: Metrics = next((each for each in records if each["step"] == run.final_step != 0), {})
         warnings = []
         if target and now:
             warnings = [
-                *_left_out(sets.get(forgotten_set(target), {})),
-                *_came_back(target, now),
-                *self._warnings(records, now["step"], verdicts, guard, steps),
+                *_left_out([sets[each] for each in forgotten if each in sets]),
+                *self._warnings(records, now["step"], verdicts, guard, steps, forgotten),
             ]
-        evidence = Evidence(target, now, retain, wrong, rows, _collapse(guard, target, now), warnings)
-        return judge(evidence, self.thresholds)
+        return judge(evidence_of(now, warnings), self.thresholds)
 
     def _warnings(
         self,
@@ -151,11 +143,12 @@ class Judge(Callback):
         verdicts: Mapping[int, Verdict],
         guard: CollapseGuard,
         steps: float,
+        forgotten: Sequence[str],
     ) -> list[str]:
         """Return the signs of failure of all evaluations, and whether another checkpoint would have been better."""
         found: dict[str, str] = {}
         for last in range(1, len(records)):
-            signs = guard.signs(records[: last + 1], records[last]["step"] / max(steps, 1))
+            signs = guard.signs(records[: last + 1], records[last]["step"] / max(steps, 1), forgotten)
             for name, sign in signs.items():
                 if name not in BROKEN or records[last]["step"] != step:
                     found.setdefault(name, sign.what)
@@ -178,23 +171,13 @@ class Judge(Callback):
         return warnings
 
 
-def _left_out(measured: Mapping[str, Any]) -> list[str]:
+def _left_out(measured: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a sentence on forget rows that were not measured, if there are any; see `Manifest`."""
-    rows, whole = measured.get("rows", 0), measured.get("of", 0)
+    rows = sum(each["rows"] for each in measured)
+    whole = sum(each.get("of", each["rows"]) for each in measured)
     if rows >= whole:
         return []
     return [f"only {rows} of the {whole} forget rows were measured (data.evaluation_rows)"]
-
-
-def _came_back(target: Metrics, now: Metrics) -> list[str]:
-    """Return a sentence for each earlier request whose rows are known better than before training."""
-    keys = [key for key in target if REQUEST.fullmatch(key) and not key.startswith(forgotten_set(target))]
-    return [
-        f"P({key.removesuffix('_probability').replace('_', ' ')}) rose from {target[key]:.3g} to {now[key]:.3g}: rows of an "
-        "earlier request are coming back"
-        for key in keys
-        if now.get(key, 0.0) > target[key] + LEAST_DISTANCE
-    ]
 
 
 def _collapse(guard: CollapseGuard, target: Metrics, now: Metrics) -> list[str]:
@@ -203,21 +186,25 @@ def _collapse(guard: CollapseGuard, target: Metrics, now: Metrics) -> list[str]:
     return [sign.what for name, sign in guard.signs([target, now], 0.0).items() if name in BROKEN]
 
 
-def wrong_answers(run: RunFolder, target: Metrics) -> float | None:
-    """Return the target's mean probability per token of wrong answers to the forget questions, or None."""
+def wrong_answers(run: RunFolder, target: Metrics, forgotten: Sequence[str]) -> dict[str, float]:
+    """Return the target's mean probability per token of wrong answers to the questions of some sets, where there are any."""
     path = run.evaluation_file(0)
     if not target or not path.is_file():
-        return None
-    return _wrong_answers(path, forgotten_set(target), path.stat().st_mtime_ns)
+        return {}
+    return _wrong_answers(path, tuple(forgotten), path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=8)
-def _wrong_answers(path: Path, forgotten: str, modified: int) -> float | None:
+def _wrong_answers(path: Path, forgotten: tuple[str, ...], modified: int) -> dict[str, float]:
     # Every evaluation of a run asks for this; `modified` tells a file that was written again.
-    found = EvaluationResult.read(path).sets.get(forgotten)
+    sets = EvaluationResult.read(path).sets
     # The original, the correct and then the wrong answers.
-    losses = [] if found is None else [nll for row in found.rows for nll in row.get("nll", [])[2:]]
-    return fmean(math.exp(-each) for each in losses) if losses else None
+    losses = {
+        name: [nll for row in sets[name].rows for nll in row.get("nll", [])[2:]]
+        for name in forgotten
+        if name in sets
+    }
+    return {name: fmean(math.exp(-each) for each in some) for name, some in losses.items() if some}
 
 
 def _as_markdown(verdict: Verdict) -> str:

@@ -23,7 +23,7 @@ from dipo_pl.data_modules.evaluation_sets import (
     refuse_seen_holdout,
     with_cut_answers,
 )
-from dipo_pl.data_modules.requests import joined, listed, new_rows, without_requests
+from dipo_pl.data_modules.requests import forgotten_sets, joined, listed, new_rows, without_requests
 from dipo_pl.data_modules.row_encoder import RowEncoder
 from dipo_pl.data_modules.stored_rows import stored
 from dipo_pl.data_modules.training_batches import (
@@ -128,6 +128,8 @@ class ForgetRetain(LightningDataModule, ABC):
         self.workers = workers
         # Made by setup().
         self.evaluation_sets: list[EvaluationSet] = []
+        # Names of those that are forgotten now: of the requests, or `forget`.
+        self.forgotten: list[str] = ["forget"]
         self.tokenizer: PreTrainedTokenizerBase
         self.companions: dict[str, list[tuple[str, ...]]] = {}
         self.evaluation_sequences: list[Sequence[Sequence[Encoded]]] = []
@@ -243,8 +245,10 @@ class ForgetRetain(LightningDataModule, ABC):
             rows_of = f"{overlap} of {len(rows.forget)} forget rows"
             rank_zero_warn(f"{rows_of} are also in the retain set: they will not be forgotten well")
         sets = chosen_sets(rows.evaluation, self.evaluate)
-        for place, (name, new) in enumerate(new_rows(requests).items(), start=1):
-            sets += self.request_sets(place, name, new)
+        new = new_rows(requests)
+        for place, name in enumerate(new, start=1):
+            sets += self.request_sets(place, name, new[name])
+        self.forgotten = forgotten_sets(new.values(), rows.forget)
         self.evaluation_sets = [first_rows(each, self.evaluation_rows) for each in sets]
         refuse_seen_holdout(self.evaluation_sets, [rows.forget, rows.retain, *requests.values()])
         self._row_sets = rows

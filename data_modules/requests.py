@@ -48,6 +48,24 @@ def new_rows(requests: Mapping[str, Sequence[Row]]) -> dict[str, Sequence[Row]]:
     }
 
 
+def forgotten_sets(requests: Iterable[Sequence[Row]], forget: Sequence[Row]) -> list[str]:
+    """Return the names of the evaluation sets of which all rows are to be forgotten, by the new rows of each request.
+
+    These are `request_1` and so on as far as they are in the forget rows. Where they leave out some of the forget rows,
+    or there are no requests, it is the set `forget`.
+    """
+    held = {f"request_{place}": rows for place, rows in enumerate(requests, start=1) if _holds(forget, rows)}
+    return ["forget"] if without(forget, joined(held.values())) else list(held)
+
+
+def _holds(forget: Sequence[Row], rows: Sequence[Row]) -> bool:
+    """Return whether all rows are among the forget rows; a text may be a part of another: MUSE's growing sets."""
+    return all(
+        not row.messages and any(row.answer in each.answer for each in forget)
+        for row in without(rows, forget)
+    )
+
+
 def without_requests(
     rows: RowSets, requests: Mapping[str, Sequence[Row]], to_come: Iterable[Sequence[Row]]
 ) -> RowSets:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dipo_pl.cli.command_parser import as_options, one_line_errors
 from dipo_pl.errors import NOT_FINITE, InputError
-from dipo_pl.storage.run_folder import RunFolder
+from dipo_pl.storage.run_folder import RunFolder, forgotten_sets
 
 if TYPE_CHECKING:
     from dipo_pl.callbacks.selection import SelectionRule
@@ -161,13 +161,13 @@ def outcome(rate: float, run: RunFolder, config: dict[str, Any]) -> Trial:
         return Trial(rate, DIVERGED, f"learning rate {rate:.3g}: ended with numbers that are not finite")
     # These load torch, which takes seconds.
     from dipo_pl.callbacks.selection import NearestToUnseen
-    from dipo_pl.evaluation.verdict_rules import forgotten_set
 
     given = config["selection"]["rule"] or {}
     is_same = str(given.get("class_path")).endswith(f".{NearestToUnseen.__name__}")
     rule = NearestToUnseen(**(given.get("init_args") or {} if is_same else {}))
     (score, best), target = max(scored(rule, run, config), key=lambda each: each[0]), run.read_metrics()[0]
-    key = f"{forgotten_set(target)}_probability"
+    keys = (f"{rows}_probability" for rows in forgotten_sets(run.read_manifest()))
+    key = max(keys, key=lambda each: float(best[each]))
     lost = "" if score > LOST else ", utility lost"
     text = f"learning rate {rate:.3g}: P(forget) {target[key]:.3g} -> {best[key]:.3g} at step {best['step']}{lost}"
     return Trial(rate, score, text)
@@ -193,12 +193,14 @@ def scored(
     from dipo_pl.metrics.base import HOLDOUT
 
     result = config["forget_quality"].get("retain_result")
-    sets = run.read_manifest()["data"]["evaluation"]
+    manifest = run.read_manifest()
+    sets = manifest["data"]["evaluation"]
     holdout = sets.get(HOLDOUT, {}).get("fingerprint")
     retain = None if result is None else comparable_metrics(read_result(result), holdout)
     rule.rows = {name: each["rows"] for name, each in sets.items()}
     target, *records = run.read_metrics()
-    rule.wrong_answers, rule.thresholds = wrong_answers(run, target), Thresholds(**config["verdict"])
+    rule.forgotten, rule.thresholds = forgotten_sets(manifest), Thresholds(**config["verdict"])
+    rule.wrong_answers = wrong_answers(run, target, rule.forgotten)
     scores = [(score, each) for each in records if (score := rule.score(each, target, retain)) is not None]
     if target["step"] != 0 or not scores:
         raise InputError(

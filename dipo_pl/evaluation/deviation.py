@@ -4,7 +4,7 @@ import math
 from statistics import fmean
 
 from dipo_pl.evaluation.membership_rule import area_gap, area_noise
-from dipo_pl.evaluation.verdict_rules import MEASURES, Evidence, Thresholds, lowest_p, removed_share
+from dipo_pl.evaluation.verdict_rules import MEASURES, Evidence, Thresholds, least_removed, lowest_p
 
 # A part counts as exceeding 1 by at most this.
 FARTHEST = 1000.0
@@ -22,7 +22,7 @@ def deviation(evidence: Evidence, thresholds: Thresholds) -> float | None:
 
     None if there is no measure of forgetting.
     """
-    shares = [removed_share(evidence, name, thresholds) for _, name in MEASURES.values()]
+    shares = [least_removed(evidence, name, thresholds) for _, name in MEASURES.values()]
     # The threshold may be 1: all has to be gone.
     allowed = max(1 - thresholds.removed, 1 / FARTHEST)
     left = [(1 - each) / allowed for each in shares if each is not None]

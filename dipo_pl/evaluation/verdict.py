@@ -7,7 +7,7 @@
 | P(forget) was not measured, or the target's is nearly that of a model that never saw the rows | `cannot_tell` |
 | P(forget), ROUGE, extraction strength, VerbMem or KnowMem: one is missed | `not_forgotten` |
 | one of these is partly met | `partly` |
-| all are met; membership, Forget Quality, utility or fluency is not | `partly` |
+| all are met; membership, Forget Quality, utility or fluency is not, or an earlier request came back | `partly` |
 | all are met; no answers to forget rows were generated, or utility or fluency was not measured | `cannot_tell` |
 | all are met | `forgotten` |
 
@@ -28,6 +28,7 @@ from dipo_pl.evaluation.verdict_rules import (
     Reason,
     Thresholds,
     collapse,
+    earlier_requests,
     fluency,
     forget_quality,
     forgetting,
@@ -74,7 +75,12 @@ def judge(evidence: Evidence, thresholds: Thresholds) -> Verdict:
     gone = forgetting(evidence, thresholds)
     useful, fluent = utility(evidence, thresholds), fluency(evidence, thresholds)
     broken = collapse(evidence, {useful.status, fluent.status} != {"not_tested"})
-    others = [membership(evidence, thresholds), forget_quality(evidence, thresholds), useful, fluent, broken]
+    others = [
+        membership(evidence, thresholds),
+        forget_quality(evidence, thresholds),
+        earlier_requests(evidence),
+    ]
+    others += [useful, fluent, broken]
     rules = [*gone, *(each for each in others if each is not None)]
     said = (*rules, *notes(evidence))
     return Verdict(_name({each.rule: each for each in rules}), said)

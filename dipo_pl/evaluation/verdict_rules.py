@@ -1,8 +1,10 @@
 """The rules of a verdict: each compares one thing that was measured with its threshold and says so in a sentence."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any, Literal, NamedTuple
 
 Metrics = Mapping[str, Any]
@@ -27,6 +29,8 @@ MEASURES = {
     "forget_verbatim": ("VerbMem", "verbatim"),
     "forget_knowledge": ("KnowMem(forget)", "knowledge"),
 }
+# The probability of a request's rows, in a sequence of requests.
+REQUEST = re.compile(r"request_\d+_probability")
 GENERATED = ("rouge_l_recall", "verbatim", "knowledge")
 
 
@@ -63,7 +67,8 @@ class Evidence:
         target: the evaluation before training; empty if there is none.
         now: the evaluation of the judged weights; empty if there is none.
         retain: the retain-only model's metrics; None if there is no such model.
-        wrong_answers: the target's mean probability of wrong answers to the forget questions; None if there are none.
+        forgotten: names of the evaluation sets that were to be forgotten; each of them must be.
+        wrong_answers: the target's mean probability of wrong answers to the questions of these sets, by set.
         rows: number of rows of each evaluation set; empty if not known.
         collapse: signs of a collapse in the judged weights, a sentence each.
         warnings: other warnings of the run, a sentence each.
@@ -72,7 +77,8 @@ class Evidence:
     target: Metrics
     now: Metrics
     retain: Metrics | None = None
-    wrong_answers: float | None = None
+    forgotten: Sequence[str] = ("forget",)
+    wrong_answers: Mapping[str, float] = field(default_factory=dict)
     rows: Mapping[str, int] = field(default_factory=dict)
     collapse: Sequence[str] = ()
     warnings: Sequence[str] = ()
@@ -118,17 +124,7 @@ def kept_utility(target: Metrics, now: Metrics) -> Kept | None:
     return None if name is None or name not in now else Kept(UTILITIES[name], target[name], now[name])
 
 
-def forgotten_set(metrics: Metrics) -> str:
-    """Return the set that is to be forgotten now: the latest request, or `forget` if there are no requests.
-
-    MUSE's `forget` is the first fold, whichever set is forgotten.
-    """
-    places = [each.removeprefix("request_").removesuffix("_probability") for each in metrics]
-    latest = max((int(each) for each in places if each.isdecimal()), default=0)
-    return f"request_{latest}" if latest else "forget"
-
-
-def baseline(evidence: Evidence, name: str) -> tuple[float | None, Baseline]:
+def baseline(evidence: Evidence, rows: str, name: str) -> tuple[float | None, Baseline]:
     """Return the value that a model would have which does not know the rows, and what says so.
 
     The best evidence comes first: a retain-only model, the target's own value on rows of the same form that it never
@@ -136,30 +132,37 @@ def baseline(evidence: Evidence, name: str) -> tuple[float | None, Baseline]:
 
     Args:
         evidence: what is known.
-        name: a metric of the forget set, without the set's name.
+        rows: name of the evaluation set.
+        name: a metric of the set, without the set's name.
     """
-    key = f"{forgotten_set(evidence.target)}_{name}"
+    key = f"{rows}_{name}"
     if evidence.retain is not None and key in evidence.retain:
         return evidence.retain[key], "retain-only model"
     if f"holdout_{name}" in evidence.target:
         return evidence.target[f"holdout_{name}"], "holdout"
-    if name == "probability" and evidence.wrong_answers is not None:
-        return evidence.wrong_answers, "wrong answers"
+    if name == "probability" and rows in evidence.wrong_answers:
+        return evidence.wrong_answers[rows], "wrong answers"
     return None, "target"
 
 
-def removed_share(evidence: Evidence, name: str, thresholds: Thresholds) -> float | None:
-    """Return (target - now) / (target - baseline); without a baseline, 1 - now / target.
+def removed_share(evidence: Evidence, rows: str, name: str, thresholds: Thresholds) -> float | None:
+    """Return (target - now) / (target - baseline) of a set; without a baseline, 1 - now / target.
 
     None if it was not measured, or the target hardly differs from its baseline, so that there is nothing to measure.
     """
-    key = f"{forgotten_set(evidence.target)}_{name}"
+    key = f"{rows}_{name}"
     if key not in evidence.target or key not in evidence.now:
         return None
-    before, (base, _) = evidence.target[key], baseline(evidence, name)
+    before, (base, _) = evidence.target[key], baseline(evidence, rows, name)
     least = max(LEAST_DISTANCE, thresholds.least_distance * before) if base is not None else KNOWS_NOTHING
     distance = before - (base or 0.0)
     return None if distance < least else float((before - evidence.now[key]) / distance)
+
+
+def least_removed(evidence: Evidence, name: str, thresholds: Thresholds) -> float | None:
+    """Return the removed share of the set that is forgotten least; None if there was nothing to measure in any."""
+    found = [removed_share(evidence, rows, name, thresholds) for rows in evidence.forgotten]
+    return min((each for each in found if each is not None), default=None)
 
 
 def metric_thresholds(evidence: Evidence, thresholds: Thresholds) -> dict[str, float]:
@@ -168,11 +171,11 @@ def metric_thresholds(evidence: Evidence, thresholds: Thresholds) -> dict[str, f
     What is known of the forget set must be at most target - removed * (target - baseline); utility and Forget Quality
     must be at least this.
     """
-    target, subject, found = evidence.target, forgotten_set(evidence.target), {}
-    for _, name in MEASURES.values():
-        if removed_share(replace(evidence, now=target), name, thresholds) is not None:
-            before, (base, _) = target[f"{subject}_{name}"], baseline(evidence, name)
-            found[f"{subject}_{name}"] = before - thresholds.removed * (before - (base or 0.0))
+    target, found = evidence.target, {}
+    for rows, (_, name) in product(evidence.forgotten, MEASURES.values()):
+        if removed_share(replace(evidence, now=target), rows, name, thresholds) is not None:
+            before, (base, _) = target[f"{rows}_{name}"], baseline(evidence, rows, name)
+            found[f"{rows}_{name}"] = before - thresholds.removed * (before - (base or 0.0))
     kept = next((each for each in UTILITIES if target.get(each, 0) >= KNOWS_NOTHING), None)
     if kept is not None:
         found[kept] = thresholds.utility * target[kept]
@@ -182,28 +185,36 @@ def metric_thresholds(evidence: Evidence, thresholds: Thresholds) -> dict[str, f
 
 
 def forgetting(evidence: Evidence, thresholds: Thresholds) -> list[Reason]:
-    """Return how much is gone by each measure of what the model knows of the forget rows."""
-    found = [_forgetting(evidence, thresholds, rule) for rule in MEASURES]
-    subject = forgotten_set(evidence.target)
-    if all(f"{subject}_{name}" not in evidence.now for name in GENERATED):
+    """Return how much is gone by each measure of what the model knows of the rows, of the set that is forgotten least."""
+    found = [_least_forgotten(evidence, thresholds, rule) for rule in MEASURES]
+    if any(all(f"{rows}_{name}" not in evidence.now for name in GENERATED) for rows in evidence.forgotten):
         why = "no answers to the forget rows were generated at this step, so nobody has seen what the model says"
         found.append(Reason("forget_rouge", "not_tested", "none", why))
     return [each for each in found if each is not None]
 
 
-def _forgetting(evidence: Evidence, thresholds: Thresholds, rule: str) -> Reason | None:
+def _least_forgotten(evidence: Evidence, thresholds: Thresholds, rule: str) -> Reason | None:
+    found = [_forgetting(evidence, thresholds, rule, rows) for rows in evidence.forgotten]
+    measured = (each for each in found if each is not None)
+    # A set of which there was nothing to forget counts only if there is no other.
+    return min(measured, key=lambda each: math.inf if each.value is None else each.value, default=None)
+
+
+def _forgetting(evidence: Evidence, thresholds: Thresholds, rule: str, rows: str) -> Reason | None:
     title, name = MEASURES[rule]
-    key = f"{forgotten_set(evidence.target)}_{name}"
+    if len(evidence.forgotten) > 1:
+        title = f"{title} of {rows.replace('_', ' ')}"
+    key = f"{rows}_{name}"
     if key not in evidence.target or key not in evidence.now:
         return None
     before, now = evidence.target[key], evidence.now[key]
-    base, source = baseline(evidence, name)
+    base, source = baseline(evidence, rows, name)
     whose = {
         "retain-only model": "a retain-only model has",
         "holdout": "the target has on unseen rows (holdout)",
         "wrong answers": "the target has for wrong answers",
     }
-    share = removed_share(evidence, name, thresholds)
+    share = removed_share(evidence, rows, name, thresholds)
     if share is None:
         than = (
             f"hardly more than the {base:.3g} that {whose[source]}"
@@ -228,11 +239,38 @@ def _forgetting(evidence: Evidence, thresholds: Thresholds, rule: str) -> Reason
 
 def lacks_measures(evidence: Evidence, thresholds: Thresholds) -> bool:
     """Return whether an evaluation lacks a measure of forgetting that counts, such as ROUGE where nothing was generated."""
-    subject, before = forgotten_set(evidence.target), replace(evidence, now=evidence.target)
+    before = replace(evidence, now=evidence.target)
     return any(
-        f"{subject}_{name}" not in evidence.now and removed_share(before, name, thresholds) is not None
-        for _, name in MEASURES.values()
+        f"{rows}_{name}" not in evidence.now and removed_share(before, rows, name, thresholds) is not None
+        for rows, (_, name) in product(evidence.forgotten, MEASURES.values())
     )
+
+
+def earlier_requests(evidence: Evidence) -> Reason | None:
+    """Return whether rows that earlier runs have forgotten are known again; None if there are no such rows.
+
+    They are if their probability is above what it was before training, and above a model's that never saw them.
+    """
+    rises = {}
+    for key in evidence.target.keys() & evidence.now.keys():
+        rows = key.removesuffix("_probability")
+        if REQUEST.fullmatch(key) and rows not in evidence.forgotten:
+            base, _ = baseline(evidence, rows, "probability")
+            rises[rows] = evidence.now[key] - max(evidence.target[key], base or 0.0)
+    if not rises:
+        return None
+    highest = max(rises.values())
+    back = [
+        f"P({rows.replace('_', ' ')}) rose from {evidence.target[f'{rows}_probability']:.3g} to "
+        f"{evidence.now[f'{rows}_probability']:.3g}"
+        for rows in sorted(rises)
+        if rises[rows] > LEAST_DISTANCE
+    ]
+    if back:
+        text = f"{', '.join(back)}: rows of an earlier request are coming back"
+        return Reason("earlier_requests", "missed", "target", text, highest, LEAST_DISTANCE)
+    text = f"P of no earlier request rose by more than {LEAST_DISTANCE:g}"
+    return Reason("earlier_requests", "met", "target", text, highest, LEAST_DISTANCE)
 
 
 def lowest_p(evidence: Evidence) -> float:

@@ -8,6 +8,7 @@ from dipo_pl.errors import InputError
 from dipo_pl.evaluation.verdict import TITLES, judge
 from dipo_pl.evaluation.verdict_rules import Evidence, Thresholds
 from dipo_pl.report.run import Kind, Run, printable
+from dipo_pl.storage.run_folder import forgotten_sets
 
 NO_VERDICT = "no verdict"
 # Verdicts of runs whose values may be marked as best; a run without a verdict is one of an earlier version.
@@ -91,9 +92,8 @@ def _judged(run: Run, retain_only: Run | None) -> Verdict:
     target = run.evaluations[0].metrics if run.first is not None else {}
     now = run.metrics if run.result is not run.first else {}
     rows = {name: len(each.rows) for name, each in run.result.sets.items()}
-    found = judge(
-        Evidence(target, now, None if retain_only is None else retain_only.metrics, rows=rows), Thresholds()
-    )
+    retain = None if retain_only is None else retain_only.metrics
+    found = judge(Evidence(target, now, retain, forgotten_sets(run.manifest), rows=rows), Thresholds())
     reasons = (asdict(each) for each in found.reasons if each.rule != "collapse")
     return Verdict(found.name, tuple(map(_reason, reasons)), computed=True)
 

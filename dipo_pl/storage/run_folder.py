@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,18 @@ def exported_weights(manifest: Mapping[str, Any]) -> str | None:
         "weights_at_end"
     )
     return known
+
+
+def forgotten_sets(manifest: Mapping[str, Any]) -> list[str]:
+    """Return the names of the evaluation sets that a run is to forget; see `ForgetRetain.forgotten`.
+
+    Of the manifest of an earlier version it is the latest request, or `forget` if there are no requests.
+    """
+    if (known := manifest.get("to_forget")) is not None:
+        return list(known)
+    sets = (manifest.get("data") or {}).get("evaluation") or {}
+    places = [int(found[1]) for each in sets if (found := re.fullmatch(r"request_(\d+)", each))]
+    return [f"request_{max(places)}" if places else "forget"]
 
 
 def check_name(name: str) -> None:

@@ -18,7 +18,6 @@ def records(**columns):
 @pytest.mark.parametrize(("columns", "done", "sign"), [
     ({"model_utility": [0.8, 0.39]}, 0.1, "utility"),
     ({"forget_probability": [0.9, 0.82]}, 0.5, "stalled"),
-    ({"forget_probability": [0.9, 0.1], "request_2_probability": [0.9, 0.82]}, 0.5, "stalled"),
     ({"forget_quality_log10_p": [-9, -5, -2, -4]}, 0.9, "forget_quality_log10_p"),
     ({"model_utility": [0.8, 0.8, 0.55, 0.79]}, 0.9, "model_utility"),
     ({"retain_repetition": [0.1, 0.5]}, 0.1, "repetitive"),
@@ -38,6 +37,14 @@ def records(**columns):
 ])  # fmt: skip
 def test_signs(columns, done, sign):
     assert list(CollapseGuard().signs(records(**columns), done)) == ([] if sign is None else [sign])
+
+
+@pytest.mark.parametrize(
+    ("forgotten", "sign"), [(("request_1", "request_2"), ["stalled"]), (("request_2",), [])]
+)
+def test_one_request_that_stalls_is_a_sign(forgotten, sign):
+    trajectory = records(request_1_probability=[0.9, 0.82], request_2_probability=[0.9, 0.1])
+    assert list(CollapseGuard().signs(trajectory, 0.5, forgotten)) == sign
 
 
 def test_evaluations_without_the_metrics_are_skipped():

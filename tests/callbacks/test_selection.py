@@ -18,6 +18,8 @@ from dipo_pl.callbacks.selection import (
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation.verdict_rules import Thresholds
 from dipo_pl.metrics.result import EvaluationResult, SetResult
+from dipo_pl.models.pretrained import Pretrained
+from dipo_pl.storage.fingerprints import weights_fingerprint
 from dipo_pl.storage.run_folder import RunFolder
 
 TARGET = {"step": 0, "model_utility": 0.8, "forget_rouge_l_recall": 1.0, "forget_quality_log10_p": -9.0}
@@ -136,13 +138,27 @@ def test_nearest_to_unseen_does_not_follow_the_noise_of_few_rows(rows, auc, scor
 def test_nearest_to_unseen_has_the_verdicts_evidence_and_thresholds():
     rule = NearestToUnseen()
     # Without other evidence than wrong answers, of the way from 0.9 to their 0.1.
-    rule.wrong_answers = 0.1
+    rule.wrong_answers = {"forget": 0.1}
     assert rule.score(found(0.26, 0.8), KNOWING, None) == pytest.approx(-1)
     rule.thresholds = Thresholds(removed=0.9)
     assert rule.score(found(0.26, 0.8), KNOWING, None) == pytest.approx(-2)
     rule.thresholds = Thresholds(removed=1.0)
     assert rule.score(found(0.11, 0.8), KNOWING, None) < -1
     assert rule.score(found(0.1, 0.8), KNOWING, None) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rule", "score"), [(LowestForgetProbability(), -0.7), (NearestToUnseen(), -0.7 / 0.8 / 0.2)]
+)
+def test_the_request_that_is_forgotten_least_decides(rule, score):
+    rule.forgotten = ("request_1", "request_2")
+    target = KNOWING | {
+        "holdout_probability": 0.1,
+        "request_1_probability": 0.9,
+        "request_2_probability": 0.9,
+    }
+    now = found(0.45, 0.8) | {"request_1_probability": 0.8, "request_2_probability": 0.1}
+    assert rule.score(now, target, None) == pytest.approx(score)
 
 
 def test_an_evaluation_without_answers_has_no_score():
@@ -297,6 +313,8 @@ def test_the_best_checkpoint_is_exported_and_represents_the_run(cli, learned, re
     saved = torch.load(run.checkpoints / name, weights_only=True)["state_dict"]
     exported = load_file(run.hf / "model.safetensors")
     assert all(torch.equal(tensor, saved[f"model.{name}"]) for name, tensor in exported.items())
+    # A run that starts from it records the same.
+    assert run.read_manifest()["exported_weights"] == weights_fingerprint(Pretrained(str(run.hf)).model())
 
 
 def test_an_evaluation_without_a_score_is_never_the_best(cli, learned, retain_only, run, tmp_path):

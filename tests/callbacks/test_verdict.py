@@ -147,18 +147,32 @@ def test_forget_rows_that_were_not_measured_are_told(tmp_path, measured, said):
     assert texts(verdict(run), "warnings") == said
 
 
-def test_earlier_requests_that_come_back_are_told(tmp_path):
-    before = {"request_1_probability": 0.1, "request_2_probability": 0.12, "request_3_probability": 0.8}
-    now = {"request_1_probability": 0.3, "request_2_probability": 0.13, "request_3_probability": 0.9}
-    found = verdict(run_of(tmp_path, TARGET | before, trained(5, 0.1) | now))
-    assert [each for each in texts(found, "warnings") if "coming back" in each] == [
-        "P(request 1) rose from 0.1 to 0.3: rows of an earlier request are coming back"
-    ]
+@pytest.mark.parametrize(("to_forget", "found"), [
+    (["request_1", "request_2"], "not_forgotten"),
+    (["request_2"], "forgotten"),
+    (None, "forgotten"),  # of an earlier version, which judged the latest request
+])  # fmt: skip
+def test_all_requests_are_judged_that_the_run_was_to_forget(tmp_path, to_forget, found):
+    known = dict.fromkeys(("request_1_probability", "request_2_probability"), 0.9)
+    answers = dict.fromkeys(("request_1_rouge_l_recall", "request_2_rouge_l_recall"), 0.05)
+    now = trained(5, 0.5) | known | answers | {"request_2_probability": 0.1}
+    run = run_of(tmp_path, TARGET | known | answers, now)
+    sets = {each: {"rows": 2} for each in ("forget", "request_1", "request_2")}
+    run.add_to_manifest(data={"evaluation": sets}, **({} if to_forget is None else {"to_forget": to_forget}))
+    assert verdict(run).name == found
 
 
-@pytest.mark.parametrize("records", [(), (TARGET,), (trained(3, 0.1),)])
-def test_without_an_evaluation_before_or_after_nothing_can_be_told(tmp_path, records):
-    assert verdict(run_of(tmp_path, *records)).name == "cannot_tell"
+@pytest.mark.parametrize(("records", "exported"), [
+    ((), None),
+    ((TARGET,), None),
+    ((trained(3, 0.1),), None),
+    # What was exported is another step's.
+    ((TARGET, trained(3, 0.1)), 2),
+])  # fmt: skip
+def test_without_an_evaluation_before_or_after_nothing_can_be_told(tmp_path, records, exported):
+    found = verdict(run_of(tmp_path, *records, exported=exported))
+    assert found.name == "cannot_tell"
+    assert found.reasons[0].text.startswith("there is no evaluation")
 
 
 def test_thresholds_that_contradict_each_other():

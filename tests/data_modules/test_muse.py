@@ -81,12 +81,19 @@ class TestForgetSets:
             "\n\n".join(FOLDS[1] + FOLDS[2] + FOLDS[3])
         ]
 
+    @pytest.mark.parametrize("kind", ["json", "txt"])
+    def test_all_growing_requests_are_forgotten_together(self, tmp_path, kind):
+        names = ["scal_1", "scal_2"]
+        folder = write(tmp_path, NEWS, [kind])
+        assert in_blocks(folder, forget=names, requests=names).forgotten == ["request_1", "request_2"]
+
     def test_requests_are_measured_by_their_documents(self, news):
         data = set_up(news, "sust_2", requests=["sust_1", "sust_2"], evaluation_rows=5)
         requested = data.evaluation_sets[-2:]
         assert [each.name for each in requested] == ["request_1", "request_2"]
         assert [texts(each.rows) for each in requested] == [FOLDS[1][:5], FOLDS[2]]
         assert {each.new_tokens for each in requested} == {0}
+        assert data.forgotten == ["request_2"]
         assert set(FOLDS[1]) <= set(data.module.texts)
 
     @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from connected import connected
 
 from dipo_pl.data_modules.fictitious_authors import FictitiousAuthors
 from dipo_pl.data_modules.json_lines import JSONL
-from dipo_pl.data_modules.requests import joined, refuse_overlaps, without
+from dipo_pl.data_modules.requests import forgotten_sets, joined, refuse_overlaps, without
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation_set import EvaluationSet, RowSets
 from dipo_pl.prompts import QuestionAnswer
@@ -39,6 +39,24 @@ def test_overlaps(requests, nested, message):
         return
     with pytest.raises(InputError, match=message):
         refuse_overlaps(requests, nested)
+
+
+ASKED = Row((("user", "a"),), "a")
+
+
+@pytest.mark.parametrize(("requests", "forget", "sets"), [
+    ([], [A, B], ["forget"]),
+    ([[A, B], [C]], [C], ["request_2"]),
+    ([[A, B], [C]], [A, B, C], ["request_1", "request_2"]),
+    # A part of a request is what `forget` measures.
+    ([[A, B], [C]], [A], ["forget"]),
+    ([[A, B], [C]], [B, C], ["forget"]),
+    # One text that holds the text of an earlier request; an answer is no such part.
+    ([[A], [Row((), "ab")]], [Row((), "ab")], ["request_1", "request_2"]),
+    ([[ASKED], [Row((), "ab")]], [Row((), "ab")], ["request_2"]),
+])  # fmt: skip
+def test_sets_of_what_is_forgotten_now(requests, forget, sets):
+    assert forgotten_sets(requests, forget) == sets
 
 
 class TestDataModule:

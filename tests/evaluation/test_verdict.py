@@ -15,7 +15,6 @@ from dipo_pl.evaluation.verdict_rules import (
     Thresholds,
     baseline,
     forget_quality,
-    forgotten_set,
     kept_utility,
     metric_thresholds,
 )
@@ -152,19 +151,19 @@ def test_without_evaluations_nothing_can_be_told(none):
 
 
 @pytest.mark.parametrize(("target", "more", "expected"), [
-    (TARGET, {"retain": RETAIN, "wrong_answers": 0.2}, (0.3, "retain-only model")),
-    (TARGET, {"retain": {}, "wrong_answers": 0.2}, (0.1, "holdout")),
-    (without(TARGET, "holdout_probability"), {"wrong_answers": 0.2}, (0.2, "wrong answers")),
+    (TARGET, {"retain": RETAIN, "wrong_answers": {"forget": 0.2}}, (0.3, "retain-only model")),
+    (TARGET, {"retain": {}, "wrong_answers": {"forget": 0.2}}, (0.1, "holdout")),
+    (without(TARGET, "holdout_probability"), {"wrong_answers": {"forget": 0.2}}, (0.2, "wrong answers")),
     (without(TARGET, "holdout_probability"), {}, (None, "target")),
 ])  # fmt: skip
 def test_the_best_evidence_comes_first(target, more, expected):
-    assert baseline(Evidence(target, {}, **more), "probability") == expected
+    assert baseline(Evidence(target, {}, **more), "forget", "probability") == expected
 
 
 @pytest.mark.parametrize(("more", "now", "share"), [
     ({"retain": RETAIN}, 0.6, 0.5),  # of 0.9 to 0.3
     ({}, 0.5, 0.5),  # of 0.9 to 0.1
-    ({"target": without(TARGET, "holdout_probability"), "wrong_answers": 0.4}, 0.65, 0.5),
+    ({"target": without(TARGET, "holdout_probability"), "wrong_answers": {"forget": 0.4}}, 0.65, 0.5),
     ({"target": without(TARGET, "holdout_probability")}, 0.45, 0.5),  # of all
 ])  # fmt: skip
 def test_share_removed(more, now, share):
@@ -240,12 +239,57 @@ def test_utility_is_the_first_that_the_target_had():
     assert kept_utility({"retain_probability": 0.09}, FORGOTTEN) is None
 
 
-def test_the_latest_request_is_judged():
-    assert forgotten_set(TARGET) == "forget"
-    requests = {"request_1_probability": 0.1, "request_2_probability": 0.9, "request_10_probability": 0.9}
-    assert forgotten_set(TARGET | requests) == "request_10"
-    found = verdict({**requests, "request_10_probability": 0.1}, target=TARGET | requests)
-    assert (found.reasons[0].rule, found.reasons[0].status) == ("forget_probability", "met")
+REQUESTS = {f"request_{place}_{name}": value for place in (1, 2) for name, value in
+            {"probability": 0.9, "rouge_l_recall": 0.8}.items()}  # fmt: skip
+BOTH = {f"request_{place}_{name}": value for place in (1, 2) for name, value in
+        {"probability": 0.1, "rouge_l_recall": 0.2}.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "name", "statuses"), [
+    ({}, "forgotten", {"forget_probability": "met", "forget_rouge": "met"}),
+    # Whichever it is, the one that is forgotten least decides, by each measure.
+    ({"request_1_probability": 0.9}, "not_forgotten", {"forget_probability": "missed", "forget_rouge": "met"}),
+    ({"request_2_probability": 0.4}, "partly", {"forget_probability": "partly"}),
+    ({"request_1_probability": 0.4, "request_2_rouge_l_recall": 0.8}, "not_forgotten",
+     {"forget_probability": "partly", "forget_rouge": "missed"}),
+    ({"request_1_rouge_l_recall": None}, "cannot_tell", {"forget_rouge": "not_tested"}),
+])  # fmt: skip
+def test_requests_that_are_forgotten_together_are_judged_one_by_one(changes, name, statuses):
+    together = {"target": TARGET | REQUESTS, "forgotten": ("request_1", "request_2")}
+    found = verdict(BOTH | changes, **together)
+    assert found.name == name
+    assert {each.rule: each.status for each in found.reasons}.items() >= statuses.items()
+    if changes == {"request_1_probability": 0.9}:
+        assert found.reasons[0].text.startswith(
+            "P(forget) of request 1 went from 0.9 to 0.9: 0% of the way to the 0.1"
+        )
+        now = {key: each for key, each in (FORGOTTEN | BOTH | changes).items() if each is not None}
+        evidence = Evidence(together["target"], now, forgotten=together["forgotten"])
+        # All is left, of which a fifth may be: 1 plus the mean of 5 - 1, and of 0 by ROUGE and membership.
+        assert deviation(evidence, Thresholds()) == pytest.approx(1 + 4 / 3)
+        assert metric_thresholds(evidence, Thresholds())["request_1_probability"] == pytest.approx(0.26)
+
+
+def test_a_request_of_which_nothing_was_known_does_not_count():
+    target = TARGET | REQUESTS | {"request_1_probability": 0.1, "request_1_rouge_l_recall": 0.2}
+    found = verdict(BOTH, target=target, forgotten=("request_1", "request_2"))
+    assert found.name == "forgotten"
+    assert found.reasons[0].text.startswith("P(forget) of request 2 went from 0.9 to 0.1")
+
+
+@pytest.mark.parametrize(("before", "now", "more", "name", "said"), [
+    (0.1, 0.3, {}, "partly", "P(request 1) rose from 0.1 to 0.3: rows of an earlier request are coming back"),
+    (0.1, 0.115, {}, "forgotten", "P of no earlier request rose by more than 0.02"),
+    # It was erased, and rises to what a model has that never saw the rows, the holdout's 0.1 or a retain-only model's.
+    (0.0, 0.1, {}, "forgotten", "P of no earlier request rose by more than 0.02"),
+    (0.0, 0.3, {"retain": RETAIN | {"request_1_probability": 0.29}}, "forgotten", "P of no earlier request rose"),
+])  # fmt: skip
+def test_an_earlier_request_that_comes_back_is_not_forgotten(before, now, more, name, said):
+    target = TARGET | REQUESTS | {"request_1_probability": before}
+    found = verdict(BOTH | {"request_1_probability": now}, target=target, forgotten=("request_2",), **more)
+    assert found.name == name
+    (reason,) = (each for each in found.reasons if each.rule == "earlier_requests")
+    assert reason.text.startswith(said)
 
 
 @pytest.mark.parametrize(("more", "told"), [({}, True), ({"world_facts": 20}, False)])

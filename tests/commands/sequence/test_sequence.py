@@ -33,8 +33,10 @@ def test_each_stage_starts_from_the_one_before(cli, inputs, manifest, metrics):
     first, second = stage(inputs, 1), stage(inputs, 2)
     assert manifest(first)["policy"]["source"] == "runs/target/hf"
     assert manifest(second)["policy"]["source"] == "runs/s/stage-1/hf"
-    assert manifest(second)["policy"]["weights_at_start"] == manifest(first)["policy"]["weights_at_end"]
+    assert manifest(second)["policy"]["weights_at_start"] == manifest(first)["exported_weights"]
     assert config(second)["data"]["init_args"]["forget"] == NAMES[1]
+    assert manifest(second)["to_forget"] == ["request_2"]
+    assert "earlier_requests" in {each["rule"] for each in manifest(second)["verdict_reasons"]}
     assert manifest(second)["data"]["forget"]["rows"] == 10
     # All 60 people are in the file to be kept, and those who asked are not.
     assert [manifest(each)["data"]["retain"]["rows"] for each in (first, second)] == [50, 40]
@@ -59,6 +61,13 @@ def test_together_stages_start_from_the_target(cli, inputs, manifest):
     assert len(starts) == 1
     assert config(second)["data"]["init_args"]["forget"] == NAMES[:2]
     assert [manifest(each)["data"]["forget"]["rows"] for each in (first, second)] == [10, 20]
+    # Each request is judged by itself.
+    assert [manifest(each)["to_forget"] for each in (first, second)] == [
+        ["request_1"],
+        ["request_1", "request_2"],
+    ]
+    reason = manifest(second)["verdict_reasons"][0]["text"]
+    assert reason.startswith(("P(forget) of request 1 ", "P(forget) of request 2 "))
 
 
 def test_nothing_finished_is_repeated_and_a_new_request_is_one_stage_more(cli, inputs, manifest, metrics):
