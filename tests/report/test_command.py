@@ -122,6 +122,16 @@ def test_a_run_is_represented_by_the_weights_that_it_exported(content, copied):
     assert row["metrics"]["forget_probability"] == records[3] != records[6]
 
 
+def test_weights_that_were_not_evaluated_are_not_shown_as_another_steps(cli, copied):
+    copied("unlearned-0", manifest=lambda manifest: manifest.update(exported_step=4))
+    ended = cli("report", "copies/unlearned-0")
+    assert (ended.code, len(ended.errors)) == (2, 1)
+    line = (
+        "copies/unlearned-0 has no evaluation of step 4, whose weights it exported: evaluate its model with"
+    )
+    assert line in ended.errors[0]
+
+
 def test_another_model_in_the_place_of_the_retain_only_one(cli, runs, copied):
     """A config names a folder, and the report is made where that holds another model."""
     unlearned = copied("unlearned-0")
