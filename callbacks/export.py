@@ -146,12 +146,14 @@ class Export(Callback):
         rounded = {
             name: each.to(dtype) if each.is_floating_point() else each for name, each in weights.items()
         }
+        as_loaded = _as_loaded(model, rounded)
+        # This takes one of two tied weights out of the dictionary.
         model.save_pretrained(folder, state_dict=rounded)
         config = folder / "config.json"
         # transformers writes the dtype of the model in memory.
         values = json.loads(config.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
         config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        return {"exported_as": told, "exported_weights": _as_loaded(model, rounded)}
+        return {"exported_as": told, "exported_weights": as_loaded}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Update the model card with an evaluation that follows the export."""
