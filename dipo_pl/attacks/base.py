@@ -1,5 +1,6 @@
 """Base of all attacks, and what an attack has found."""
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from dipo_pl.attacks.intervals import Intervals
-from dipo_pl.attacks.subject import MODELS, UNLEARNED, Subject
-from dipo_pl.errors import check_number
+from dipo_pl.attacks.subject import CALLED, MODELS, UNLEARNED, Subject
+from dipo_pl.errors import NOT_FINITE, InputError, check_number
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,26 @@ class Outcome:
     series: dict[str, list[Any]] = field(default_factory=dict)
     intervals: Intervals | None = None
     floor: float = 0.0
+
+    def check(self, attack: str) -> None:
+        """Refuse numbers that nothing can be judged by.
+
+        Args:
+            attack: its name.
+
+        Raises:
+            InputError: a value or a bound of an interval is not finite.
+        """
+        found = {CALLED.get(name, name): [value] for name, value in self.values.items()}
+        if self.intervals is not None:
+            bounds = {name: value for name, value in vars(self.intervals).items() if isinstance(value, list)}
+            found |= {f"interval of the {name}": each for name, each in bounds.items()}
+        for name, numbers in found.items():
+            for each in numbers:
+                if not math.isfinite(each):
+                    raise InputError(
+                        f"{attack}: the {name} is {NOT_FINITE} ({each}): an attack must return finite numbers"
+                    )
 
     def content(self) -> dict[str, Any]:
         """Return the outcome as plain values, which `read` takes."""
@@ -70,6 +91,16 @@ class Attack(ABC):
     @abstractmethod
     def run(self, subject: Subject) -> Outcome:
         """Attack the models; on every rank, which all return the same."""
+
+
+def check_some(name: str, values: Sequence[Any] | None) -> None:
+    """Refuse an empty list of settings, with which an attack would try nothing; None passes, for the default.
+
+    Raises:
+        InputError: the list is empty.
+    """
+    if values is not None and not values:
+        raise InputError(f"{name} must have at least one value (got []): leave it out for the default")
 
 
 def keyed(model: str, key: str) -> str:

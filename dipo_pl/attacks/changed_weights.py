@@ -63,5 +63,7 @@ class ChangedWeights(Attack):
         self.change(model, change)
         with eval_mode(model), torch.no_grad():
             what = f"forget rows of the {CALLED[name]} after {change}, batches"
-            found = measure(subject, model, subject.forget, [Probability(), TruthRatio()], what=what)
+            metrics = [Probability(), TruthRatio()]
+            remedy = f"leave {change} out"
+            found = measure(subject, model, subject.forget, metrics, what=what, remedy=remedy)
             return {"metrics": found.metrics, "rows": [row["probability"] for row in found.rows]}

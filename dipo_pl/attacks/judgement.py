@@ -45,7 +45,8 @@ def judge(outcome: Outcome, tolerance: float, removed: float) -> Judgement:
         cannot_tell         otherwise: the interval holds distances of both kinds
 
     Without a retain-only model r counts as the outcome's floor, as if the best had been reached, for `not_forgotten` alone:
-    nothing else can be said. Where an attack knows no intervals, its values stand for them.
+    nothing else can be said. Where an attack knows no intervals, its values stand for them; fewer than two rows of one that
+    does cannot tell.
 
     Args:
         outcome: what the attack found.
@@ -63,6 +64,10 @@ def judge(outcome: Outcome, tolerance: float, removed: float) -> Judgement:
             return Judgement("not_forgotten", reason)
         missing = "a retain-only model to compare with (--against)"
         return not_tried(f"{reason}; it takes {missing}", missing)
+    if intervals is not None and intervals.rows < 2:
+        return Judgement(
+            "cannot_tell", f"{reason}: too few rows to tell", f"two rows or more (got {intervals.rows})"
+        )
     low, high = now - base, now - base
     if intervals is not None and intervals.distance is not None:
         low, high = intervals.distance
@@ -82,8 +87,11 @@ def judge(outcome: Outcome, tolerance: float, removed: float) -> Judgement:
 
 def _most(outcome: Outcome, way: float) -> float:
     """Return the most that may be gone, as a share of the way from the target."""
-    if outcome.intervals is not None and outcome.intervals.gone is not None:
-        return outcome.intervals.gone[1]
+    intervals = outcome.intervals
+    if intervals is not None and intervals.rows < 2:
+        return math.inf
+    if intervals is not None and intervals.gone is not None:
+        return intervals.gone[1]
     return (outcome.values[TARGET] - outcome.values[UNLEARNED]) / way
 
 

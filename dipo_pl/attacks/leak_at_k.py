@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from dipo_pl.attacks.base import Attack, Outcome, by_model, numbered
+from dipo_pl.attacks.base import Attack, Outcome, by_model, check_some, numbered
 from dipo_pl.attacks.intervals import of_rows
 from dipo_pl.attacks.subject import CALLED, RETAIN_ONLY, UNLEARNED, Subject
 from dipo_pl.errors import InputError, check_count, check_share
@@ -46,7 +46,8 @@ class LeakAtK(Attack):
     ) -> None:
         super().__init__(tolerance)
         check_count("LeakAtK.samples", samples)
-        self.k = sorted(k) if k else [each for each in (1, 4, 16, 64) if each <= samples]
+        check_some("LeakAtK.k", k)
+        self.k = [each for each in (1, 4, 16, 64) if each <= samples] if k is None else sorted(k)
         for each in self.k:
             if not 1 <= each <= samples:
                 raise InputError(
@@ -79,12 +80,11 @@ class LeakAtK(Attack):
         intervals = of_rows(
             {name: leak_at_k(leaks, self.samples, most).tolist() for name, leaks in counts.items()}
         )
-        if intervals is not None:
-            distance = intervals.distance
-            if distance is not None:
-                # Rows of which none has leaked do not differ, however few they are.
-                distance = [distance[0], max(distance[1], upper - values[RETAIN_ONLY])]
-            intervals = replace(intervals, value=[0.0, upper], distance=distance)
+        distance = intervals.distance
+        if distance is not None:
+            # Rows of which none has leaked do not differ, however few they are.
+            distance = [distance[0], max(distance[1], upper - values[RETAIN_ONLY])]
+        intervals = replace(intervals, value=[0.0, upper], distance=distance)
         headline = f"leak@{most} of {self.samples} samples"
         return Outcome(headline, values, by_model(metrics), numbered(counts), series, intervals)
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from dipo_pl.attacks.subject import Subject
 from dipo_pl.data_modules.evaluation_sets import EvaluationBatches, evaluation_batches
-from dipo_pl.errors import NOT_FINITE, TrainingError
+from dipo_pl.errors import NOT_FINITE, InputError, TrainingError
 from dipo_pl.evaluation_set import EvaluationSet
 from dipo_pl.metrics import base
 from dipo_pl.metrics.base import EvaluationMetric, MeasuredSet
@@ -25,6 +25,7 @@ def measure(
     metrics: Sequence[EvaluationMetric],
     new_tokens: int = 0,
     what: str = "",
+    remedy: str | None = None,
 ) -> SetResult:
     """Return the result of a model on a set, of all ranks together.
 
@@ -35,9 +36,11 @@ def measure(
         metrics: what is measured.
         new_tokens: longest answer that is generated to a row; 0 generates none.
         what: what is done, for the line of progress.
+        remedy: what to change where the attack itself has changed the model; None if it has not.
 
     Raises:
-        TrainingError: an answer's loss is not finite.
+        InputError: an answer's loss is not finite, and the attack has changed the model: it shows nothing.
+        TrainingError: an answer's loss is not finite, and the model is as it was loaded.
     """
     encoded = subject.encoded(evaluation_set)
     batches = EvaluationBatches(encoded)
@@ -46,6 +49,10 @@ def measure(
         batch = batches[rows].to(subject.device)
         seen = Observations.of_model(model, batch)
         if not seen.nll.isfinite().all():
+            if remedy is not None:
+                raise InputError(
+                    f"an answer's loss is {NOT_FINITE}: the attack has broken the model ({what}): {remedy}"
+                )
             raise TrainingError(f"an answer's loss is {NOT_FINITE}: the model's weights are broken ({what})")
         if new_tokens:
             texts = generate(model, subject.tokenizer, batch.prompts, new_tokens, known=seen.greedy)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
+from dipo_pl.attacks.base import check_some
 from dipo_pl.attacks.changed_weights import ChangedWeights
 from dipo_pl.errors import check_share
 from dipo_pl.models.pruning import prune
@@ -19,6 +20,7 @@ class Pruning(ChangedWeights):
 
     def __init__(self, shares: list[float] | None = None, tolerance: float = 0.05) -> None:
         super().__init__(tolerance)
+        check_some("Pruning.shares", shares)
         self.shares = [0.1, 0.3, 0.5] if shares is None else shares
         for each in self.shares:
             check_share("Pruning.shares", each, one=False)

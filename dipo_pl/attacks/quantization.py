@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
+from dipo_pl.attacks.base import check_some
 from dipo_pl.attacks.changed_weights import ChangedWeights
 from dipo_pl.models.quantization import Quantization as Kind
 from dipo_pl.models.quantization import quantize
@@ -21,6 +22,7 @@ class Quantization(ChangedWeights):
 
     def __init__(self, kinds: list[Kind] | None = None, tolerance: float = 0.05) -> None:
         super().__init__(tolerance)
+        check_some("Quantization.kinds", kinds)
         self.kinds: list[Kind] = ["int8", "int4", "nf4"] if kinds is None else kinds
 
     @property

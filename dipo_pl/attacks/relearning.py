@@ -184,7 +184,8 @@ class Relearning(Attack):
             if step in steps:
                 with eval_mode(model), torch.no_grad():
                     what = f"after step {step} of {steps[-1]}, {CALLED[name]}, batches"
-                    found = measure(subject, model, held_back, [Probability()], what=what)
+                    remedy = f"lower Relearning.lr (got {self.lr:g})" if step else None
+                    found = measure(subject, model, held_back, [Probability()], what=what, remedy=remedy)
                     curve.append([row["probability"] for row in found.rows])
             if step < steps[-1]:
                 self._train(model, optimizer, next(batches), subject.device)

@@ -142,7 +142,7 @@ def _packs_correctly(model: PreTrainedModel) -> bool:
         rows = _PackedRows(batch, 1)
         whole, packed = answer_states(model, batch)[None], rows.states(model).index_select(0, rows.predicting)
         tolerance = 1e-3 if whole.dtype == torch.float32 else 0.05
-        _supports_packing[model] = torch.allclose(
-            packed, whole, rtol=tolerance, atol=tolerance * float(whole.abs().max())
-        )
+        # States of a broken model are NaN, for which `allclose` has no tolerance: the answers' losses tell.
+        allowed = tolerance * (whole.abs().max() + whole.abs())
+        _supports_packing[model] = bool(((packed - whole).abs() <= allowed).all())
     return _supports_packing[model]

@@ -15,6 +15,7 @@ from dipo_pl.attacks.paraphrased_question import ParaphrasedQuestion
 from dipo_pl.attacks.plain_question import PlainQuestion
 from dipo_pl.attacks.pruning import Pruning
 from dipo_pl.attacks.quantization import Quantization
+from dipo_pl.attacks.relearning import Relearning
 from dipo_pl.attacks.subject import MODELS
 from dipo_pl.attacks.unlearning_depth import UnlearningDepth
 from dipo_pl.errors import InputError
@@ -224,6 +225,19 @@ def test_rounded_and_pruned_models(subject):
     assert rounded.values["unlearned"] == max(rounded.metrics[key] for key in keys)
 
 
+@pytest.mark.parametrize(("attack", "said"), [
+    (Pruning([0.3]), r"the attack has broken the model \(.*after 30_percent.*\): leave 30_percent out"),
+    (Relearning("retain", steps=1, lr=1e-3), r"the attack has broken the model .*: lower Relearning.lr \(got 0.001\)"),
+])  # fmt: skip
+def test_a_model_that_an_attack_breaks_is_no_fault_of_the_model(subject, monkeypatch, attack, said):
+    def broken(model, *_):
+        next(model.parameters()).data.fill_(math.nan)
+
+    monkeypatch.setattr(attack, "change" if isinstance(attack, Pruning) else "_train", broken)
+    with pytest.raises(InputError, match=said):
+        attack.run(subject)
+
+
 def test_depth_and_lens_look_for_the_entity(subject):
     depth, lens = UnlearningDepth(threshold=0.001).run(subject), LogitLens().run(subject)
     assert 0 <= depth.metrics["unlearning_depth"] <= 1
@@ -273,6 +287,9 @@ def test_depth_of_a_copy_of_either_model(subject):
     (lambda: LeakAtK(max_new_tokens=0), "LeakAtK.max_new_tokens must be at least 1"),
     (lambda: AnswerPrefix(tokens=[0]), "AnswerPrefix.tokens must be at least 1"),
     (lambda: Membership(k=0.0), "Membership.k must be a share"),
+    (lambda: LeakAtK(k=[]), r"LeakAtK.k must have at least one value \(got \[\]\)"),
+    (lambda: Pruning([]), "Pruning.shares must have at least one value"),
+    (lambda: Quantization([]), "Quantization.kinds must have at least one value"),
     (lambda: Pruning([1.0]), "Pruning.shares must be a share"),
     (lambda: UnlearningDepth(threshold=-1.0), "UnlearningDepth.threshold must be a finite number >= 0"),
     (lambda: LogitLens(tolerance=-0.1), "LogitLens.tolerance must be a finite number >= 0"),

@@ -7,7 +7,7 @@ import statistics
 import numpy as np
 import pytest
 
-from dipo_pl.attacks.intervals import area_draws, of_draws, of_rows, resampled
+from dipo_pl.attacks.intervals import Intervals, area_draws, of_draws, of_rows, resampled
 from dipo_pl.metrics.membership import auroc
 
 TARGET = [0.9, 0.8, 1.0, 0.7, 0.95, 0.85]
@@ -47,20 +47,47 @@ def test_rows_are_drawn_for_all_models_at_once():
     ):
         # Of 5 rows, Student's quantile is 2.7764: Phi(-1.1180 * 2.7764).
         assert interval == pytest.approx([quantile(values, FEW), quantile(values, 1 - FEW)], abs=1e-12)
-    # On the same rows: models that are equal do not differ.
-    same = of_rows({"unlearned": NEVER, "retain_only": NEVER})
-    assert same.distance == [0, 0]
-    assert same.gone is None
+    assert of_rows({"unlearned": NEVER, "retain_only": NEVER}).gone is None
 
 
 def test_what_is_missing():
-    assert of_rows({"unlearned": [0.5]}) is None
-    assert of_rows({"unlearned": [None, None, 0.1]}) is None
+    assert of_rows({"unlearned": [0.5]}) == Intervals(None, None, None, 1)
+    assert of_rows({"unlearned": [None, None, 0.1]}).rows == 1
     alone = of_rows({"target": [0.9, 0.7], "unlearned": [0.4, 0.2]}, floor=0.1)
     assert alone.distance is None
-    # 0.5 of a way from 0.9 to 0.1, or 0.5 of one from 0.7; two rows say nothing, so that it is all that was drawn.
-    assert alone.gone == pytest.approx([0.5 / 0.8, 0.5 / 0.6])
     assert of_rows({"target": [0.1, 0.1], "unlearned": [0.1, 0.1]}, floor=0.1).gone is None
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4])
+def test_of_few_rows_it_is_students(rows):
+    """Means of rows that are drawn again reach no farther than the rows."""
+    now, never = [0.3, 0.1, 0.6, 0.2][:rows], NEVER[:rows]
+    distances = [one - other for one, other in zip(now, never, strict=True)]
+    mean, error = statistics.fmean(distances), statistics.stdev(distances) / math.sqrt(rows)
+    half = {2: 12.7062, 3: 4.30265, 4: 3.18245}[rows] * error
+    # A distance of shares is at most 1.
+    expected = [max(-1.0, mean - half), min(1.0, mean + half)]
+    assert of_rows({"unlearned": now, "retain_only": never}).distance == pytest.approx(
+        expected, abs=0.05 * half
+    )
+    # Numbers of any other kind have no such bounds.
+    now, never = ([1 + each for each in values] for values in (now, never))
+    found = of_rows({"unlearned": now, "retain_only": never}).distance
+    assert found == pytest.approx([mean - half, mean + half], abs=0.05 * half)
+
+
+@pytest.mark.parametrize("rows", [2, 40, 59])
+def test_rows_that_are_all_alike_have_the_width_of_the_rule_of_three(rows):
+    unseen = 1 - 0.05 ** (1 / rows)
+    found = of_rows({"target": [0.8] * rows, "unlearned": [0.2] * rows, "retain_only": [0.2] * rows})
+    assert found.value == pytest.approx([0.2 - 0.2 * unseen, 0.2 + 0.8 * unseen])
+    assert found.distance == pytest.approx([-unseen, unseen])
+    assert found.gone == pytest.approx([1 - unseen, 1])
+    assert (unseen <= 0.05) == (rows == 59)
+    areas = {"unlearned": np.ones(2000), "retain_only": np.ones(2000)}
+    assert of_draws(areas, rows, tests=4).distance[0] == pytest.approx(-1 + 0.0125 ** (1 / rows))
+    # What values other than shares may be is not known.
+    assert of_rows({"unlearned": [7.0] * rows, "retain_only": [5.0] * rows}).distance == [2, 2]
 
 
 def test_areas_are_those_of_the_drawn_rows():

@@ -1,9 +1,13 @@
+import math
+import re
+
 import pytest
 
 from dipo_pl.attacks.base import Outcome
 from dipo_pl.attacks.intervals import Intervals
 from dipo_pl.attacks.judgement import Judgement, judge, not_tried, overall
 from dipo_pl.attacks.score import scores
+from dipo_pl.errors import InputError
 
 
 def judged(target, unlearned, retain_only, tolerance=0.05, removed=0.5):
@@ -66,6 +70,28 @@ def test_it_takes_rows_to_tell(distance, gone, status):
     assert found.status == status
     assert (found.settle != "") == (status == "cannot_tell")
     assert f"distance 0.1 [{distance[0]:.3g}, {distance[1]:.3g}], at most 0.05" in found.reason
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_fewer_than_two_rows_tell_nothing(rows):
+    values = {"target": 0.9, "unlearned": 0.9, "retain_only": 0.9}
+    few = Intervals(None, None, None, rows)
+    found = judge(Outcome("P", values, {}, intervals=few), 0.05, 0.5)
+    assert (found.status, found.settle) == ("cannot_tell", f"two rows or more (got {rows})")
+    del values["retain_only"]
+    assert judge(Outcome("P", values, {}, intervals=few), 0.05, 0.5).status == "not_tried"
+
+
+@pytest.mark.parametrize(("value", "distance", "named"), [
+    (math.nan, None, "hint: the unlearned model is not finite (nan)"),
+    (math.inf, None, "hint: the unlearned model is not finite (inf)"),
+    (0.1, [-math.inf, 0.1], "hint: the interval of the distance is not finite (-inf)"),
+])  # fmt: skip
+def test_numbers_that_are_not_finite_are_refused(value, distance, named):
+    outcome = Outcome("P", {"unlearned": value}, {}, intervals=Intervals(None, distance, None, 4))
+    with pytest.raises(InputError, match=re.escape(named)):
+        outcome.check("hint")
+    Outcome("P", {"unlearned": 0.1}, {}, intervals=Intervals(None, [0.1, 0.2], None, 4)).check("hint")
 
 
 def test_where_there_was_nothing_to_forget_few_rows_do_not_matter():
