@@ -10,7 +10,7 @@ from dipo_pl.commands.probes.finished_run import FinishedRun
 from dipo_pl.errors import InputError
 from dipo_pl.storage.files import locked, write_text
 from dipo_pl.storage.run_folder import RunFolder
-from dipo_pl.storage.signature import FILE as SIGNATURE
+from dipo_pl.storage.signature import refuse_signed
 
 FILE = "lm_eval.json"
 DESCRIPTION = f"""\
@@ -32,7 +32,7 @@ def lm_eval(arguments: Sequence[str], debug: bool = False) -> int:
     given = parser().parse_args(arguments)
     runs = [FinishedRun.read(each) for each in given.runs]
     for run in runs:
-        _refuse_signed(run)
+        refuse_signed(run.path)
     # These take seconds to import.
     from dipo_pl.evaluation.lm_eval_tasks import LMEvalTasks
 
@@ -98,11 +98,3 @@ def _measure(run: FinishedRun, tasks: Any) -> None:
     width = max(map(len, metrics))
     print(f"\n{run.path}, step {step}")
     print("\n".join(f"  {name:{width}}  {value:.4f}" for name, value in metrics.items()))
-
-
-def _refuse_signed(run: FinishedRun) -> None:
-    if (run.path / SIGNATURE).exists():
-        raise InputError(
-            f"{run.path} is signed, and this would add to its figures: remove {run.path / SIGNATURE}, and sign it again "
-            "afterwards"
-        )

@@ -20,6 +20,7 @@ from dipo_pl.evaluation.published_results import published_names
 from dipo_pl.paths import expanded
 from dipo_pl.storage.files import locked, remove, write_text
 from dipo_pl.storage.run_folder import RunFolder, exported_weights
+from dipo_pl.storage.signature import refuse_signed
 from dipo_pl.storage.text import load_yaml, read_text
 
 DESCRIPTION = """\
@@ -152,6 +153,8 @@ def purge(arguments: Sequence[str], debug: bool = False) -> int:
         )
     with locked(run.path):
         target = _target(run) if given.target else None
+        for each in (run, *([] if target is None else [target])):
+            refuse_signed(each.path)
         with ExitStack() as stack:
             for each in [*([] if target is None else [target.path]), *_trials(run)]:
                 stack.enter_context(locked(each))

@@ -1,5 +1,6 @@
 """The model card of an exported model: what was done to it, with what, and the results; never the rows themselves."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from dipo_pl.errors import InputError
 from dipo_pl.evaluation.verdict import TITLES
 from dipo_pl.storage.files import write_text
 from dipo_pl.storage.run_folder import RunFolder
+from dipo_pl.storage.signature import is_signed
 from dipo_pl.storage.text import load_yaml
 
 _METHOD = (
@@ -25,10 +27,15 @@ _METHOD = (
 
 
 def write_model_card(run: RunFolder) -> None:
-    """Write the card of the exported model of a run anew, with what has been measured since."""
+    """Write the card of the exported model of a run anew, with what has been measured since, unless the run is signed."""
     step = run.read_manifest().get("exported_step")
-    if step is not None and run.hf.is_dir() and run.config.is_file():
-        write_text(run.hf / "README.md", model_card(run, step))
+    if step is None or not run.hf.is_dir() or not run.config.is_file():
+        return
+    card = run.hf / "README.md"
+    if is_signed(run.path):
+        print(f"dipo-pl: {run.path} is signed, so that {card} stays as it was signed", file=sys.stderr)
+        return
+    write_text(card, model_card(run, step))
 
 
 def model_card(run: RunFolder, step: int) -> str:

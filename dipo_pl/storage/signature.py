@@ -45,6 +45,23 @@ class Check:
         return self.valid and not (self.changed or self.missing or self.added)
 
 
+def is_signed(folder: Path) -> bool:
+    """Return whether a folder has a signature, of whatever it is."""
+    return (folder / FILE).exists()
+
+
+def refuse_signed(folder: Path) -> None:
+    """Refuse a signed folder, which a command would change.
+
+    Raises:
+        InputError: the folder is signed.
+    """
+    if is_signed(folder):
+        raise InputError(
+            f"{folder} is signed, and this would change it: remove {folder / FILE}, and sign it again afterwards"
+        )
+
+
 def sign(folder: Path, key: Path) -> int:
     """Write the signature of a folder's files by an Ed25519 key; return the number of files.
 

@@ -131,7 +131,7 @@ def test_a_signed_run(cli, run):
     (run / "signature.json").write_text("{}")
     ended = cli("lm-eval", "run", "--tasks", "first", "--include-path", "tasks")
     assert (ended.code, len(ended.errors)) == (2, 1)
-    assert "run is signed, and this would add to its figures: remove run/signature.json" in ended.errors[0]
+    assert "run is signed, and this would change it: remove run/signature.json" in ended.errors[0]
 
 
 @pytest.mark.parametrize(("words", "said"), [

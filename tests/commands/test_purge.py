@@ -391,6 +391,19 @@ def test_what_cannot_be_purged(run, cli, manifest, change, words, line):
     assert (run / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("signed", ["smoke", "target"])
+def test_what_is_signed_stays(run, target, cli, signed):
+    folder = run.with_name(signed)
+    (folder / "signature.json").write_text("{}")
+    ended = cli("purge", run, "--yes", "--target")
+    assert (ended.code, len(ended.errors), ended.out) == (2, 1, "")
+    assert (
+        f"{folder} is signed, and this would change it: remove {folder / 'signature.json'}" in ended.errors[0]
+    )
+    assert (run / "checkpoints").exists()
+    assert (target / "hf").exists()
+
+
 def test_its_own_model_is_not_its_target(run, cli, manifest):
     manifest(run, policy={"source": str(run / "hf")})
     ended = cli("purge", run, "--yes", "--target")

@@ -131,7 +131,7 @@ def test_the_base_model_is_named_if_the_hub_has_it(run, tmp_path):
     assert str(tmp_path) not in local
 
 
-def test_relearning_is_told_once_it_was_probed(run):
+def test_relearning_is_told_once_it_was_probed(run, capsys):
     probe = RunFolder(run.path.with_name("smoke-relearn"))
     probe.path.mkdir()
     weights = run.read_manifest()["policy"]["weights_at_end"]
@@ -140,7 +140,15 @@ def test_relearning_is_told_once_it_was_probed(run):
     write_model_card(run)
     assert "| 4 | 0.745 | 0.419 |" in card(run)
     assert "hidden rather than removed" not in card(run)
+    (run.path / "signature.json").write_text("{}")
     probe.add_to_manifest(probe={"weights": "of another model"})
+    write_model_card(run)
+    assert "| 4 | 0.745 | 0.419 |" in card(run)
+    assert (
+        f"{run.path} is signed, so that {run.hf / 'README.md'} stays as it was signed"
+        in capsys.readouterr().err
+    )
+    (run.path / "signature.json").unlink()
     write_model_card(run)
     assert "hidden rather than removed" in card(run)
 

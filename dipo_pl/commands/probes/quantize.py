@@ -7,6 +7,7 @@ from dipo_pl.commands.headline_table import headline_table
 from dipo_pl.commands.probes.finished_run import FinishedRun
 from dipo_pl.errors import InputError
 from dipo_pl.storage.run_folder import RunFolder
+from dipo_pl.storage.signature import refuse_signed
 
 DESCRIPTION = """\
 Evaluate the model of each finished run as the run did, with the weights of its linear layers rounded to 8 and to 4
@@ -28,6 +29,9 @@ def quantize(arguments: Sequence[str], debug: bool = False) -> int:
     kinds = [KINDS[bits] for bits in dict.fromkeys(given.bits or KINDS)]
     runs = [FinishedRun.read(each) for each in given.runs]
     folders = [{kind: each.folder(kind) for kind in kinds} for each in runs]
+    for of_run in folders:
+        for folder in of_run.values():
+            refuse_signed(folder)
     for each, of_run in zip(runs, folders, strict=True):
         quality = each.config.get("forget_quality") or {}
         for kind, folder in of_run.items():
