@@ -1,7 +1,7 @@
 """Memory of finished parts of attacks in files, so that a killed audit does not repeat them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +41,27 @@ class FileMemory(Memory):
 
     def _read(self, name: str) -> dict[str, Any] | None:
         """Return the content of a part's file as rank 0 reads it, on every rank; None if it is to be made."""
-        found: list[Any] = [None]
-        if _rank() == 0:
-            try:
-                found = [json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))]
-            except (OSError, ValueError):
-                found = [None]
+        found = [_content(self.folder / f"{name}.json") if _rank() == 0 else {}]
         if dist.is_initialized():
             dist.broadcast_object_list(found)
         (content,) = found
-        fits = isinstance(content, dict) and content.get("identity") == self.identity and "value" in content
-        return content if fits else None
+        return content if content.get("identity") == self.identity and "value" in content else None
+
+
+def remove_others(folder: Path, identities: Collection[str]) -> None:
+    """Remove the parts in a folder that were made from something else, and damaged ones."""
+    for path in folder.glob("*.json"):
+        if _content(path).get("identity") not in identities:
+            path.unlink()
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """Return the content of a part's file, empty where there is none or it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _rank() -> int:

@@ -1,11 +1,15 @@
 """Tasks of EleutherAI's lm-eval: found by name, and measured on a model in memory."""
 
+import hashlib
+import json
 import math
 import random
+import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +93,20 @@ class LMEvalTasks:
             "limit": self.limit,
             "num_fewshot": self.num_fewshot,
         }
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the loaded tasks: their settings and functions, their documents, and the groups."""
+        self.load()
+        digest = hashlib.sha256()
+        groups = ([each, each.aggregate_metric_list] for each in self._together.get("groups", {}).values())
+        tasks = (
+            [name, each.dump_config(), [*each.eval_docs]] for name, each in self._together["tasks"].items()
+        )
+        for part in chain(groups, tasks):
+            # Addresses in memory are others in each process.
+            digest.update(re.sub(r" at 0x[0-9a-f]+", "", json.dumps(part, default=str)).encode())
+        return digest.hexdigest()
 
     def load(self) -> None:
         """Load the tasks with their data, once.

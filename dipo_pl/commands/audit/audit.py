@@ -11,10 +11,11 @@ from lightning.fabric import Fabric
 
 from dipo_pl.attacks.base import Attack, Outcome, by_model
 from dipo_pl.attacks.judgement import Judgement, judge, not_tried, overall
-from dipo_pl.attacks.memory import FileMemory
+from dipo_pl.attacks.memory import FileMemory, remove_others
 from dipo_pl.attacks.score import scores
 from dipo_pl.attacks.subject import TARGET, UNLEARNED, Subject
 from dipo_pl.cli.run import data_module
+from dipo_pl.commands.audit.checks import check_rows, check_weights
 from dipo_pl.commands.audit.config import AuditConfig
 from dipo_pl.commands.audit.fingerprints import write_fingerprints
 from dipo_pl.commands.audit.models import identity_of
@@ -33,7 +34,7 @@ from dipo_pl.storage.secrets import redact, redact_arguments
 from dipo_pl.version import __version__
 
 # Format of an attack's file; a result of an earlier format is made again.
-FORMAT = 2
+FORMAT = 3
 
 
 class Audit:
@@ -44,11 +45,11 @@ class Audit:
         folder: the audit's own folder.
         config: its settings.
         sources: where the models come from, by name.
-        fabric: launched; gives the device of this rank.
+        fabric: gives the device of this rank; launched before `run`.
         key: of the rows' fingerprints; None writes none.
 
     Raises:
-        InputError: the rows cannot be read, or the run measured no forget set.
+        InputError: the rows cannot be read or are not the run's, or the run measured no forget set.
     """
 
     def __init__(
@@ -61,12 +62,17 @@ class Audit:
         key: bytes | None = None,
     ) -> None:
         self.key = key
+        self._sources = sources
+        self._parts = folder.path / "attacks" / "parts"
+        # Of all that results of this config are made from.
+        self._identities: set[str] = set()
         # Outcomes of the attacks that were tried.
         self.outcomes: dict[str, Outcome] = {}
         self.run_folder, self.config, self.of, self.fabric = folder, config, run, fabric
         data = data_module(run.config)
         data.connect(FineTuning(sources[UNLEARNED]))
         data.setup("validate")
+        check_rows(run, data)
         quality = run.config.get("forget_quality") or {}
         utility = quality.get("utility_sets")
         self.subject = Subject(
@@ -89,6 +95,19 @@ class Audit:
             config.seed,
             {name: identity_of(each) for name, each in sources.items()},
         ]
+
+    def check_models(self, target_is_given: bool) -> None:
+        """Check the models' weights, once for each of them.
+
+        Args:
+            target_is_given: see `check_weights`.
+
+        Raises:
+            InputError: see `check_weights`.
+        """
+        start = self.of.manifest.get("policy")
+        memory = FileMemory(self._parts, self._made_from(["weights", start, target_is_given]))
+        memory.part("weights", lambda: check_weights(self.of, self._sources, target_is_given))
 
     def run(self, arguments: Sequence[str]) -> None:
         """Try all attacks and write what they find. What a killed audit has finished is read.
@@ -141,9 +160,8 @@ class Audit:
         if tasks is None:
             return {}
         tasks.load()
-        self.subject.memory = FileMemory(
-            self.run_folder.path / "attacks" / "parts", self._made_from(tasks.versions)
-        )
+        identity = self._made_from([tasks.versions, tasks.fingerprint])
+        self.subject.memory = FileMemory(self._parts, identity)
 
         def results(name: str) -> dict[str, Any]:
             with self.subject.model(name) as model:
@@ -167,15 +185,21 @@ class Audit:
     def _outcome(self, attack: Attack) -> Outcome:
         """Return what an attack finds, of this or an interrupted audit."""
         identity = self._made_from(settings_fingerprint(attack))
-        folder = self.run_folder.path / "attacks"
-        self.subject.memory = FileMemory(folder / "parts", identity)
-        found = FileMemory(folder, identity).part(attack.name, lambda: attack.run(self.subject).content())
-        return Outcome.read(found)
+        self.subject.memory = FileMemory(self._parts, identity)
+
+        def found() -> dict[str, Any]:
+            outcome = attack.run(self.subject)
+            outcome.check(attack.name)
+            return outcome.content()
+
+        return Outcome.read(FileMemory(self._parts.parent, identity).part(attack.name, found))
 
     def _made_from(self, settings: Any) -> str:
         """Return a hash of all that a result of these settings depends on."""
         made_from = json.dumps([*self._identity, settings], default=str)
-        return hashlib.sha256(made_from.encode()).hexdigest()
+        identity = hashlib.sha256(made_from.encode()).hexdigest()
+        self._identities.add(identity)
+        return identity
 
     def _write(
         self,
@@ -192,10 +216,9 @@ class Audit:
             [headline_of(tasks[TARGET], each) for each in tasks[TARGET]["asked"]] if TARGET in tasks else []
         )
         metrics |= scores(metrics, utility)
-        for path in (self.run_folder.path / "attacks").glob("*.json"):
-            # A result of an earlier config, once signed with the rest, would count as one of this config.
-            if path.stem not in outcomes:
-                path.unlink()
+        # A result of an earlier config, once signed with the rest, would count as one of this config.
+        for folder in (self._parts.parent, self._parts):
+            remove_others(folder, self._identities)
         write_text(self.run_folder.metrics, json.dumps({"epoch": None, "step": 0, **metrics}) + "\n")
         shown = ("headline", "values", "intervals", "series")
         found = {name: {key: each.content()[key] for key in shown} for name, each in outcomes.items()}
@@ -224,9 +247,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def launched(run: FinishedRun, devices: int) -> Fabric:
-    """Return Fabric with its processes started, on the kind of device that the run had."""
+def fabric_of(run: FinishedRun, devices: int) -> Fabric:
+    """Return Fabric, not launched yet, on the kind of device that the run had."""
     accelerator = (run.config.get("trainer") or {}).get("accelerator") or "auto"
-    fabric = Fabric(accelerator=accelerator, devices=devices, strategy="ddp" if devices > 1 else "auto")
-    fabric.launch()
-    return fabric
+    return Fabric(accelerator=accelerator, devices=devices, strategy="ddp" if devices > 1 else "auto")

@@ -6,11 +6,13 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from dipo_pl.cli.command_parser import Parser
+from dipo_pl.cli.new_files import NewFiles
 from dipo_pl.commands.probes.finished_run import FinishedRun
-from dipo_pl.errors import check_count
+from dipo_pl.errors import InputError, check_count
 from dipo_pl.signals import Interrupted, interruption
 from dipo_pl.storage.files import locked
 from dipo_pl.storage.run_folder import RunFolder
+from dipo_pl.storage.signature import refuse_signed
 
 # Attacks and settings unless others are given.
 CONFIG = "audit.yaml"
@@ -34,8 +36,12 @@ def audit(arguments: Sequence[str], debug: bool = False) -> int:
     check_count("--devices", given.devices)
     run = FinishedRun.read(given.run)
     folder = RunFolder(run.folder("audit"))
+    refuse_signed(folder.path)
     # These take seconds to import.
-    from dipo_pl.commands.audit.audit import Audit, launched
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+    from dipo_pl.commands.audit.audit import Audit, fabric_of
+    from dipo_pl.commands.audit.checks import check_never_saw
     from dipo_pl.commands.audit.config import AuditConfig
     from dipo_pl.commands.audit.fingerprints import check_key
     from dipo_pl.commands.audit.models import check_tokenizers, sources_of
@@ -48,14 +54,25 @@ def audit(arguments: Sequence[str], debug: bool = False) -> int:
         config.utility.load()
     sources = sources_of(run, given.target, given.against)
     check_tokenizers(dict(sources))
+    check_never_saw(run, sources)
     # The key is read before other ranks are started, since one that is not there is made.
     key = None if given.key is None else read_key(given.key, (run.path, folder.path))
     check_key(folder, key)
-    fabric = launched(run, given.devices)
+    fabric = fabric_of(run, given.devices)
     made = Audit(run, folder, config, sources, fabric, key)
+    new_files = NewFiles(folder)
+    # Other ranks run this same command once they are started, and would wait for one that the lock has refused.
+    is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     with interruption.listening():
         try:
-            with locked(folder.path) if fabric.is_global_zero else nullcontext():
+            with locked(folder.path) if is_first else nullcontext():
+                if is_first:
+                    try:
+                        made.check_models(given.target is not None)
+                    except InputError:
+                        new_files.discard()
+                        raise
+                fabric.launch()
                 made.run(arguments)
         except Interrupted as interrupted:
             print(f"dipo-pl: {interrupted}: the same command goes on from here", file=sys.stderr)

@@ -1,6 +1,7 @@
 """What an audit lacks is said of each attack, and what it is given wrong is one line."""
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -9,11 +10,14 @@ import pytest
 import yaml
 from audit_inputs import QUICK, SHORT
 from audit_runs import NAMES, make_runs, rows_of, write_rows
+from lightning.fabric import Fabric
 
+from dipo_pl.attacks.base import Outcome
 from dipo_pl.commands.audit import models
 from dipo_pl.commands.audit.models import identity_of
 from dipo_pl.data_modules.row_files import read_rows
 from dipo_pl.models.pretrained import Pretrained
+from dipo_pl.storage.files import locked
 from dipo_pl.storage.keyed import row_fingerprint
 
 
@@ -92,6 +96,8 @@ class TestLacking:
         assert cli(*SHORT).code == 0
         folder = world / "runs" / "unlearned-audit" / "attacks"
         assert [each.name for each in folder.glob("*.json")] == ["membership.json"]
+        parts = ["membership-retain_only", "membership-target", "membership-unlearned", "weights"]
+        assert sorted(each.stem for each in (folder / "parts").glob("*.json")) == parts
 
     def test_what_an_attack_refuses_is_its_reason(self, world, cli, manifest):
         (world / "quick.yaml").write_text(
@@ -102,6 +108,36 @@ class TestLacking:
         assert found["unlearning_depth"]["status"] == "not_tried"
         assert "by this measure there was nothing to forget" in found["unlearning_depth"]["reason"]
         assert found["logit_lens"]["status"] != "not_tried" or "cannot tell" in found["logit_lens"]["reason"]
+
+    def test_numbers_that_are_not_finite_are_no_result(self, world, cli, manifest, monkeypatch):
+        from dipo_pl.attacks.logit_lens import LogitLens
+
+        (world / "quick.yaml").write_text("attacks: [LogitLens]")
+        monkeypatch.setattr(LogitLens, "run", lambda *_: Outcome("P", {"unlearned": math.nan}, {}))
+        assert cli(*SHORT).code == 0
+        folder = world / "runs" / "unlearned-audit"
+        found = manifest(folder)["attacks"]["logit_lens"]
+        assert found["status"] == "not_tried"
+        assert "logit_lens: the unlearned model is not finite (nan)" in found["reason"]
+        assert not (folder / "attacks" / "logit_lens.json").exists()
+
+
+@pytest.mark.parametrize("devices", ["1", "2"])
+def test_an_audit_in_use_starts_no_further_process(world, cli, monkeypatch, devices):
+    monkeypatch.setattr(Fabric, "launch", None)
+    with locked(world / "runs" / "unlearned-audit"):
+        ended = cli(*SHORT, "--devices", devices)
+    assert (ended.code, len(ended.errors)) == (2, 1)
+    assert "runs/unlearned-audit is used by another process" in ended.errors[0]
+
+
+def test_a_signed_audit_stays_as_it_is(world, refused_line):
+    (world / "runs" / "unlearned-audit").mkdir()
+    (world / "runs" / "unlearned-audit" / "signature.json").write_text("{}")
+    line = (
+        "runs/unlearned-audit is signed, and this would change it: remove runs/unlearned-audit/signature.json"
+    )
+    assert line in refused_line(*SHORT)
 
 
 @pytest.mark.parametrize(("words", "line"), [

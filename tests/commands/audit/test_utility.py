@@ -8,6 +8,7 @@ from audit_runs import make_runs
 from own_tasks import write_tasks
 
 from dipo_pl.attacks.score import scores
+from dipo_pl.evaluation.lm_eval_tasks import LMEvalTasks
 from dipo_pl.storage.run_folder import RunFolder
 
 ATTACKS = "attacks: [{class_path: LogitLens}]\n"
@@ -51,6 +52,26 @@ def test_utility_averages_over_the_tasks_and_is_measured_once(world, cli):
     assert json.loads(part.read_text())["value"]["n-samples"]["first"]["effective"] == 4
     first = json.loads(part.read_text())["value"]["results"]["first"]["acc,none"]
     assert first == RunFolder(world / "runs" / "unlearned-audit").final_metrics["lm_eval_first_acc"] != 0.25
+
+
+@pytest.mark.parametrize(("file", "old", "new"), [
+    ("first.yaml", 'doc_to_text: "{{question}}"', 'doc_to_text: "Q: {{question}}"'),
+    ("questions.jsonl", "Who wrote the book?", "Who read the book?"),
+    ("both.yaml", "weight_by_size: true", "weight_by_size: false"),
+])  # fmt: skip
+def test_tasks_that_were_edited_are_others(tmp_path, file, old, new):
+    folder = write_tasks(tmp_path / "tasks")
+
+    def fingerprint():
+        return LMEvalTasks(["both"], str(folder)).fingerprint
+
+    before = fingerprint()
+    assert fingerprint() == before
+    path = folder / file
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    assert fingerprint() != before
 
 
 @pytest.mark.parametrize(("utility", "said"), [
