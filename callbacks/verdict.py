@@ -40,8 +40,8 @@ class Judge(Callback):
             extraction strength, VerbMem and KnowMem.
         partly: share that must be gone for `partly`.
         least_distance: distance, as a share of the target's value, below which there was nothing to forget.
-        membership: distance of the membership AUC from a retain-only model's, or from 0.5; with few rows, twice its
-            standard error.
+        membership: largest distance of the worst membership AUC from a retain-only model's, or from 0.5; with few rows, 2.5
+            standard errors of four attacks, or 2 of one.
         forget_quality: Forget Quality above which truth ratios count as a retain-only model's.
         utility: share of the target's utility that must be kept.
         repetition: rise of the share of repeated word 4-grams in answers to retain questions that is allowed.
