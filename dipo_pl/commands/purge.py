@@ -153,10 +153,11 @@ def purge(arguments: Sequence[str], debug: bool = False) -> int:
         )
     with locked(run.path):
         target = _target(run) if given.target else None
-        for each in (run, *([] if target is None else [target])):
-            refuse_signed(each.path)
+        targets = [] if target is None else [target.path]
+        for each in (run.path, *targets):
+            refuse_signed(each)
         with ExitStack() as stack:
-            for each in [*([] if target is None else [target.path]), *_trials(run)]:
+            for each in (*targets, *_trials(run)):
                 stack.enter_context(locked(each))
             found = Purge.of(run, target)
             print("\n".join(found.lines()), flush=True)
