@@ -172,7 +172,7 @@ def without_export(content):
     # A target of an earlier version, of which only the last weights are known.
     (None, lambda content: without_export(with_policy(weights_at_end="others")(content)), "is not the model that"),
     (None, lambda content: without_export(with_policy(weights_at_end=None)(content)), "target/manifest.json does not"),
-    (with_policy(weights_at_start=None), None, "run/manifest.json does not record what would show that"),
+    (with_policy(weights_at_start=None), None, "smoke/manifest.json does not record what would show that"),
     (with_policy(weights_at_start="others"), None, "is not the model that"),
     # Of LoRA only the adapter's weights are recorded: the target must have ended before.
     (with_policy(frozen_weights="a", weights_at_start="b"), lambda content: content | {"ended": "9999"}, "is not the model"),
