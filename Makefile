@@ -39,7 +39,7 @@ TOFU ?= $(or $(DIPO_PL_TOFU),locuslab/TOFU)
 study: install ## Twelve methods at 2.6 M parameters on real TOFU rows, 5 seeds (TOFU=FOLDER; hours on 2 cores)
 	$(BIN)/dipo-pl study --config study_tofu.yaml --data.path $(TOFU) $(OPTIONS)
 
-study-smollm2: install ## Eight methods on pretrained/smollm2, 135 M parameters, 3 seeds (TOFU=FOLDER; half a day on 2 cores)
+study-smollm2: install ## Eight methods on pretrained/smollm2, 135 M parameters, 3 seeds (TOFU=FOLDER; needs make pretrained; 6 hours on 2 cores)
 	$(BIN)/dipo-pl study --config study_smollm2.yaml --data.path $(TOFU) $(OPTIONS)
 
 study-gpu: install ## Methods on TOFU forget10 at 1 B, 5 seeds, on GPUs (prepared, not run yet; TOFU=FOLDER)
