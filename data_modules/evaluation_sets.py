@@ -5,12 +5,13 @@ from dataclasses import replace
 from itertools import chain
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from dipo_pl.batch import Encoded, EvaluationBatch, collate
 from dipo_pl.errors import InputError
-from dipo_pl.evaluation_set import EvaluationSet
+from dipo_pl.evaluation_set import EvaluationSet, RowSets
 from dipo_pl.rows import Row, shared_rows
 
 
@@ -39,6 +40,14 @@ def first_rows(evaluation_set: EvaluationSet, count: int | None) -> EvaluationSe
     if count is None or count >= len(rows):
         return evaluation_set
     return replace(evaluation_set, rows=rows[:count], whole=len(rows))
+
+
+def warn_of_retained(rows: RowSets) -> None:
+    """Warn of forget rows that are also retained."""
+    if overlap := shared_rows(rows.forget, rows.retain):
+        rank_zero_warn(
+            f"{overlap} of {len(rows.forget)} forget rows are also in the retain set: they will not be forgotten well"
+        )
 
 
 def refuse_seen_holdout(sets: Iterable[EvaluationSet], known: Iterable[Iterable[Row]]) -> None:

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any, Literal, Self
 
 from lightning import LightningDataModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -21,9 +21,10 @@ from dipo_pl.data_modules.evaluation_sets import (
     first_rows,
     flat,
     refuse_seen_holdout,
+    warn_of_retained,
     with_cut_answers,
 )
-from dipo_pl.data_modules.requests import forgotten_sets, joined, listed, new_rows, without_requests
+from dipo_pl.data_modules.requests import joined, listed, new_rows, sets_to_forget, without_requests
 from dipo_pl.data_modules.row_encoder import RowEncoder
 from dipo_pl.data_modules.stored_rows import stored
 from dipo_pl.data_modules.training_batches import (
@@ -39,7 +40,7 @@ from dipo_pl.data_modules.training_batches import (
 from dipo_pl.errors import InputError, check_count, check_objects, check_share
 from dipo_pl.evaluation_set import EvaluationSet, RowSets
 from dipo_pl.prompts import PromptFormat, QuestionAnswer
-from dipo_pl.rows import Row, shared_rows
+from dipo_pl.rows import Row
 from dipo_pl.storage import fingerprints
 
 TrainOn = Literal["pairs", "all", "forget", "retain"]
@@ -126,9 +127,8 @@ class ForgetRetain(LightningDataModule, ABC):
         self.requests_to_come = requests_to_come or []
         self.seed = seed or 0
         self.workers = workers
-        # Made by setup().
+        # Made by setup(), with the names of the sets that are forgotten now: of the requests, or `forget`.
         self.evaluation_sets: list[EvaluationSet] = []
-        # Names of those that are forgotten now: of the requests, or `forget`.
         self.forgotten: list[str] = ["forget"]
         self.tokenizer: PreTrainedTokenizerBase
         self.companions: dict[str, list[tuple[str, ...]]] = {}
@@ -239,16 +239,12 @@ class ForgetRetain(LightningDataModule, ABC):
     def _read(self) -> None:
         rows = self.read()
         requests = {name: self.forget_set(name) for name in self.requests}
-        if requests:
-            rows = without_requests(rows, requests, map(self.forget_set, self.requests_to_come))
-        if overlap := shared_rows(rows.forget, rows.retain):
-            rows_of = f"{overlap} of {len(rows.forget)} forget rows"
-            rank_zero_warn(f"{rows_of} are also in the retain set: they will not be forgotten well")
+        rows = without_requests(rows, requests, map(self.forget_set, self.requests_to_come))
+        warn_of_retained(rows)
         sets = chosen_sets(rows.evaluation, self.evaluate)
-        new = new_rows(requests)
-        for place, name in enumerate(new, start=1):
-            sets += self.request_sets(place, name, new[name])
-        self.forgotten = forgotten_sets(new.values(), rows.forget)
+        for place, (name, own) in enumerate((new := new_rows(requests)).items(), start=1):
+            sets += self.request_sets(place, name, own)
+        self.forgotten = sets_to_forget(new.values(), rows.forget)
         self.evaluation_sets = [first_rows(each, self.evaluation_rows) for each in sets]
         refuse_seen_holdout(self.evaluation_sets, [rows.forget, rows.retain, *requests.values()])
         self._row_sets = rows

@@ -48,7 +48,7 @@ def new_rows(requests: Mapping[str, Sequence[Row]]) -> dict[str, Sequence[Row]]:
     }
 
 
-def forgotten_sets(requests: Iterable[Sequence[Row]], forget: Sequence[Row]) -> list[str]:
+def sets_to_forget(requests: Iterable[Sequence[Row]], forget: Sequence[Row]) -> list[str]:
     """Return the names of the evaluation sets of which all rows are to be forgotten, by the new rows of each request.
 
     These are `request_1` and so on as far as they are in the forget rows. Where they leave out some of the forget rows,
@@ -69,13 +69,15 @@ def _holds(forget: Sequence[Row], rows: Sequence[Row]) -> bool:
 def without_requests(
     rows: RowSets, requests: Mapping[str, Sequence[Row]], to_come: Iterable[Sequence[Row]]
 ) -> RowSets:
-    """Return the rows of which nothing that was ever requested to be forgotten is retained.
+    """Return the rows of which nothing that was ever requested to be forgotten is retained; as they are without requests.
 
     The evaluation set `retain` loses the rows of requests to come too.
 
     Raises:
         InputError: requests overlap, what is forgotten now is not among them, or no retain row is left.
     """
+    if not requests:
+        return rows
     refuse_overlaps(requests, nested=True)
     requested = joined(requests.values())
     if missing := len(without(rows.forget, requested)):

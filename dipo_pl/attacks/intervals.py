@@ -12,7 +12,7 @@ from dipo_pl.attacks.subject import RETAIN_ONLY, TARGET, UNLEARNED
 
 RESAMPLES = 2000
 LEVEL = 0.95
-# What differs by less is the same but for rounding.
+# Values that differ by less are the same but for rounding.
 SAME = 1e-9
 Draws = npt.NDArray[np.float64]
 

@@ -7,6 +7,7 @@ import time
 from typing import NamedTuple
 
 from lightning import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.distributed import DistError
 
 from dipo_pl.cli.console import say
@@ -21,6 +22,11 @@ LOST = "lost connection to another rank; see its error above"
 # Seconds: until a rank other than the first reports an error, until the end of other ranks is no longer waited for, and
 # until a rank that waits in a collective operation is killed.
 LATER, PATIENCE, GRACE = 3.0, 10.0, 15.0
+
+
+def is_first_process() -> bool:
+    """Return whether this process was started first: other ranks run the same command once it has started them."""
+    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
 
 
 class End(NamedTuple):

@@ -21,7 +21,7 @@ def read_register(folder: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     entries = []
-    # Of bytes, since a text may hold other marks that end a line, such as U+2028.
+    # Bytes are split, since a text may hold other marks that end a line, such as U+2028.
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             entry = json.loads(line)

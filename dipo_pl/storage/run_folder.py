@@ -78,7 +78,7 @@ class RunFolder:
 
     @property
     def lack(self) -> str:
-        """What a run without a final step lacks, as an object of a sentence."""
+        """The evaluation that a run without a final step lacks, as an object of a sentence."""
         if (step := self.read_manifest().get("exported_step")) is not None and self.read_metrics():
             return f"no evaluation of step {step}, whose weights it exported"
         return f"no evaluation ({self.metrics.name} is missing or empty)"

@@ -86,7 +86,7 @@ def test_rows_that_are_all_alike_have_the_width_of_the_rule_of_three(rows):
     assert (unseen <= 0.05) == (rows == 59)
     areas = {"unlearned": np.ones(2000), "retain_only": np.ones(2000)}
     assert of_draws(areas, rows, tests=4).distance[0] == pytest.approx(-1 + 0.0125 ** (1 / rows))
-    # What values other than shares may be is not known.
+    # Other values than shares have no known bounds.
     assert of_rows({"unlearned": [7.0] * rows, "retain_only": [5.0] * rows}).distance == [2, 2]
 
 

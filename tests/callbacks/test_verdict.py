@@ -166,7 +166,7 @@ def test_all_requests_are_judged_that_the_run_was_to_forget(tmp_path, to_forget,
     ((), None),
     ((TARGET,), None),
     ((trained(3, 0.1),), None),
-    # What was exported is another step's.
+    # The exported weights are another step's.
     ((TARGET, trained(3, 0.1)), 2),
 ])  # fmt: skip
 def test_without_an_evaluation_before_or_after_nothing_can_be_told(tmp_path, records, exported):

@@ -60,7 +60,7 @@ def test_an_export_in_another_data_type_is_asked_for(cli, checkpoint):
     assert dtypes() == {torch.bfloat16}
     assert json.loads((RUN / "hf/config.json").read_text())["dtype"] == "bfloat16"
     assert manifest()["exported_as"].startswith("in bfloat16, in which ")
-    # As a run that starts from them has them.
+    # The fingerprint is that of a run that starts from them.
     loaded = AutoModelForCausalLM.from_pretrained(RUN / "hf", dtype=torch.float32)
     assert manifest()["exported_weights"] == weights_fingerprint(loaded)
     assert manifest()["exported_weights"] != manifest()["policy"]["weights_at_end"]

@@ -7,7 +7,7 @@ from connected import connected
 
 from dipo_pl.data_modules.fictitious_authors import FictitiousAuthors
 from dipo_pl.data_modules.json_lines import JSONL
-from dipo_pl.data_modules.requests import forgotten_sets, joined, refuse_overlaps, without
+from dipo_pl.data_modules.requests import joined, refuse_overlaps, sets_to_forget, without
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation_set import EvaluationSet, RowSets
 from dipo_pl.prompts import QuestionAnswer
@@ -56,7 +56,7 @@ ASKED = Row((("user", "a"),), "a")
     ([[ASKED], [Row((), "ab")]], [Row((), "ab")], ["request_2"]),
 ])  # fmt: skip
 def test_sets_of_what_is_forgotten_now(requests, forget, sets):
-    assert forgotten_sets(requests, forget) == sets
+    assert sets_to_forget(requests, forget) == sets
 
 
 class TestDataModule:

@@ -64,7 +64,7 @@ class Audit:
         self.key = key
         self._sources = sources
         self._parts = folder.path / "attacks" / "parts"
-        # Of all that results of this config are made from.
+        # Identities of all results of this config.
         self._identities: set[str] = set()
         # Outcomes of the attacks that were tried.
         self.outcomes: dict[str, Outcome] = {}

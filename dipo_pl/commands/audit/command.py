@@ -38,8 +38,7 @@ def audit(arguments: Sequence[str], debug: bool = False) -> int:
     folder = RunFolder(run.folder("audit"))
     refuse_signed(folder.path)
     # These take seconds to import.
-    from lightning.pytorch.utilities.rank_zero import rank_zero_only
-
+    from dipo_pl.cli.processes import is_first_process
     from dipo_pl.commands.audit.audit import Audit, fabric_of
     from dipo_pl.commands.audit.checks import check_never_saw
     from dipo_pl.commands.audit.config import AuditConfig
@@ -62,7 +61,7 @@ def audit(arguments: Sequence[str], debug: bool = False) -> int:
     made = Audit(run, folder, config, sources, fabric, key)
     new_files = NewFiles(folder)
     # Other ranks run this same command once they are started, and would wait for one that the lock has refused.
-    is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    is_first = is_first_process()
     with interruption.listening():
         try:
             with locked(folder.path) if is_first else nullcontext():

@@ -52,6 +52,7 @@ def sequence(arguments: Sequence[str], debug: bool = False) -> int:
     # These take seconds to import.
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+    from dipo_pl.cli.processes import is_first_process
     from dipo_pl.cli.run import is_finished, resolved
 
     config = resolved(["fit", *shared])
@@ -67,7 +68,7 @@ def sequence(arguments: Sequence[str], debug: bool = False) -> int:
                 f"{RENAME_OR_REMOVE}"
             )
     # Other ranks run this same command.
-    lock = locked(stages[0].folder) if rank_zero_only.rank == 0 else nullcontext()  # type: ignore[attr-defined]
+    lock = locked(stages[0].folder) if is_first_process() else nullcontext()
     with lock:
         code = _run(stages, shared, debug)
     if code == 0:

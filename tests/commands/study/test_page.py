@@ -68,7 +68,7 @@ def test_one_model_for_all_seeds_is_one_line_of_one_seed(results, seed):
         each: pytest.approx(0.2 + each / 20) for each in range(3)
     }
     assert (summary.line("target").seeds, summary.line("retain-only").seeds) == ([seed], [seed])
-    # As a run measured it before training, whatever its own seed.
+    # The value is that of a run before training, whatever its own seed.
     assert summary.line("target").values["forget_probability"] == {seed: 0.92}
     assert summary.line("retain-only").values["forget_probability"] == {seed: 0.05}
 
