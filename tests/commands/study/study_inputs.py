@@ -29,6 +29,26 @@ learning_rate: {seeds: [100], values: [1.0e-4, 1.0e-3]}
 after: {relearn: {share: 0.2, steps: 2, lr: 1.0e-3}}
 """)
 
+TUNED = ["target/seed-100", "retain_only/seed-100"] + [
+    f"tuning/{row}/{rate}/seed-100" for row in ("dipo", "npo-ce") for rate in ("0.0001", "0.001")
+]
+SEED_0 = [
+    "target/seed-0", "retain_only/seed-0", "retain_only/seed-0-relearn", "rows/dipo/seed-0", "rows/dipo/seed-0-relearn",
+    "rows/npo-ce/seed-0", "rows/npo-ce/seed-0-relearn",
+]  # fmt: skip
+ALL = [*TUNED, *SEED_0, *(each.replace("seed-0", "seed-1") for each in SEED_0)]
+RUN = ("study", "--config", "s.yaml", "--jobs", "1")
+
+
+def records(folder: str = "runs/s") -> dict:
+    return json.loads(Path(folder, "results.json").read_text())["runs"]
+
+
+def done(cli, *words: str, code: int = 0) -> str:
+    ended = cli(*(words or RUN))
+    assert ended.code == code, ended.err
+    return ended.err + ended.out
+
 
 def write_study(path: Path, **changes: Any) -> dict[str, Any]:
     """Write a study file; a key of None is left out, and return what was written."""
