@@ -1,6 +1,7 @@
 """Small GGUF files of Llamas, as llama.cpp's converter writes them."""
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ LAYER = {
     "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
+# Where a block of a K-quant has its float16 scales; all other bytes may have any value.
+SCALES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
 OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<s>' + message['content'] + '</s>' }}{% endfor %}"
@@ -77,12 +80,12 @@ def write_gguf(
         if found is None:
             layer, _, part = stem.removeprefix("model.layers.").partition(".")
             found = f"blk.{layer}.{LAYER[part]}"
-        values = weight.numpy()
+        stored, raw = _quantized(weight.numpy(), kind)
         heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
         if (count := heads.get(found.rpartition(".")[2])) is not None:
-            values = _interleaved(values, count)
+            stored = _interleaved(stored, count)
         if f"{found}.{end}" != leave_out:
-            writer.add_tensor(f"{found}.{end}", *_quantized(values, kind if values.ndim > 1 else "F32"))
+            writer.add_tensor(f"{found}.{end}", stored, raw_dtype=raw)
     for name, (values, raw) in (further or {}).items():
         writer.add_tensor(name, values, raw_dtype=raw)
     writer.write_header_to_file()
@@ -93,16 +96,25 @@ def write_gguf(
 
 
 def dequantized(weight: Any, kind: str) -> np.ndarray:
-    """Return what is left of a matrix, by the package gguf alone."""
-    values = weight.numpy()
-    raw = gguf.GGMLQuantizationType[kind if values.ndim > 1 else "F32"]
-    result: np.ndarray = gguf.dequantize(gguf.quantize(values, raw), raw)
+    """Return what is left of a weight, by the package gguf alone."""
+    result: np.ndarray = gguf.dequantize(*_quantized(weight.numpy(), kind))
     return result
 
 
-def _quantized(values: np.ndarray, kind: str) -> tuple[np.ndarray, tuple[int, ...] | None, Any]:
-    raw = gguf.GGMLQuantizationType[kind]
-    return gguf.quantize(np.ascontiguousarray(values), raw), None, raw
+def _quantized(values: np.ndarray, kind: str) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:
+    raw = gguf.GGMLQuantizationType[kind if values.ndim > 1 else "F32"]
+    return (_k_blocks(values, kind) if raw.name in SCALES else gguf.quantize(values, raw)), raw
+
+
+def _k_blocks(values: np.ndarray, kind: str) -> np.ndarray:
+    """Return blocks that stand for a matrix of this shape: the package can read K-quants and not write them."""
+    weights, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    generator = np.random.default_rng(zlib.crc32(values.tobytes()))
+    blocks = generator.integers(0, 256, (len(values), values.shape[1] // weights, size), dtype=np.uint8)
+    for offset in SCALES[kind]:
+        scales = generator.uniform(1e-4, 1e-3, (*blocks.shape[:2], 1)).astype(np.float16)
+        blocks[..., offset : offset + 2] = scales.view(np.uint8)
+    return blocks.reshape(len(values), -1)
 
 
 def _interleaved(weight: np.ndarray, heads: int) -> np.ndarray:

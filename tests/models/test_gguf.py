@@ -11,7 +11,7 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
-from gguf_files import CHAT_TEMPLATE, dequantized, llama, write_gguf
+from gguf_files import CHAT_TEMPLATE, SCALES, dequantized, llama, write_gguf
 from tiny_models import save_tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -49,6 +49,15 @@ def test_weights_are_those_that_gguf_dequantizes(kind, tmp_path):
     assert found.keys() == model.state_dict().keys()
     for name, weight in model.state_dict().items():
         assert np.array_equal(found[name].numpy(), dequantized(weight, kind)), name
+
+
+@pytest.mark.parametrize("kind", SCALES)
+def test_k_quants_are_those_that_gguf_dequantizes(kind, tmp_path):
+    model = llama(hidden_size=256, intermediate_size=256)
+    loaded = Pretrained(str(write_gguf(tmp_path / "model.gguf", model, kind))).model().state_dict()
+    for name, weight in model.state_dict().items():
+        assert np.array_equal(loaded[name].numpy(), dequantized(weight, kind)), name
+    assert loaded["lm_head.weight"].isfinite().all()
 
 
 def test_a_model_of_another_order_of_heads_computes_the_same(tmp_path):
