@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import Any
 
@@ -321,11 +321,9 @@ class Selection(Callback):
         """Log the score, and end training if no better one is expected.
 
         Raises:
-            InputError: checkpoint.monitor or the rule needs a metric that is not measured.
+            InputError: the rule needs a metric that is not measured.
         """
         evaluation = ForgetQuality.of(trainer).result
-        if trainer.sanity_checking and evaluation is not None:
-            _refuse_unknown_monitors(trainer, evaluation.metrics)
         if self.rule is None or trainer.state.fn != "fit" or evaluation is None:
             return
         scores = self._scores(trainer)
@@ -336,6 +334,16 @@ class Selection(Callback):
         if end := self._ends(scores):
             rank_zero_info(f"training ends: {end} (selection.rule {type(self.rule).__name__})")
             trainer.should_stop = True
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a monitored metric that is not measured, before training instead of after its first epoch.
+
+        Raises:
+            InputError: there is such a metric.
+        """
+        evaluation = ForgetQuality.of(trainer).result
+        if trainer.sanity_checking and evaluation is not None:
+            _refuse_unknown_monitors(trainer, {*evaluation.metrics, *trainer.callback_metrics})
 
     def _scores(self, trainer: Trainer) -> list[float | None]:
         """Return the scores of all evaluations so far, including the one before training."""
@@ -375,11 +383,12 @@ class BestCheckpoint(ModelCheckpoint):
         return bool(scored and super().check_monitor_top_k(trainer, current))
 
 
-def _refuse_unknown_monitors(trainer: Trainer, metrics: Metrics) -> None:
-    """Refuse a monitored metric that is not measured, before training instead of after its first epoch."""
-    for callback in trainer.checkpoint_callbacks:
+def _refuse_unknown_monitors(trainer: Trainer, metrics: Set[str]) -> None:
+    for callback in callbacks_of(trainer, Callback):
         monitor = getattr(callback, "monitor", None) or "selection"
-        if monitor not in ("selection", *metrics) and not monitor.startswith("train/"):
+        if monitor not in metrics | {"selection"} and not monitor.startswith("train/"):
+            is_ours = isinstance(callback, BestCheckpoint)
+            name = "checkpoint.monitor" if is_ours else f"the monitor of {type(callback).__name__}"
             raise InputError(
-                f"checkpoint.monitor must be a measured metric (got {monitor!r}): give one of {', '.join(metrics)}"
+                f"{name} must be a measured metric (got {monitor!r}): give one of {', '.join(sorted(metrics))}"
             )

@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -95,6 +96,28 @@ def missing_of(record: Mapping[str, Any], form: Form) -> str | None:
     return next((name for name, *_ in form.values() if name not in record or name in blank), None)
 
 
+def refuse_many_rows(record: Mapping[str, Any], where: str) -> None:
+    """Refuse an object that holds all rows: a list of them, or each column with all its values, as pandas writes them.
+
+    Raises:
+        InputError: it is one.
+    """
+    values = [*record.values()]
+    if len(values) == 1 and _is_turns(values[0]):
+        keys = {key for each in values[0] if isinstance(each, Mapping) for key in each}
+        if any({*needed} <= keys for needed, form in NEEDED if "text" not in form):
+            raise InputError(
+                f"{where}: holds a list of rows, {min(record)!r}: write the list alone, or one object on each line"
+            )
+    sizes = {len(each) if isinstance(each, list | dict) else 0 for each in values}
+    together = [[*each.values()] if isinstance(each, dict) else each for each in values]
+    if len(values) > 1 and len(sizes) == 1 and sizes != {0} and all(map(_is_text, together)):
+        raise InputError(
+            f"{where}: holds columns with all their values: write one object for each row (pandas: orient='records', "
+            "lines=True)"
+        )
+
+
 def check_columns(columns: Columns) -> None:
     """Refuse a mapping that does not make a row.
 
@@ -130,7 +153,8 @@ def refuse_left_out(record: Mapping[str, Any], form: Form, where: str) -> None:
     Raises:
         InputError: there are such columns; the message has the mapping that reads them, and the one that does not.
     """
-    if "messages" in form:
+    if "messages" in form or not all(isinstance(record.get(name), str) for name, *_ in form.values()):
+        # What is no text is refused as such.
         return
     read = {part: [name for name in names if name in record] for part, names in form.items()}
     used = [name for names in read.values() for name in names]
@@ -149,24 +173,25 @@ def refuse_left_out(record: Mapping[str, Any], form: Form, where: str) -> None:
         raise InputError(
             f"{where}: {named} would be left out beside 'text': give {both}{alone} to use 'text' alone"
         )
-    if (context := _like(others, CONTEXTS)) is not None:
-        alone = _as_option(read)
+    if (context := _like(others, CONTEXTS, _holds_text)) is not None:
         both = _as_option({"question": [context, *read["question"]], "answer": read["answer"]})
+        joined = f"give {both} to put it before the question"
         raise InputError(
-            f"{where}: {context!r} would be left out, and the question may need it: give {both} to put it before the "
-            f"question, or {alone} to leave it out"
+            f"{where}: {context!r} would be left out, and the question may need it: "
+            f"{joined if _is_text(record[context]) else 'write it into the question as text'}, or {_as_option(read)} "
+            "to leave it out"
         )
 
 
 def conversion(record: Mapping[str, Any]) -> str:
     """Return how a record of another form can be read, as the end of a sentence; empty if that is not known."""
-    conversation = _like(record, CONVERSATIONS, lists=True)
-    answer = _like(record, ANSWERS) or _like(record, ANSWERS, lists=True)
+    conversation = _like(record, CONVERSATIONS, _is_turns)
+    answer = _like(record, ANSWERS) or _like(record, ANSWERS, _is_turns)
     others = {name: value for name, value in record.items() if name != answer}
     if conversation is not None:
         mapping = {"messages": [conversation]}
     elif answer is not None and isinstance(record[answer], list):
-        question = _like(others, QUESTIONS, lists=True)
+        question = _like(others, QUESTIONS, _is_turns)
         mapping = {"messages": [answer] if question is None else [question, answer]}
     elif answer is not None and (question := _like(others, (*QUESTIONS, *TEXTS))) is not None:
         more = _like({name: value for name, value in others.items() if name != question}, CONTEXTS)
@@ -175,6 +200,8 @@ def conversion(record: Mapping[str, Any]) -> str:
             [question] if more is None else [question, more] if "input" in more.lower() else [more, question]
         )
         mapping = {"question": asked, "answer": [answer]}
+    elif (part := _like(record, ANSWERS, _is_nested)) is not None:
+        return f": write the text that {part!r} holds into a column of its own, such as answer"
     elif (text := _like(record, TEXTS)) is not None:
         mapping = {"text": [text]}
     else:
@@ -185,16 +212,18 @@ def conversion(record: Mapping[str, Any]) -> str:
 def _as_option(mapping: Mapping[str, Sequence[str]]) -> str:
     short = {part: names[0] if len(names) == 1 else list(names) for part, names in mapping.items()}
     text = yaml.safe_dump(short, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True)
-    return f"--data.columns '{text.strip()}'"
+    return f"--data.columns {shlex.quote(text.strip())}"
 
 
-def _like(record: Mapping[str, Any], words: Iterable[str], lists: bool = False) -> str | None:
-    """Return the column whose name has the first of some words; only those that hold text, or with `lists` turns."""
+def _like(
+    record: Mapping[str, Any], words: Iterable[str], accepts: Callable[[Any], bool] | None = None
+) -> str | None:
+    """Return the column whose name has the first of some words, of those whose value is accepted, by default texts."""
     parts = {
-        name: re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().replace("-", "_").replace(" ", "_").split("_")
+        name: re.split(r"[\W_]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower())
         for name, value in record.items()
-        if (_is_turns(value) if lists else _holds_text(value) and not _is_turns(value))
-    }  # fmt: skip
+        if (accepts or _is_text)(value)
+    }
     for word in words:
         for name, each in parts.items():
             if word in each and BOOKKEEPING.isdisjoint(each):
@@ -203,7 +232,17 @@ def _like(record: Mapping[str, Any], words: Iterable[str], lists: bool = False) 
 
 
 def _holds_text(value: Any) -> bool:
-    return bool(value.strip()) if isinstance(value, str) else isinstance(value, list | dict) and bool(value)
+    return bool(value.strip()) if isinstance(value, str) else _is_nested(value)
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether a value is a text, or a list of some, which are joined."""
+    texts = value if isinstance(value, list) else [value]
+    return bool(texts) and all(isinstance(each, str) for each in texts) and any(map(str.strip, texts))
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, list | dict) and bool(value)
 
 
 def _is_turns(value: Any) -> bool:

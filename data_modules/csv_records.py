@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -10,6 +11,8 @@ from dipo_pl.errors import InputError
 from dipo_pl.storage.text import utf8
 
 DELIMITERS = ",;\t|"
+# The line by which Excel tells what divides cells.
+SEPARATOR = re.compile(r"sep=(.)")
 
 
 class Cells(dict[str, str]):
@@ -33,6 +36,8 @@ def csv_records(path: Path, stream: io.BufferedReader, delimiter: str) -> Iterat
     skipped = 0
     while first and not first.strip():
         first, skipped = next(lines, ""), skipped + 1
+    if told := SEPARATOR.fullmatch(first.strip("\r\n")):
+        delimiter, first, skipped = told[1], next(lines, ""), skipped + 1
     if delimiter not in first:
         delimiter = next((each for each in DELIMITERS if each in first), delimiter)
     reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
@@ -62,7 +67,7 @@ def _names(header: Sequence[str], where: str) -> list[str]:
     names = [each.strip() for each in header]
     if twice := {each for each in names if each and names.count(each) > 1}:
         raise InputError(f"{where}: the column {min(twice)!r} is there twice")
-    return [each or f"column {number}" for number, each in enumerate(names, start=1)]
+    return [each or f"number {number}" for number, each in enumerate(names, start=1)]
 
 
 def _cells(names: Sequence[str], cells: Sequence[str], delimiter: str, where: str) -> Cells:

@@ -7,18 +7,19 @@ import lzma
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from dipo_pl.errors import InputError, short_message
 from dipo_pl.paths import expanded
+from dipo_pl.storage.files import LFS_POINTER
 from dipo_pl.storage.text import decoded
 
 CONVERT = ".to_json('rows.jsonl', orient='records', lines=True, force_ascii=False)"
 # First bytes of files of other kinds, and how the rows of each become JSON lines.
 OTHERS = {
-    b"\xd0\xcf\x11\xe0": f"a spreadsheet of old Excel: save it as CSV, or pandas.read_excel(...){CONVERT}",
+    b"\xd0\xcf\x11\xe0": f"a document of old Excel or Word: save it as CSV, or pandas.read_excel(...){CONVERT}",
     b"SQLite format 3": f"an SQLite database: pandas.read_sql('select ...', connection){CONVERT}",
     b"\x89HDF": f"an HDF5 file: pandas.read_hdf(...){CONVERT}",
     b"ORC": f"an ORC file: pandas.read_orc(...){CONVERT}",
@@ -26,6 +27,9 @@ OTHERS = {
     b"\x80": "a pickle, which can run code when it is read: write JSON lines where you trust it",
     b"7z\xbc\xaf": "an archive: unpack it, and give the file in it",
     b"Rar!": "an archive: unpack it, and give the file in it",
+    b"\x04\x22\x4d\x18": "compressed by LZ4: decompress it, or take gzip, Zstandard, bzip2 or xz",
+    b"\x93NUMPY": "a NumPy array: write one JSON object for each row",
+    LFS_POINTER: "a pointer of Git LFS, not the file: fetch it with git lfs pull",
     b"%PDF": "a PDF: extract its text into lines of {\"text\": ...}",
 }  # fmt: skip
 
@@ -81,7 +85,9 @@ def _decompressed(stream: io.BufferedReader) -> Any:
 
 def refuse_others(path: Path, stream: io.BufferedReader) -> None:
     """Raise an InputError that says how its rows become JSON lines, if a file is of a kind that cannot be read."""
-    start = stream.peek(16)
+    start = stream.peek(512)
+    if start[257:262] == b"ustar":
+        raise InputError(f"{path} is an archive: unpack it, and give the file in it")
     if start.startswith(b"PK\x03\x04"):
         raise InputError(f"{path} is {_zipped(stream.read())}")
     for other, advice in OTHERS.items():
@@ -90,13 +96,29 @@ def refuse_others(path: Path, stream: io.BufferedReader) -> None:
 
 
 def _zipped(content: bytes) -> str:
-    try:
-        names = zipfile.ZipFile(io.BytesIO(content)).namelist()
-    except zipfile.BadZipFile:
-        names = []
+    names, kind = [], b""
+    with suppress(zipfile.BadZipFile), zipfile.ZipFile(io.BytesIO(content)) as archive:
+        names = archive.namelist()
+        # A document of OpenOffice says so.
+        kind = archive.read("mimetype") if "mimetype" in names else b""
+    if any(each.startswith("word/") for each in names) or kind.endswith(b".text"):
+        return 'a text document: write its text into lines of {"text": ...}'
     if any(each.startswith("xl/") for each in names) or "content.xml" in names:
         return f"a spreadsheet: save it as CSV (UTF-8), or pandas.read_excel(...){CONVERT}"
     return f"a zip archive ({', '.join(names[:3]) or 'damaged'}): unpack it, and give the file in it"
+
+
+def refuse_other_text(path: Path, line: str) -> None:
+    """Raise an InputError that says what a text is whose first line is not JSON, if it does not begin as JSON does."""
+    if line.lstrip().startswith(("{", "[", '"')):
+        return
+    if line.lstrip().startswith("<"):
+        kind = 'XML or HTML: write its text into lines of {"text": ...}'
+    elif any(each in line for each in ",;\t|"):
+        kind = 'not JSON lines: if it is CSV, give it a name that ends in .csv; of plain text, write lines of {"text": ...}'
+    else:
+        kind = 'not JSON lines: write one JSON object for each row; of plain text, {"text": ...}'
+    raise InputError(f"{path} is {kind}")
 
 
 def text_lines(stream: io.BufferedReader, path: str | Path) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dipo_pl.data_modules.csv_records import csv_records
-from dipo_pl.data_modules.file_content import opened, reading, refuse_others, text_lines
+from dipo_pl.data_modules.file_content import opened, reading, refuse_other_text, refuse_others, text_lines
 from dipo_pl.data_modules.tables import arrow_records, hub_records, parquet_records, saved_files
 from dipo_pl.errors import InputError
 from dipo_pl.paths import expanded
@@ -47,6 +47,10 @@ def read_records(given: str | Path) -> Iterator[Placed]:
     Raises:
         InputError: there is no such file, it is of another format, or one of its records is not an object.
     """
+    if "://" in str(given):
+        raise InputError(
+            f"{given} is an address: download the file first, or give a data set of the hub as NAME:CONFIGURATION:SPLIT"
+        )
     path = Path(expanded(str(given)))
     empty = True
     for each in _records(path):
@@ -93,9 +97,10 @@ def _from_file(path: Path) -> Iterator[Placed]:
 
 def _from_text(path: Path, stream: io.BufferedReader) -> Iterator[Placed]:
     suffixes = {each.lower() for each in path.suffixes}
-    if suffixes & {".csv", ".tsv"}:
+    start = stream.peek(8).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if suffixes & {".csv", ".tsv"} and not start.startswith(b"{"):
         return csv_records(path, stream, "\t" if ".tsv" in suffixes else ",")
-    if stream.peek(8).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+    if start.startswith(b"["):
         return _from_list(path, decoded(stream.read(), path))
     return _from_lines(path, stream)
 
@@ -119,7 +124,7 @@ def _from_folder(path: Path) -> Iterator[Placed]:
 
 def _from_list(path: Path, text: str) -> Iterator[Placed]:
     """Yield the objects of a JSON list as they are decoded, so that they are not all in memory at once."""
-    decoder, number = json.JSONDecoder(), 0
+    decoder, number = json.JSONDecoder(object_pairs_hook=_object), 0
     at = _after_blanks(text, text.index("[") + 1)
     closed = text.startswith("]", at)
     while not closed:
@@ -152,6 +157,7 @@ def _from_lines(path: Path, stream: io.BufferedReader) -> Iterator[Placed]:
             record = parse_json(line, where)
         except InputError:
             if number == 0:
+                refuse_other_text(path, line)
                 _refuse_one_object(path)
             raise
         yield checked_object(record, where)
@@ -186,9 +192,17 @@ def parse_json(text: str, where: str) -> Any:
         InputError: the text is not JSON, is nested too deeply, or has an unpaired surrogate.
     """
     with _decoding(where):
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_object)
         _check_encodable(value, text)
     return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(each for each in names if names.count(each) > 1)!r} is given twice")
+    return made
 
 
 def _check_encodable(value: Any, text: str) -> None:

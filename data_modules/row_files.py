@@ -14,6 +14,7 @@ from dipo_pl.data_modules.columns import (
     missing_of,
     note_reading,
     refuse_left_out,
+    refuse_many_rows,
 )
 from dipo_pl.data_modules.csv_records import Cells
 from dipo_pl.data_modules.record_files import Placed, read_records
@@ -135,7 +136,7 @@ class RowReader:
             return checked_texts(parts[part], "+".join(mapping[part]), where)
 
         def optional_text(part: str) -> str | None:
-            return None if parts[part] is None else text(part)
+            return None if parts[part] is None or _is_empty(parts[part]) else text(part)
 
         others: dict[str, Any] = {
             "paraphrased_answer": optional_text("paraphrased_answer"),
@@ -154,8 +155,8 @@ class RowReader:
             self.with_context += any(role == "assistant" for role, _ in messages[:-1])
         else:
             messages = ("user", text("question")), ("assistant", text("answer"))
-        if parts["system"] not in (None, "") and messages[0][0] != "system":
-            messages = ("system", text("system")), *messages
+        if (system := optional_text("system")) is not None and messages[0][0] != "system":
+            messages = ("system", system), *messages
         return _checked(Row(messages[:-1], messages[-1][1], **others), "+".join(mapping["entity"]))
 
     def _mapping(
@@ -171,6 +172,7 @@ class RowReader:
                         f"{', '.join(map(str, record))})"
                     )
             return {**ALONE, **self.columns}
+        refuse_many_rows(given, where)
         form = form_of(given)
         if form is None:
             mapped = (

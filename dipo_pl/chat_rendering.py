@@ -9,7 +9,8 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2 import Environment, TemplateError, TemplateSyntaxError
+from jinja2.meta import find_undeclared_variables
 from transformers import PreTrainedTokenizerBase
 
 from dipo_pl.errors import InputError
@@ -17,6 +18,8 @@ from dipo_pl.rows import Messages, Row
 
 DATE_FORMAT = "%d %b %Y"
 GENERATION_MARKER = re.compile(r"\{%[-+]?\s*generation\b")
+# Tags that only transformers' own Jinja knows.
+GENERATION_TAGS = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")
 
 # Answers whose place in a text is their only occurrence: no row holds such numbers. Digits, because templates trim,
 # capitalize, parse or escape other texts; of two lengths, because a template may look at the length.
@@ -56,6 +59,16 @@ def named_template(
             "data.prompt.template"
         )
     return one, tokenizer.get_chat_template(name, tools)
+
+
+@lru_cache(maxsize=8)
+def variables_of(template: str) -> frozenset[str] | None:
+    """Return the names that a template reads from what it is given; None if it is no Jinja template."""
+    jinja = Environment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        return frozenset(find_undeclared_variables(jinja.parse(GENERATION_TAGS.sub("", template))))
+    except TemplateSyntaxError:
+        return None
 
 
 def check_variables(variables: Mapping[str, Any]) -> None:
@@ -106,6 +119,8 @@ class Chat:
         variables: what the template is given besides the turns.
         row: the row, for errors.
         turns: role and content of every turn before the answer.
+        system_is_own: a system message of the turns is the row's own, not that of data.prompt.
+        prefilled: the answer is put after the generation prompt, whatever the template writes around an answer.
         in_parts: contents are lists of one text part, which some templates ask for.
     """
 
@@ -115,6 +130,8 @@ class Chat:
     variables: Mapping[str, Any]
     row: Row
     turns: Messages
+    system_is_own: bool = True
+    prefilled: bool = False
     in_parts: bool = False
 
     def answered(self, answer: str) -> Answered:
@@ -158,7 +175,7 @@ class Chat:
         end = len(whole) - len(rest)
         if not whole[len(before) : end].strip():
             raise self._refusal("writes nothing of the answer to", f"change the answer {answer[:60]!r}")
-        self._refuse_unwritten(whole)
+        self._refuse_unwritten(prompt if self.prefilled else whole)
         turn_end = max(end, min(len(whole.rstrip()), self._marked_end(answer, len(before), len(whole))))
         return Answered(prompt, before, whole[len(before) : end], whole[end:turn_end], whole[turn_end:])
 
@@ -181,21 +198,23 @@ class Chat:
             )
         return before, rest
 
-    def _refuse_unwritten(self, whole: str) -> None:
-        """Raise an InputError if the template leaves out the last turn before the answer, or a system message."""
+    def _refuse_unwritten(self, text: str) -> None:
+        """Raise an InputError if a text leaves out the last turn before the answer, or a system message."""
         for place, (role, content) in enumerate(self.turns):
-            if (
-                (role == "system" or place == len(self.turns) - 1)
-                and content.strip()
-                and content.strip() not in whole
-            ):
-                stand_in = _STAND_INS[0]
-                if stand_in not in self._write(
-                    (*self.turns[:place], (role, stand_in), *self.turns[place + 1 :])
-                ):
-                    raise self._refusal(
-                        "leaves out a turn of", f"remove turn {place + 1} ({role}, {content[:60]!r})"
-                    )
+            needed = role == "system" or place == len(self.turns) - 1
+            if not needed or not content.strip() or content.strip() in text:
+                continue
+            # A template may write the content in another form.
+            first, answer = _STAND_INS
+            turns = (*self.turns[:place], (role, first), *self.turns[place + 1 :])
+            if self.prefilled:
+                written = self._write(turns, add_generation_prompt=True)
+            else:
+                written = self._write((*turns, ("assistant", answer)))
+            if first not in written:
+                turn = f"remove turn {place + 1} ({role}, {content[:60]!r})"
+                own = role != "system" or self.system_is_own
+                raise self._refusal("leaves out a turn of", turn if own else "leave out data.prompt.system")
 
     def _marked_end(self, answer: str, start: int, otherwise: int) -> int:
         """Return the place where the answer's {% generation %} block ends, if it is in one."""
@@ -281,7 +300,7 @@ def with_fixed_date(template: str, date_string: str) -> str:
 def _directives(date: datetime) -> dict[str, str]:
     """Return what each directive of strftime stands for on a date, in an order in which they can be replaced."""
     names = "aAbBcdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ"
-    found = {f"%{flag}{name}": date.strftime(f"%{flag}{name}") for name in names for flag in ("", "-")}
+    found = {f"%{flag}{name}": date.strftime(f"%{flag}{name}") for name in names for flag in ("", "-", "_")}
     return {"%%": "\0"} | {key: value for key, value in found.items() if value != key} | {"\0": "%"}
 
 

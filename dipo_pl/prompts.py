@@ -1,16 +1,18 @@
 """Prompt formats: the text before an answer and the text that ends it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
-from dipo_pl.chat_rendering import Chat, check_variables, named_template, with_fixed_date
+from dipo_pl.chat_rendering import Chat, check_variables, named_template, variables_of, with_fixed_date
 from dipo_pl.errors import InputError
 from dipo_pl.rows import Row
+
+DATE = "10 Apr 2025"
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class ChatTemplate(PromptFormat):
     def __init__(
         self,
         system: str | None = None,
-        date_string: str = "10 Apr 2025",
+        date_string: str = DATE,
         variables: dict[str, Any] | None = None,
         template: str | None = None,
         prefill: str | None = None,
@@ -176,11 +178,25 @@ class ChatTemplate(PromptFormat):
 
     def _chat(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> Chat:
         name, template = named_template(tokenizer, self.template, self.variables.get("tools"))
-        for variable in self.variables:
-            if variable not in template and variable not in ("tools", "documents"):
-                raise InputError(f"{name} has no variable {variable!r}: take it out of data.prompt.variables")
-        turns = row.messages
-        if self.system is not None and turns[0][0] != "system":
+        if (known := variables_of(template)) is not None:
+            self._refuse_unread(name, known)
+        turns, is_own = row.messages, row.messages[0][0] == "system"
+        if self.system is not None and not is_own:
             turns = (("system", self.system), *turns)
-        variables = {"date_string": self.date_string, **self.variables}
-        return Chat(tokenizer, name, with_fixed_date(template, self.date_string), variables, row, turns)
+        return Chat(
+            tokenizer, name, with_fixed_date(template, self.date_string),
+            {"date_string": self.date_string, **self.variables}, row, turns, is_own, self.prefill is not None,
+        )  # fmt: skip
+
+    def _refuse_unread(self, name: str, known: Set[str]) -> None:
+        """Raise an InputError if a template does not read a variable that is set."""
+        for variable in self.variables:
+            if variable not in known:
+                raise InputError(
+                    f"{name} has no variable {variable!r} (it reads {', '.join(sorted(known))}): take it out of "
+                    "data.prompt.variables"
+                )
+        if self.date_string != DATE and known.isdisjoint(("date_string", "strftime_now")):
+            raise InputError(
+                f"{name} writes no date: leave out data.prompt.date_string (got {self.date_string})"
+            )

@@ -111,6 +111,12 @@ def test_a_generation_prompt_that_conversations_lack_is_told():
         encoded(R1)
 
 
+@pytest.mark.filterwarnings("ignore:.*writes conversations without it")
+def test_a_prefilled_answer_follows_the_system_message_of_the_generation_prompt():
+    before, *_ = encoded(AT_THE_LAST, system="Be brief.", prefill=" ")
+    assert before.startswith("[INST] Be brief.\n\nWho is")
+
+
 def test_earlier_thoughts_are_left_out_as_the_template_does():
     messages = (("user", "Hi"), ("assistant", THOUGHT), ("user", QUESTION))
     before, *rest = encoded(THINKING, messages=messages)
@@ -168,6 +174,13 @@ def test_a_date_string_that_is_no_date():
 
 NAMED = {"rag": CHAT, "tool_use": CHAT}
 CONVERSATION = (("user", "Hi"), ("user", QUESTION))
+# As Mistral's: a system message is written only before a last turn of the user, so never in a conversation with an answer.
+AT_THE_LAST = (
+    "{% if messages[0].role == 'system' %}{% set system = messages[0].content %}{% set rest = messages[1:] %}"
+    "{% else %}{% set system = '' %}{% set rest = messages %}{% endif %}{% for m in rest %}{% if m.role == 'user' %}"
+    "{{ '[INST] ' + (system + '\n\n' if loop.last and system else '') + m.content + ' [/INST]' }}{% else %}"
+    "{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
+)
 AT = r"the row that begins 'Who is Mira Okafor\?' \(forget\.jsonl, line 3\)"
 
 
@@ -179,7 +192,13 @@ AT = r"the row that begins 'Who is Mira Okafor\?' \(forget\.jsonl, line 3\)"
     (CHAT, {"template": "rag"},
      r"has one chat template, without a name: leave out data\.prompt\.template \(got 'rag'\)"),
     (CHAT, {"variables": {"enable_thinkin": False}},
-     r"^the chat template of the tokenizer has no variable 'enable_thinkin': take it out"),
+     r"^the chat template of the tokenizer has no variable 'enable_thinkin' \(it reads add_generation_prompt, messages\)"),
+    # Words of the template that are no variables of it.
+    *((THINKING, {"variables": {name: False}}, rf"no variable '{name}' \(it reads .*enable_thinking.*\)")
+      for name in ("thinking", "think", "m", "role", "loop", "endif")),
+    *((CHAT, {"variables": {name: [{}]}}, f"has no variable '{name}'") for name in ("tools", "documents")),
+    (CHAT, {"date_string": "1 Mar 2031"},
+     r"writes no date: leave out data\.prompt\.date_string \(got 1 Mar 2031\)$"),
     ("{% for m in messages %}", {},
      r"^the chat template of the tokenizer is not a Jinja template: TemplateSyntaxError: Unexpected end"),
     (turns("{{ m.content + 1 }}", ""), {},
@@ -203,13 +222,15 @@ AT = r"the row that begins 'Who is Mira Okafor\?' \(forget\.jsonl, line 3\)"
     (turns("{{ m.content if m.role == 'assistant' else m.role }}", ""), {},
      rf"leaves out a turn of {AT}: remove turn 2 \(user, "),
     (turns("{{ m.content if m.role != 'system' else '' }}", ""), {"system": "Be."},
-     r"leaves out a turn .*: remove turn 1 \(system, 'Be\.'"),
+     r"leaves out a turn .*: leave out data\.prompt\.system$"),
+    (AT_THE_LAST, {"system": "Be."}, r"leaves out a turn .*: leave out data\.prompt\.system$"),
+    (AT_THE_LAST, {"messages": (("system", "Be."), *CONVERSATION)}, r"leaves out .*: remove turn 1 \(system, 'Be\.'\)$"),
     (turns("{{ m.content.replace('Mira.', ' ') }}", ""), {},
      rf"writes nothing of the answer to {AT}: change the answer 'Mira\.'"),
 ])  # fmt: skip
 def test_what_is_refused(template, options, message):
     with pytest.raises(InputError, match=message) as error:
-        encoded(template, messages=CONVERSATION, **options)
+        encoded(template, **{"messages": CONVERSATION, **options})
     assert "\n" not in str(error.value)
 
 

@@ -21,6 +21,8 @@ UNKNOWN = re.compile(
 REQUIREMENT = re.compile(
     r"Problem with given class_path '(?P<class>[\w.]+)':\s*Requirement '(?P<package>[^']+)' not met"
 )
+# A default of another package's class that YAML has no form for, such as a member of an Enum.
+OBJECT = re.compile(r"'cannot represent an object', <(?P<kind>\w+)\.\w+: '?(?P<value>[^'>]*)'?>")
 # Lines on levels of nesting, and on alternatives (null, a file) that nobody meant.
 NOISE = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|Expected a path but"
@@ -46,6 +48,12 @@ def one_line(message: str) -> str:
     if match := REQUIREMENT.search(message):
         return (
             f"{match['class'].rpartition('.')[2]} needs {match['package']}: pip install '{match['package']}'"
+        )
+    if match := OBJECT.search(message):
+        of = re.search(r"class_path='[\w.]*?(\w+)'", message)
+        return (
+            f"{of[1] if of else 'a class'} has an option of the type {match['kind']} whose default config.yaml cannot hold: "
+            f"give that option a value, such as {match['value']}"
         )
     if not keys:
         return _plain(" ".join(message.split()), base)

@@ -11,6 +11,8 @@ import yaml
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.utilities import rank_zero_info
 
 from dipo_pl.callbacks.batch_seed import BatchSeed
 from dipo_pl.callbacks.board import Board
@@ -165,7 +167,11 @@ class RunCLI(LightningCLI):
     @cached_property
     def resolved(self) -> dict[str, Any]:
         """The whole configuration as plain values."""
-        return dict(load_yaml(self.parser.dump(self.config, skip_none=False)))
+        try:
+            text = self.parser.dump(self.config, skip_none=False)
+        except (TypeError, ValueError) as error:
+            raise InputError(one_line(str(error))) from error
+        return dict(load_yaml(text))
 
     def before_instantiate_classes(self) -> None:
         """Check and complete the configuration."""
@@ -240,6 +246,11 @@ class RunCLI(LightningCLI):
         kwargs["plugins"] = [*_as_list(configured.plugins), AtomicCheckpointIO()]
         trainer = super().instantiate_trainer(**kwargs)
         leave_signals_alone(trainer)
+        if trainer.num_nodes > 1 and isinstance(trainer.strategy, ParallelStrategy):
+            # Nothing more is heard until they have met.
+            at = trainer.strategy.cluster_environment
+            where = "" if at is None else f" at {at.main_address}:{at.main_port}"
+            rank_zero_info(f"waits for the processes of all {trainer.num_nodes} nodes{where}")
         return trainer
 
     @property

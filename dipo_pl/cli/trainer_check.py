@@ -46,8 +46,14 @@ def check_trainer(trainer: Namespace) -> None:
     check_count("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches)
     check_number("trainer.gradient_clip_val", trainer.gradient_clip_val, minimum=0)
     for name in ("val_check_interval", "check_val_every_n_epoch"):
-        if trainer[name] == 0:
-            raise InputError(f"trainer.{name} must be greater than 0 (got 0)")
+        if isinstance(value := trainer[name], int | float) and value <= 0:
+            raise InputError(f"trainer.{name} must be greater than 0 (got {value})")
+    for unit in ("epochs", "steps"):
+        least, most = trainer[f"min_{unit}"], trainer[f"max_{unit}"]
+        if least is not None and most is not None and least > most >= 0:
+            raise InputError(
+                f"trainer.min_{unit} {least} is more than trainer.max_{unit} {most}: leave out one of them"
+            )
     if trainer.limit_train_batches == 0:
         raise InputError(
             "trainer.limit_train_batches 0 trains nothing: use dipo-pl validate to measure a model"

@@ -26,7 +26,8 @@ def verdict_block(run: RunFolder) -> str:
         return ""
     reasons: list[dict[str, Any]] = manifest.get("verdict_reasons") or []
     width = shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else 1000
-    lines = [f"verdict: {TITLES[name]} (step {manifest.get('verdict_step')}, {run.path})"]
+    step = manifest.get("verdict_step")
+    lines = [f"verdict: {TITLES[name]} ({'' if step is None else f'step {step}, '}{run.path})"]
     for each in reasons:
         if not _is_untested(each):
             status = "warning" if each["rule"] == "warnings" else each["status"].replace("_", " ")

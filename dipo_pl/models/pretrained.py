@@ -27,6 +27,7 @@ from dipo_pl.models.quantization import Quantization, quantize
 from dipo_pl.models.source import AttentionKernel, ModelSource
 from dipo_pl.paths import expanded
 from dipo_pl.private_names import bar_of_dequantization
+from dipo_pl.storage.files import is_lfs_pointer
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "tekken.json")
 
@@ -223,6 +224,9 @@ class Pretrained(ModelSource):
                 f"no model folder {self.path}: give a folder with config.json and *.safetensors, or a hub id; a folder "
                 "under runs/ is written by the run that trains that model"
             )
+        for file in (*path.glob("*.safetensors"), *path.glob("*.json")):
+            if is_lfs_pointer(file):
+                raise InputError(f"{file} is a pointer of Git LFS, not the file: fetch it with git lfs pull")
         if (path / "adapter_config.json").is_file():
             raise self._is_adapter()
         pickled = sorted(each.name for each in path.glob("*.bin"))

@@ -13,6 +13,9 @@ from pathlib import Path
 
 from dipo_pl.errors import InputError, WriteError, causes
 
+# First bytes of the text that Git leaves in place of a large file that it has not fetched.
+LFS_POINTER = b"version https://git-lfs"
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file, whole or not at all; raise WriteError if the file cannot be written; the old one stays."""
@@ -133,6 +136,15 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Return whether a file is the text that Git leaves in place of a large file; False if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(LFS_POINTER)) == LFS_POINTER
+    except OSError:
+        return False
 
 
 def remove(path: Path) -> None:

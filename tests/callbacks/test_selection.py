@@ -59,13 +59,20 @@ def test_what_a_rule_lacks_is_reported_before_anything_is_measured(
     assert not run.path.exists()
 
 
-def test_a_monitor_that_is_not_measured_is_refused_before_training(cli):
-    ended = cli("fit", "--config", "smoke.yaml", "--checkpoint.monitor", "nought")
+@pytest.mark.parametrize(("options", "named"), [
+    (("--checkpoint.monitor", "nought"), "checkpoint.monitor"),
+    (("--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "nought"), "the monitor of EarlyStopping"),
+])  # fmt: skip
+def test_a_monitor_that_is_not_measured_is_refused_before_training(cli, options, named):
+    ended = cli("fit", "--config", "smoke.yaml", *options)
     assert ended.code == 2
-    assert (
-        "checkpoint.monitor must be a measured metric (got 'nought'): give one of forget_prob"
-        in ended.errors[0]
-    )
+    assert f"{named} must be a measured metric (got 'nought'): give one of forget_" in ended.errors[0]
+
+
+def test_a_monitor_of_a_measured_metric_is_one(cli):
+    stopping = ("--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "forget_probability")
+    ended = cli("fit", "--config", "smoke.yaml", *stopping, "--trainer.max_epochs", "1")
+    assert ended.code == 0, ended.err
 
 
 def test_a_monitor_that_is_measured_at_some_evaluations(cli, learned, run):

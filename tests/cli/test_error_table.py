@@ -130,6 +130,8 @@ SETTINGS = [
     ("--forget_quality.metrics '[{class_path: Membership, init_args: {kk: 1}}]'",
      "forget_quality.metrics: there is no option 'kk' (--print_config shows all)"),
     ("--trainer.logger NeptuneLogger", "trainer.logger: there is no class NeptuneLogger: use the import path of a class"),
+    ("--trainer.callbacks Timer", "Timer has an option of the type Interval whose default config.yaml cannot hold: give "
+     "that option a value, such as step"),
     ("--trainer.overfit_batches 1", "trainer.overfit_batches is not supported (got 1): the rows of each epoch are"),
     ("--trainer.overfit_batches 0.5", "trainer.overfit_batches is not supported (got 0.5): "),
     ("--trainer.barebones true", "trainer.barebones is not supported (got True): a run is measured, logged and saved"),
@@ -152,6 +154,9 @@ SETTINGS = [
      folder_there),
     ("--trainer.val_check_interval 0", "trainer.val_check_interval must be greater than 0 (got 0)"),
     ("--trainer.check_val_every_n_epoch 0", "trainer.check_val_every_n_epoch must be greater than 0 (got 0)"),
+    ("--trainer.check_val_every_n_epoch -1", "trainer.check_val_every_n_epoch must be greater than 0 (got -1)"),
+    ("--trainer.min_epochs 5 --trainer.max_epochs 1", "trainer.min_epochs 5 is more than trainer.max_epochs 1: leave"),
+    ("--trainer.min_steps 5 --trainer.max_steps 3", "trainer.min_steps 5 is more than trainer.max_steps 3: leave out one"),
     ("--selection.stop true", "there is no rule: set selection.rule"),
     ("--export.best true", "set checkpoint.monitor"),
     ("--export.adapter true", "export.adapter is true, but the policy has no adapter"),

@@ -12,6 +12,7 @@ import pytest
 from at_step import at
 
 from dipo_pl.cli.processes import end_of
+from dipo_pl.cli.run_cli import RunCLI
 
 RUN = (
     "fit", "--config", "smoke.yaml", "--trainer.devices", "2", "--trainer.strategy", "ddp",
@@ -67,3 +68,13 @@ def test_of_processes_that_another_launcher_made_the_first_cause_is_kept(tmp_pat
 ])  # fmt: skip
 def test_any_code_of_another_process_is_accounted_for(code, said):
     assert end_of(1, code) == said
+
+
+def test_the_first_process_says_that_it_waits_for_other_nodes(monkeypatch, tmp_path, caplog):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29400")
+    words = ["fit", "--config", "smoke.yaml", "--trainer.strategy", "ddp", "--trainer.num_nodes", "2"]
+    with caplog.at_level("INFO"):
+        RunCLI(words).instantiate()
+    assert "waits for the processes of all 2 nodes at 10.0.0.1:29400" in caplog.text

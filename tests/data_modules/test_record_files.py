@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import re
+import tarfile
 import zipfile
 
 import datasets
@@ -88,12 +89,14 @@ def test_csv(tmp_path, name, options):
     (b'question,answer\r\nWho?,"Me,\r\nand you."\r\nWhy?,So.\r\n', ["Me,\r\nand you.", "So."]),
     (b"question,answer\rWho?,Me.\rWhy?,So.\r", ["Me.", "So."]),
     (b"\n \nquestion;answer\nWho, me?;Me, too.\n\n", ["Me, too."]),
+    (b"sep=;\r\nquestion;answer\r\nWho, me?;Me, too.\r\n", ["Me, too."]),
+    (b"sep=^\nquestion^answer\nWho, me?^Me, too.\n", ["Me, too."]),
     (b"question|answer\nWho?|Me.\n", ["Me."]),
     # As spreadsheets write them: an index without a name, and columns in which there is nothing.
     (b",question,answer,,\n0,Who?,Me.,,\n", ["Me."]),
     (b"instruction,input,output\nSay,who,Me.\nWho?,,So.\n", ["Me.", "So."]),
 ])  # fmt: skip
-@pytest.mark.filterwarnings("ignore:.*column 1 is not read")
+@pytest.mark.filterwarnings("ignore:.*column number 1 is not read")
 def test_csv_as_programs_write_it(tmp_path, content, answers):
     (tmp_path / "rows.csv").write_bytes(content)
     assert [row.answer for row in read_rows(tmp_path / "rows.csv")] == answers
@@ -136,11 +139,25 @@ def test_folders_of_datasets(tmp_path):
         read_rows(tmp_path / "parts")
 
 
-def archive(*names):
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.csv.gz", "rows"])
+def test_json_lines_are_known_by_their_content(tmp_path, name):
+    content = LINES.encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert read_rows(tmp_path / name) == ROWS
+
+
+def archive(*names, **contents):
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as file:
-        for name in names:
-            file.writestr(name, LINES)
+        for name, content in {**dict.fromkeys(names, LINES), **contents}.items():
+            file.writestr(name, content)
+    return stream.getvalue()
+
+
+def tar():
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as file:
+        file.addfile(tarfile.TarInfo("rows.jsonl"), io.BytesIO())
     return stream.getvalue()
 
 
@@ -153,6 +170,21 @@ def archive(*names):
     (b'{"text": "one"}\n\n{"text": "\xff"}\n', r", line 3 is not UTF-8 text \(byte 0xff at 10\)"),
     (LINES.encode("utf-16"), r", line 1 is not UTF-8 text \(byte 0xff at 0\)"),
     (archive("[Content_Types].xml", "xl/workbook.xml"), r"is a spreadsheet: save it as CSV .*read_excel\(...\).to_json\("),
+    (archive("content.xml", mimetype="application/vnd.oasis.opendocument.spreadsheet"), "is a spreadsheet: save it as CSV"),
+    (archive("content.xml", mimetype="application/vnd.oasis.opendocument.text"), "is a text document: write its text into"),
+    (archive("[Content_Types].xml", "word/document.xml"), "is a text document: write its text into lines of "),
+    (tar(), "is an archive: unpack it, and give the file in it$"),
+    (gzip.compress(tar(), mtime=0), "is an archive: unpack it, and give the file in it$"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n", "a pointer of Git LFS, .* git lfs pull$"),
+    (b"\x04\x22\x4d\x18abc", "is compressed by LZ4: decompress it, or take gzip"),
+    (b"\x93NUMPY\x01", "is a NumPy array: write one JSON object"),
+    (b"question,answer\nWho?,Me.\n", "is not JSON lines: if it is CSV, give it a name that ends in .csv; of plain text"),
+    (b"question\tanswer\nWho?\tMe.\n", "is not JSON lines: if it is CSV"),
+    (b"- question: Who?\n  answer: Me.\n", "is not JSON lines: write one JSON object for each row"),
+    (b"Once upon a time\n", 'is not JSON lines: .*; of plain text, {"text": ...}$'),
+    (b"<!DOCTYPE html>\n", "is XML or HTML: write its text into lines of"),
+    (b'{"answer": "first", "answer": "second"}\n', r", line 1: JSON cannot be used \(the key 'answer' is given twice\)$"),
+    (b'[{"text": "a", "system": {"b": 1, "b": 2}}]', r"\(the key 'b' is given twice\)$"),
     (archive("forget.jsonl"), r"is a zip archive \(forget.jsonl\): unpack it, and give the file in it$"),
     (b"PK\x03\x04 and no more", r"is a zip archive \(damaged\)"),
     (b"SQLite format 3\x00", "is an SQLite database: pandas.read_sql"),
@@ -225,6 +257,16 @@ def test_missing_files(tmp_path, monkeypatch):
         match=r"^no file none.jsonl: give the path of a file of JSON lines, a JSON list, CSV or",
     ):
         list(read_records("none.jsonl"))
+    for name in (
+        "https://x.org/a.jsonl",
+        "s3://bucket/a.jsonl",
+        "hf://datasets/a/b",
+        "file:///tmp/rows.jsonl",
+    ):
+        with pytest.raises(
+            InputError, match=f"^{name} is an address: download the file first, or give a data set of"
+        ):
+            list(read_records(name))
     for name in ("data/none.jsonl", "data/none.csv.gz", "none", "data/more/none"):
         with pytest.raises(InputError, match=f"^no file {name}: give"):
             list(read_records(name))

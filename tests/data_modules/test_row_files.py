@@ -1,6 +1,7 @@
 """Rows read from records, and the errors for those that cannot be used; nothing of a record is left out unsaid."""
 
 import json
+import re
 
 import pytest
 
@@ -71,6 +72,8 @@ def turn(speaker, words):
     ({"question": "", "answer": "", "messages": [], "text": "Once."}, Row((), "Once.")),
     ({"text": None, "question": None, "messages": TURNS}, Row(QUESTION, "Me.")),
     (ANSWERED | {"text": "", "context": " "}, Row(QUESTION, "Me.")),
+    *((ANSWERED | {name: blank}, Row(QUESTION, "Me.")) for blank in ("", " \n")
+      for name in ("system", "paraphrased_answer", "paraphrased_question", "entity")),
     (ANSWERED | {"perturbed_answer": ["You.", None, NAN]}, Row(QUESTION, "Me.", wrong_answers=("You.",))),
     ({"messages": [{**USER, "tool_calls": None, "name": None}, None, ASSISTANT]}, Row(QUESTION, "Me.")),
 ])  # fmt: skip
@@ -88,7 +91,6 @@ def test_record_to_row(record, row):
     (ANSWERED | {"answer": " \n"}, "'answer' must be a non-empty text"),
     (ANSWERED | {"answer": None}, "'answer' must be a non-empty text"),
     ({"text": ""}, r"'text' must be a non-empty text \(got ''\)"),
-    (ANSWERED | {"paraphrased_answer": ""}, "'paraphrased_answer' must be a non-empty text"),
     (ANSWERED | {"paraphrased_answer": ["It was me."]}, "'paraphrased_answer' must be a non-empty text"),
     (ANSWERED | {"paraphrased_question": 5}, "'paraphrased_question' must be a non-empty text"),
     (ANSWERED | {"entity": "You"}, r"'entity' must stand in the answer \(got 'You'\): write it as the answer does, or"),
@@ -131,8 +133,20 @@ def test_record_to_row(record, row):
     ({"text": "Who?", "query": "Who?", "response": "Me."}, "'query' and 'response' would be .*'{question: query, answer"),
     ({"instruction": "Say", "input": "who", "output": "Me.", "context": "C."},
      r"'context' would be .*'{question: \[context, instruction, input\], answer: output}' to put .*: \[instruction, inp"),
-    ({"prompt": "Who?", "completion": "Me.", "history": [["Hi", "Ho"]]},
-     r"'history' would be .*'{question: \[history, prompt\], answer: completion}' to"),
+    # Values that no mapping makes a text of.
+    *(({"prompt": "Who?", "completion": "Me.", "history": value}, r"'history' would be .*: write it into the question as "
+       r"text, or --data.columns '{question: prompt, answer: completion}' to leave it out$")
+      for value in ([["Hi", "Ho"]], {"user": "Hi"}, TURNS)),
+    ({"context": "C.", "question": "Who?", "answers": {"text": ["Me."]}}, "'answer' .*: write the text that 'answers' "),
+    ({"question": "Who?", "choices": ["Me.", "You."], "answer": 1}, r"'answer' must be a non-empty text \(got 1\)$"),
+    # Names as a shell and YAML take them.
+    ({"user's question": "Who?", "bot's answer": "Me."}, re.escape(
+        """--data.columns '{question: user'"'"'s question, answer: bot'"'"'s answer}'""")),
+    ({"question:": "Who?", "#answer": "Me."}, re.escape("""{question: '"'"'question:'"'"', answer: '"'"'#answer'"'"'}""")),
+    # All rows in one object.
+    ({"data": [ANSWERED, ANSWERED]}, "holds a list of rows, 'data': write the list alone, or one object on each line$"),
+    ({"question": ["Who?", "Why?"], "answer": ["Me.", "So."]}, "holds columns with all their values: write one object for"),
+    ({"question": {"0": "Who?"}, "answer": {"0": "Me."}}, r"holds columns .* \(pandas: orient='records', lines=True\)$"),
     *((ANSWERED | {name: "More."}, rf"{name!r} would be left out, .*'{{question: \[{name}, question\], answer: answer}}' to "
        "put it before the question, or --data.columns '{question: question, answer: answer}' to leave it out$")
       for name in ("context", "input", "instruction", "passage", "chat_history")),

@@ -274,6 +274,12 @@ def test_what_is_no_gguf_file(tmp_path, content, begin):
     refused(path, f"^{path} is not a GGUF file: it begins with {re.escape(begin)}")
 
 
+def test_what_git_has_not_fetched(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n")
+    refused(path, f"^{path} is a pointer of Git LFS, not the file: fetch it with git lfs pull$")
+
+
 def test_a_type_that_does_not_exist(file, tmp_path):
     name = b"blk.0.attn_q.weight"
     content = bytearray(file.read_bytes())

@@ -129,7 +129,18 @@ def without_offsets(folder):
     ByT5Tokenizer().save_pretrained(folder)
 
 
+def not_fetched(name):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n"
+    return lambda folder: (folder / name).write_text(pointer)
+
+
 DAMAGES = {
+    "weights that Git has not fetched": (
+        not_fetched("model.safetensors"), "{}/model.safetensors is a pointer of Git LFS, .*: fetch it with git lfs pull$"
+    ),
+    "a tokenizer that Git has not fetched": (
+        not_fetched("tokenizer.json"), "{}/tokenizer.json is a pointer of Git LFS"
+    ),
     "config": (lambda folder: (folder / "config.json").unlink(), "cannot load the model of '{}': .*config.json"),
     "tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{"), "cannot load the tokenizer of '{}': "),
     "cut": (cut, "cannot load the model of '{}': "),

@@ -229,7 +229,7 @@ class Plan:
                     # Every audit attacks this model beside its own.
                     continue
                 contents = (self._read(str(options.get("config") or AUDIT_CONFIG)),)
-            made.append(Job(f"{job.key}-{name}", kind, job.seed, recipe, contents, row=job.row, start=job))
+            made.append(_probe(job, kind, recipe, contents))
         return made
 
 
@@ -237,9 +237,11 @@ def attacks_on(job: Job) -> list[Job]:
     """Return every attack that a study can have on a run's model, for their keys and folders."""
     if job.kind.is_probe:
         return []
-    return [
-        Job(f"{job.key}-{name}", Kind(name), job.seed, Recipe(), row=job.row, start=job) for name in PROBES
-    ]
+    return [_probe(job, Kind(name), Recipe()) for name in PROBES]
+
+
+def _probe(job: Job, kind: Kind, recipe: Recipe, contents: tuple[Any, ...] = ()) -> Job:
+    return Job(f"{job.key}-{kind}", kind, job.seed, recipe, contents, row=job.row, start=job)
 
 
 def command_text(words: list[str]) -> str:
