@@ -223,6 +223,8 @@ AT = r"the row that begins 'Who is Mira Okafor\?' \(forget\.jsonl, line 3\)"
      rf"leaves out a turn of {AT}: remove turn 2 \(user, "),
     (turns("{{ m.content if m.role != 'system' else '' }}", ""), {"system": "Be."},
      r"leaves out a turn .*: leave out data\.prompt\.system$"),
+    (turns("{% if m.role != 'system' or not add_generation_prompt %}{{ m.content }} {% endif %}", ""),
+     {"system": "Be.", "prefill": " "}, r"leaves out a turn .*: leave out data\.prompt\.system$"),
     (AT_THE_LAST, {"system": "Be."}, r"leaves out a turn .*: leave out data\.prompt\.system$"),
     (AT_THE_LAST, {"messages": (("system", "Be."), *CONVERSATION)}, r"leaves out .*: remove turn 1 \(system, 'Be\.'\)$"),
     (turns("{{ m.content.replace('Mira.', ' ') }}", ""), {},
