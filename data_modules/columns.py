@@ -103,15 +103,16 @@ def refuse_many_rows(record: Mapping[str, Any], where: str) -> None:
         InputError: it is one.
     """
     values = [*record.values()]
+    if not all(map(_is_nested, values)):
+        return
     if len(values) == 1 and _is_turns(values[0]):
         keys = {key for each in values[0] if isinstance(each, Mapping) for key in each}
         if any({*needed} <= keys for needed, form in NEEDED if "text" not in form):
             raise InputError(
                 f"{where}: holds a list of rows, {min(record)!r}: write the list alone, or one object on each line"
             )
-    sizes = {len(each) if isinstance(each, list | dict) else 0 for each in values}
     together = [[*each.values()] if isinstance(each, dict) else each for each in values]
-    if len(values) > 1 and len(sizes) == 1 and sizes != {0} and all(map(_is_text, together)):
+    if len(values) > 1 and len({*map(len, values)}) == 1 and all(map(_is_text, together)):
         raise InputError(
             f"{where}: holds columns with all their values: write one object for each row (pandas: orient='records', "
             "lines=True)"
@@ -154,7 +155,7 @@ def refuse_left_out(record: Mapping[str, Any], form: Form, where: str) -> None:
         InputError: there are such columns; the message has the mapping that reads them, and the one that does not.
     """
     if "messages" in form or not all(isinstance(record.get(name), str) for name, *_ in form.values()):
-        # What is no text is refused as such.
+        # A value that is no text is refused as such, with the row.
         return
     read = {part: [name for name in names if name in record] for part, names in form.items()}
     used = [name for names in read.values() for name in names]
@@ -175,11 +176,12 @@ def refuse_left_out(record: Mapping[str, Any], form: Form, where: str) -> None:
         )
     if (context := _like(others, CONTEXTS, _holds_text)) is not None:
         both = _as_option({"question": [context, *read["question"]], "answer": read["answer"]})
-        joined = f"give {both} to put it before the question"
+        advice = f"give {both} to put it before the question"
+        if not _is_text(record[context]):
+            advice = "write it into the question as text"
         raise InputError(
-            f"{where}: {context!r} would be left out, and the question may need it: "
-            f"{joined if _is_text(record[context]) else 'write it into the question as text'}, or {_as_option(read)} "
-            "to leave it out"
+            f"{where}: {context!r} would be left out, and the question may need it: {advice}, or {_as_option(read)} to "
+            "leave it out"
         )
 
 
@@ -215,22 +217,6 @@ def _as_option(mapping: Mapping[str, Sequence[str]]) -> str:
     return f"--data.columns {shlex.quote(text.strip())}"
 
 
-def _like(
-    record: Mapping[str, Any], words: Iterable[str], accepts: Callable[[Any], bool] | None = None
-) -> str | None:
-    """Return the column whose name has the first of some words, of those whose value is accepted, by default texts."""
-    parts = {
-        name: re.split(r"[\W_]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower())
-        for name, value in record.items()
-        if (accepts or _is_text)(value)
-    }
-    for word in words:
-        for name, each in parts.items():
-            if word in each and BOOKKEEPING.isdisjoint(each):
-                return name
-    return None
-
-
 def _holds_text(value: Any) -> bool:
     return bool(value.strip()) if isinstance(value, str) else _is_nested(value)
 
@@ -247,6 +233,22 @@ def _is_nested(value: Any) -> bool:
 
 def _is_turns(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+
+
+def _like(
+    record: Mapping[str, Any], words: Iterable[str], accepts: Callable[[Any], bool] = _is_text
+) -> str | None:
+    """Return the column whose name has the first of some words, of those whose value is accepted, by default texts."""
+    parts = {
+        name: re.split(r"[\W_]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower())
+        for name, value in record.items()
+        if accepts(value)
+    }
+    for word in words:
+        for name, each in parts.items():
+            if word in each and BOOKKEEPING.isdisjoint(each):
+                return name
+    return None
 
 
 def note_reading(source: str, unread: Sequence[str], used: Iterable[str], with_context: int) -> None:

@@ -11,9 +11,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from dipo_pl.data_modules.csv_records import DELIMITERS
 from dipo_pl.errors import InputError, short_message
 from dipo_pl.paths import expanded
-from dipo_pl.storage.files import LFS_POINTER
+from dipo_pl.storage.files import LFS_POINTER, NOT_FETCHED
 from dipo_pl.storage.text import decoded
 
 CONVERT = ".to_json('rows.jsonl', orient='records', lines=True, force_ascii=False)"
@@ -29,7 +30,7 @@ OTHERS = {
     b"Rar!": "an archive: unpack it, and give the file in it",
     b"\x04\x22\x4d\x18": "compressed by LZ4: decompress it, or take gzip, Zstandard, bzip2 or xz",
     b"\x93NUMPY": "a NumPy array: write one JSON object for each row",
-    LFS_POINTER: "a pointer of Git LFS, not the file: fetch it with git lfs pull",
+    LFS_POINTER: NOT_FETCHED,
     b"%PDF": "a PDF: extract its text into lines of {\"text\": ...}",
 }  # fmt: skip
 
@@ -114,7 +115,7 @@ def refuse_other_text(path: Path, line: str) -> None:
         return
     if line.lstrip().startswith("<"):
         kind = 'XML or HTML: write its text into lines of {"text": ...}'
-    elif any(each in line for each in ",;\t|"):
+    elif any(each in line for each in DELIMITERS):
         kind = 'not JSON lines: if it is CSV, give it a name that ends in .csv; of plain text, write lines of {"text": ...}'
     else:
         kind = 'not JSON lines: write one JSON object for each row; of plain text, {"text": ...}'

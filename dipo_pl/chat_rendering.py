@@ -119,7 +119,6 @@ class Chat:
         variables: what the template is given besides the turns.
         row: the row, for errors.
         turns: role and content of every turn before the answer.
-        system_is_own: a system message of the turns is the row's own, not that of data.prompt.
         prefilled: the answer is put after the generation prompt, whatever the template writes around an answer.
         in_parts: contents are lists of one text part, which some templates ask for.
     """
@@ -130,7 +129,6 @@ class Chat:
     variables: Mapping[str, Any]
     row: Row
     turns: Messages
-    system_is_own: bool = True
     prefilled: bool = False
     in_parts: bool = False
 
@@ -212,9 +210,10 @@ class Chat:
             else:
                 written = self._write((*turns, ("assistant", answer)))
             if first not in written:
-                turn = f"remove turn {place + 1} ({role}, {content[:60]!r})"
-                own = role != "system" or self.system_is_own
-                raise self._refusal("leaves out a turn of", turn if own else "leave out data.prompt.system")
+                advice = f"remove turn {place + 1} ({role}, {content[:60]!r})"
+                if (role, content) not in self.row.messages:
+                    advice = "leave out data.prompt.system"
+                raise self._refusal("leaves out a turn of", advice)
 
     def _marked_end(self, answer: str, start: int, otherwise: int) -> int:
         """Return the place where the answer's {% generation %} block ends, if it is in one."""

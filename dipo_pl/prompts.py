@@ -180,13 +180,13 @@ class ChatTemplate(PromptFormat):
         name, template = named_template(tokenizer, self.template, self.variables.get("tools"))
         if (known := variables_of(template)) is not None:
             self._refuse_unread(name, known)
-        turns, is_own = row.messages, row.messages[0][0] == "system"
-        if self.system is not None and not is_own:
+        turns = row.messages
+        if self.system is not None and turns[0][0] != "system":
             turns = (("system", self.system), *turns)
+        template, variables = with_fixed_date(template, self.date_string), {"date_string": self.date_string}
         return Chat(
-            tokenizer, name, with_fixed_date(template, self.date_string),
-            {"date_string": self.date_string, **self.variables}, row, turns, is_own, self.prefill is not None,
-        )  # fmt: skip
+            tokenizer, name, template, variables | self.variables, row, turns, self.prefill is not None
+        )
 
     def _refuse_unread(self, name: str, known: Set[str]) -> None:
         """Raise an InputError if a template does not read a variable that is set."""

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 
 from dipo_pl.errors import InputError, short_message
 from dipo_pl.private_names import attention_implementation
-from dipo_pl.storage.files import is_lfs_pointer
+from dipo_pl.storage.files import refuse_lfs_pointer
 
 # transformers reads GGUF files by these.
 NEEDED = ("gguf", "accelerate")
@@ -67,8 +67,7 @@ class GGUF:
                 begin = opened.read(len(MAGIC))
         except OSError as error:
             raise InputError(f"cannot read {file} ({error.strerror}): change its permissions") from error
-        if is_lfs_pointer(file):
-            raise InputError(f"{file} is a pointer of Git LFS, not the file: fetch it with git lfs pull")
+        refuse_lfs_pointer(file)
         if begin != MAGIC:
             raise InputError(f"{file} is not a GGUF file: it begins with {begin!r}, not with {MAGIC!r}")
         # Imported here because it belongs to an extra, and is slow to import.

@@ -27,7 +27,7 @@ from dipo_pl.models.quantization import Quantization, quantize
 from dipo_pl.models.source import AttentionKernel, ModelSource
 from dipo_pl.paths import expanded
 from dipo_pl.private_names import bar_of_dequantization
-from dipo_pl.storage.files import is_lfs_pointer
+from dipo_pl.storage.files import refuse_lfs_pointer
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "tekken.json")
 
@@ -225,8 +225,7 @@ class Pretrained(ModelSource):
                 "under runs/ is written by the run that trains that model"
             )
         for file in (*path.glob("*.safetensors"), *path.glob("*.json")):
-            if is_lfs_pointer(file):
-                raise InputError(f"{file} is a pointer of Git LFS, not the file: fetch it with git lfs pull")
+            refuse_lfs_pointer(file)
         if (path / "adapter_config.json").is_file():
             raise self._is_adapter()
         pickled = sorted(each.name for each in path.glob("*.bin"))

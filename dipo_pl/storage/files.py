@@ -8,13 +8,14 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dipo_pl.errors import InputError, WriteError, causes
 
 # First bytes of the text that Git leaves in place of a large file that it has not fetched.
 LFS_POINTER = b"version https://git-lfs"
+NOT_FETCHED = "a pointer of Git LFS, not the file: fetch it with git lfs pull"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -138,13 +139,11 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def is_lfs_pointer(path: Path) -> bool:
-    """Return whether a file is the text that Git leaves in place of a large file; False if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return file.read(len(LFS_POINTER)) == LFS_POINTER
-    except OSError:
-        return False
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raise an InputError if a file is the text that Git leaves in place of a large file; nothing if it cannot be read."""
+    with suppress(OSError), path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise InputError(f"{path} is {NOT_FETCHED}")
 
 
 def remove(path: Path) -> None:

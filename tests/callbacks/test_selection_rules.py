@@ -86,7 +86,7 @@ UNSEEN = {"holdout_probability": 0.1, "forget_extraction_strength": 0.6, "holdou
 
 
 @pytest.mark.parametrize(("metrics", "target", "retain", "score"), [
-    # Of the way from 0.9 to the holdout's 0.1, 0.2 may be left, which is one unit.
+    # A share of 0.2 of the way from 0.9 to the holdout's 0.1 may be left, which is one unit.
     (found(0.5, 0.8), {"holdout_probability": 0.1}, None, -0.5 / 0.2),
     (found(0.26, 0.8), {"holdout_probability": 0.1}, None, -1.0),
     (found(0.05, 0.8), {"holdout_probability": 0.1}, None, 0.0),
@@ -114,7 +114,7 @@ def test_nearest_to_unseen(metrics, target, retain, score):
 
 
 @pytest.mark.parametrize(("rows", "auc", "score"), [
-    # As in the verdict: up to twice the standard error, 2 sqrt(41 / 4800) of 20 rows each.
+    # The verdict's bound: up to twice the standard error, 2 sqrt(41 / 4800) of 20 rows each.
     (20, 0.65, -0.15 / 0.18484),
     (20, 0.8, -1 - (0.3 / 0.18484 - 1) / 2),
     # Of 10 rows each the error is larger.
@@ -163,7 +163,7 @@ def test_an_evaluation_without_answers_has_no_score():
     rule = NearestToUnseen()
     assert rule.score(found(0.1, 0.8), target, None) is None
     assert rule.score(found(0.1, 0.8) | {"forget_rouge_l_recall": 0.2}, target, None) == 0
-    # Where there was nothing to forget by it, it need not be there.
+    # A measure by which there was nothing to forget need not be there.
     assert rule.score(found(0.1, 0.8), target | {"forget_rouge_l_recall": 0.2}, None) == 0
 
 

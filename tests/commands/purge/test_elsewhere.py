@@ -1,4 +1,4 @@
-"""What holds the rows outside of a run's folder: it is removed with the run, or named."""
+"""Files outside of a run's folder that hold the rows: removed with the run, or named."""
 
 import shutil
 
