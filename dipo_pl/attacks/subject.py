@@ -53,6 +53,7 @@ class Subject:
         device: where models run.
         seed: of all random choices.
         memory: what was found already, of this or an interrupted audit.
+        memories: by name of a model, where what is found of it alone is kept instead, for other audits.
         started: called with what is done next and how many pieces of work it has.
         advanced: called with the pieces of work that are done since.
     """
@@ -64,6 +65,7 @@ class Subject:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     seed: int = 0
     memory: Memory = field(default_factory=Memory)
+    memories: Mapping[str, Memory] = field(default_factory=dict)
     started: Callable[[str, int], None] = lambda what, pieces: None
     advanced: Callable[[int], None] = lambda pieces: None
     _loaded: tuple[str, PreTrainedModel] | None = None
@@ -158,9 +160,15 @@ class Subject:
     def each_model(
         self, attack: str, work: Callable[[str], Any], names: Iterable[str] | None = None
     ) -> dict[str, Any]:
-        """Return `work` of each model by name, plain values of JSON; what is known already is not done again."""
+        """Return `work` of each model by name, plain values of JSON; what is known already is not done again.
+
+        The work of a model may depend on the rows and on that model, but on no other one: audits of other runs can share it.
+        """
         chosen = self.names if names is None else [each for each in names if each in self.sources]
-        return {name: self.memory.part(f"{attack}-{name}", partial(work, name)) for name in chosen}
+        return {
+            name: self.memories.get(name, self.memory).part(f"{attack}-{name}", partial(work, name))
+            for name in chosen
+        }
 
     def lacks_retain_only(self) -> str | None:
         """Return what is missing where there is no retain-only model."""

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from lightning.fabric import Fabric
@@ -13,7 +14,7 @@ from dipo_pl.attacks.base import Attack, Outcome, by_model
 from dipo_pl.attacks.judgement import Judgement, judge, not_tried, overall
 from dipo_pl.attacks.memory import FileMemory, remove_others
 from dipo_pl.attacks.score import scores
-from dipo_pl.attacks.subject import TARGET, UNLEARNED, Subject
+from dipo_pl.attacks.subject import RETAIN_ONLY, TARGET, UNLEARNED, Memory, Subject
 from dipo_pl.cli.run import data_module
 from dipo_pl.commands.audit.checks import check_rows, check_weights
 from dipo_pl.commands.audit.config import AuditConfig
@@ -47,6 +48,8 @@ class Audit:
         sources: where the models come from, by name.
         fabric: gives the device of this rank; launched before `run`.
         key: of the rows' fingerprints; None writes none.
+        references: folder that keeps what is found of the target and the retain-only model, for audits of other runs beside
+            the same two; None keeps it in the audit's own.
 
     Raises:
         InputError: the rows cannot be read or are not the run's, or the run measured no forget set.
@@ -60,8 +63,10 @@ class Audit:
         sources: Mapping[str, Pretrained],
         fabric: Fabric,
         key: bytes | None = None,
+        references: Path | None = None,
     ) -> None:
         self.key = key
+        self._references = references
         self._sources = sources
         self._parts = folder.path / "attacks" / "parts"
         # Identities of all results of this config.
@@ -93,8 +98,8 @@ class Audit:
             self.subject.utility_sets,
             self.subject.max_new_tokens,
             config.seed,
-            {name: identity_of(each) for name, each in sources.items()},
         ]
+        self._models = {name: identity_of(each) for name, each in sources.items()}
 
     def check_models(self, target_is_given: bool) -> None:
         """Check the models' weights, once for each of them.
@@ -160,8 +165,7 @@ class Audit:
         if tasks is None:
             return {}
         tasks.load()
-        identity = self._made_from([tasks.versions, tasks.fingerprint])
-        self.subject.memory = FileMemory(self._parts, identity)
+        self._remember([tasks.versions, tasks.fingerprint])
 
         def results(name: str) -> dict[str, Any]:
             with self.subject.model(name) as model:
@@ -184,8 +188,7 @@ class Audit:
 
     def _outcome(self, attack: Attack) -> Outcome:
         """Return what an attack finds, of this or an interrupted audit."""
-        identity = self._made_from(settings_fingerprint(attack))
-        self.subject.memory = FileMemory(self._parts, identity)
+        identity = self._remember(settings_fingerprint(attack))
 
         def found() -> dict[str, Any]:
             outcome = attack.run(self.subject)
@@ -194,12 +197,27 @@ class Audit:
 
         return Outcome.read(FileMemory(self._parts.parent, identity).part(attack.name, found))
 
+    def _remember(self, settings: Any) -> str:
+        """Have the subject find what is known already under these settings; return the hash of `_made_from`."""
+        identity = self._made_from(settings)
+        self.subject.memory = FileMemory(self._parts, identity)
+        known: dict[str, Memory] = {}
+        if self._references is not None:
+            for name in {TARGET, RETAIN_ONLY} & self._models.keys():
+                of_model = self._hash({name: self._models[name]}, settings)
+                known[name] = FileMemory(self._references / of_model[:16], of_model)
+        self.subject.memories = known
+        return identity
+
     def _made_from(self, settings: Any) -> str:
         """Return a hash of all that a result of these settings depends on."""
-        made_from = json.dumps([*self._identity, settings], default=str)
-        identity = hashlib.sha256(made_from.encode()).hexdigest()
+        identity = self._hash(self._models, settings)
         self._identities.add(identity)
         return identity
+
+    def _hash(self, models: Mapping[str, Any], settings: Any) -> str:
+        made_from = json.dumps([*self._identity, models, settings], default=str)
+        return hashlib.sha256(made_from.encode()).hexdigest()
 
     def _write(
         self,

@@ -34,6 +34,8 @@ def audit(arguments: Sequence[str], debug: bool = False) -> int:
     """Run all attacks that are not finished; return 0, or 128 + n if signal n ended it."""
     given, options = parser().parse_known_args(arguments)
     check_count("--devices", given.devices)
+    if given.references is not None and given.references.exists() and not given.references.is_dir():
+        raise InputError(f"--references must be a folder (got {given.references}): name another one")
     run = FinishedRun.read(given.run)
     folder = RunFolder(run.folder("audit"))
     refuse_signed(folder.path)
@@ -58,7 +60,7 @@ def audit(arguments: Sequence[str], debug: bool = False) -> int:
     key = None if given.key is None else read_key(given.key, (run.path, folder.path))
     check_key(folder, key)
     fabric = fabric_of(run, given.devices)
-    made = Audit(run, folder, config, sources, fabric, key)
+    made = Audit(run, folder, config, sources, fabric, key, given.references)
     new_files = NewFiles(folder)
     # Other ranks run this same command once they are started, and would wait for one that the lock has refused.
     is_first = is_first_process()
@@ -95,6 +97,11 @@ def parser() -> Parser:
     made.add_argument("--config", "-c", action="append", help=config)
     key = "file of a key, made if there is none: rows.json then has fingerprints of the rows that nobody guesses without it"
     made.add_argument("--key", metavar="FILE", type=Path, help=key)
+    references = (
+        "folder that keeps what is found of the target and the retain-only model: audits of other runs beside the same two "
+        "take it from there (default: found anew)"
+    )
+    made.add_argument("--references", metavar="DIR", type=Path, help=references)
     show_texts = "also print the rows that each attack got most out of, with their texts, which no file of the audit holds"
     made.add_argument("--show_texts", action="store_true", help=show_texts)
     made.add_argument("--devices", type=int, default=1, help="devices that share the rows (default: 1)")

@@ -17,6 +17,9 @@ from dipo_pl.configs import resolve
 from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.storage.text import read_yaml
 
+# Folder of what audits have found of the models that they share.
+REFERENCES = "references"
+
 
 class Kind(StrEnum):
     """Role of a run in a study, and the name of its folder there."""
@@ -108,6 +111,8 @@ class Job:
         if self.kind.is_probe:
             assert self.start is not None
             beside = as_options({option: str(study / each.key) for option, each in self.beside.items()})
+            if self.kind is Kind.AUDIT:
+                beside += as_options({"references": str(study / REFERENCES)})
             return [self.kind.value, str(study / self.start.key), *beside, *options]
         own: dict[str, Any] = {}
         if self.start is not None:

@@ -239,8 +239,8 @@ class StudyFile:
         options = self.after.get("audit", {})
         config = options.get("config", "")
         _expect(path, "after.audit.config", config, "the name of one config", isinstance(config, str))
-        for key, model in {"target": self.target, "against": self.retain_only}.items():
-            if key in options and model is not None:
+        for key, is_set in {"target": self.target, "against": self.retain_only, "references": True}.items():
+            if key in options and is_set:
                 raise InputError(
                     f"{path}: after.audit gives {key}, which the study sets for each run: leave it out"
                 )
