@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric import Fabric
 
 from dipo_pl.attacks.base import Attack, Outcome, by_model
@@ -28,6 +29,7 @@ from dipo_pl.metrics.conventions import UTILITY_SETS
 from dipo_pl.models.pretrained import Pretrained
 from dipo_pl.modules.finetuning import FineTuning
 from dipo_pl.report.model_card import write_model_card
+from dipo_pl.report.run import lookup
 from dipo_pl.storage.files import write_text
 from dipo_pl.storage.fingerprints import settings_fingerprint
 from dipo_pl.storage.run_folder import RunFolder
@@ -88,10 +90,13 @@ class Audit:
             fabric.device,
             config.seed,
         )
+        # As the run computed, and as relearn and quantize do; float16 would need a loss scale to train with.
+        self._in_bfloat16 = lookup(run.config, "trainer", "precision") in ("bf16-mixed", "bf16")
         # A result that was made from anything else is made again.
         self._identity = [
             FORMAT,
             __version__,
+            self._in_bfloat16,
             {each.name: each.tokens for each in data.evaluation_sets},
             data.training_tokens,
             [(row.paraphrased_question, row.entity) for row in self.subject.forget.rows],
@@ -168,7 +173,7 @@ class Audit:
         self._remember([tasks.versions, tasks.fingerprint])
 
         def results(name: str) -> dict[str, Any]:
-            with self.subject.model(name) as model:
+            with self._autocast(), self.subject.model(name) as model:
                 return tasks.results(model, self.subject.tokenizer)
 
         found = self.subject.each_model("utility", results)
@@ -191,11 +196,18 @@ class Audit:
         identity = self._remember(settings_fingerprint(attack))
 
         def found() -> dict[str, Any]:
-            outcome = attack.run(self.subject)
+            with self._autocast():
+                outcome = attack.run(self.subject)
             outcome.check(attack.name)
             return outcome.content()
 
         return Outcome.read(FileMemory(self._parts.parent, identity).part(attack.name, found))
+
+    def _autocast(self) -> torch.autocast:
+        # Casts that are kept would be of weights that an attack has changed since.
+        return torch.autocast(
+            self.fabric.device.type, torch.bfloat16, enabled=self._in_bfloat16, cache_enabled=False
+        )
 
     def _remember(self, settings: Any) -> str:
         """Have the subject find what is known already under these settings; return the hash of `_made_from`."""
@@ -254,6 +266,7 @@ class Audit:
             "arguments": redact_arguments(arguments),
             "world_size": self.fabric.world_size,
             "device": str(self.fabric.device),
+            "autocast": "bfloat16" if self._in_bfloat16 else None,
             "probe": {"kind": "audit", "of": str(self.of.path), "weights": self.of.weights},
             "models": {name: redact(each.source) for name, each in self.subject.sources.items()},
             "rows": len(self.subject.forget.rows),
