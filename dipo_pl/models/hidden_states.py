@@ -17,12 +17,10 @@ Layer = int | float | None
 
 def decoder_of(model: Any) -> Any:
     """Return the model without its output head."""
-    decoder = model.get_decoder()
-    if decoder is not model:
-        return decoder
-    # Llama 4 says that this is the whole model.
     embedding = model.get_input_embeddings()
-    return next(part for part in model.children() if any(each is embedding for each in part.modules()))
+    # Llama 4 says that its decoder is the whole model, and ModernBERT that it is the last matrix.
+    parts = (part for part in (model.get_decoder(), *model.children()) if part is not model)
+    return next(part for part in parts if any(each is embedding for each in part.modules()))
 
 
 def decoder_states(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import ARCHITECTURES, tiny_config, tiny_model
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForCausalLM, ModernBertDecoderConfig
 
 from dipo_pl.errors import InputError
 from dipo_pl.models.head import OutputHead, check_head
@@ -68,6 +68,16 @@ def test_each_model_brings_what_it_is_here_for(models):
     assert heads["cohere"].scale == 0.0625
     for kind in ("llama", "gpt2", "qwen2"):
         assert (heads[kind].bias, heads[kind].scale, heads[kind].softcap) == (None, 1.0, None)
+
+
+def test_a_head_of_several_layers_is_refused_for_what_it_is():
+    """ModernBERT calls its last matrix its decoder."""
+    config = ModernBertDecoderConfig(
+        vocab_size=280, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="the logits of ModernBertDecoderForCausalLM are not its output layer"):
+        check_head(AutoModelForCausalLM.from_config(config))
 
 
 @pytest.mark.parametrize("kind", KINDS)
