@@ -16,8 +16,8 @@ from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.callbacks.lookup import callbacks_of
 from dipo_pl.callbacks.verdict import Judge, wrong_answers
 from dipo_pl.data_modules.forget_retain import ForgetRetain
-from dipo_pl.errors import InputError, check_count, check_objects, check_share
-from dipo_pl.evaluation.deviation import deviation
+from dipo_pl.errors import InputError, check_count, check_number, check_objects, check_share
+from dipo_pl.evaluation.deviation import FARTHEST, deviation
 from dipo_pl.evaluation.verdict_rules import (
     KNOWS_NOTHING,
     UTILITIES,
@@ -167,7 +167,20 @@ class NearestToUnseen(UtilityKept):
     P(forget), ROUGE, extraction strength, membership and Forget Quality: -1 and above is forgotten by each of them.
     Membership and Forget Quality lower the score where the rows are erased too far. The more evidence there is (a
     retain-only model, a holdout), the better the rule knows where to end.
+
+    Where no step meets all rules of the verdict, Forget Quality can be the one that is asked for first: any evaluation with
+    `forget_quality` comes before all without it.
+
+    Args:
+        utility_share: see `UtilityKept`.
+        patience: see `UtilityKept`.
+        forget_quality: p-value that Forget Quality must have where it is measured, in [0, 1]; 0 asks for none.
     """
+
+    def __init__(self, utility_share: float = 0.95, patience: int = 3, forget_quality: float = 0.0) -> None:
+        super().__init__(utility_share, patience)
+        check_number("selection.rule.forget_quality", forget_quality, minimum=0, maximum=1)
+        self.forget_quality = forget_quality
 
     def score(self, metrics: Metrics, target: Metrics, retain: Metrics | None) -> float | None:
         """Return the deviation, negated, as the base class does; None if a measure of forgetting was not taken now."""
@@ -176,7 +189,8 @@ class NearestToUnseen(UtilityKept):
 
     def distance(self, evidence: Evidence) -> float:
         """Return the deviation; 0 if the target knew nothing of the rows."""
-        return deviation(evidence, self.thresholds) or 0.0
+        lacks = evidence.now.get("forget_quality", 1.0) < self.forget_quality
+        return (deviation(evidence, self.thresholds) or 0.0) + lacks * FARTHEST
 
     def ends(self, scores: Sequence[float]) -> str | None:
         """Return whether the rows are forgotten, or no better score is expected."""

@@ -1,5 +1,6 @@
 """Selection rules on hand-written metrics: scores, ends, and what they lack."""
 
+import math
 import re
 
 import pytest
@@ -180,6 +181,27 @@ def test_lost_utility_is_worse_than_any_deviation():
         target = KNOWING | {"holdout_probability": 0.1}
         assert rule.score(half, target, None) > rule.score(lost, target, None)
         assert rule.score(half, target, None) < -1
+
+
+def test_nearest_to_unseen_can_ask_for_forget_quality_first():
+    plain, asking = NearestToUnseen(), NearestToUnseen(forget_quality=0.05)
+    target = KNOWING | {"holdout_probability": 0.1, "membership_min_k_auc": 1.0}
+
+    def scores(quality, area, utility=0.8):
+        measured = {"forget_quality": quality, "forget_quality_log10_p": math.log10(quality)}
+        metrics = found(0.1, utility) | measured | {"membership_min_k_auc": area}
+        return [rule.score(metrics, target, None) for rule in (plain, asking)]
+
+    near, over = scores(0.04, 0.5), scores(0.06, 0.1)
+    assert near[0] > over[0]
+    assert near[1] < over[1] < -1
+    # The bound itself is enough, and among those with it, and among those without it, the nearest comes first.
+    assert scores(0.05, 0.5) == [pytest.approx(-1)] * 2
+    assert over[1] < scores(0.06, 0.2)[1]
+    assert scores(0.01, 0.5)[1] < near[1]
+    # Utility comes before it, and where it is not measured nothing is asked for.
+    assert scores(0.9, 0.5, utility=0.1)[1] < near[1]
+    assert asking.score(found(0.1, 0.8), KNOWING | {"holdout_probability": 0.1}, None) == 0
 
 
 def test_nearest_to_unseen_ends():

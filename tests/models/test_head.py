@@ -76,7 +76,9 @@ def test_a_head_of_several_layers_is_refused_for_what_it_is():
         vocab_size=280, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
         pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
     )  # fmt: skip
-    with pytest.raises(InputError, match="the logits of ModernBertDecoderForCausalLM are not its output layer"):
+    with pytest.raises(
+        InputError, match="the logits of ModernBertDecoderForCausalLM are not its output layer"
+    ):
         check_head(AutoModelForCausalLM.from_config(config))
 
 
