@@ -37,7 +37,7 @@ from dipo_pl.cli.run import data_module, run
 from dipo_pl.models.pretrained import Pretrained
 from dipo_pl.models.quantization import quantize
 from dipo_pl.modules.finetuning import FineTuning
-from dipo_pl.report.drawing import Plot, draw_intervals, write_png
+from dipo_pl.report.drawing import Plot, color_of, write_png
 from dipo_pl.report.seeds import Interval
 from dipo_pl.storage.files import write_text
 from dipo_pl.storage.run_folder import RunFolder
@@ -234,16 +234,27 @@ def _report(
             cells += [f"{relearning:.3f}", published[1], f"{quantization:.3f}", published[2]]
             cells.append(f"{robustness(relearning, quantization):.3f}")
         lines.append(f"| {' | '.join(cells)} |")
-        rows[each.title] = ([area], Interval(area, low, high))
+        measured = Interval(area, low, high)
+        rows[each.title] = measured, each.published[0] if each.published else None
     write_text(folder.path / "table.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
-    described = [f"{title} {values[0]:.3f}" for title, (values, _) in rows.items()]
-    label = (
-        f"AUC of telling {count} models that know from {count} that do not, with 95 % intervals over models"
-    )
+    described = [f"{title} {measured.mean:.3f}" for title, (measured, _) in rows.items()]
+    label = f"AUC, {count} models that know beside {count} that do not"
 
     def draw(axes: Any) -> None:
-        draw_intervals(axes, rows, {"chance": 0.5})
+        for place, (measured, published) in enumerate(rows.values()):
+            axes.plot(measured[1:], [place, place], color=color_of(0), linewidth=2)
+            axes.plot([measured.mean], [place], "o", color=color_of(0), markersize=8)
+            if published is not None:
+                axes.plot([published], [place], "D", color=color_of(1), markersize=6, fillstyle="none")
+        axes.plot([], [], "o-", color=color_of(0), markersize=8, linewidth=2, label="here, 95% interval")
+        axes.plot(
+            [], [], "D", color=color_of(1), markersize=6, fillstyle="none", label="published, Llama-3.2-1B"
+        )
+        axes.axvline(0.5, color="black", linestyle=":", linewidth=1.2, label="chance")
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(visible=False, axis="y")
 
     title = "Faithfulness of the metrics"
     plot = Plot("meta_evaluation", title, described, label, "", draw, 1.8 + 0.3 * len(rows))
