@@ -16,7 +16,7 @@ from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.callbacks.lookup import callbacks_of
 from dipo_pl.callbacks.verdict import Judge, wrong_answers
 from dipo_pl.data_modules.forget_retain import ForgetRetain
-from dipo_pl.errors import InputError, check_count, check_number, check_objects, check_share
+from dipo_pl.errors import InputError, check_count, check_objects, check_share
 from dipo_pl.evaluation.deviation import FARTHEST, deviation
 from dipo_pl.evaluation.verdict_rules import (
     KNOWS_NOTHING,
@@ -179,7 +179,7 @@ class NearestToUnseen(UtilityKept):
 
     def __init__(self, utility_share: float = 0.95, patience: int = 3, forget_quality: float = 0.0) -> None:
         super().__init__(utility_share, patience)
-        check_number("selection.rule.forget_quality", forget_quality, minimum=0, maximum=1)
+        check_share("selection.rule.forget_quality", forget_quality, zero=True)
         self.forget_quality = forget_quality
 
     def score(self, metrics: Metrics, target: Metrics, retain: Metrics | None) -> float | None:

@@ -68,6 +68,15 @@ def _same_environment_afterwards() -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
+@pytest.fixture(autouse=True)
+def _no_modules_of_its_own_afterwards(tmp_path: Path) -> Iterator[None]:
+    """Forget modules that a test has written: the next one may write another of that name."""
+    yield
+    for name, module in [*sys.modules.items()]:
+        if (getattr(module, "__file__", None) or "").startswith(str(tmp_path.resolve())):
+            del sys.modules[name]
+
+
 @pytest.fixture
 def process(tmp_path: Path) -> Callable[..., Ended]:
     """Runs `dipo-pl ...` as a process of its own, in an empty folder."""

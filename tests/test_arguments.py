@@ -16,7 +16,7 @@ from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.callbacks.last_checkpoint import LastCheckpoint
 from dipo_pl.callbacks.lm_eval import LMEval
 from dipo_pl.callbacks.samples import Samples
-from dipo_pl.callbacks.selection import BestForgetQuality
+from dipo_pl.callbacks.selection import BestForgetQuality, NearestToUnseen
 from dipo_pl.data_modules.alternates import Refusals
 from dipo_pl.data_modules.fictitious_articles import MAX_ARTICLES, FictitiousNews, fictitious_articles
 from dipo_pl.data_modules.fictitious_authors import MAX_AUTHORS, FictitiousAuthors, fictitious_rows
@@ -152,6 +152,7 @@ ARGUMENTS = {
     "samples.rows": (Samples, *count(0)),
     "selection.rule.utility_share": (BestForgetQuality, *SHARE),
     "selection.rule.patience": (BestForgetQuality, *count(1)),
+    "selection.rule.forget_quality": (NearestToUnseen, *SHARE_OR_0),
     "last_checkpoint.every_n_epochs": (LastCheckpoint, *count(1)),
     "last_checkpoint.every_n_steps": (LastCheckpoint, *count(1)),
     **{

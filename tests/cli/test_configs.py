@@ -82,7 +82,8 @@ def test_all_configurations_of_a_study_parse(name):
     file = StudyFile.read(shipped()[name])
     models = [each for each in (file.target, file.retain_only) if each is not None]
     # Runs that choose a learning rate count where they have options of their own.
-    tuning = len(file.rows) if file.learning_rate is not None and file.learning_rate.options else 0
+    tunes = file.learning_rate is not None and bool(file.learning_rate.options)
+    tuning = sum(each.tune for each in file.rows) if tunes else 0
     assert len(checked(Plan(file, Path("runs/x"), {}))) == len(file.rows) + tuning + len(models)
     assert shipped()[name].read_text().startswith("# Study: ")
 
