@@ -80,7 +80,7 @@ def judge(outcome: Outcome, tolerance: float, removed: float) -> Judgement:
     if apart:
         return Judgement("not_forgotten" if kept and low > tolerance else "distinguishable", reason)
     assert intervals is not None
-    rows = _rows_to_tell(now - base, (high - low) / 2, tolerance, intervals.rows)
+    rows = _rows_to_tell(now - base, (low, high), tolerance, intervals.rows)
     settle = f"about {rows} rows (these are {intervals.rows})" if rows <= MANY else "another tolerance"
     return Judgement("cannot_tell", f"{reason}: too few rows to tell", settle)
 
@@ -95,12 +95,20 @@ def _most(outcome: Outcome, way: float) -> float:
     return (outcome.values[TARGET] - outcome.values[UNLEARNED]) / way
 
 
-def _rows_to_tell(distance: float, half: float, tolerance: float, rows: int) -> int:
-    """Return about how many rows, in two digits, make an interval narrow enough, whose half width falls with their root."""
-    margin = abs(abs(distance) - tolerance)
-    if margin * math.sqrt(MANY) < half * math.sqrt(rows):
-        return MANY + 1
-    return int(float(f"{rows * (half / margin) ** 2:.2g}"))
+def _rows_to_tell(distance: float, interval: tuple[float, float], tolerance: float, rows: int) -> int:
+    """Return about how many rows, in two digits, make an interval narrow enough, whose widths fall with their root.
+
+    An interval need not be as wide on both sides: what counts is the side that crosses a tolerance.
+    """
+    most = 1.0
+    for bound in (-tolerance, tolerance):
+        if interval[0] < bound < interval[1]:
+            crossing = interval[0] if bound < distance else interval[1]
+            width, margin = abs(crossing - distance), abs(bound - distance)
+            if margin * math.sqrt(MANY) < width * math.sqrt(rows):
+                return MANY + 1
+            most = max(most, width / margin)
+    return max(rows + 1, int(float(f"{rows * most**2:.2g}")))
 
 
 def overall(judgements: dict[str, Judgement]) -> Judgement:

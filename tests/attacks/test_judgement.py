@@ -120,6 +120,22 @@ def test_how_many_rows_would_settle_it():
     assert at_the_edge.settle == "another tolerance"
 
 
+@pytest.mark.parametrize(("distance", "interval", "said"), [
+    # A skewed interval: its long side crosses no bound, the short one does, 1.1 times as far as the bound.
+    (-0.1, (-0.4, -0.045), "about 48 rows (these are 40)"),
+    (0.1, (0.045, 0.4), "about 48 rows (these are 40)"),
+    # The other side alone, and both, of which one is 6 times as far as its bound.
+    (0.03, (0.02, 0.051), "about 44 rows (these are 40)"),
+    (-0.03, (-0.15, 0.11), "about 1400 rows (these are 40)"),
+    # What rounds to the rows that there are is one more at least.
+    (0.1, (0.0499, 0.4), "about 41 rows (these are 40)"),
+])  # fmt: skip
+def test_more_rows_than_there_are_would_settle_it(distance, interval, said):
+    values = {"unlearned": 0.5 + distance, "retain_only": 0.5}
+    found = judge(Outcome("P", values, {}, intervals=Intervals([0, 1], list(interval), None, 40)), 0.05, 0.5)
+    assert found.settle == said
+
+
 def test_thresholds_are_the_configs():
     assert judged(0.9, 0.3, 0.1, removed=0.8).status == "not_forgotten"
     assert judged(0.9, 0.3, 0.1, tolerance=0.3).status == "indistinguishable"
