@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib import metadata
 from typing import Any, ClassVar
 
 from lightning import Callback, LightningModule, Trainer
@@ -21,9 +20,8 @@ from dipo_pl.storage.files import write_text
 from dipo_pl.storage.fingerprints import rows_fingerprint, texts_fingerprint, tokenizer_fingerprint
 from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.storage.secrets import redact, redact_arguments
+from dipo_pl.storage.versions import installed_versions
 from dipo_pl.version import __version__
-
-PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "jsonargparse", "tokenizers")
 
 
 class ManifestEntry(Callback, ABC):
@@ -153,17 +151,14 @@ class Manifest(Callback):
             return
         data = ForgetRetain.of(trainer)
         model, adapter = module.language_model, module.policy.adapter
-        packages = PACKAGES if adapter is None else (*PACKAGES, "peft")
+        further = () if adapter is None else ("peft",)
         record = {
             "status": "running",
             "command": trainer.state.fn.value if trainer.state.fn else None,
             "started": earlier.get("started", _now()) if resumed else _now(),
             "resumed_at_steps": earlier["resumed_at_steps"] if resumed else [],
             "dipo_pl": __version__,
-            "versions": {
-                "python": platform.python_version(),
-                **{name: metadata.version(name) for name in packages},
-            },
+            "versions": installed_versions(*further),
             "platform": platform.platform(),
             "arguments": self.arguments,
             "seed": data.seed,

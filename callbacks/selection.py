@@ -190,7 +190,7 @@ class NearestToUnseen(UtilityKept):
     def distance(self, evidence: Evidence) -> float:
         """Return the deviation; 0 if the target knew nothing of the rows."""
         lacks = evidence.now.get("forget_quality", 1.0) < self.forget_quality
-        return (deviation(evidence, self.thresholds) or 0.0) + lacks * FARTHEST
+        return (deviation(evidence, self.thresholds) or 0.0) + (FARTHEST if lacks else 0.0)
 
     def ends(self, scores: Sequence[float]) -> str | None:
         """Return whether the rows are forgotten, or no better score is expected."""

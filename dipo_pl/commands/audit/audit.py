@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -34,6 +35,7 @@ from dipo_pl.storage.files import write_text
 from dipo_pl.storage.fingerprints import settings_fingerprint
 from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.storage.secrets import redact, redact_arguments
+from dipo_pl.storage.versions import installed_versions
 from dipo_pl.version import __version__
 
 # Format of an attack's file; a result of an earlier format is made again.
@@ -263,6 +265,8 @@ class Audit:
             "command": "audit",
             "started": self.run_folder.read_manifest().get("started", _now()),
             "dipo_pl": __version__,
+            "versions": installed_versions(),
+            "platform": platform.platform(),
             "arguments": redact_arguments(arguments),
             "world_size": self.fabric.world_size,
             "device": str(self.fabric.device),

@@ -48,8 +48,9 @@ def measured(job: Job, study: Path) -> dict[str, Any]:
                 f"{each.path} has no evaluation: set trainer.check_val_every_n_epoch so that it has one"
             )
     run, manifest = runs[0], runs[0].read_manifest()
+    made_by = {key: manifest.get(key) for key in ("versions", "platform", "device")}
     if job.kind is Kind.QUANTIZE:
-        return {
+        return made_by | {
             "quantized": {each.path.name.rpartition("-")[2]: _numbers(each.final_metrics) for each in runs},
             "data": _fingerprints(manifest["data"]),
         }
@@ -57,11 +58,8 @@ def measured(job: Job, study: Path) -> dict[str, Any]:
         audit = read_audit(run)
         attacks = {each.name: each.status for each in audit.attacks}
         judged = {"status": audit.status, "reason": audit.reason, "attacks": attacks}
-        return {"audit": judged, "metrics": _numbers(audit.metrics)}
-    found: dict[str, Any] = {
-        "versions": manifest["versions"],
-        "platform": manifest["platform"],
-        "device": manifest["device"],
+        return made_by | {"audit": judged, "metrics": _numbers(audit.metrics)}
+    found: dict[str, Any] = made_by | {
         "steps": manifest.get("steps"),
         "epochs": manifest.get("epochs"),
         "resumed_at_steps": manifest.get("resumed_at_steps"),
