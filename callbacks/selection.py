@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import Tensor
 
+from dipo_pl.callbacks.best_checkpoint import BestCheckpoint
 from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.callbacks.lookup import callbacks_of
 from dipo_pl.callbacks.verdict import Judge, wrong_answers
@@ -377,24 +375,6 @@ class Selection(Callback):
         if self.rule is None or not self.stop or not scores or scores[-1] is None:
             return None
         return self.rule.ends(trained)
-
-
-class BestCheckpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, but keeps no checkpoint of an evaluation without the monitored metric or a score."""
-
-    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        # Lightning would fail, though answers may be generated only at some evaluations.
-        if self.monitor is None or self.monitor in monitor_candidates:
-            super()._save_topk_checkpoint(trainer, monitor_candidates)
-
-    def file_exists(self, filepath: Any, trainer: Trainer) -> bool:
-        """Return False: a file of the same step is from an interrupted run, and is replaced."""
-        return False
-
-    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """Return whether a checkpoint with this value is to be kept."""
-        scored = current is None or not torch.isneginf(current)
-        return bool(scored and super().check_monitor_top_k(trainer, current))
 
 
 def _refuse_unknown_monitors(trainer: Trainer, metrics: Set[str]) -> None:

@@ -32,7 +32,7 @@ CALLBACKS = {
     "collapse_guard": "dipo_pl.callbacks.collapse_guard.CollapseGuard",
     "export": "dipo_pl.callbacks.export.Export",
     "verdict": "dipo_pl.callbacks.verdict.Judge",
-    "checkpoint": "dipo_pl.callbacks.selection.BestCheckpoint",
+    "checkpoint": "dipo_pl.callbacks.best_checkpoint.BestCheckpoint",
     "last_checkpoint": "dipo_pl.callbacks.last_checkpoint.LastCheckpoint",
 }
 SINGLE = ("name", "output_dir", "ckpt_path", "require", "seed_everything")

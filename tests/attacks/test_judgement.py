@@ -127,7 +127,7 @@ def test_how_many_rows_would_settle_it():
     # The other side alone, and both, of which one is 6 times as far as its bound.
     (0.03, (0.02, 0.051), "about 44 rows (these are 40)"),
     (-0.03, (-0.15, 0.11), "about 1400 rows (these are 40)"),
-    # What rounds to the rows that there are is one more at least.
+    # An estimate that rounds to the rows that there are is one more at least.
     (0.1, (0.0499, 0.4), "about 41 rows (these are 40)"),
 ])  # fmt: skip
 def test_more_rows_than_there_are_would_settle_it(distance, interval, said):

@@ -5,10 +5,8 @@ import torch
 from lightning import Trainer
 from safetensors.torch import load_file
 
-from dipo_pl.callbacks.selection import (
-    BestCheckpoint,
-    NearestToUnseen,
-)
+from dipo_pl.callbacks.best_checkpoint import BestCheckpoint
+from dipo_pl.callbacks.selection import NearestToUnseen
 from dipo_pl.metrics.result import EvaluationResult
 from dipo_pl.models.pretrained import Pretrained
 from dipo_pl.storage.fingerprints import weights_fingerprint

@@ -92,7 +92,7 @@ class Audit:
             fabric.device,
             config.seed,
         )
-        # As the run computed, and as relearn and quantize do; float16 would need a loss scale to train with.
+        # The run, relearn and quantize compute like this; float16 would need a loss scale to train with.
         self._in_bfloat16 = lookup(run.config, "trainer", "precision") in ("bf16-mixed", "bf16")
         # A result that was made from anything else is made again.
         self._identity = [

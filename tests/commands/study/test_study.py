@@ -62,7 +62,7 @@ def test_a_whole_study_with_tuning_relearning_and_audits(cli, tmp_path, monkeypa
     audits = {name: runs[f"rows/{name}/seed-0-audit"] for name in ("dipo", "npo-ce")}
     assert "retain_only/seed-0-audit" not in runs
     assert all("torch" in each["versions"] for each in runs.values())
-    # What is found of the two models beside them is found once.
+    # The two models beside them are attacked once for both rows.
     kept = [each.name for each in Path("runs/s/references").rglob("*.json")]
     assert len(kept) == len({*kept}) == 6
     for name, audit in audits.items():
