@@ -44,7 +44,8 @@ class Board(Callback):
             return
         records = run.read_metrics()
         thresholds = _thresholds(trainer, run, records)
-        log_evaluation(trainer, {f"{name}_threshold": value for name, value in thresholds.items()})
+        step = ForgetQuality.of(trainer).step(trainer)
+        log_evaluation(trainer, {f"{name}_threshold": value for name, value in thresholds.items()}, step)
         charts = {
             name: ["Multiline", [logged_name(name), logged_name(f"{name}_threshold")]] for name in thresholds
         }
@@ -57,7 +58,7 @@ class Board(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add trajectory and hyperparameters, unless another evaluation follows."""
         run = _unlearning(trainer, pl_module)
-        if run is not None and ForgetQuality.of(trainer).complete_step == trainer.global_step:
+        if run is not None and ForgetQuality.of(trainer).is_complete(trainer):
             self._complete(trainer, run)
 
     @staticmethod

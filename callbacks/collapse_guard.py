@@ -10,7 +10,13 @@ from dipo_pl.callbacks.advice import gentler, stronger
 from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import TrainingError, check_number, check_share
-from dipo_pl.evaluation.verdict_rules import KNOWS_NOTHING, UTILITIES, Metrics, kept_utility
+from dipo_pl.evaluation.verdict_rules import (
+    KNOWS_NOTHING,
+    UTILITIES,
+    Metrics,
+    kept_utility,
+    measured_again,
+)
 
 
 class Sign(NamedTuple):
@@ -109,7 +115,7 @@ class CollapseGuard(Callback):
             return {}
         found: dict[str, Sign] = {}
         at, less = f"at step {now['step']}", gentler(rate)
-        utility = kept_utility(target, now)
+        utility = kept_utility(measured_again(target, now), now)
         if utility and utility.share < self.lost_utility:
             what = f"{utility.title} fell from {utility.before:.3f} to {utility.now:.3f} {at}"
             found["utility"] = Sign(what, f"{less}, or add retain rows")

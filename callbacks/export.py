@@ -74,6 +74,17 @@ class Export(Callback):
                 "adapter, so that it fits no other model: set export.adapter to false"
             )
 
+    def checkpoint(self, trainer: Trainer) -> Path | None:
+        """Return the checkpoint that is exported; None if the last weights are, or nothing is."""
+        found = _best_checkpoint(trainer) if self.enabled and self.best else None
+        best = Path(found.best_model_path) if found and found.best_model_path else None
+        return best if best is not None and best.exists() else None
+
+    def step(self, trainer: Trainer) -> int:
+        """Return the optimizer steps behind the exported weights, or the last ones if nothing is exported."""
+        best = self.checkpoint(trainer)
+        return trainer.global_step if best is None else int(read_checkpoint(best)["global_step"])
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Try the export of adapters before the first step.
 
@@ -103,10 +114,9 @@ class Export(Callback):
         weights = full_state_dict(model)
         if not trainer.is_global_zero:
             return
-        run, step = RunFolder(trainer.default_root_dir), trainer.global_step
-        best = _best_path(trainer) if self.best else None
+        run, step = RunFolder(trainer.default_root_dir), self.step(trainer)
+        best = self.checkpoint(trainer)
         if best is not None:
-            step = read_checkpoint(best)["global_step"]
             # Frozen weights are not in checkpoints.
             weights |= {name.removeprefix("model."): each for name, each in read_weights(best).items()}
         added: dict[str, Any] = {"exported_step": step}
@@ -172,9 +182,3 @@ def _as_loaded(model: nn.Module, exported: Mapping[str, Tensor]) -> str:
 def _best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
     keepers = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
     return next((each for each in keepers if each.monitor is not None and each.save_top_k != 0), None)
-
-
-def _best_path(trainer: Trainer) -> Path | None:
-    checkpoint = _best_checkpoint(trainer)
-    best = Path(checkpoint.best_model_path) if checkpoint and checkpoint.best_model_path else None
-    return best if best is not None and best.exists() else None

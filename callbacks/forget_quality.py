@@ -1,7 +1,6 @@
 """Callback that evaluates forgetting and utility at each validation: before, during and after training."""
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,12 +13,14 @@ from torchmetrics import MetricCollection
 from dipo_pl import metrics as known
 from dipo_pl.batch import EvaluationBatch
 from dipo_pl.callbacks.advice import retain_only_command
+from dipo_pl.callbacks.export import Export
+from dipo_pl.callbacks.generation_queue import GenerationQueue
 from dipo_pl.callbacks.headlines import headlines
 from dipo_pl.callbacks.logged_names import logged_name
 from dipo_pl.callbacks.lookup import callbacks_of
 from dipo_pl.callbacks.manifest import Manifest
 from dipo_pl.callbacks.measurement import Measurement
-from dipo_pl.callbacks.pace import Pace
+from dipo_pl.callbacks.needs_answers import NeedsAnswers
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.distributed import is_sharded
 from dipo_pl.errors import NOT_FINITE, InputError, TrainingError, check_count
@@ -35,8 +36,8 @@ from dipo_pl.storage.fingerprints import rows_fingerprint, settings_fingerprint
 from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.strategies.fsdp import FSDP2Strategy
 
-# Rows whose answers are generated together: more than a batch has, since a step of few rows takes as long.
-GENERATED_TOGETHER = 128
+# Evaluations from one with answers to the next, where something else says which further ones need them.
+SELDOM = 5
 
 
 class ForgetQuality(Callback):
@@ -64,7 +65,9 @@ class ForgetQuality(Callback):
             Memorization, Membership, Fluency, Verbatim and Knowledge, which are of MUSE's sets, ExactMatch and LUMEScore,
             which are of LUME's.
         generate_every: generate an answer to every row, the slow part, at each n-th evaluation besides the first and
-            the last one; 0 never does. ROUGE, Model Utility and Fluency need generated answers.
+            the last one, those that would end training by `selection.rule`, and that of the exported checkpoint; 0 never
+            does. null is 5 where training ends by a rule that needs no answers (NearestToUnseen, LowestForgetProbability),
+            else 1. ROUGE, Model Utility and Fluency need generated answers.
         max_new_tokens: maximum length of a generated answer in tokens; MUSE's sets have their own.
     """
 
@@ -74,7 +77,7 @@ class ForgetQuality(Callback):
         utility_sets: list[str] | None = None,
         convention: ConventionName = "dipo_pl",
         metrics: list[EvaluationMetric] | None = None,
-        generate_every: int = 1,
+        generate_every: int | None = None,
         max_new_tokens: int = 200,
     ) -> None:
         check_count("forget_quality.max_new_tokens", max_new_tokens)
@@ -94,21 +97,24 @@ class ForgetQuality(Callback):
         if twice := [name for name in names if names.count(name) > 1]:
             raise InputError(f"forget_quality.metrics would have {twice[0]} twice: leave one of them out")
         self.generate_every = generate_every
+        self._every = 1 if generate_every is None else generate_every
         self.max_new_tokens = max_new_tokens
         self.retain: EvaluationResult | None = None
         # Those of its metrics that can be compared with this run's: not membership by other holdout rows.
         self.retain_metrics: Metrics | None = None
         self.result: EvaluationResult | None = None
-        self.complete_step = -1
-        # Answers generated in this evaluation, and the time that all so far have taken.
-        self.generated = 0
-        self.generation = Pace()
+        # Steps whose evaluations have all that is asked for.
+        self.complete_steps: set[int] = set()
+        # The step of an earlier checkpoint whose weights are evaluated; None for those of the trainer's step.
+        self.checkpoint_step: int | None = None
+        self.queue = GenerationQueue()
         self._evaluations = 0
         self._underway = False
-        self._generates = False
+        # Whether the current evaluation generates answers, as far as it is decided.
+        self.generates = False
         self._collections: list[MetricCollection] = []
-        # By length: batches that need generated answers before their sets' metrics are updated, and prompts.
-        self._waiting: dict[int, list[tuple[MetricCollection, Observations, list[list[int]]]]] = {}
+        # Batches of an evaluation in which it is decided at the end whether answers are generated.
+        self._undecided: list[tuple[int, Observations, list[list[int]]]] | None = None
 
     @classmethod
     def of(cls, trainer: Trainer) -> "ForgetQuality":
@@ -126,13 +132,27 @@ class ForgetQuality(Callback):
         found: list[dict[str, Any]] = trainer.strategy.broadcast(past)
         return found
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the number of finished evaluations: a run that resumes from here repeats one that is underway."""
-        return {"evaluations": self._evaluations - self._underway}
+        return {
+            "evaluations": self._evaluations - self._underway,
+            "complete_steps": sorted(self.complete_steps),
+        }
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Set the number of finished evaluations."""
         self._evaluations = state_dict["evaluations"]
+        # Earlier versions have no such entry.
+        self.complete_steps = {*state_dict.get("complete_steps", ())}
+
+    def step(self, trainer: Trainer) -> int:
+        """Return the optimizer steps behind the weights that are evaluated."""
+        return trainer.global_step if self.checkpoint_step is None else self.checkpoint_step
+
+    def is_complete(self, trainer: Trainer) -> bool:
+        """Return whether the evaluation of the exported weights has all that is asked for."""
+        exported = [each.step(trainer) for each in callbacks_of(trainer, Export)]
+        return {*(exported or [trainer.global_step])} <= self.complete_steps
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the settings against the evaluation sets, and read the retain-only model's result.
@@ -140,6 +160,9 @@ class ForgetQuality(Callback):
         Raises:
             InputError: they do not fit.
         """
+        asked = callbacks_of(trainer, NeedsAnswers)  # type: ignore[type-abstract]
+        if self.generate_every is None and any(each.decides for each in asked):
+            self._every = SELDOM
         sets = {each.name: each for each in ForgetRetain.of(trainer).evaluation_sets}
         for name in self.utility_sets:
             if name not in sets:
@@ -212,14 +235,20 @@ class ForgetQuality(Callback):
         self._evaluations += training
         self._underway = training
         last = training and trainer.global_step >= trainer.estimated_stepping_batches
-        due = not training or last or self._evaluations % max(self.generate_every, 1) == 0
-        self._generates = self.generate_every > 0 and due
-        self.generated = 0
-        self._waiting = {}
+        due = not training or last or self._evaluations % max(self._every, 1) == 0
+        self._start(trainer, pl_module, self._every > 0 and due)
+        self._undecided = None if due or not self._every else []
+
+    def _start(self, trainer: Trainer, module: LightningModule, generates: bool) -> None:
+        """Make the metrics of each evaluation set."""
+        self.generates = generates
+        self.queue.start()
         self._collections = []
         for each in ForgetRetain.of(trainer).evaluation_sets:
-            measured = MeasuredSet(each, self.convention, self.new_tokens(each) > 0, self._retain_set(each))
-            self._collections.append(base.collection(self.metrics, measured).to(pl_module.device))
+            measured = MeasuredSet(
+                each, self.convention, self.generates and self.new_tokens(each) > 0, self._retain_set(each)
+            )
+            self._collections.append(base.collection(self.metrics, measured).to(module.device))
 
     def on_validation_batch_end(
         self,
@@ -240,82 +269,91 @@ class ForgetQuality(Callback):
         broken = not bool(seen.nll.isfinite().all())
         if trainer.strategy.reduce_boolean_decision(broken, all=False):
             raise TrainingError(
-                f"an answer's loss is {NOT_FINITE} at step {trainer.global_step}: the model's weights are broken"
+                f"an answer's loss is {NOT_FINITE} at step {self.step(trainer)}: the model's weights are broken"
             )
-        metrics = self._collections[dataloader_idx]
-        if any("gradient_norm" in each.inputs for each in base.members(metrics)):
+        if any("gradient_norm" in each.inputs for each in base.members(self._collections[dataloader_idx])):
             with trainer.precision_plugin.forward_context():
                 seen = replace(seen, gradient_norm=torch.tensor(module.gradient_norms(batch)))
-        length = self.new_tokens(ForgetRetain.of(trainer).evaluation_sets[dataloader_idx])
-        if not length:
-            metrics.update(seen)
+        if self._undecided is not None:
+            self._undecided.append((dataloader_idx, seen, batch.prompts))
+        self._take(trainer, module, dataloader_idx, seen, batch.prompts)
+
+    def _take(
+        self, trainer: Trainer, module: Any, place: int, seen: Observations, prompts: list[list[int]]
+    ) -> None:
+        """Update the metrics of a set with a batch, now or once it has generated answers."""
+        length = self.new_tokens(ForgetRetain.of(trainer).evaluation_sets[place])
+        if not (length and self.generates):
+            self._collections[place].update(seen)
             return
-        waiting = self._waiting.setdefault(length, [])
-        waiting.append((metrics, seen, batch.prompts))
-        due = sum(len(prompts) for *_, prompts in waiting) >= GENERATED_TOGETHER
+        due = self.queue.add(length, self._collections[place], seen, prompts)
         if is_sharded(module.language_model):
             # All ranks generate together.
             due = trainer.strategy.reduce_boolean_decision(due, all=False)
         if due:
-            self._generate(module, length)
+            self.queue.generate(module, length)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute all metrics on every rank, log them, and write them on rank 0."""
         self.result = None
-        for length in list(self._waiting):
-            self._generate(pl_module, length)
-        found, self._collections = [base.set_result(each) for each in self._collections], []
-        names = [each.name for each in ForgetRetain.of(trainer).evaluation_sets]
-        sets = {name: each for name, each in zip(names, found, strict=True) if each is not None}
-        if len(sets) < len(found):
+        measured = self._measured(trainer, pl_module)
+        undecided, self._undecided = self._undecided, None
+        if measured is not None and undecided is not None and self._lacks_answers(trainer, measured[1]):
+            self._start(trainer, pl_module, True)
+            for batch in undecided:
+                self._take(trainer, pl_module, *batch)
+            measured = self._measured(trainer, pl_module)
+        if measured is None:
             rank_zero_info("only some rows were measured (a limit on batches is set): nothing is reported")
             return
-        values = base.all_values(sets, self.metrics, self.retain)
-        made = (_epochs_done(trainer), trainer.global_step, list(self.utility_sets), self._settings(trainer))
-        if self._generates or self.generate_every == 0:
-            self.complete_step = trainer.global_step
+        sets, values = measured
+        step = self.step(trainer)
+        if self.generates or self.generate_every == 0:
+            self.complete_steps.add(step)
             for each in callbacks_of(trainer, Measurement):  # type: ignore[type-abstract]
                 values |= each.measure(trainer, pl_module)
+        made = (_epochs_done(trainer, step), step, list(self.utility_sets), self._settings(trainer))
         self.result = EvaluationResult(self.convention.name, values, sets, *made)
         if not trainer.sanity_checking:
             pl_module.log_dict(values, logger=False, sync_dist=True)
         if trainer.is_global_zero:
-            log_evaluation(trainer, values)
-            self.result.save(RunFolder(trainer.default_root_dir))
-            rank_zero_info(_summary(trainer.global_step, values))
+            run, again = RunFolder(trainer.default_root_dir), self.checkpoint_step is not None
+            known = {name for each in run.read_metrics() if again and each["step"] == step for name in each}
+            log_evaluation(trainer, {name: each for name, each in values.items() if name not in known}, step)
+            self.result.save(run, later_stay=again)
+            rank_zero_info(_summary(step, values))
+
+    def _measured(
+        self, trainer: Trainer, module: LightningModule
+    ) -> tuple[dict[str, SetResult], dict[str, float]] | None:
+        """Return the result on each set and the metrics made from them; None if only some rows were measured."""
+        self.queue.generate_rest(module)
+        found, self._collections = [base.set_result(each) for each in self._collections], []
+        names = [each.name for each in ForgetRetain.of(trainer).evaluation_sets]
+        sets = {name: each for name, each in zip(names, found, strict=True) if each is not None}
+        return None if len(sets) < len(found) else (sets, base.all_values(sets, self.metrics, self.retain))
+
+    @staticmethod
+    def _lacks_answers(trainer: Trainer, metrics: Metrics) -> bool:
+        asked = callbacks_of(trainer, NeedsAnswers)  # type: ignore[type-abstract]
+        return any(each.needs_answers(trainer, metrics) for each in asked)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the evaluation as finished."""
         self._underway = False
 
-    def _generate(self, module: Any, length: int) -> None:
-        """Generate answers of at most this length to the rows that wait for them, and update their metrics."""
-        waiting = self._waiting.pop(length)
-        prompts = [each for *_, some in waiting for each in some]
-        known = [each for _, seen, _ in waiting for each in seen.greedy]
-        started = time.monotonic()
-        # Lightning's hooks run outside the precision that its steps have.
-        with module.trainer.precision_plugin.forward_context():
-            texts = iter(module.generate(prompts, length, self._count, known))
-        self.generation.add(len(prompts), time.monotonic() - started)
-        for metrics, seen, prompts in waiting:
-            metrics.update(replace(seen, generation=[next(texts) for _ in prompts]))
-
-    def _count(self, answers: int) -> None:
-        self.generated += answers
-
     def generating(self, evaluations: int) -> int:
         """Return how many of the next evaluations of training generate answers; the last one of a run always does."""
-        if not self.generate_every or not evaluations:
+        if not self._every or not evaluations:
             return 0
         end = self._evaluations + evaluations
-        due = end // self.generate_every - self._evaluations // self.generate_every
-        return due + (end % self.generate_every > 0)
+        due = end // self._every - self._evaluations // self._every
+        return due + (end % self._every > 0)
 
     def new_tokens(self, evaluation_set: EvaluationSet) -> int:
-        """Return the maximum length of the answers that this evaluation generates to a set; 0 for none."""
+        """Return the maximum length of the answers that are generated to a set, where some are; 0 for none."""
         own = evaluation_set.new_tokens
-        return 0 if not self._generates else self.max_new_tokens if own is None else own
+        return self.max_new_tokens if own is None else own
 
     def _settings(self, trainer: Trainer) -> dict[str, Any]:
         """Return what else changes values; results with different ones are not compared."""
@@ -327,7 +365,7 @@ class ForgetQuality(Callback):
         settings: dict[str, Any] = {
             name: f"{type(each).__name__} ({settings_fingerprint(each)[:8]})" for name, each in named.items()
         }
-        settings |= {"max_new_tokens": self.max_new_tokens} if self.generate_every else {}
+        settings |= {"max_new_tokens": self.max_new_tokens} if self._every else {}
         settings |= data.settings
         for metric in self.metrics:
             settings |= metric.settings
@@ -343,18 +381,18 @@ class ForgetQuality(Callback):
         return found
 
 
-def log_evaluation(trainer: Trainer, values: Mapping[str, float]) -> None:
-    """Log values of an evaluation at the current step, by group; see `logged_names`."""
+def log_evaluation(trainer: Trainer, values: Mapping[str, float], step: int) -> None:
+    """Log values of an evaluation at a step, by group; see `logged_names`."""
     for logger in trainer.loggers:
-        logger.log_metrics({logged_name(key): value for key, value in values.items()}, trainer.global_step)
+        logger.log_metrics({logged_name(key): value for key, value in values.items()}, step)
 
 
-def _epochs_done(trainer: Trainer) -> float:
-    """Return the epochs of training behind the weights; a fraction within an epoch."""
-    if not trainer.global_step:
+def _epochs_done(trainer: Trainer, step: int) -> float:
+    """Return the epochs of training behind the weights of a step; a fraction within an epoch."""
+    if not step:
         return 0.0
     steps_an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-    return round(trainer.global_step / steps_an_epoch, 3)
+    return round(step / steps_an_epoch, 3)
 
 
 def _summary(step: int, values: dict[str, float]) -> str:

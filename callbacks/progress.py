@@ -105,8 +105,8 @@ class Progress(ProgressBar):
         self._evaluation: ForgetQuality | None = None
         self._generation = Pace()
         self._ranks = 1
-        # Numbers of the current evaluation; without rows there is none.
-        self._rows = self._all_rows = self._all_answers = 0
+        # Numbers of the current evaluation; without rows there is none. It may be decided late that it generates answers.
+        self._rows = self._all_rows = self._answers_if_any = 0
         # Numbers of the evaluations to come.
         self._evaluations_to_come = self._rows_of_each = self._answers_of_each = 0
         self._generated_until_mark = 0.0
@@ -130,7 +130,7 @@ class Progress(ProgressBar):
         """Open the line."""
         super().setup(trainer, pl_module, stage)
         self._evaluation, self._ranks = ForgetQuality.of(trainer), trainer.world_size
-        self._generation = self._evaluation.generation
+        self._generation = self._evaluation.queue.pace
         self._enter("preparing")
         if self._enabled:
             self._line.open()
@@ -175,7 +175,7 @@ class Progress(ProgressBar):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start an evaluation."""
         self._enter("evaluating")
-        self._rows = self._all_rows = self._all_answers = 0
+        self._rows = self._all_rows = self._answers_if_any = 0
         if trainer.state.fn != "fit":
             self._evaluations_to_come = 0
 
@@ -187,11 +187,11 @@ class Progress(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count the work of the evaluation, once it is decided whether answers are generated."""
+        """Count the work of the evaluation."""
         if not self._all_rows:
-            self._all_rows, self._all_answers = _work(trainer)
+            self._all_rows, self._answers_if_any = _work(trainer)
             self._rows_of_each = max(self._rows_of_each, self._all_rows)
-            self._answers_of_each = max(self._answers_of_each, self._all_answers)
+            self._answers_of_each = max(self._answers_of_each, self._answers_if_any)
 
     def on_validation_batch_end(
         self,
@@ -209,7 +209,7 @@ class Progress(ProgressBar):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End an evaluation."""
-        self._rows = self._all_rows = self._all_answers = 0
+        self._rows = self._all_rows = self._answers_if_any = 0
         in_training = trainer.state.fn == "fit" and not trainer.sanity_checking
         self._enter("training" if in_training else "finishing")
 
@@ -254,8 +254,12 @@ class Progress(ProgressBar):
         return self._schedule.steps if self.limit is None else min(self.limit, self._schedule.steps)
 
     @property
+    def _all_answers(self) -> int:
+        return self._answers_if_any if self._evaluation is not None and self._evaluation.generates else 0
+
+    @property
     def _answers(self) -> int:
-        generated = 0 if self._evaluation is None else self._evaluation.generated
+        generated = 0 if self._evaluation is None else self._evaluation.queue.answers
         return min(generated * self._ranks, self._all_answers)
 
     def _place(self, between: str) -> tuple[str, float | None]:

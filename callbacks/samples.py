@@ -32,7 +32,7 @@ class Samples(Callback):
                 for row in rows
             ]
             for board in boards if rows else ():
-                board.experiment.add_text(f"samples/{name}", "\n".join(lines), trainer.global_step)
+                board.experiment.add_text(f"samples/{name}", "\n".join(lines), result.step)
 
 
 def _cell(text: str) -> str:

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from dipo_pl.callbacks.best_checkpoint import BestCheckpoint
 from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.callbacks.lookup import callbacks_of
+from dipo_pl.callbacks.needs_answers import NeedsAnswers
 from dipo_pl.callbacks.verdict import Judge, wrong_answers
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError, check_count, check_objects, check_share
@@ -24,7 +25,7 @@ from dipo_pl.evaluation.verdict_rules import (
     Thresholds,
     baseline,
     kept_utility,
-    lacks_measures,
+    measured_again,
 )
 from dipo_pl.metrics.base import FORGET
 from dipo_pl.storage.run_folder import RunFolder
@@ -86,8 +87,8 @@ class SelectionRule(ABC):
 class UtilityKept(SelectionRule):
     """Base class of rules that score evaluations with enough utility, and need no retain-only model.
 
-    Utility is Model Utility, KnowMem of the retain set, or P(retain). If it is lost, the score is -1e6 minus the share that
-    is missing.
+    Utility is Model Utility, KnowMem of the retain set, or P(retain): the first one that was measured. If it is lost, the
+    score is -1e6 minus the share that is missing.
 
     Args:
         utility_share: share of the target's utility that must be kept, in (0, 1].
@@ -121,7 +122,7 @@ class UtilityKept(SelectionRule):
                 f"selection.rule {type(self).__name__} needs {lacks}, which is not measured: add forget and retain to "
                 f"data.evaluate, or give {NO_RULE}"
             )
-        kept = kept_utility(target, metrics)
+        kept = kept_utility(measured_again(target, metrics), metrics)
         if kept is None and any(target.get(each, 0) >= KNOWS_NOTHING for each in UTILITIES):
             return None
         if kept is not None and kept.share < self.utility_share:
@@ -179,11 +180,6 @@ class NearestToUnseen(UtilityKept):
         super().__init__(utility_share, patience)
         check_share("selection.rule.forget_quality", forget_quality, zero=True)
         self.forget_quality = forget_quality
-
-    def score(self, metrics: Metrics, target: Metrics, retain: Metrics | None) -> float | None:
-        """Return the deviation, negated, as the base class does; None if a measure of forgetting was not taken now."""
-        score = super().score(metrics, target, retain)
-        return None if lacks_measures(self.evidence(metrics, target, retain), self.thresholds) else score
 
     def distance(self, evidence: Evidence) -> float:
         """Return the deviation; 0 if the target knew nothing of the rows."""
@@ -282,8 +278,10 @@ class FirstForgotten(SelectionRule):
         return f"{self.metric} is at the retain-only model's" if 0 in scores else None
 
 
-class Selection(Callback):
+class Selection(NeedsAnswers):
     """Callback that logs each evaluation's score as `selection`, which the best checkpoint and the export follow.
+
+    An evaluation without answers is scored by what was measured. If training would end with it, answers are generated first.
 
     Args:
         rule: the rule by which a checkpoint is kept; null keeps the last one.
@@ -324,9 +322,16 @@ class Selection(Callback):
                 "trainer.num_sanity_val_steps to -1 (got 0)"
             )
 
+    @property
+    def decides(self) -> bool:
+        """True if training ends by a rule that scores evaluations without answers."""
+        return self.stop and isinstance(self.rule, UtilityKept)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End a resumed run that was killed after the evaluation that ends it."""
-        if trainer.ckpt_path is not None and self._ends(self._scores(trainer)):
+        if trainer.ckpt_path is not None and self._ends(
+            self._scores(trainer, ForgetQuality.trajectory(trainer))
+        ):
             trainer.should_stop = True
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -338,7 +343,7 @@ class Selection(Callback):
         evaluation = ForgetQuality.of(trainer).result
         if self.rule is None or trainer.state.fn != "fit" or evaluation is None:
             return
-        scores = self._scores(trainer)
+        scores = self._scores(trainer, ForgetQuality.trajectory(trainer))
         if trainer.sanity_checking:
             return
         # A monitor must have a value even if there is no score; see BestCheckpoint.
@@ -357,9 +362,13 @@ class Selection(Callback):
         if trainer.sanity_checking and evaluation is not None:
             _refuse_unknown_monitors(trainer, {*evaluation.metrics, *trainer.callback_metrics})
 
-    def _scores(self, trainer: Trainer) -> list[float | None]:
-        """Return the scores of all evaluations so far, including the one before training."""
-        records = ForgetQuality.trajectory(trainer)
+    def needs_answers(self, trainer: Trainer, metrics: Metrics) -> bool:
+        """Return whether training would end with these metrics."""
+        earlier = [each for each in ForgetQuality.trajectory(trainer) if each["step"] < trainer.global_step]
+        return self._ends(self._scores(trainer, [*earlier, metrics])) is not None
+
+    def _scores(self, trainer: Trainer, records: Sequence[Metrics]) -> list[float | None]:
+        """Return the score of each evaluation, the first of which is the one before training."""
         if self.rule is None or not records:
             return []
         retain = ForgetQuality.of(trainer).retain_metrics

@@ -78,7 +78,7 @@ class Judge(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge, unless another evaluation follows."""
         self._steps = trainer.estimated_stepping_batches
-        if ForgetQuality.of(trainer).complete_step == trainer.global_step:
+        if ForgetQuality.of(trainer).is_complete(trainer):
             self._conclude(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -397,4 +397,5 @@ class ForgetRetain(LightningDataModule, ABC):
         self.resume_at = epoch, done
         if self._sampler is not None:
             self._sampler.resume(epoch, done)
-        rank_zero_info(f"resuming in epoch {epoch} after {done} batches")
+        if self.trainer.state.fn == "fit":
+            rank_zero_info(f"resuming in epoch {epoch} after {done} batches")

@@ -148,8 +148,11 @@ def _fit(cli: RunCLI) -> None:
         done = -1 if checkpoint is None else read_checkpoint(checkpoint)["global_step"]
         trainer.logger = cli.default_logger(purge_step=done + 1)
     trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
-    if cli.config_init.forget_quality.complete_step != trainer.global_step:
-        trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
+    evaluation, export = cli.config_init.forget_quality, cli.config_init.export
+    if not evaluation.is_complete(trainer):
+        best = export.checkpoint(trainer)
+        evaluation.checkpoint_step = None if best is None else export.step(trainer)
+        trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=best, verbose=False)
     cli.manifest.finish(trainer)
     # What follows, in this process or another, finds all that the first rank has written.
     trainer.strategy.barrier()

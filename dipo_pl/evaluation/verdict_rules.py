@@ -124,6 +124,11 @@ def kept_utility(target: Metrics, now: Metrics) -> Kept | None:
     return None if name is None or name not in now else Kept(UTILITIES[name], target[name], now[name])
 
 
+def measured_again(target: Metrics, now: Metrics) -> Metrics:
+    """Return what an evaluation of the target has in common with one now, which may lack what needs generated answers."""
+    return {name: value for name, value in target.items() if name in now}
+
+
 def baseline(evidence: Evidence, rows: str, name: str) -> tuple[float | None, Baseline]:
     """Return the value that a model would have which does not know the rows, and what says so.
 
@@ -234,15 +239,6 @@ def _forgetting(evidence: Evidence, thresholds: Thresholds, rule: str, rows: str
         what = f"{gone} of the way to the {base:.3g} that {whose[source]}"
     return Reason(
         rule, status, source, f"{went}: {what} (at least {thresholds.removed:.0%})", share, thresholds.removed
-    )
-
-
-def lacks_measures(evidence: Evidence, thresholds: Thresholds) -> bool:
-    """Return whether an evaluation lacks a measure of forgetting that counts, such as ROUGE where nothing was generated."""
-    before = replace(evidence, now=evidence.target)
-    return any(
-        f"{rows}_{name}" not in evidence.now and removed_share(before, rows, name, thresholds) is not None
-        for rows, (_, name) in product(evidence.forgotten, MEASURES.values())
     )
 
 

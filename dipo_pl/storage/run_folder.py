@@ -111,22 +111,25 @@ class RunFolder:
         """Return the file with the values of every row at this step."""
         return self.evaluation / f"step-{step:06d}.json"
 
-    def add_evaluation(self, step: int, record: Mapping[str, Any], text: str) -> None:
-        """Add an evaluation to metrics.jsonl and write its file.
-
-        It replaces one of the same step, and those of later steps, which an interrupted run has left.
+    def add_evaluation(
+        self, step: int, record: Mapping[str, Any], text: str, later_stay: bool = False
+    ) -> None:
+        """Add an evaluation to metrics.jsonl and write its file, in place of one of the same step.
 
         Args:
             step: optimizer steps behind the weights that were evaluated.
             record: the line of metrics.jsonl, which has this `step`.
             text: content of the file in evaluation/, with the values of every row.
+            later_stay: keep evaluations of later steps; else they were left by an interrupted run, and are removed.
         """
-        for path in self.evaluation.glob("step-*.json"):
+        for path in () if later_stay else self.evaluation.glob("step-*.json"):
             if int(path.stem.removeprefix("step-")) > step:
                 path.unlink()
         write_text(self.evaluation_file(step), text)
-        earlier = [each for each in self.read_metrics() if each["step"] < step]
-        write_text(self.metrics, "".join(json.dumps(each) + "\n" for each in [*earlier, record]))
+        records = self.read_metrics()
+        before = [each for each in records if each["step"] < step]
+        after = [each for each in records if each["step"] > step and later_stay]
+        write_text(self.metrics, "".join(json.dumps(each) + "\n" for each in [*before, record, *after]))
 
     def add_to_evaluation(self, step: int, others_stay: bool = False, **entries: Any) -> None:
         """Add entries to the line of metrics.jsonl of this step, in place of those of the same names.

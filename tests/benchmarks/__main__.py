@@ -83,6 +83,9 @@ def arguments() -> argparse.Namespace:
         metavar="FOLDER",
         help="a pretrained model for an evaluation by part: see by_part.py",
     )
+    parser.add_argument(
+        "--precision", default="32-true", help="trainer.precision of an evaluation with --model"
+    )
     parser.add_argument("--profile", metavar="CASE", help="print a case's slowest operators instead")
     parser.add_argument("--output", type=Path, default=Path("runs/bench/results.json"))
     return parser.parse_args()

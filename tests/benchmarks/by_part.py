@@ -79,11 +79,12 @@ def main(options: argparse.Namespace) -> int:
                 "--data.evaluation_rows", str(options.rows or 40), "--data.evaluate", json.dumps(SETS),
                 "--forget_quality.utility_sets", json.dumps(SETS[1:]), "--forget_quality.max_new_tokens", "60",
                 "--samples.rows", "0", "--selection.rule", "null", "--selection.stop", "false",
-                "--trainer.accelerator", "cpu", "--trainer.devices", "1", "--model.policy.path", str(options.model),
+                "--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.precision", options.precision,
+                "--model.policy.path", str(options.model),
                 "--output_dir", folder, "--name", "evaluation",
             ])  # fmt: skip
         metrics = Path(folder, "evaluation", "metrics.jsonl").read_text()
-    print(f"\n{options.threads} threads, seconds of {options.clock} time")
+    print(f"\n{options.threads} threads, {options.precision}, seconds of {options.clock} time")
     for part, taken in clock.taken.most_common():
         print(f"{part:45}{taken:8.1f}")
     evaluation = sum(taken for part, taken in clock.taken.items() if part[:3] in ("tea", "gen", "met"))

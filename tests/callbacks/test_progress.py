@@ -12,6 +12,7 @@ from terminal import Screen, on_terminal
 
 from dipo_pl.__main__ import main
 from dipo_pl.callbacks import status_line
+from dipo_pl.callbacks.generation_queue import GenerationQueue
 from dipo_pl.callbacks.pace import Pace
 from dipo_pl.callbacks.progress import Progress, Schedule
 
@@ -172,7 +173,9 @@ def progress(columns_of=None, **state):
     made = Progress()
     made._phase = "training"
     made._schedule = Schedule(steps=60, epoch=10, accumulated=1, every=10, every_epochs=1)
-    made._evaluation = SimpleNamespace(generated=0, generating=lambda count: count // 2)
+    made._evaluation = SimpleNamespace(
+        queue=GenerationQueue(), generates=True, generating=lambda count: count // 2
+    )
     for name, value in state.items():
         setattr(made, f"_{name}", value)
     return made
@@ -182,7 +185,7 @@ def progress(columns_of=None, **state):
     # 48 steps of 2 s, and five evaluations to come of 100 rows at 50 a second and, twice, 40 answers at 4 a second.
     ({}, "0:02:06 left"),
     # Of this evaluation, 60 rows and 30 answers are left.
-    ({"phase": "evaluating", "rows": 40, "all_rows": 100, "all_answers": 40}, "0:02:15 left"),
+    ({"phase": "evaluating", "rows": 40, "all_rows": 100, "answers_if_any": 40}, "0:02:15 left"),
     ({"measured": Pace(), "generation": Pace()}, "over 0:01:36 left"),
     ({"steps": Pace(), "measured": Pace(), "generation": Pace()}, "time left unknown"),
 ])  # fmt: skip
@@ -190,7 +193,7 @@ def test_time_left_is_from_the_speed_of_each_kind_of_work(state, left):
     seen = {"steps": Pace(3, 6), "measured": Pace(100, 2), "generation": Pace(8, 2), "rows_of_each": 100,
             "answers_of_each": 40}  # fmt: skip
     made = progress(**seen | state)
-    made._evaluation.generated = 10
+    made._evaluation.queue.answers = 10
     made._reach(12)
     assert made.text(None).endswith(f", {left}")
 

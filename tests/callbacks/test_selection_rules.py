@@ -7,6 +7,7 @@ import pytest
 
 from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.callbacks.selection import (
+    LOST,
     BestForgetQuality,
     FirstForgotten,
     LowestForgetProbability,
@@ -59,7 +60,10 @@ def found(forget, utility):
     # Below what a model has that never saw the rows, nothing is gained.
     (found(0.05, 0.8), {"holdout_probability": 0.1}, None, 0.0),
     (found(0.05, 0.7), {"holdout_probability": 0.1}, None, -1e6 - (0.95 - 0.875)),
-    ({"forget_probability": 0.4, "retain_probability": 0.2}, {}, None, None),  # answers were not generated
+    # Answers were not generated: utility is P(retain), if it was measured.
+    ({"forget_probability": 0.4, "retain_probability": 0.9}, {}, None, -0.4),
+    ({"forget_probability": 0.4, "retain_probability": 0.45}, {}, None, -1e6 - (0.95 - 0.5)),
+    ({"forget_probability": 0.4}, {}, None, None),
     ({"forget_probability": 0.4, "retain_probability": 0.45}, {"model_utility": 0.0}, None, -1e6 - (0.95 - 0.5)),
     (found(0.4, 0.0), {"model_utility": 0.0, "retain_probability": 0.0}, None, -0.4),  # nothing to lose
 ])  # fmt: skip
@@ -155,17 +159,20 @@ def test_the_request_that_is_forgotten_least_decides(rule, score):
     assert rule.score(now, target, None) == pytest.approx(score)
 
 
-def test_an_evaluation_without_answers_has_no_score():
+def test_an_evaluation_without_answers_is_scored_by_the_rest():
     target = KNOWING | {
         "forget_rouge_l_recall": 0.9,
         "holdout_rouge_l_recall": 0.2,
         "holdout_probability": 0.1,
     }
     rule = NearestToUnseen()
-    assert rule.score(found(0.1, 0.8), target, None) is None
+    assert rule.score({"forget_probability": 0.1, "retain_probability": 0.9}, target, None) == 0
+    assert rule.score({"forget_probability": 0.1, "retain_probability": 0.8}, target, None) < LOST
+    assert rule.score({"forget_probability": 0.1}, target, None) is None
     assert rule.score(found(0.1, 0.8) | {"forget_rouge_l_recall": 0.2}, target, None) == 0
-    # A measure by which there was nothing to forget need not be there.
-    assert rule.score(found(0.1, 0.8), target | {"forget_rouge_l_recall": 0.2}, None) == 0
+    # Half of the way is left, 1.5 units more than may be.
+    still_said = {"forget_rouge_l_recall": 0.55, "retain_probability": 0.1}
+    assert rule.score(found(0.1, 0.8) | still_said, target, None) == pytest.approx(-1.75)
 
 
 def test_lost_utility_is_worse_than_any_deviation():

@@ -16,6 +16,7 @@ from dipo_pl.evaluation.verdict_rules import (
     baseline,
     forget_quality,
     kept_utility,
+    measured_again,
     metric_thresholds,
 )
 
@@ -237,6 +238,8 @@ def test_utility_is_the_first_that_the_target_had():
     assert kept_utility(weak, {"model_utility": 0.0, "retain_probability": 0.4}) == ("P(retain)", 0.8, 0.4)
     assert kept_utility(TARGET, {"retain_probability": 0.4}) is None
     assert kept_utility({"retain_probability": 0.09}, FORGOTTEN) is None
+    now = {"retain_probability": 0.4}
+    assert kept_utility(measured_again(TARGET, now), now) == ("P(retain)", 0.8, 0.4)
 
 
 REQUESTS = {f"request_{place}_{name}": value for place in (1, 2) for name, value in

@@ -171,7 +171,7 @@ def _new_tokens(config: Mapping[str, Any]) -> int:
 
 def _generation(config: Mapping[str, Any], prompt: int, room: int) -> tuple[int, int]:
     width = prompt + _new_tokens(config)
-    return (max(1, room // width), width) if config["forget_quality"]["generate_every"] else (0, width)
+    return (0, width) if config["forget_quality"]["generate_every"] == 0 else (max(1, room // width), width)
 
 
 def _steps(

@@ -100,7 +100,7 @@ class Relearning(Probe):
         means = {part: _means(rows) for part, rows in parts.items()}
         metrics = {f"{part}_{name}": mean for part, named in means.items() for name, mean in named.items()}
         replace(result, metrics=result.metrics | metrics).save(RunFolder(trainer.default_root_dir))
-        log_evaluation(trainer, metrics)
+        log_evaluation(trainer, metrics, trainer.global_step)
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -234,7 +234,7 @@ def test_evaluated_texts_that_are_not_forget_rows_are_in_neither_part(monkeypatc
     )
     monkeypatch.setattr(ForgetQuality, "of", lambda trainer: SimpleNamespace(result=result))
     monkeypatch.setattr(ForgetRetain, "of", lambda trainer: data)
-    trainer = SimpleNamespace(is_global_zero=True, default_root_dir=tmp_path, loggers=[])
+    trainer = SimpleNamespace(is_global_zero=True, default_root_dir=tmp_path, loggers=[], global_step=0)
     Relearning("runs/first", 1).on_validation_end(trainer, None)
     assert Result.saved == [{"relearned_probability": 0.9, "held_back_probability": 0.5}]
 
