@@ -7,6 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
+from dipo_pl.callbacks.export import Export
 from dipo_pl.callbacks.forget_quality import ForgetQuality, log_evaluation
 from dipo_pl.callbacks.logged_names import logged_name
 from dipo_pl.callbacks.lookup import callbacks_of
@@ -44,8 +45,9 @@ class Board(Callback):
             return
         records = run.read_metrics()
         thresholds = _thresholds(trainer, run, records)
-        step = ForgetQuality.of(trainer).step(trainer)
-        log_evaluation(trainer, {f"{name}_threshold": value for name, value in thresholds.items()}, step)
+        if ForgetQuality.of(trainer).checkpoint_step is None:
+            limits = {f"{name}_threshold": value for name, value in thresholds.items()}
+            log_evaluation(trainer, limits, trainer.global_step)
         charts = {
             name: ["Multiline", [logged_name(name), logged_name(f"{name}_threshold")]] for name in thresholds
         }
@@ -67,14 +69,14 @@ class Board(Callback):
         forgotten = forgotten_sets(run.read_manifest())
         figure = trajectory_figure(records, _thresholds(trainer, run, records), forgotten)
         settings = _flat(load_yaml(run.config.read_text(encoding="utf-8"))) if run.config.is_file() else {}
-        values = {
-            name: each for name, each in records[-1].items() if isinstance(each, float) and name != "epoch"
-        }
+        step = callbacks_of(trainer, Export)[0].step(trainer)
+        final = next((each for each in records if each["step"] == step), records[-1])
+        values = {name: each for name, each in final.items() if isinstance(each, float) and name != "epoch"}
         metrics = {logged_name(name): each for name, each in values.items()}
         for board in _boards(trainer):
             if figure is not None:
                 board.experiment.add_figure("trajectory", figure, trainer.global_step, close=False)
-            # The values are the last ones of the curves of these names.
+            # The values are points of the curves of these names.
             for summary in hparams(settings, metrics):
                 board.experiment.file_writer.add_summary(summary)
 

@@ -64,10 +64,10 @@ class ForgetQuality(Callback):
         metrics: the metrics beyond probability, truth ratio, ROUGE, Forget Quality and Model Utility; null is
             Memorization, Membership, Fluency, Verbatim and Knowledge, which are of MUSE's sets, ExactMatch and LUMEScore,
             which are of LUME's.
-        generate_every: generate an answer to every row, the slow part, at each n-th evaluation besides the first and
-            the last one, those that would end training by `selection.rule`, and that of the exported checkpoint; 0 never
-            does. null is 5 where training ends by a rule that needs no answers (NearestToUnseen, LowestForgetProbability),
-            else 1. ROUGE, Model Utility and Fluency need generated answers.
+        generate_every: generate an answer to every row, the slow part, at each n-th evaluation besides the first one, that
+            after the last step, those that would end training by `selection.rule`, and that of the exported checkpoint; 0
+            never does. null is 5 where training ends by a rule that needs no answers (NearestToUnseen,
+            LowestForgetProbability), else 1. ROUGE, Model Utility and Fluency need generated answers.
         max_new_tokens: maximum length of a generated answer in tokens; MUSE's sets have their own.
     """
 
@@ -103,7 +103,7 @@ class ForgetQuality(Callback):
         # Those of its metrics that can be compared with this run's: not membership by other holdout rows.
         self.retain_metrics: Metrics | None = None
         self.result: EvaluationResult | None = None
-        # Steps whose evaluations have all that is asked for.
+        # Steps whose evaluations, made by this process, have all that is asked for.
         self.complete_steps: set[int] = set()
         # The step of an earlier checkpoint whose weights are evaluated; None for those of the trainer's step.
         self.checkpoint_step: int | None = None
@@ -132,18 +132,13 @@ class ForgetQuality(Callback):
         found: list[dict[str, Any]] = trainer.strategy.broadcast(past)
         return found
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int]:
         """Return the number of finished evaluations: a run that resumes from here repeats one that is underway."""
-        return {
-            "evaluations": self._evaluations - self._underway,
-            "complete_steps": sorted(self.complete_steps),
-        }
+        return {"evaluations": self._evaluations - self._underway}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Set the number of finished evaluations."""
         self._evaluations = state_dict["evaluations"]
-        # Earlier versions have no such entry.
-        self.complete_steps = {*state_dict.get("complete_steps", ())}
 
     def step(self, trainer: Trainer) -> int:
         """Return the optimizer steps behind the weights that are evaluated."""
@@ -320,7 +315,8 @@ class ForgetQuality(Callback):
             run, again = RunFolder(trainer.default_root_dir), self.checkpoint_step is not None
             known = {name for each in run.read_metrics() if again and each["step"] == step for name in each}
             log_evaluation(trainer, {name: each for name, each in values.items() if name not in known}, step)
-            self.result.save(run, later_stay=again)
+            # Later evaluations of this training stay.
+            self.result.save(run, trainer.global_step)
             rank_zero_info(_summary(step, values))
 
     def _measured(

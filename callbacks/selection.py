@@ -51,8 +51,10 @@ class SelectionRule(ABC):
         forgotten: names of the evaluation sets that are to be forgotten.
         wrong_answers: the target's mean probability of wrong answers to the questions of these sets, by set.
         thresholds: of the verdict.
+        needs_answers: evaluations without generated answers have no score.
     """
 
+    needs_answers = True
     rows: Mapping[str, int] = MappingProxyType({})
     forgotten: Sequence[str] = ("forget",)
     wrong_answers: Mapping[str, float] = MappingProxyType({})
@@ -147,6 +149,8 @@ class LowestForgetProbability(UtilityKept):
     what the model before training gives to holdout rows. So training does not go on to erase what is forgotten already.
     """
 
+    needs_answers = False
+
     def distance(self, evidence: Evidence) -> float:
         """Return P(forget) minus where it should be, of the set that is forgotten least."""
         aims = {rows: baseline(evidence, rows, "probability")[0] or 0.0 for rows in evidence.forgotten}
@@ -176,10 +180,19 @@ class NearestToUnseen(UtilityKept):
         forget_quality: p-value that Forget Quality must have where it is measured, in [0, 1]; 0 asks for none.
     """
 
+    needs_answers = False
+
     def __init__(self, utility_share: float = 0.95, patience: int = 3, forget_quality: float = 0.0) -> None:
         super().__init__(utility_share, patience)
         check_share("selection.rule.forget_quality", forget_quality, zero=True)
         self.forget_quality = forget_quality
+
+    def score(self, metrics: Metrics, target: Metrics, retain: Metrics | None) -> float | None:
+        """Return the deviation, negated, as the base class does; None if no measure of forgetting was taken now."""
+        score = super().score(metrics, target, retain)
+        now, before = self.evidence(metrics, target, retain), self.evidence(target, target, retain)
+        unknown = deviation(now, self.thresholds) is None and deviation(before, self.thresholds) is not None
+        return None if unknown else score
 
     def distance(self, evidence: Evidence) -> float:
         """Return the deviation; 0 if the target knew nothing of the rows."""
@@ -296,6 +309,16 @@ class Selection(NeedsAnswers):
             )
         self.rule = rule
         self.stop = stop
+        self._ended_at: int | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the step at which the rule has ended training, None if it has not, and its settings."""
+        return {"ended_at": self._ended_at, "rule": self._settings()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Set the step at which training has ended, if it was by this same rule."""
+        same = state_dict["rule"] == self._settings()
+        self._ended_at = state_dict["ended_at"] if same else None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that the rule can be applied; raise InputError if a metric that it needs will not be measured."""
@@ -325,13 +348,14 @@ class Selection(NeedsAnswers):
     @property
     def decides(self) -> bool:
         """True if training ends by a rule that scores evaluations without answers."""
-        return self.stop and isinstance(self.rule, UtilityKept)
+        return self.stop and self.rule is not None and not self.rule.needs_answers
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End a resumed run that was killed after the evaluation that ends it."""
-        if trainer.ckpt_path is not None and self._ends(
-            self._scores(trainer, ForgetQuality.trajectory(trainer))
-        ):
+        if trainer.ckpt_path is None or not (records := ForgetQuality.trajectory(trainer)):
+            return
+        # The scores may have changed since: the exported checkpoint is measured in full after training.
+        if self._ended_at == trainer.global_step or self._ends(self._scores(trainer, records)):
             trainer.should_stop = True
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -350,7 +374,7 @@ class Selection(NeedsAnswers):
         pl_module.log("selection", -math.inf if scores[-1] is None else scores[-1], sync_dist=True)
         if end := self._ends(scores):
             rank_zero_info(f"training ends: {end} (selection.rule {type(self.rule).__name__})")
-            trainer.should_stop = True
+            self._ended_at, trainer.should_stop = trainer.global_step, True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a monitored metric that is not measured, before training instead of after its first epoch.
@@ -378,6 +402,16 @@ class Selection(NeedsAnswers):
             found = wrong_answers(RunFolder(trainer.default_root_dir), records[0], self.rule.forgotten)
         self.rule.wrong_answers = trainer.strategy.broadcast(found)
         return [self.rule.score(each, records[0], retain) for each in records]
+
+    def _settings(self) -> str:
+        """Return the rule with its own arguments, without what `setup` fills in."""
+        filled_in = ("rows", "forgotten", "wrong_answers", "thresholds")
+        known = (
+            {name: value for name, value in vars(self.rule).items() if name not in filled_in}
+            if self.rule
+            else {}
+        )
+        return f"{type(self.rule).__name__} {sorted(known.items())}"
 
     def _ends(self, scores: Sequence[float | None]) -> str | None:
         trained = [score for score in scores[1:] if score is not None]

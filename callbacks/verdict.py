@@ -16,7 +16,14 @@ from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.callbacks.lookup import callbacks_of
 from dipo_pl.errors import InputError, check_number, check_share
 from dipo_pl.evaluation.verdict import RANKS, TITLES, Verdict, judge
-from dipo_pl.evaluation.verdict_rules import Evidence, Metrics, Thresholds, kept_utility
+from dipo_pl.evaluation.verdict_rules import (
+    GENERATED,
+    UTILITIES,
+    Evidence,
+    Metrics,
+    Thresholds,
+    kept_utility,
+)
 from dipo_pl.metrics.result import EvaluationResult
 from dipo_pl.report.model_card import write_model_card
 from dipo_pl.storage.run_folder import RunFolder, forgotten_sets
@@ -123,9 +130,12 @@ class Judge(Callback):
         def evidence_of(now: Metrics, warnings: Sequence[str] = ()) -> Evidence:
             return replace(known, now=now, collapse=_collapse(guard, target, now), warnings=warnings)
 
+        # An evaluation without answers would seem better than one with them.
+        asked = {f"{name}_{each}" for name in forgotten for each in GENERATED} | UTILITIES.keys()
         verdicts = {
             each["step"]: judge(evidence_of(each), self.thresholds)
             for each in (records[1:] if target else records)
+            if target.keys() & asked <= each.keys()
         }
         now: Metrics = next((each for each in records if each["step"] == run.final_step != 0), {})
         warnings = []
@@ -157,13 +167,14 @@ class Judge(Callback):
         warnings = list(found.values())
         if known and all(each.share < self.thresholds.utility for each in known):
             best = max(known, key=lambda each: each.share)
+            some = f" of the {len(known)} with answers" if len(known) < len(kept) else ""
             warnings.append(
-                f"no evaluation after training began kept {self.thresholds.utility:.0%} of {best.title} (the best "
+                f"no evaluation{some} after training began kept {self.thresholds.utility:.0%} of {best.title} (the best "
                 f"{best.share:.0%})"
             )
         # The first of equals.
-        better = max(verdicts, key=lambda each: (RANKS[verdicts[each].name], -each))
-        if RANKS[verdicts[better].name] > RANKS[verdicts[step].name]:
+        better = max(verdicts, key=lambda each: (RANKS[verdicts[each].name], -each), default=step)
+        if step in verdicts and RANKS[verdicts[better].name] > RANKS[verdicts[step].name]:
             warnings.append(
                 f"step {better} would have been '{TITLES[verdicts[better].name]}', but step {step} was exported: "
                 "selection.rule NearestToUnseen chooses among checkpoints"

@@ -77,6 +77,12 @@ def _refuse_another_configuration(run: RunFolder, config: Mapping[str, Any]) -> 
         each["data"].get("init_args", {}).pop("requests_to_come", None)
     # Runs of earlier versions have none.
     before.setdefault("verdict", now.get("verdict"))
+    if (
+        _at(before, "forget_quality.generate_every") == 1
+        and _at(now, "forget_quality.generate_every") is None
+    ):
+        # The default of earlier versions.
+        before["forget_quality"]["generate_every"] = None
     size = "data.init_args.global_batch_size"
     if _at(before, size) is not None and _at(before, size) == _at(now, size):
         # The batch size of a device depends on the number of devices.

@@ -63,17 +63,17 @@ class EvaluationResult:
         """Return the result as JSON, which `read` reads."""
         return json.dumps(asdict(self), indent=1)
 
-    def save(self, run: RunFolder, later_stay: bool = False) -> None:
+    def save(self, run: RunFolder, last_step: int | None = None) -> None:
         """Write the result to a file of the run, and its metrics as a line of the run's metrics.jsonl.
 
         Args:
             run: the run's folder.
-            later_stay: see `RunFolder.add_evaluation`.
+            last_step: see `RunFolder.add_evaluation`.
         """
         step = self.step or 0
         made = {"utility_sets": self.utility_sets, "convention": self.convention}
         run.add_evaluation(
-            step, {"epoch": self.epoch, "step": step, **self.metrics, **made}, self.text(), later_stay
+            step, {"epoch": self.epoch, "step": step, **self.metrics, **made}, self.text(), last_step
         )
 
     def other_settings(self, settings: Mapping[str, Any]) -> str | None:

@@ -112,24 +112,26 @@ class RunFolder:
         return self.evaluation / f"step-{step:06d}.json"
 
     def add_evaluation(
-        self, step: int, record: Mapping[str, Any], text: str, later_stay: bool = False
+        self, step: int, record: Mapping[str, Any], text: str, last_step: int | None = None
     ) -> None:
         """Add an evaluation to metrics.jsonl and write its file, in place of one of the same step.
+
+        Those of steps after `last_step` were left by an interrupted run, and are removed.
 
         Args:
             step: optimizer steps behind the weights that were evaluated.
             record: the line of metrics.jsonl, which has this `step`.
             text: content of the file in evaluation/, with the values of every row.
-            later_stay: keep evaluations of later steps; else they were left by an interrupted run, and are removed.
+            last_step: the last step that was trained; None is `step`.
         """
-        for path in () if later_stay else self.evaluation.glob("step-*.json"):
-            if int(path.stem.removeprefix("step-")) > step:
+        last_step = step if last_step is None else last_step
+        for path in self.evaluation.glob("step-*.json"):
+            if int(path.stem.removeprefix("step-")) > last_step:
                 path.unlink()
         write_text(self.evaluation_file(step), text)
-        records = self.read_metrics()
-        before = [each for each in records if each["step"] < step]
-        after = [each for each in records if each["step"] > step and later_stay]
-        write_text(self.metrics, "".join(json.dumps(each) + "\n" for each in [*before, record, *after]))
+        others = [each for each in self.read_metrics() if each["step"] != step and each["step"] <= last_step]
+        records = sorted([*others, record], key=lambda each: int(each["step"]))
+        write_text(self.metrics, "".join(json.dumps(each) + "\n" for each in records))
 
     def add_to_evaluation(self, step: int, others_stay: bool = False, **entries: Any) -> None:
         """Add entries to the line of metrics.jsonl of this step, in place of those of the same names.

@@ -66,9 +66,11 @@ def test_the_exported_checkpoint_is_measured_in_full(cli, learned, tmp_path):
     events = EventAccumulator(str(seldom.path))
     events.Reload()
     steps = {tag: [each.step for each in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    curves = {len(seen) - len({*seen}) for tag, seen in steps.items() if not tag.endswith("_threshold")}
-    assert curves == {0}
+    assert {len(seen) - len({*seen}) for seen in steps.values()} == {0}
     assert sorted(steps["forget/rouge_l_recall"]) == [0, 3, 9]
+
+    # A threshold is where all curves have a point.
+    assert steps["forget/probability_threshold"] == [0, 3, 6, 9]
 
     # Killed before this last evaluation, the run makes it again and nothing else.
     before = found | {3: {name: found[3][name] for name in found[6]}}
@@ -126,3 +128,61 @@ def test_answers_are_seldom_by_default_where_a_rule_ends_training(cli, learned, 
     assert ended.code == 0, ended.err
     run = RunFolder(tmp_path / "runs" / "run")
     assert answered(run) == sorted({*expected, run.final_step})
+
+
+def test_an_evaluation_that_is_gone_is_made_again(cli, learned, tmp_path):
+    command = unlearn(learned, "run", "--trainer.max_epochs", "2")
+    assert cli(*command).code == 0
+    run = RunFolder(tmp_path / "runs" / "run")
+    found = values_of(run)
+    run.metrics.write_text("".join(json.dumps(each) + "\n" for each in [*found.values()][:-1]))
+    run.add_to_manifest(status="running")
+    ended = cli(*command)
+    assert ended.code == 0, ended.err
+    assert values_of(run) == found
+    assert run.final_step == run.read_manifest()["verdict_step"] == 6
+
+
+def test_a_run_that_a_rule_has_ended_is_not_trained_further(cli, learned, tmp_path, monkeypatch):
+    """Answers of the exported checkpoint, measured after training, make its score worse than a later one's."""
+    from dipo_pl.callbacks.selection import NearestToUnseen
+
+    def score(rule, metrics, target, retain):
+        return {0: -9.0, 3: -2.0}.get(metrics["step"], -3.0) - 9.0 * ("forget_rouge_l_recall" in metrics)
+
+    def with_step(trainer, metrics):
+        return metrics | {"step": trainer.global_step}
+
+    from dipo_pl.callbacks.selection import Selection
+
+    asked = Selection.needs_answers
+    monkeypatch.setattr(NearestToUnseen, "score", score)
+    monkeypatch.setattr(
+        Selection,
+        "needs_answers",
+        lambda own, trainer, metrics: asked(own, trainer, with_step(trainer, metrics)),
+    )
+    words = ("--selection.rule", "NearestToUnseen", "--selection.stop", "true", "--trainer.max_epochs", "20")
+    command = unlearn(learned, "run", *words, "--selection.rule.patience", "2", *SELDOM)
+    ended = cli(*command)
+    assert ended.code == 0, ended.err
+    run = RunFolder(tmp_path / "runs" / "run")
+    assert (run.final_step, run.read_manifest()["steps"]) == (3, 9)
+    assert answered(run) == [0, 3, 9]
+    weights = run.read_manifest()["policy"]["weights_at_end"]
+    run.add_to_manifest(status="running")
+    again = cli(*command)
+    assert again.code == 0, again.err
+    manifest = run.read_manifest()
+    assert (run.final_step, manifest["steps"], manifest["policy"]["weights_at_end"]) == (3, 9, weights)
+    # With more patience it goes on.
+    more = cli(*command, "--selection.rule.patience", "3", "--trainer.max_epochs", "21")
+    assert more.code == 0, more.err
+    assert run.read_manifest()["steps"] > 9
+
+
+def test_a_run_of_an_earlier_default_is_this_run(cli, learned, tmp_path):
+    command = unlearn(learned, "run", "--trainer.max_epochs", "1")
+    assert cli(*command, "--forget_quality.generate_every", "1").code == 0
+    ended = cli(*command)
+    assert (ended.code, "nothing to do" in ended.out) == (0, True)

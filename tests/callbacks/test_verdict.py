@@ -180,3 +180,20 @@ def test_thresholds_that_contradict_each_other():
         InputError, match=r"verdict.partly must be at most verdict.removed \(got 0.8 and 0.7\)"
     ):
         Judge(removed=0.7, partly=0.8)
+
+
+def test_evaluations_without_answers_are_no_better_ones(tmp_path):
+    said = {"forget_rouge_l_recall": 0.8, "holdout_rouge_l_recall": 0.1, "model_utility": 0.6}
+    target = TARGET | said
+    ended = trained(10, 0.1) | said | {"model_utility": 0.5}
+    found = verdict(run_of(tmp_path, target, trained(5, 0.3), ended))
+    assert found.name == "not_forgotten"
+    (lost,) = texts(found, "warnings")
+    assert (
+        lost
+        == "no evaluation of the 1 with answers after training began kept 95% of Model Utility (the best 83%)"
+    )
+    # With answers it would be one.
+    answered = trained(5, 0.3) | said | {"forget_rouge_l_recall": 0.3}
+    found = verdict(run_of(tmp_path, target, answered, ended))
+    assert any("step 5 would have been 'partly forgotten'" in each for each in texts(found, "warnings"))
