@@ -110,7 +110,7 @@ class ForgetQuality(Callback):
         self.queue = GenerationQueue()
         self._evaluations = 0
         self._underway = False
-        # Whether the current evaluation generates answers, as far as it is decided.
+        # True once it is decided that the current evaluation generates answers.
         self.generates = False
         self._collections: list[MetricCollection] = []
         # Batches of an evaluation in which it is decided at the end whether answers are generated.

@@ -28,6 +28,7 @@ from dipo_pl.evaluation.verdict_rules import (
     measured_again,
 )
 from dipo_pl.metrics.base import FORGET
+from dipo_pl.storage.fingerprints import settings_fingerprint
 from dipo_pl.storage.run_folder import RunFolder
 
 # The score of lost utility, below log10 of any p-value, which is not smaller than about -(number of forget rows).
@@ -309,15 +310,17 @@ class Selection(NeedsAnswers):
             )
         self.rule = rule
         self.stop = stop
+        # Of the rule's own arguments, before `setup` fills in the rest.
+        self._fingerprint = settings_fingerprint(rule)
         self._ended_at: int | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the step at which the rule has ended training, None if it has not, and its settings."""
-        return {"ended_at": self._ended_at, "rule": self._settings()}
+        """Return the step at which the rule has ended training, None if it has not, and its fingerprint."""
+        return {"ended_at": self._ended_at, "rule": self._fingerprint}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Set the step at which training has ended, if it was by this same rule."""
-        same = state_dict["rule"] == self._settings()
+        same = state_dict["rule"] == self._fingerprint
         self._ended_at = state_dict["ended_at"] if same else None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -389,7 +392,8 @@ class Selection(NeedsAnswers):
     def needs_answers(self, trainer: Trainer, metrics: Metrics) -> bool:
         """Return whether training would end with these metrics."""
         earlier = [each for each in ForgetQuality.trajectory(trainer) if each["step"] < trainer.global_step]
-        return self._ends(self._scores(trainer, [*earlier, metrics])) is not None
+        now = {**metrics, "step": trainer.global_step}
+        return self._ends(self._scores(trainer, [*earlier, now])) is not None
 
     def _scores(self, trainer: Trainer, records: Sequence[Metrics]) -> list[float | None]:
         """Return the score of each evaluation, the first of which is the one before training."""
@@ -402,16 +406,6 @@ class Selection(NeedsAnswers):
             found = wrong_answers(RunFolder(trainer.default_root_dir), records[0], self.rule.forgotten)
         self.rule.wrong_answers = trainer.strategy.broadcast(found)
         return [self.rule.score(each, records[0], retain) for each in records]
-
-    def _settings(self) -> str:
-        """Return the rule with its own arguments, without what `setup` fills in."""
-        filled_in = ("rows", "forgotten", "wrong_answers", "thresholds")
-        known = (
-            {name: value for name, value in vars(self.rule).items() if name not in filled_in}
-            if self.rule
-            else {}
-        )
-        return f"{type(self.rule).__name__} {sorted(known.items())}"
 
     def _ends(self, scores: Sequence[float | None]) -> str | None:
         trained = [score for score in scores[1:] if score is not None]

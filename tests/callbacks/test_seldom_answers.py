@@ -5,6 +5,7 @@ import json
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dipo_pl.callbacks.selection import NearestToUnseen
 from dipo_pl.storage.run_folder import RunFolder
 
 SELDOM = ("--forget_quality.generate_every", "100")
@@ -102,7 +103,6 @@ def test_an_evaluation_that_ends_training_has_answers(cli, learned, tmp_path, ru
 
 def test_answers_that_are_still_known_let_training_go_on(cli, learned, tmp_path, monkeypatch):
     """The rule would end training by probability alone at each evaluation; answers say otherwise until the last."""
-    from dipo_pl.callbacks.selection import NearestToUnseen
 
     def score(rule, metrics, target, retain):
         return 0.0 if "forget_rouge_l_recall" not in metrics else -2.0 - metrics["forget_probability"]
@@ -145,23 +145,11 @@ def test_an_evaluation_that_is_gone_is_made_again(cli, learned, tmp_path):
 
 def test_a_run_that_a_rule_has_ended_is_not_trained_further(cli, learned, tmp_path, monkeypatch):
     """Answers of the exported checkpoint, measured after training, make its score worse than a later one's."""
-    from dipo_pl.callbacks.selection import NearestToUnseen
 
     def score(rule, metrics, target, retain):
         return {0: -9.0, 3: -2.0}.get(metrics["step"], -3.0) - 9.0 * ("forget_rouge_l_recall" in metrics)
 
-    def with_step(trainer, metrics):
-        return metrics | {"step": trainer.global_step}
-
-    from dipo_pl.callbacks.selection import Selection
-
-    asked = Selection.needs_answers
     monkeypatch.setattr(NearestToUnseen, "score", score)
-    monkeypatch.setattr(
-        Selection,
-        "needs_answers",
-        lambda own, trainer, metrics: asked(own, trainer, with_step(trainer, metrics)),
-    )
     words = ("--selection.rule", "NearestToUnseen", "--selection.stop", "true", "--trainer.max_epochs", "20")
     command = unlearn(learned, "run", *words, "--selection.rule.patience", "2", *SELDOM)
     ended = cli(*command)

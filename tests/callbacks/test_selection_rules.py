@@ -169,7 +169,7 @@ def test_an_evaluation_without_answers_is_scored_by_the_rest():
     assert rule.score({"forget_probability": 0.1, "retain_probability": 0.9}, target, None) == 0
     assert rule.score({"forget_probability": 0.1, "retain_probability": 0.8}, target, None) < LOST
     assert rule.score({"forget_probability": 0.1}, target, None) is None
-    # Of what the target knows, nothing was measured.
+    # No measure was taken of what the target knows.
     unlike = target | {"forget_probability": 0.12, "holdout_probability": 0.11}
     assert rule.score({"forget_probability": 0.1, "retain_probability": 0.9}, unlike, None) is None
     assert rule.score(found(0.1, 0.8) | {"forget_rouge_l_recall": 0.2}, target, None) == 0
