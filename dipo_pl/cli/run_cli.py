@@ -156,6 +156,8 @@ class RunCLI(LightningCLI):
         for key, path in CALLBACKS.items():
             parser.add_lightning_class_args(resolve_name(path), key)
         parser.set_defaults({"checkpoint.save_top_k": 0, "checkpoint.filename": "{epoch}-{step}"})
+        # The best checkpoint is exported and measured; last.ckpt is what a run resumes from.
+        parser.set_defaults({"checkpoint.save_weights_only": True})
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
 

@@ -136,6 +136,19 @@ def refuse_unreadable(checkpoint: Path, thorough: bool) -> None:
     check_checkpoint(checkpoint, "give another as ckpt_path, or leave ckpt_path out", thorough)
 
 
+def refuse_weights_alone(checkpoint: Path) -> None:
+    """Refuse to train on from a checkpoint without the optimizer's state, as that of the best evaluation is.
+
+    Raises:
+        InputError: it holds weights alone.
+    """
+    if "optimizer_states" not in read_checkpoint(checkpoint):
+        raise InputError(
+            f"{checkpoint} holds weights alone, without the optimizer's state: give last.ckpt of that run as ckpt_path, or "
+            "make that run with --checkpoint.save_weights_only false"
+        )
+
+
 def refuse_fewer_epochs(checkpoint: Path, max_epochs: int | None) -> None:
     """Refuse to resume with fewer epochs than the checkpoint has completed.
 

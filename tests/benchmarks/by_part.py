@@ -9,15 +9,15 @@ import argparse
 import json
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from clock import Clock
 
 from dipo_pl.callbacks import forget_quality
 from dipo_pl.cli.run import run
@@ -35,33 +35,6 @@ PARTS: Sequence[tuple[Any, str, str]] = (
     (forget_quality.ForgetQuality, "on_validation_batch_end", "metrics"),
     (forget_quality.ForgetQuality, "on_validation_epoch_end", "metrics"),
 )
-
-
-class Clock:
-    """Own time of nested parts."""
-
-    def __init__(self, now: Callable[[], float]) -> None:
-        self.now = now
-        self.taken: Counter[str] = Counter()
-        self.within = [0.0]
-
-    @contextmanager
-    def part(self, name: str) -> Any:
-        start = self.now()
-        self.within.append(0.0)
-        try:
-            yield
-        finally:
-            whole = self.now() - start
-            self.taken[name] += whole - self.within.pop()
-            self.within[-1] += whole
-
-    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*arguments: Any, **options: Any) -> Any:
-            with self.part(name):
-                return function(*arguments, **options)
-
-        return wrapped
 
 
 def main(options: argparse.Namespace) -> int:

@@ -29,6 +29,7 @@ TINY = {"rows": (1, 2, 3), "time": (6, 12, 18), "vocabulary": (32, 64, 96)}
 NAMES = {"rows": ("rows", "row"), "time": ("tokens of a row", "token"), "vocabulary": ("vocabulary", "entry")}
 DEFAULT = ("DiPO, StoredStates", f"{PLAIN_GRADDIFF}, none")
 QUANTITIES = {"seconds": "seconds a step", "mib": "MiB"}
+UNITS = {"seconds": (("s", 1.0), ("ms", 1e3), ("µs", 1e6)), "mib": (("MiB", 1.0), ("KiB", 1024.0))}
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,10 @@ def fitted(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def named(line: dict[str, Any]) -> str:
     """A slope with its unit."""
-    time = line["quantity"] == "seconds"
-    slope = line["slope"] * (1e3 if time else 1024)
-    return f"{slope:,.3g} {'ms' if time else 'KiB'} a {NAMES[line['axis']][1]}"
+    units = UNITS[line["quantity"]]
+    # The first unit in which the slope has a digit before the point, else the smallest.
+    unit, scale = next((each for each in units if abs(line["slope"]) * each[1] >= 1), units[-1])
+    return f"{line['slope'] * scale:.3g} {unit} per {NAMES[line['axis']][1]}"
 
 
 def as_table(lines: list[dict[str, Any]]) -> str:
@@ -150,7 +152,10 @@ def draw(points: list[dict[str, Any]], lines: list[dict[str, Any]], file: Path) 
         )
         label = f"{line['case']}: {named(line)}"
         panel.plot(places, line["start"] + line["slope"] * places, lw=1, color=color, label=label)
-        panel.set(xlabel=NAMES[line["axis"]][0], ylabel=QUANTITIES[line["quantity"]], ylim=(0, None))
+        panel.set(xlabel=NAMES[line["axis"]][0], ylabel=QUANTITIES[line["quantity"]])
+    # A limit ends autoscaling, so it comes after the last line; room above is for the legend.
+    for panel in panels.flat:
+        panel.set_ylim(0, panel.get_ylim()[1] * 1.15)
         panel.legend(frameon=False, fontsize=7, loc="upper left")
     figure.savefig(file, dpi=150)
 

@@ -1,8 +1,10 @@
 """The scripts of benchmarks at sizes that cost nothing: what they write, and that a limit ends them."""
 
 import json
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -75,5 +77,30 @@ def test_scaling(tmp_path):
     table = (tmp_path / "scaling.md").read_text().splitlines()
     assert len(table) == 2 + 3
     assert table[2].startswith("| DiPO, StoredStates | rows | ")
-    assert " ms a row | " in table[2]
+    assert re.search(r"\| [\d.]+ (s|ms|µs) per row \|", table[2])
+    assert re.search(r"\| -?[\d.]+ (MiB|KiB) per entry \|", table[4])
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_by_part(tmp_path):
+    """Parts are disjoint: they add up to the whole, which is no longer than the process."""
+    words = "fit --config smoke.yaml --trainer.max_steps 2 --output_dir".split()
+    began = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, str(FOLDER / "run_by_part.py"), *words, str(tmp_path), "--name", "run"],
+        capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    whole = time.monotonic() - began
+    assert ended.returncode == 0, ended.stderr
+    table = ended.stdout.rpartition("seconds of wall time\n")[2]
+    seconds = {
+        name.strip(): float(taken) for name, taken in (line.rsplit(maxsplit=1) for line in table.splitlines())
+    }
+    total, beside = seconds.pop("all"), seconds.pop("neither step nor evaluation")
+    assert sum(seconds.values()) == pytest.approx(total, abs=0.05 * len(seconds))
+    assert total <= whole
+    assert beside == pytest.approx(total - seconds["steps"] - seconds["evaluations"], abs=0.15)
+    assert seconds["imports"] > 1
+    assert seconds["steps"] > 0
+    assert seconds["evaluations"] > 0
+    assert (tmp_path / "run" / "hf").is_dir()

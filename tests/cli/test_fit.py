@@ -206,6 +206,40 @@ def test_the_best_checkpoint_can_be_exported(cli):
     assert torch.equal(saved, exported)
 
 
+def test_the_best_checkpoint_holds_weights_alone(cli, tmp_path):
+    quick = "--config smoke.yaml --checkpoint.monitor forget_probability --export.enabled false".split()
+    assert cli("fit", *quick, "--trainer.max_epochs", "1").code == 0
+    (best,), last = (
+        Path("runs/smoke/checkpoints").glob("epoch=*.ckpt"),
+        Path("runs/smoke/checkpoints/last.ckpt"),
+    )
+    weights = sum(each.nbytes for each in torch.load(last, weights_only=True)["state_dict"].values())
+    assert best.stat().st_size < 1.3 * weights
+    assert last.stat().st_size > 2.9 * weights
+    # It can be measured, and no training can go on from it.
+    assert cli("validate", "--config", "smoke.yaml", "--ckpt_path", str(best)).code == 0
+    ended = cli("fit", *quick, "--trainer.max_epochs", "2", "--name", "on", "--ckpt_path", str(best))
+    assert ended.code == 2
+    assert ended.err.count("\n") == 1
+    assert f"{best} holds weights alone" in ended.err
+    assert "--checkpoint.save_weights_only false" in ended.err
+    assert not Path("runs/on/checkpoints").exists()
+    ended = cli(
+        "fit",
+        *quick,
+        "--trainer.max_epochs",
+        "1",
+        "--name",
+        "whole",
+        "--checkpoint.save_weights_only",
+        "false",
+    )
+    assert ended.code == 0, ended.err
+    (best,) = Path("runs/whole/checkpoints").glob("epoch=*.ckpt")
+    ended = cli("fit", *quick, "--trainer.max_epochs", "2", "--name", "on", "--ckpt_path", str(best))
+    assert ended.code == 0, ended.err
+
+
 def test_works_as_a_process_from_another_working_directory(process, tmp_path):
     quick = "--trainer.max_steps 1 --forget_quality.generate_every 0 --data.evaluation_rows 1".split()
     ended = process("fit", "--config", "smoke.yaml", "--config", "npo.yaml", *quick, fresh=True)
