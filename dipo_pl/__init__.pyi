@@ -4,11 +4,11 @@ from dipo_pl.callbacks.collapse_guard import CollapseGuard as CollapseGuard
 from dipo_pl.callbacks.export import Export as Export
 from dipo_pl.callbacks.forget_quality import ForgetQuality as ForgetQuality
 from dipo_pl.callbacks.lm_eval import LMEval as LMEval
-from dipo_pl.callbacks.selection import BestForgetQuality as BestForgetQuality
-from dipo_pl.callbacks.selection import FirstForgotten as FirstForgotten
-from dipo_pl.callbacks.selection import LowestForgetProbability as LowestForgetProbability
-from dipo_pl.callbacks.selection import NearestToUnseen as NearestToUnseen
 from dipo_pl.callbacks.selection import Selection as Selection
+from dipo_pl.callbacks.selection_rules import BestForgetQuality as BestForgetQuality
+from dipo_pl.callbacks.selection_rules import FirstForgotten as FirstForgotten
+from dipo_pl.callbacks.selection_rules import LowestForgetProbability as LowestForgetProbability
+from dipo_pl.callbacks.selection_rules import NearestToUnseen as NearestToUnseen
 from dipo_pl.data_modules.alternates import Refusals as Refusals
 from dipo_pl.data_modules.alternates import RowAlternates as RowAlternates
 from dipo_pl.data_modules.fictitious_articles import FictitiousNews as FictitiousNews

@@ -16,7 +16,7 @@ from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.callbacks.last_checkpoint import LastCheckpoint
 from dipo_pl.callbacks.lm_eval import LMEval
 from dipo_pl.callbacks.samples import Samples
-from dipo_pl.callbacks.selection import BestForgetQuality, NearestToUnseen
+from dipo_pl.callbacks.selection_rules import BestForgetQuality, NearestToUnseen
 from dipo_pl.data_modules.alternates import Refusals
 from dipo_pl.data_modules.fictitious_articles import MAX_ARTICLES, FictitiousNews, fictitious_articles
 from dipo_pl.data_modules.fictitious_authors import MAX_AUTHORS, FictitiousAuthors, fictitious_rows
@@ -195,7 +195,7 @@ def test_every_check_of_the_package_is_in_the_table():
         "data_modules",
         "callbacks",
     ):
-        for path in Path(dipo_pl.__file__).parent.joinpath(folder).glob("*.py"):
+        for path in Path(dipo_pl.__file__).parent.joinpath(folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 checks = isinstance(node, ast.Call) and getattr(node.func, "id", "") in CHECKS
                 if checks and isinstance(node.args[0], ast.Constant):

@@ -13,7 +13,7 @@ from dipo_pl.cli.option_check import check_options
 from dipo_pl.errors import InputError
 
 if TYPE_CHECKING:
-    from dipo_pl.callbacks.selection import SelectionRule
+    from dipo_pl.callbacks.selection_rules import SelectionRule
     from dipo_pl.cli.run_cli import RunCLI
     from dipo_pl.data_modules.forget_retain import ForgetRetain
     from dipo_pl.modules.base import LanguageModule

@@ -14,7 +14,7 @@ from dipo_pl.errors import NOT_FINITE, InputError
 from dipo_pl.storage.run_folder import RunFolder, forgotten_sets
 
 if TYPE_CHECKING:
-    from dipo_pl.callbacks.selection import SelectionRule
+    from dipo_pl.callbacks.selection_rules import SelectionRule
 
 # Optimizer steps of a trial, and how often it is evaluated.
 STEPS, EVERY = 20, 5
@@ -160,7 +160,7 @@ def outcome(rate: float, run: RunFolder, config: dict[str, Any]) -> Trial:
     if has_diverged(run):
         return Trial(rate, DIVERGED, f"learning rate {rate:.3g}: ended with numbers that are not finite")
     # These load torch, which takes seconds.
-    from dipo_pl.callbacks.selection import NearestToUnseen
+    from dipo_pl.callbacks.selection_rules import NearestToUnseen
 
     given = config["selection"]["rule"] or {}
     is_same = str(given.get("class_path")).endswith(f".{NearestToUnseen.__name__}")

@@ -77,8 +77,12 @@ def test_scaling(tmp_path):
     table = (tmp_path / "scaling.md").read_text().splitlines()
     assert len(table) == 2 + 3
     assert table[2].startswith("| DiPO, StoredStates | rows | ")
-    assert re.search(r"\| [\d.]+ (s|ms|µs) per row \|", table[2])
-    assert re.search(r"\| -?[\d.]+ (MiB|KiB) per entry \|", table[4])
+    units = {"s": 1, "ms": 1e-3, "µs": 1e-6, "MiB": 1, "KiB": 1 / 1024}
+    shown = re.findall(r"(-?[\d.e-]+) (\w+) per (?:row|token|entry)", "\n".join(table))
+    assert len(shown) == len(record["lines"])
+    for (value, unit), line in zip(shown, record["lines"], strict=True):
+        assert float(value) * units[unit] == pytest.approx(line["slope"], rel=6e-3)
+        assert abs(float(value)) >= 1 or unit in ("µs", "KiB")
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
 
 

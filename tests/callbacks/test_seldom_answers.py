@@ -5,7 +5,7 @@ import json
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dipo_pl.callbacks.selection import NearestToUnseen
+from dipo_pl.callbacks.selection_rules import NearestToUnseen
 from dipo_pl.storage.run_folder import RunFolder
 
 SELDOM = ("--forget_quality.generate_every", "100")

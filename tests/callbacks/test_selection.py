@@ -6,7 +6,7 @@ from lightning import Trainer
 from safetensors.torch import load_file
 
 from dipo_pl.callbacks.best_checkpoint import BestCheckpoint
-from dipo_pl.callbacks.selection import NearestToUnseen
+from dipo_pl.callbacks.selection_rules import NearestToUnseen
 from dipo_pl.metrics.result import EvaluationResult
 from dipo_pl.models.pretrained import Pretrained
 from dipo_pl.storage.fingerprints import weights_fingerprint

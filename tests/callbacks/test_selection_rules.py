@@ -6,7 +6,7 @@ import re
 import pytest
 
 from dipo_pl.callbacks.forget_quality import ForgetQuality
-from dipo_pl.callbacks.selection import (
+from dipo_pl.callbacks.selection_rules import (
     LOST,
     BestForgetQuality,
     FirstForgotten,
