@@ -30,6 +30,7 @@ _MARKERS = "osD^vPX*"
 _DASHES = ("-", "-.", (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)))
 _DARK = "#222222"
 _LEAST_UTILITY = 0.2  # of Model Utility, which an axis shows at least
+MANY_CURVES = len(_COLORS) + 1  # with the retain-only model; more cannot be told apart
 _LONG_LABEL = 34  # characters; two labels longer than this do not fit beside each other
 
 
@@ -176,6 +177,33 @@ def draw_curves(
     if whole_steps:
         axes.locator_params(axis="x", integer=True)
     axes.set_ylim(*_widened(axes.get_ylim(), least_span, [value for each in curves for value in each.y]))
+
+
+def draw_cells(axes: "Axes", curves: Sequence[Curve], label: str) -> None:
+    """Draw a row of cells for each curve, their values as numbers and colors: for more curves than can be told apart.
+
+    Args:
+        axes: what to draw into.
+        curves: their values; a curve without one at a step has an empty cell.
+        label: what the values are.
+    """
+    steps = sorted({step for each in curves for step in each.x})
+    known = [dict(zip(each.x, each.y, strict=True)) for each in curves]
+    image = axes.imshow(
+        [[each.get(step, math.nan) for step in steps] for each in known], aspect="auto", cmap="cividis"
+    )
+    for row, values in enumerate(known):
+        for step, value in values.items():
+            # Dark on the light colors of high values, light on the dark ones.
+            color = _DARK if image.norm(value) > 0.5 else "white"
+            axes.text(
+                steps.index(step), row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=color
+            )
+    axes.set_xticks(range(len(steps)), [f"{each:g}" for each in steps])
+    axes.set_yticks(range(len(curves)), [shortened(each.name, _LONG_LABEL) for each in curves])
+    axes.set_ylabel("")
+    axes.grid(visible=False)
+    axes.figure.colorbar(image, ax=axes, label=label, aspect=40)
 
 
 def draw_trajectory(

@@ -1,7 +1,7 @@
 """Pictures of a study: intervals of each metric, trajectories of training, and curves of the relearning attack."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -55,8 +55,13 @@ def _intervals(summary: Summary) -> Iterator[Plot]:
             f"{column.title} ({column.better.value})",
             "",
             draw,
-            1.8 + 0.3 * len(rows),
+            _height(rows),
         )
+
+
+def _height(rows: Sized) -> float:
+    """Return the inches of a plot with a line for each row."""
+    return 1.8 + 0.3 * len(rows)
 
 
 def _trajectories(results: Results) -> Iterator[Plot]:
@@ -95,5 +100,8 @@ def _mean_curves(
 
 def _curves_plot(name: str, title: str, x: str, y: str, curves: list[Curve]) -> Plot:
     described = [f"{each.name} {each.y[0]:.3f} to {each.y[-1]:.3f}" for each in curves]
+    if len(curves) > drawing.MANY_CURVES:
+        cells = partial(drawing.draw_cells, curves=curves, label=y)
+        return Plot(name, title, described, x, y, cells, _height(curves))
     draw: Any = partial(drawing.draw_curves, curves=curves, whole_steps=True, least_span=0.2)
     return Plot(name, title, described, x, y, draw)

@@ -188,6 +188,24 @@ def test_trajectories_are_means_over_the_seeds_that_have_the_step(results):
     assert (curve.x, curve.y) == ([0, 5, 10], pytest.approx([0.8, 0.5, 0.2]))
 
 
+def test_more_curves_than_can_be_told_apart_are_cells(results):
+    """A row of cells for each, with the values as numbers; a step that was not evaluated has none."""
+    rows = results.study["rows"]
+    for place in range(14):
+        rows.append(f"row {place}")
+        curve = [{"step": step, "held_back_probability": place / 20} for step in ((0, 2) if place else (2,))]
+        results.runs[f"rows/row-{place}/seed-0-relearn"] = record("relearn", f"row {place}", 0, curve=curve)
+    (plot,) = [each for each in plots_of(results, summary_of(results)) if each.name == "relearning"]
+    axes = plot.figure().subfigs[0].axes[0]
+    names = [each.get_text() for each in axes.get_yticklabels()]
+    assert names[-14:] == [f"row {place}" for place in range(14)]
+    shown = {each.get_position(): each.get_text() for each in axes.texts}
+    last, steps = len(names) - 1, [each.get_text() for each in axes.get_xticklabels()]
+    assert shown[steps.index("2"), last] == shown[steps.index("0"), last] == "0.65"
+    assert (steps.index("0"), last - 13) not in shown
+    assert plot.figure().subfigs[0].axes[1].get_ylabel() == "P(held back)"
+
+
 def test_results_are_read_as_they_were_written(results):
     results.save()
     again = Results.read(results.path.parent)
