@@ -192,10 +192,11 @@ def draw_cells(axes: "Axes", curves: Sequence[Curve], label: str) -> None:
     image = axes.imshow(
         [[each.get(step, math.nan) for step in steps] for each in known], aspect="auto", cmap="cividis"
     )
+    low, high = image.get_clim()
     for row, values in enumerate(known):
         for step, value in values.items():
             # Dark on the light colors of high values, light on the dark ones.
-            color = _DARK if image.norm(value) > 0.5 else "white"
+            color = _DARK if value > (low + high) / 2 else "white"
             axes.text(
                 steps.index(step), row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=color
             )
