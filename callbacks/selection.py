@@ -12,12 +12,13 @@ from dipo_pl.callbacks.forget_quality import ForgetQuality
 from dipo_pl.callbacks.lookup import callbacks_of
 from dipo_pl.callbacks.needs_answers import NeedsAnswers
 
-# Configs that earlier versions have saved name the rules here.
+# Configs and rules of users, made with earlier versions, name them here.
 from dipo_pl.callbacks.selection_rules import NO_RULE, SelectionRule
 from dipo_pl.callbacks.selection_rules import BestForgetQuality as BestForgetQuality
 from dipo_pl.callbacks.selection_rules import FirstForgotten as FirstForgotten
 from dipo_pl.callbacks.selection_rules import LowestForgetProbability as LowestForgetProbability
 from dipo_pl.callbacks.selection_rules import NearestToUnseen as NearestToUnseen
+from dipo_pl.callbacks.selection_rules import UtilityKept as UtilityKept
 from dipo_pl.callbacks.verdict import Judge, wrong_answers
 from dipo_pl.data_modules.forget_retain import ForgetRetain
 from dipo_pl.errors import InputError, check_objects

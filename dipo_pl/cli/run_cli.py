@@ -206,6 +206,11 @@ class RunCLI(LightningCLI):
             # Lightning writes no checkpoints then, and makes no evaluation before training.
             config.selection.rule, config.selection.stop, config.export.best = None, False, False
         config.checkpoint.dirpath = str(self.run_folder.checkpoints)
+        if config.checkpoint.save_last:
+            raise InputError(
+                f"checkpoint.save_last is not supported (got {config.checkpoint.save_last!r}): leave it out, since "
+                "last_checkpoint writes last.ckpt"
+            )
         if config.selection.rule is not None:
             if config.checkpoint.monitor not in (None, "selection"):
                 raise InputError(

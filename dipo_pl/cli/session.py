@@ -15,11 +15,13 @@ from dipo_pl.cli.processes import LOST, Processes
 from dipo_pl.cli.run_cli import RunCLI
 from dipo_pl.cli.run_folder_check import check_run_folder
 from dipo_pl.cli.verdict_block import LESS_THAN_REQUIRED, is_less, verdict_block
+from dipo_pl.distributed import is_sharded
 from dipo_pl.errors import InputError, WriteError
 from dipo_pl.signals import Interrupted, interruption
 from dipo_pl.storage.checkpoints import (
     newest_readable,
     read_checkpoint,
+    read_weights,
     refuse_fewer_epochs,
     refuse_unreadable,
     refuse_weights_alone,
@@ -153,6 +155,10 @@ def _fit(cli: RunCLI) -> None:
     if not evaluation.is_complete(trainer):
         best = export.checkpoint(trainer)
         evaluation.checkpoint_step = None if best is None else export.step(trainer)
+        if best is not None and not is_sharded(cli.model.language_model):
+            # Lightning would read all of it into memory, with the optimizer's moments where it has them.
+            cli.model.load_state_dict(read_weights(best), strict=False)
+            best = None
         trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=best, verbose=False)
     cli.manifest.finish(trainer)
     # What follows, in this process or another, finds all that the first rank has written.

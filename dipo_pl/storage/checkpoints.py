@@ -108,6 +108,7 @@ def newest_readable(run: RunFolder, thorough: bool) -> Path | None:
     for checkpoint in run.to_resume_from:
         try:
             check_checkpoint(checkpoint, "remove it to start afresh, or give another as ckpt_path", thorough)
+            refuse_weights_alone(checkpoint)
         except InputError as error:
             errors.append(error)
             continue

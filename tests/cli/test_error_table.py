@@ -159,6 +159,7 @@ SETTINGS = [
     ("--trainer.min_steps 5 --trainer.max_steps 3", "trainer.min_steps 5 is more than trainer.max_steps 3: leave out one"),
     ("--selection.stop true", "there is no rule: set selection.rule"),
     ("--export.best true", "set checkpoint.monitor"),
+    ("--checkpoint.save_last true", "leave it out, since last_checkpoint writes last.ckpt"),
     ("--export.adapter true", "export.adapter is true, but the policy has no adapter"),
     ("--model.reference AdapterOff", "the policy has no adapter: set"),
     ("--output_dir empty.yaml", "cannot make the run folder empty.yaml/smoke", empty_file),

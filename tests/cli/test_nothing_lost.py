@@ -141,6 +141,19 @@ def two_epochs(fit_once) -> Path:
     return fit_once("two-epochs", *CONSTANT[1:], "--trainer.max_epochs", "2") / "smoke"
 
 
+def test_a_checkpoint_of_weights_alone_is_passed_over(cli, two_epochs):
+    shutil.copytree(two_epochs, "runs/smoke")
+    last = Path("runs/smoke/checkpoints/last.ckpt")
+    content = torch.load(last, weights_only=True)
+    del content["optimizer_states"]
+    torch.save(content, last)
+    ended = cli(*CONSTANT, "--trainer.max_epochs", "3")
+    assert ended.code == 0, ended.err
+    why = f"{last} holds weights alone, without the optimizer's state"
+    assert f"warning: {why}: resuming from the previous checkpoint" in ended.err
+    assert (step_of("previous"), step_of("last")) == (6, 9)
+
+
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
