@@ -54,7 +54,7 @@ def consolidate(arguments: Sequence[str], debug: bool = False) -> int:
             torch.save(content, opened)
         if not index.is_file() or index.stat() != before:
             raise InputError(f"{folder} was replaced meanwhile: wait until its run has ended")
-    # That of the best evaluation has no state of the optimizer to train on with.
+    # Checkpoints of the best evaluation have no optimizer state to train on with.
     command = "fit" if "optimizer_states" in content else "validate"
     print(f"the checkpoint is in {output}: dipo-pl {command} --config ... --ckpt_path {output}")
     return 0

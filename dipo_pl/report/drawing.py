@@ -195,7 +195,7 @@ def draw_cells(axes: "Axes", curves: Sequence[Curve], label: str) -> None:
     low, high = image.get_clim()
     for row, values in enumerate(known):
         for step, value in values.items():
-            # Dark on the light colors of high values, light on the dark ones.
+            # Numbers are dark on the light colors of high values, and light on the dark ones.
             color = _DARK if value > (low + high) / 2 else "white"
             axes.text(
                 steps.index(step), row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=color

@@ -10,11 +10,9 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from clock import Clock
@@ -42,9 +40,7 @@ def main(options: argparse.Namespace) -> int:
         raise SystemExit("DIPO_PL_TOFU must name the folder of TOFU's files")
     torch.set_num_threads(options.threads)
     clock = Clock(time.process_time if options.clock == "processor" else time.perf_counter)
-    with ExitStack() as changes, TemporaryDirectory() as folder:
-        for owner, name, part in PARTS:
-            changes.enter_context(patch.object(owner, name, clock.timed(part, getattr(owner, name))))
+    with clock.timing(PARTS), TemporaryDirectory() as folder:
         with clock.part("the rest: reading options, Lightning, files"):
             code = run([
                 "validate", "--config", "jsonl.yaml", "--data", "TOFU", "--data.path", os.environ["DIPO_PL_TOFU"],
@@ -58,8 +54,7 @@ def main(options: argparse.Namespace) -> int:
             ])  # fmt: skip
         metrics = Path(folder, "evaluation", "metrics.jsonl").read_text()
     print(f"\n{options.threads} threads, {options.precision}, seconds of {options.clock} time")
-    for part, taken in clock.taken.most_common():
-        print(f"{part:45}{taken:8.1f}")
+    print(clock.lines())
     evaluation = sum(taken for part, taken in clock.taken.items() if part[:3] in ("tea", "gen", "met"))
     print(f"{'the evaluation itself':45}{evaluation:8.1f}\n\n{metrics}")
     return code

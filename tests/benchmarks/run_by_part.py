@@ -7,9 +7,7 @@ parts that they call; imports are counted wherever they come.
 import builtins
 import sys
 import time
-from contextlib import ExitStack
 from typing import Any
-from unittest.mock import patch
 
 from clock import Clock
 
@@ -48,18 +46,13 @@ def parts() -> list[tuple[Any, str, str]]:
 
 def main(arguments: list[str]) -> int:
     clock = Clock(time.perf_counter)
-    with ExitStack() as changes, clock.part("the rest: Lightning, other callbacks, files"):
-        changes.enter_context(
-            patch.object(builtins, "__import__", clock.timed("imports", builtins.__import__))
-        )
-        for owner, name, part in parts():
-            changes.enter_context(patch.object(owner, name, clock.timed(part, getattr(owner, name))))
+    rest = clock.part("the rest: Lightning, other callbacks, files")
+    # Imports are timed before `parts` makes the first of them.
+    with rest, clock.timing([(builtins, "__import__", "imports")]), clock.timing(parts()):
         from dipo_pl.cli.run import run
 
         code = run(arguments)
-    print("\nseconds of wall time")
-    for part, taken in clock.taken.most_common():
-        print(f"{part:45}{taken:8.1f}")
+    print(f"\nseconds of wall time\n{clock.lines()}")
     print(f"{'all':45}{sum(clock.taken.values()):8.1f}")
     beside = sum(taken for part, taken in clock.taken.items() if part not in (STEPS, EVALUATIONS))
     print(f"{'neither step nor evaluation':45}{beside:8.1f}")
