@@ -37,7 +37,7 @@ class TOFU(ForgetRetain):
             (`full.jsonl`, or `full.json` as on the hub), CSV or Parquet, or a folder of Parquet files.
         forget: forget01, forget05, forget10, one of the 20 authors of forget10 (author_1 to author_20), or a list.
         forget_rows: use only the first rows of each forget set; null uses all.
-        retain_rows: use only the first rows of the retain set; null uses all.
+        retain_rows: use only the first rows of the retain set, in training and in the evaluation set `retain`; null uses all.
         holdout_rows: take this many rows of the retain set after the first `retain_rows` as `holdout`: a model that was
             trained with the same `retain_rows` has not seen them; null reads `holdout10`.
         options: arguments of ForgetRetain.
@@ -95,15 +95,29 @@ class TOFU(ForgetRetain):
         rows = {
             name: known[name] if name in known else self._split(self._configuration(name)) for name in names
         }
+        kept = retain[: self.retain_rows]
+        if self.retain_rows is not None and "retain" in rows:
+            rows["retain"] = self._trained(rows["retain"], kept)
         options = ("real_authors", "world_facts")
         evaluation = [EvaluationSet(name, each, options=name in options) for name, each in rows.items()]
-        return RowSets(forget, retain[: self.retain_rows], evaluation)
+        return RowSets(forget, kept, evaluation)
 
     def read_forget(self, name: str) -> Sequence[Row]:
         """Read a forget set; all are rows of forget10, so that one file of perturbed answers serves them all."""
         places = _places(name)
         rows = with_entities(self._split("forget10_perturbed"))
         return rows[places.start : places.stop][: self.forget_rows]
+
+    def _trained(self, measured: Sequence[Row], kept: Sequence[Row]) -> list[Row]:
+        """Return the rows that are among those kept: utility is of what a model trains on."""
+        known = {(each.messages, each.answer) for each in kept}
+        found = [each for each in measured if (each.messages, each.answer) in known]
+        if not found:
+            raise InputError(
+                f"no row of {self.path}'s retain_perturbed is among the first {len(kept)} rows of the retain set: raise "
+                "data.retain_rows, or leave retain out of data.evaluate"
+            )
+        return found
 
     @property
     def _holdout(self) -> str:

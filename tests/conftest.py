@@ -72,8 +72,9 @@ def _same_environment_afterwards() -> Iterator[None]:
 def _no_modules_of_its_own_afterwards(tmp_path: Path) -> Iterator[None]:
     """Forget modules that a test has written: the next one may write another of that name."""
     yield
+    own = str(tmp_path.resolve())
     for name, module in [*sys.modules.items()]:
-        if (getattr(module, "__file__", None) or "").startswith(str(tmp_path.resolve())):
+        if (getattr(module, "__file__", None) or "").startswith(own):
             del sys.modules[name]
 
 

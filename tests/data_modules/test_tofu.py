@@ -73,7 +73,11 @@ class TestRealRows:
         sets = TOFU(tofu_folder, "forget10", forget_rows=30, retain_rows=50).read()
         assert questions(sets.forget) == questions(full[3600:3630])
         assert questions(sets.retain) == questions(full[:50])
-        assert [len(each.rows) for each in sets.evaluation[:2]] == [30, 400]
+        # Utility is of rows that the model trains on.
+        assert [questions(each.rows) for each in sets.evaluation[:2]] == [
+            questions(sets.forget),
+            questions(sets.retain),
+        ]
 
     def test_setup_measures_the_named_sets_up_to_the_limit(self, tofu_folder):
         options = {"batch_size": 16, "evaluate": ["world_facts", "forget"], "evaluation_rows": 20}
@@ -138,6 +142,15 @@ class TestFolder:
             False,
             ["Nobody's."],
         )
+
+    def test_no_retain_row_to_measure_is_trained(self, small):
+        file = small / "retain_perturbed.jsonl"
+        file.write_text("".join(file.read_text().splitlines(keepends=True)[2:]))
+        assert len(TOFU(str(small), "forget01", retain_rows=3).read().evaluation[1].rows) == 1
+        line = "no row of .*'s retain_perturbed is among the first 2 rows of the retain set: raise data.retain_rows, or leave"
+        with pytest.raises(InputError, match=line):
+            TOFU(str(small), "forget01", retain_rows=2).read()
+        assert TOFU(str(small), "forget01", retain_rows=2, evaluate=["forget"]).read().retain
 
     def test_the_holdout_can_be_the_retain_rows_after_those_that_are_trained(self, small):
         data = TOFU(str(small), "forget01", retain_rows=2, holdout_rows=1, evaluate=["forget", "holdout"])
