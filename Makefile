@@ -46,7 +46,7 @@ study-gpu: install ## Methods on TOFU forget10 at 1 B, 5 seeds, on GPUs (prepare
 	$(BIN)/dipo-pl study --config study_gpu.yaml --data.path $(TOFU) $(OPTIONS)
 
 test: install ## Run all tests, two at a time (PROCESSES=4; OPTIONS='-k resume')
-	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist worksteal $(OPTIONS)
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist worksteal --durations 20 $(OPTIONS)
 
 torture: install ## Kill, interrupt, starve and damage short runs at random (OPTIONS='--faults 60 --seed 1 --shards')
 	$(BIN)/python tests/torture $(OPTIONS)

@@ -69,13 +69,15 @@ def _same_environment_afterwards() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _no_modules_of_its_own_afterwards(tmp_path: Path) -> Iterator[None]:
+def _no_modules_of_its_own_afterwards(request: pytest.FixtureRequest) -> Iterator[None]:
     """Forget modules that a test has written: the next one may write another of that name."""
+    # A folder for each of the thousands of tests that write nothing would take longer than they do.
+    own = str(request.getfixturevalue("tmp_path").resolve()) if "tmp_path" in request.fixturenames else None
     yield
-    own = str(tmp_path.resolve())
-    for name, module in [*sys.modules.items()]:
-        if (getattr(module, "__file__", None) or "").startswith(own):
-            del sys.modules[name]
+    if own is not None:
+        for name, module in [*sys.modules.items()]:
+            if (getattr(module, "__file__", None) or "").startswith(own):
+                del sys.modules[name]
 
 
 @pytest.fixture
