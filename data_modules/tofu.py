@@ -37,7 +37,7 @@ class TOFU(ForgetRetain):
             (`full.jsonl`, or `full.json` as on the hub), CSV or Parquet, or a folder of Parquet files.
         forget: forget01, forget05, forget10, one of the 20 authors of forget10 (author_1 to author_20), or a list.
         forget_rows: use only the first rows of each forget set; null uses all.
-        retain_rows: use only the first rows of the retain set, in training and in the evaluation set `retain`; null uses all.
+        retain_rows: use only the first rows of the retain set, to train on and to measure as `retain`; null uses all.
         holdout_rows: take this many rows of the retain set after the first `retain_rows` as `holdout`: a model that was
             trained with the same `retain_rows` has not seen them; null reads `holdout10`.
         options: arguments of ForgetRetain.

@@ -43,6 +43,13 @@ def test_import_loads_nothing_heavy():
     assert done.stdout.strip() == "set()"
 
 
+def test_a_command_that_trains_does_not_load_pandas():
+    """It takes a second, and only reports have tables."""
+    code = "import sys, dipo_pl.cli.session; print('pandas' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def code_of_the_page() -> list[str]:
     page = (ROOT / "docs" / "from-python.md").read_text()
     return re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)

@@ -101,7 +101,7 @@ def table_of(results: "Results", summary: "Summary", commands: bool = True) -> "
     """Return the table of a study: its methods, best first, then the models that they are compared with."""
     from dipo_pl.commands.study.cells import cell_text, seeds_text, study_command
     from dipo_pl.commands.study.summary import study_column
-    from dipo_pl.report.seeds import METHOD
+    from dipo_pl.report.intervals import METHOD
     from dipo_pl.report.table import Table
 
     columns = columns_of_interest(summary)

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dipo_pl.report.seeds import Interval
+from dipo_pl.report.intervals import Interval
 from dipo_pl.storage.files import replacing
 
 if TYPE_CHECKING:

@@ -9,10 +9,11 @@ from typing import Any
 
 from dipo_pl.report.audits import audit_table
 from dipo_pl.report.contents import Report
+from dipo_pl.report.intervals import METHOD
 from dipo_pl.report.leaks import LeakedRow
 from dipo_pl.report.registers import register_table
 from dipo_pl.report.run import Kind, Run, printable
-from dipo_pl.report.seeds import METHOD, seed_table
+from dipo_pl.report.seeds import seed_table
 from dipo_pl.report.sequences import RequestSequence, stage_table
 from dipo_pl.report.table import Table, markdown_escaped
 from dipo_pl.version import __version__

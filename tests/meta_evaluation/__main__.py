@@ -38,7 +38,7 @@ from dipo_pl.models.pretrained import Pretrained
 from dipo_pl.models.quantization import quantize
 from dipo_pl.modules.finetuning import FineTuning
 from dipo_pl.report.drawing import Plot, color_of, write_png
-from dipo_pl.report.seeds import Interval
+from dipo_pl.report.intervals import Interval
 from dipo_pl.storage.files import write_text
 from dipo_pl.storage.run_folder import RunFolder
 from dipo_pl.storage.text import load_yaml

@@ -5,8 +5,9 @@ import itertools
 import pytest
 import yaml
 
+from dipo_pl.report.intervals import bootstrap_mean
 from dipo_pl.report.read import read_run
-from dipo_pl.report.seeds import bootstrap_mean, seed_groups
+from dipo_pl.report.seeds import seed_groups
 
 
 @pytest.mark.parametrize("values", [[0.1, 0.5], [0.3, 0.3], [1.0, 2.0, 9.0], [3.0, 1.0, 4.0, 1.5, 9.2]])

@@ -22,7 +22,7 @@ from dipo_pl.commands.study.summary import (
 )
 from dipo_pl.report.columns import Column
 from dipo_pl.report.drawing import HOW_TO_GET_PLOTS, Plot, drawable, write_png
-from dipo_pl.report.seeds import METHOD
+from dipo_pl.report.intervals import METHOD
 from dipo_pl.report.table import Table, markdown_escaped, terminal_width
 from dipo_pl.storage.files import write_text
 

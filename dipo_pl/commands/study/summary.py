@@ -10,7 +10,7 @@ from dipo_pl.commands.study.measure import relearning_area
 from dipo_pl.commands.study.plan import Kind
 from dipo_pl.commands.study.results import FAILED, FINISHED, Record, Results
 from dipo_pl.report.columns import Better, Column, column_of, columns_of
-from dipo_pl.report.seeds import Interval, bootstrap_mean
+from dipo_pl.report.intervals import Interval, bootstrap_mean
 
 TARGET, RETAIN_ONLY = "target", "retain-only"
 AREA = Column(
