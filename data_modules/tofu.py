@@ -110,8 +110,8 @@ class TOFU(ForgetRetain):
 
     def _trained(self, measured: Sequence[Row], kept: Sequence[Row]) -> list[Row]:
         """Return the rows that are among those kept: utility is of what a model trains on."""
-        known = {(each.messages, each.answer) for each in kept}
-        found = [each for each in measured if (each.messages, each.answer) in known]
+        known = {each.conversation for each in kept}
+        found = [each for each in measured if each.conversation in known]
         if not found:
             raise InputError(
                 f"no row of {self.path}'s retain_perturbed is among the first {len(kept)} rows of the retain set: raise "

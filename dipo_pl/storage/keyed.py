@@ -52,7 +52,7 @@ def row_fingerprint(key: bytes, row: Row) -> str:
 
     Source: RFC 2104.
     """
-    text = json.dumps([row.messages, row.answer], ensure_ascii=False)
+    text = json.dumps(row.conversation, ensure_ascii=False)
     return _digest(key, f"row {text}")
 
 
