@@ -70,6 +70,19 @@ def with_cut_answers(evaluation_set: EvaluationSet, tokenizer: PreTrainedTokeniz
     return replace(evaluation_set, cut_answers=cut)
 
 
+def scored_answers(
+    evaluation_set: EvaluationSet, sequences: Sequence[Sequence[Encoded]], tokenizer: PreTrainedTokenizerBase
+) -> list[str] | None:
+    """Return the answers as far as they were not cut; None where none was."""
+    originals = [each[0] for each in sequences]
+    if not any(each.cut for each in originals):
+        return None
+    return [
+        str(tokenizer.decode(each.ids[each.answer_start :])) if each.cut else row.answer
+        for row, each in zip(evaluation_set.rows, originals, strict=True)
+    ]
+
+
 def flat(sets: Iterable[Sequence[Sequence[Encoded]]]) -> Iterator[Encoded]:
     """Yield all measured answers of all rows of all sets, one in memory at a time."""
     return chain.from_iterable(chain.from_iterable(sets))

@@ -21,10 +21,11 @@ from dipo_pl.data_modules.evaluation_sets import (
     first_rows,
     flat,
     refuse_seen_holdout,
+    scored_answers,
     warn_of_retained,
     with_cut_answers,
 )
-from dipo_pl.data_modules.requests import joined, listed, new_rows, sets_to_forget, without_requests
+from dipo_pl.data_modules.requests import joined_aloud, listed, new_rows, sets_to_forget, without_requests
 from dipo_pl.data_modules.row_encoder import RowEncoder
 from dipo_pl.data_modules.stored_rows import stored
 from dipo_pl.data_modules.training_batches import (
@@ -169,10 +170,10 @@ class ForgetRetain(LightningDataModule, ABC):
         return self._forget_sets[name]
 
     def named_forget(self, names: str | Sequence[str]) -> Sequence[Row]:
-        """Return the rows of one forget set, or of several, each row once."""
+        """Return the rows of one forget set, or of several, each without the rows of those before it."""
         if isinstance(names, str):
             return self.forget_set(names)
-        return joined(map(self.forget_set, listed(names)))
+        return joined_aloud(map(self.forget_set, listed(names)), "data.forget")
 
     def request_sets(self, place: int, name: str, rows: Sequence[Row]) -> list[EvaluationSet]:
         """Return what is measured of the forget set `name` of the request at `place`, from 1 on."""
@@ -266,7 +267,11 @@ class ForgetRetain(LightningDataModule, ABC):
         self._encoder.warn_of_changes("training rows", chain.from_iterable(self._training.values()))
         self.evaluation_sequences = [self._encoder.measured(each) for each in self.evaluation_sets]
         self.evaluation_sets = [
-            replace(each, tokens=fingerprints.sequences_fingerprint(flat([sequences])))
+            replace(
+                each,
+                tokens=fingerprints.sequences_fingerprint(flat([sequences])),
+                scored_answers=scored_answers(each, sequences, self.tokenizer),
+            )
             for each, sequences in zip(self.evaluation_sets, self.evaluation_sequences, strict=True)
         ]
         self._encoder.warn_of_changes("answers to be measured", flat(self.evaluation_sequences))

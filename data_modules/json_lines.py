@@ -5,7 +5,7 @@ from typing import Any
 
 from dipo_pl.data_modules.columns import check_columns
 from dipo_pl.data_modules.forget_retain import ForgetRetain
-from dipo_pl.data_modules.requests import joined, listed
+from dipo_pl.data_modules.requests import joined_aloud, listed
 from dipo_pl.data_modules.row_files import RowReader
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation_set import EvaluationSet, RowSets
@@ -29,7 +29,8 @@ class JSONL(ForgetRetain):
     Args:
         forget: the rows to forget: a file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, also compressed), a pattern
             (`rows/*.jsonl`), a folder of `datasets` or of the Parquet files of one split, a data set of the hub
-            (`NAME:CONFIGURATION:SPLIT`), or a list of these.
+            (`NAME:CONFIGURATION:SPLIT`), or a list of these. Rows that an earlier entry of the list has are left out, and
+            their number is said; within an entry, also one of several files, all rows stay.
         retain: the rows to retain, as `forget`.
         holdout: rows like those to forget that no model has seen, for membership inference, as `forget`.
         columns: for files with other columns, what each part of a row is made of, such as
@@ -60,10 +61,10 @@ class JSONL(ForgetRetain):
 
     def read(self) -> RowSets:
         """Read the files."""
-        forget, retain = self.named_forget(self.forget), self._rows(self.retain)
+        forget, retain = self.named_forget(self.forget), self._rows(self.retain, "data.retain")
         evaluation = [EvaluationSet("forget", forget), EvaluationSet("retain", retain)]
         if self.holdout is not None:
-            evaluation.append(EvaluationSet("holdout", self._rows(self.holdout)))
+            evaluation.append(EvaluationSet("holdout", self._rows(self.holdout, "data.holdout")))
         for name in (*self.requests, *self.requests_to_come):
             # Read once: a column may be in one of these alone.
             self.forget_set(name)
@@ -74,8 +75,8 @@ class JSONL(ForgetRetain):
         """Read the file of this name."""
         return self._reader.file(name)
 
-    def _rows(self, files: Files) -> Sequence[Row]:
-        """Return the rows of one file, or of several, each row once."""
+    def _rows(self, files: Files, option: str) -> Sequence[Row]:
+        """Return the rows of one file, or of several, each without the rows of those before it."""
         if isinstance(files, str):
             return self._reader.file(files)
-        return joined(map(self._reader.file, files))
+        return joined_aloud(map(self._reader.file, files), option)

@@ -1,7 +1,9 @@
 """Continual unlearning: forget sets that are requested one after another."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+
+from lightning.pytorch.utilities import rank_zero_info
 
 from dipo_pl.data_modules.stored_rows import stored
 from dipo_pl.errors import InputError
@@ -20,17 +22,32 @@ def listed(names: str | Sequence[str], option: str = "data.forget") -> list[str]
 
 
 def joined(sets: Iterable[Iterable[Row]]) -> Sequence[Row]:
-    """Return the rows of all sets in order, each once."""
+    """Return the rows of all sets in order, without those that an earlier set has."""
+    return stored(_joined(sets))
+
+
+def _joined(sets: Iterable[Iterable[Row]]) -> Iterator[Row]:
     # The digests of a million rows take little memory, and their texts would take much.
-    seen: set[bytes] = set()
+    earlier: set[bytes] = set()
+    for rows in sets:
+        own: set[bytes] = set()
+        for row in rows:
+            digest = conversation_digest(row)
+            own.add(digest)
+            if digest not in earlier:
+                yield row
+        earlier |= own
 
-    def first(row: Row) -> bool:
-        digest = conversation_digest(row)
-        new = digest not in seen
-        seen.add(digest)
-        return new
 
-    return stored(row for rows in sets for row in rows if first(row))
+def joined_aloud(sets: Iterable[Sequence[Row]], option: str) -> Sequence[Row]:
+    """Return the rows of the entries of a list without those that an earlier entry has, whose number is said."""
+    sets = list(sets)
+    rows, count = joined(sets), sum(map(len, sets))
+    if again := count - len(rows):
+        rank_zero_info(
+            f"{again} of {count} rows of {option} also stand in an earlier entry of the list, and are taken from there alone"
+        )
+    return rows
 
 
 def without(rows: Iterable[Row], others: Iterable[Row]) -> Sequence[Row]:

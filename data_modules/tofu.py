@@ -68,7 +68,8 @@ class TOFU(ForgetRetain):
 
     def read(self) -> RowSets:
         """Read the rows and the evaluation sets that are measured."""
-        places = [_places(name) for name in listed(self.forget)]
+        # With all rows of their authors, also those that `forget_rows` leaves out.
+        places = [_places(name) for name in {*listed(self.forget), *self.requests}]
         full = self._split("full")
         forget = self.named_forget(self.forget)
         forgotten = {len(full) - FORGET_ROWS["forget10"] + place for each in places for place in each}

@@ -20,6 +20,8 @@ class EvaluationSet:
             no answers.
         cut_answers: the answers up to `new_tokens` tokens, counting the special tokens that the tokenizer puts before a
             text; the data module fills them in for sets whose `new_tokens` is above 0.
+        scored_answers: the answers as far as data.max_length leaves them to be scored; the data module fills them in for
+            sets in which it cuts some.
         whole: number of rows of the whole set, where `data.evaluation_rows` has it measured in part.
         tokens: fingerprint of the token ids of all measured answers with their prompts; the data module fills it in.
     """
@@ -30,6 +32,7 @@ class EvaluationSet:
     prompt: PromptFormat | None = None
     new_tokens: int | None = None
     cut_answers: Sequence[str] | None = None
+    scored_answers: Sequence[str] | None = None
     tokens: str | None = None
     whole: int | None = None
 

@@ -54,6 +54,12 @@ class MeasuredSet:
         return [row.answer for row in self.rows]
 
     @property
+    def scored_answers(self) -> Sequence[str]:
+        """The text of each row that its loss is of: the true answer, or what data.max_length leaves of it."""
+        cut = self.evaluation_set.scored_answers
+        return self.references if cut is None else cut
+
+    @property
     def has_wrong_answers(self) -> bool:
         """True if rows have wrong answers to compare the correct one with."""
         return bool(self.rows[0].wrong_answers)

@@ -200,7 +200,7 @@ class Membership(EvaluationMetric):
         loss, tokens = seen.nll[:, 0], seen.log_probabilities
         values = {
             "loss": loss,
-            "zlib": zlib(loss, self.measured.references),
+            "zlib": zlib(loss, self.measured.scored_answers),
             "min_k": min_k(tokens, self.k),
             "min_k_plus_plus": min_k_plus_plus(tokens, seen.means, seen.variances, self.k),
         }

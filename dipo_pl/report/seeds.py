@@ -1,7 +1,7 @@
 """Repetitions of one config under different seeds: means with confidence intervals."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dipo_pl.report.columns import Column
@@ -39,9 +39,14 @@ def _group(by_seed: dict[int, Run]) -> SeedGroup:
     if len({each.chosen.utility_parts for each in runs}) > 1:
         shared = [key for key in shared if key != "model_utility"]
     metrics = {key: bootstrap_mean([each.metrics[key] for each in runs]) for key in shared}
-    # dipo-seed0 and dipo-seed1 are dipo.
-    name = re.sub(r"[-_. ]*(seed)?[-_. ]*\d*$", "", runs[0].name)
-    return SeedGroup(name or runs[0].name, runs, tuple(by_seed), metrics)
+    return SeedGroup(_shared_name(by_seed), runs, tuple(by_seed), metrics)
+
+
+def _shared_name(by_seed: Mapping[int, Run]) -> str:
+    """Return the runs' name without their seeds, dipo of dipo-seed0 and dipo-seed1; the first one's where these differ."""
+    shared = {re.sub(rf"[-_. /]*(seed)?[-_. ]*(?<!\d){seed}$", "", run.name) for seed, run in by_seed.items()}
+    name = min(shared) if len(shared) == 1 else ""
+    return name or next(iter(by_seed.values())).name
 
 
 def interval_text(interval: Interval | None, column: Column) -> str:

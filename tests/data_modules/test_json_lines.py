@@ -39,6 +39,36 @@ def test_rows_and_evaluation_sets(files):
     ]
 
 
+def test_a_row_that_an_earlier_file_has_is_taken_once_and_that_is_said(files, tmp_path, capsys, caplog):
+    forget, retain = files
+    again = tmp_path / "again.jsonl"
+    first, second = (json.dumps(each) + "\n" for each in FORGET)
+    again.write_text(first + second + first)
+    assert len(JSONL(str(again), retain).read().forget) == len(JSONL([str(again)], retain).read().forget) == 3
+    assert "earlier entry" not in capsys.readouterr().err + caplog.text
+    (tmp_path / "more.jsonl").write_text(second + json.dumps({"question": "Why?", "answer": "So."}) + "\n")
+    rows = JSONL([str(again), str(tmp_path / "more.jsonl")], retain).read().forget
+    assert [row.answer for row in rows] == ["Me.", "Here.", "Me.", "So."]
+    line = "1 of 5 rows of data.forget also stand in an earlier entry of the list, and are taken from there alone"
+    assert line in capsys.readouterr().err + caplog.text
+    sets = JSONL(forget, [retain, retain], holdout=[str(tmp_path / "more.jsonl"), forget]).read()
+    assert len(sets.retain) == 2
+    said = capsys.readouterr().err + caplog.text
+    assert "2 of 4 rows of data.retain also stand" in said
+    assert "1 of 4 rows of data.holdout also stand" in said
+
+
+def test_answers_are_scored_as_far_as_they_are_not_cut(tmp_path):
+    text = "Once upon a time there was a key, and it was lost."
+    for name, records in {"f": FORGET, "r": [{"text": text}, RETAIN[1]]}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    files = [str(tmp_path / f"{name}.jsonl") for name in "fr"]
+    whole, cut = (connected(JSONL(*files, too_long="truncate", max_length=each)) for each in (64, 40))
+    assert [each.scored_answers for each in whole.evaluation_sets] == [None, None]
+    # Of 40 tokens the first is BOS.
+    assert [each.scored_answers for each in cut.evaluation_sets] == [None, [text[:39], "Now."]]
+
+
 def turns(question, answer):
     return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
 

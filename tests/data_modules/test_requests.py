@@ -18,6 +18,8 @@ A, B, C, D = (Row((), text) for text in "abcd")
 
 def test_joined_and_without():
     assert joined([[B, A], [A, C], [C, D]]) == [B, A, C, D]
+    # A set keeps what it has twice.
+    assert joined([[A, A], [B, A, B]]) == [A, A, B, B]
     assert without([A, B, A, C], [A, D]) == [B, C]
     # A question with another answer is another row.
     one, other = (Row((("user", "Who?"),), answer) for answer in ("Me.", "You."))

@@ -46,6 +46,12 @@ class TestRealRows:
         everybody = [f"author_{number}" for number in range(1, 21)]
         assert TOFU(tofu_folder, everybody).read() == TOFU(tofu_folder, "forget10").read()
 
+    def test_no_row_of_an_author_who_was_requested_earlier_is_retained(self, tofu_folder, full):
+        requests = ["author_1", "author_2"]
+        data = connected(TOFU(tofu_folder, "author_2", forget_rows=10, requests=requests))
+        assert questions(data.row_sets.forget) == questions(full[3620:3630])
+        assert questions(data.row_sets.retain) == questions(full[:3600] + full[3640:])
+
     @pytest.mark.parametrize("name", ["author_0", "author_21", "author_01", "forget20", "", "retain90"])
     def test_an_unknown_forget_set(self, tofu_folder, name):
         with pytest.raises(InputError, match=rf"must name forget sets of TOFU: .* \(got {name!r}\)$"):

@@ -30,7 +30,9 @@ def batch(rows, places=None):
     return Observations(torch.tensor(places, dtype=torch.int64), **fields)
 
 
-def measured(name, rows, convention="dipo_pl", answers=None, options=False, cut=None, retain=None):
+def measured(
+    name, rows, convention="dipo_pl", answers=None, options=False, cut=None, scored=None, retain=None
+):
     """Return the set of these observed rows; they have as many wrong answers as losses of some."""
     wrong = ("wrong",) * (len(rows[0]["nll"]) - 2)
     known = [
@@ -38,7 +40,7 @@ def measured(name, rows, convention="dipo_pl", answers=None, options=False, cut=
         for i in range(len(rows))
     ]
     generates = rows[0]["generation"] is not None
-    made = EvaluationSet(name, known, options, new_tokens=4, cut_answers=cut)
+    made = EvaluationSet(name, known, options, new_tokens=4, cut_answers=cut, scored_answers=scored)
     return MeasuredSet(made, CONVENTIONS[convention], generates, retain)
 
 

@@ -19,6 +19,7 @@ from dipo_pl.metrics import (
     Verbatim,
 )
 from dipo_pl.metrics.base import all_values
+from dipo_pl.metrics.membership import zlib
 from dipo_pl.metrics.result import EvaluationResult, SetResult
 
 FURTHER = [Memorization(), Membership(), Fluency(), Verbatim(), Knowledge()]
@@ -87,6 +88,16 @@ def test_extraction_strength_of_nothing_extracted(convention, strength):
     row = observed(1.0, hits=(True, True, True, False))
     found = result([Memorization()], "forget", row, convention=convention).metrics
     assert found == {"exact_memorization": 0.75, "extraction_strength": strength}
+
+
+def test_zlib_compresses_what_the_loss_is_of():
+    texts = ["a long answer, of which few tokens are scored", "another"]
+    whole, cut = (
+        result([Membership()], "forget", observed(2.0), observed(3.0), answers=texts, scored=each)
+        for each in (None, ["a long", "another"])
+    )
+    assert whole.values("zlib") == zlib([2.0, 3.0], texts).tolist()
+    assert cut.values("zlib") == zlib([2.0, 3.0], ["a long", "another"]).tolist()
 
 
 def test_membership_of_forget_and_holdout():

@@ -1,6 +1,7 @@
 """Repetitions under different seeds are found, and their interval is that of all resamples."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -29,6 +30,22 @@ def test_runs_that_differ_in_seed_and_name_are_one_group(report):
     values = [run.metrics["model_utility"] for run in group.runs]
     assert group.metrics["model_utility"].mean == pytest.approx(sum(values) / 2)
     assert group.metrics["model_utility"].low == pytest.approx(min(values))
+
+
+@pytest.mark.parametrize(("names", "shared"), [
+    (("dipo-seed0", "dipo-seed1"), "dipo"),
+    (("dipo/seed-0", "dipo/seed-1"), "dipo"),
+    (("dipo", "dipo-1"), "dipo"),
+    (("dipo-alpha-0.3", "dipo-alpha-0.3-seed1"), "dipo-alpha-0.3"),
+    (("dipo-lr5e-5-0", "dipo-lr5e-5-1"), "dipo-lr5e-5"),
+    (("tofu_forget10", "tofu_forget10_1"), "tofu_forget10"),
+    (("one", "another"), "one"),
+    (("0", "1"), "0"),
+])  # fmt: skip
+def test_a_group_has_the_name_of_its_runs_without_their_seeds(report, names, shared):
+    (group,) = report.seeds
+    runs = [replace(run, name=name) for run, name in zip(group.runs, names, strict=True)]
+    assert [each.name for each in seed_groups(runs)] == [shared]
 
 
 def other_beta(run):

@@ -40,7 +40,10 @@ def seeds_text(line: Line) -> str:
 def study_command(results: Results, row: str | None = None) -> str:
     """Return the command that makes a study, or one row of it anew in another folder."""
     name = results.study["name"]
-    words = ["dipo-pl", "study", "--config", f"{name}.yaml"]
+    # Records of earlier versions have neither the config as it was given nor the threads.
+    words = ["dipo-pl", "study", "--config", results.study.get("config", f"{name}.yaml")]
+    if (threads := results.study.get("threads")) is not None:
+        words += ["--threads", str(threads)]
     if row is not None:
         words += ["--row", row, "--name", "again"]
     elif (folder := results.study.get("folder", name)) != name:

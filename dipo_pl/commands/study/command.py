@@ -134,6 +134,8 @@ def _run(
         runner.prepare()
         results.study = {
             "name": path.stem,
+            "config": given.config,
+            "threads": given.threads,
             "folder": folder.name,
             "rows": [row.name for row in file.rows],
             "file": asdict(file),

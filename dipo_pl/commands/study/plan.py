@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -187,6 +188,16 @@ class Plan:
                 )  # fmt: skip
                 made += [job, *self._probes(job)]
         return tuple({each.key: each for each in made}.values())
+
+    def jobs_of(self, rows: Iterable[str]) -> list[Job]:
+        """Return the runs of some rows with all runs that they need, and the attacks on these, in order."""
+        names = {*rows}
+        found = {each for each in self.jobs if each.row in names}
+        more = found
+        while more:
+            more = {need for each in more for need in (*each.needs, *each.tuned_by)} - found
+            found |= more
+        return [each for each in self.jobs if each in found or (each.kind.is_probe and each.start in found)]
 
     def _models(self, seed: int) -> tuple[Job | None, Job | None]:
         return self._model(Kind.TARGET, self.file.target, seed), self._model(

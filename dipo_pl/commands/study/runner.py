@@ -113,7 +113,7 @@ class Runner:
         self.plan, self.results, self._facts, self._redo, self._say, self._start = (
             plan, results, facts, redo, say, start or launch
         )  # fmt: skip
-        self._selected = [each for each in plan.jobs if each.row is None or each.row in {*rows}]
+        self._selected = plan.jobs_of(rows)
         self._places = deque(devices or [()] * at_a_time)
         self.todo: list[Job] = []
         self.running: list[Started] = []

@@ -70,7 +70,7 @@ class Row(Recipe):
     @property
     def slug(self) -> str:
         """Name of the row's folder."""
-        return re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-.")
+        return re.sub(r"([^\w.]|_)+", "-", self.name.lower()).strip("-.")
 
     def check(self, where: str) -> None:
         """Check the types of all keys; see the base class."""
@@ -83,7 +83,7 @@ class Row(Recipe):
             if key in self.options:
                 raise InputError(f"{where} gives {key} both in sweep and in options: leave one of them out")
         if not self.slug:
-            raise InputError(f"{where} needs a name with a letter or a digit")
+            raise InputError(f"{where} needs a name with a letter or a digit (got {self.name!r})")
 
     def swept(self) -> Iterator["Row"]:
         """Yield a row for each combination of swept values; itself if nothing is swept."""

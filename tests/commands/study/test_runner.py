@@ -127,6 +127,19 @@ def test_a_row_may_keep_its_configured_learning_rate(cli, written):
     assert records()["rows/fixed/seed-0"]["learning_rate"] is None
 
 
+def test_one_row_runs_what_it_needs_and_nothing_else(cli, written):
+    rows = {"DiPO": {}, "fixed": {"tune": False}}
+    write_study(Path("s.yaml"), rows=rows, seeds=[0])
+    done(cli, *RUN, "--row", "fixed")
+    own = ["rows/fixed/seed-0", "rows/fixed/seed-0-relearn"]
+    # The models of seed 100 serve the choice of the other row's learning rate.
+    assert written.made == [*SEED_0[:3], *own]
+    written.commands.clear()
+    done(cli)
+    assert {*TUNED[:4], "rows/dipo/seed-0", "rows/dipo/seed-0-relearn"} <= {*written.made}
+    assert not {*own} & {*written.made}
+
+
 def test_records_count_wherever_the_runs_were_made(cli, written):
     """One sitting makes one row, another on some other machine the rest, with nothing but results.json in common."""
     words = (*RUN, "--results", "shared")
@@ -181,6 +194,12 @@ def test_a_study_by_another_name_goes_on(cli, written):
     assert written.commands
     assert all("npo" in each for each in written.made if "rows" in each or "tuning" in each)
     assert "Command: `dipo-pl study --config s.yaml --name mine`" in Path("runs/mine/README.md").read_text()
+    Path("papers").mkdir()
+    write_study(Path("papers/s.yaml"))
+    done(cli, "study", "--config", "papers/s.yaml", "--name", "two", "--threads", "2", "--jobs", "1")
+    page = Path("runs/two/README.md").read_text()
+    assert "Command: `dipo-pl study --config papers/s.yaml --threads 2 --name two`" in page
+    assert "    dipo-pl study --config papers/s.yaml --threads 2 --row ROW --name again\n" in page
     written.commands.clear()
     done(cli, *words)
     assert written.commands == []

@@ -24,6 +24,11 @@ def test_a_sweep_is_a_row_for_each_combination(tmp_path):
     assert not any(each.tune for each in rows)
 
 
+def test_a_name_may_be_in_any_script(tmp_path):
+    rows = read(tmp_path, rows={"λ 0.1": {}, "δ 0.1": {}, "Метод (2)": {}, "方法": {}, "a_b": {}}).rows
+    assert [each.slug for each in rows] == ["λ-0.1", "δ-0.1", "метод-2", "方法", "a-b"]
+
+
 def test_learning_rates_may_be_written_as_yaml_reads_texts(tmp_path):
     (tmp_path / "s.yaml").write_text(
         "configs: [smoke.yaml]\nrows: {A: }\nseeds: [0]\nlearning_rate: {seeds: [1], values: [5e-5, 1.0e-4]}\n"
@@ -49,7 +54,8 @@ RATES = STUDY["learning_rate"]
     ({"rows": {"A": {"tune": 1}}}, "row 'A': tune must be true or false (got 1)"),
     ({"rows": {"NPO+CE": {}, "NPO CE": {}}}, "rows 'NPO+CE' and 'NPO CE' would share the folder rows/npo-ce: rename one"),
     ({"rows": {"A": {"sweep": {"x": [1, 1]}}}}, "two rows are named 'A 1'"),
-    ({"rows": {"+": {}}}, "row '+' needs a name with a letter or a digit"),
+    ({"rows": {"+": {}}}, "row '+' needs a name with a letter or a digit (got '+')"),
+    ({"rows": {"λ": {}, "Λ": {}}}, "rows 'λ' and 'Λ' would share the folder rows/λ: rename one"),
     ({"rows": {"A": {"options": {"model.optimizer.lr": 1}}}}, "row 'A' gives model.optimizer.lr, which learning_rate"),
     ({"rows": {"A": {"sweep": {"model.optimizer.lr": [1]}}}}, "row 'A 1' gives model.optimizer.lr, which learning_rate"),
     ({"rows": {"A": {"options": {"model.policy.path": "x"}}}}, "row 'A' gives model.policy.path, and every row starts from"),
