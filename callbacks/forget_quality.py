@@ -211,14 +211,21 @@ class ForgetQuality(Callback):
             lines.append(f"Forget Quality is not measured: it needs {' and '.join(lacks)}")
         if self.retain_result:
             return lines
+        other = "the holdout" if HOLDOUT in sets else "wrong answers" if wrong else "0"
+        better = f"the verdict compares with {other}. A retain-only model is better evidence:"
+        if ForgetRetain.of(trainer).requests:
+            return [
+                *lines,
+                f"{better} give one that saw none of the requests as retain_only, in the file of requests or after "
+                "dipo-pl sequence",
+            ]
         words = [word for each in callbacks_of(trainer, Manifest) for word in each.arguments]
         run = RunFolder(trainer.default_root_dir).path
         folder = run.with_name(f"{run.name}-retain-only")
         command = retain_only_command(words, folder.name, "path" in vars(module.policy))
-        other = "the holdout" if HOLDOUT in sets else "wrong answers" if wrong else "0"
         line = (
-            f"the verdict compares with {other}. A retain-only model is better evidence: if there is a model BASE from "
-            f"before it saw the forget rows, run {command}, then this run with --forget_quality.retain_result {folder}"
+            f"{better} if there is a model BASE from before it saw the forget rows, run {command}, then this run with "
+            f"--forget_quality.retain_result {folder}"
         )
         if HOLDOUT not in sets:
             line += "; else give --data.holdout FILE, rows of the same form that no model has seen"

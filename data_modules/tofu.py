@@ -96,7 +96,7 @@ class TOFU(ForgetRetain):
         rows = {
             name: known[name] if name in known else self._split(self._configuration(name)) for name in names
         }
-        kept = retain[: self.retain_rows]
+        kept = _first(retain, self.retain_rows, "retain_rows", "the retain set")
         if self.retain_rows is not None and "retain" in rows:
             rows["retain"] = self._trained(rows["retain"], kept)
         options = ("real_authors", "world_facts")
@@ -107,7 +107,7 @@ class TOFU(ForgetRetain):
         """Read a forget set; all are rows of forget10, so that one file of perturbed answers serves them all."""
         places = _places(name)
         rows = with_entities(self._split("forget10_perturbed"))
-        return rows[places.start : places.stop][: self.forget_rows]
+        return _first(rows[places.start : places.stop], self.forget_rows, "forget_rows", name)
 
     def _trained(self, measured: Sequence[Row], kept: Sequence[Row]) -> list[Row]:
         """Return the rows that are among those kept: utility is of what a model trains on."""
@@ -159,6 +159,13 @@ def with_entities(rows: Sequence[Row]) -> list[Row]:
         fits = row.entity is None and entity is not None and entity in row.answer
         found.append(replace(row, entity=entity) if fits else row)
     return found
+
+
+def _first(rows: Sequence[Row], count: int | None, option: str, name: str) -> Sequence[Row]:
+    """Return the first rows of a set, or all; an InputError if it has fewer."""
+    if count is not None and count > len(rows):
+        raise InputError(f"data.{option} must be at most {len(rows)}, the rows of {name} (got {count})")
+    return rows[:count]
 
 
 def _places(name: str) -> range:

@@ -49,11 +49,15 @@ EXTERNAL = {
 RENAMED = {"measures": "metrics", "figure": "metric"}
 
 
-def check_options(words: Sequence[str]) -> None:
+def check_options(words: Sequence[str]) -> dict[str, str | None]:
     """Check what can be told of a command line of `fit` or `validate` without importing anything heavy.
 
     Args:
         words: the arguments after the command.
+
+    Returns:
+        By key, such as `data`, the class that was named last; None for one that is not known here. Empty where help is
+        asked for.
 
     Raises:
         InputError: a config cannot be read, an option does not exist, or neither config nor option names the model
@@ -61,7 +65,7 @@ def check_options(words: Sequence[str]) -> None:
     """
     options = list(_options(words))
     if any(name in ("h", "help") or name.endswith(".help") for name, _ in options):
-        return
+        return {}
     check = _Check()
     for name, value in options:
         if name in ("c", "config"):
@@ -71,6 +75,7 @@ def check_options(words: Sequence[str]) -> None:
     missing = [key for key in CLASSES if key not in check.classes]
     if missing and not any(name.startswith("print_") for name, _ in options):
         raise InputError(f"give --{' and --'.join(missing)}, or a --config that has it (see dipo-pl configs)")
+    return check.classes
 
 
 def read_config(name: str) -> Any:

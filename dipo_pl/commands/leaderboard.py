@@ -45,7 +45,11 @@ def leaderboard(arguments: Sequence[str], debug: bool = False) -> int:
     from dipo_pl.storage.files import write_text
 
     studies = []
-    for each in given.results:
+    for place, each in enumerate(given.results):
+        if not Path(each).is_dir():
+            raise InputError(f"{each} is no folder: give the folder of a study's results.json")
+        if any(Path(each).samefile(other) for other in given.results[:place]):
+            raise InputError(f"{each} is given twice: leave one of them out")
         results = Results.read(Path(each))
         summary = summary_of(results) if results.runs else None
         if summary is None or not any(line.name in results.study["rows"] for line in summary.lines):

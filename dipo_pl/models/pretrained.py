@@ -222,7 +222,8 @@ class Pretrained(ModelSource):
         if looks_like_folder and not path.is_dir() and gguf is None:
             raise InputError(
                 f"no model folder {self.path}: give a folder with config.json and *.safetensors, or a hub id; a folder "
-                "under runs/ is written by the run that trains that model"
+                "under runs/ is written by the run that trains that model, and a study removes those of its runs unless its "
+                "file has keep_weights: true"
             )
         for file in (*path.glob("*.safetensors"), *path.glob("*.json")):
             refuse_lfs_pointer(file)

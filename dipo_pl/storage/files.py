@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from dipo_pl.errors import InputError, WriteError, causes
@@ -82,27 +82,42 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, option: str = "--name") -> Iterator[None]:
     """Lock a folder against other processes that lock it in this way; a killed process leaves no lock.
 
-    On a file system without locks it prints a warning and locks nothing.
+    On a file system without locks it prints a warning and locks nothing. A folder that is made for this is removed if the
+    input is refused before anything is written there.
+
+    Args:
+        folder: the folder, which is made where there is none.
+        option: the option that names another one.
 
     Raises:
-        InputError: another process holds the lock.
+        InputError: another process holds the lock, or there is a file in place of the folder or of one above it.
         WriteError: the folder cannot be written to.
     """
-    lock = folder / ".lock"
+    lock, made = folder / ".lock", not folder.exists()
     with writing(lock):
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            file_there = next(each for each in (folder, *folder.parents) if each.exists())
+            raise InputError(
+                f"cannot make the folder {folder}, since {file_there} is a file: give another {option}"
+            ) from None
+        except FileNotFoundError as error:
+            raise InputError(
+                f"cannot make the folder {folder} ({error.strerror}): give another {option}"
+            ) from None
         file = lock.open("a")
-    with file:
+    with file, _removed_if_refused(folder, lock) if made else nullcontext():
         # A data loader's workers may outlive a killed process and must not keep its lock.
         os.register_at_fork(after_in_child=file.close)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
-                f"{folder} is used by another process: wait until it has ended, or give another --name"
+                f"{folder} is used by another process: wait until it has ended, or give another {option}"
             ) from None
         except OSError as error:
             print(
@@ -110,6 +125,16 @@ def locked(folder: Path) -> Iterator[None]:
                 file=sys.stderr,
             )
         yield
+
+
+@contextmanager
+def _removed_if_refused(folder: Path, lock: Path) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        if [*folder.iterdir()] == [lock]:
+            remove(folder)
+        raise
 
 
 @contextmanager

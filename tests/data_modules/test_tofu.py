@@ -46,6 +46,14 @@ class TestRealRows:
         everybody = [f"author_{number}" for number in range(1, 21)]
         assert TOFU(tofu_folder, everybody).read() == TOFU(tofu_folder, "forget10").read()
 
+    @pytest.mark.parametrize(("options", "line"), [
+        ({"forget": "author_3", "forget_rows": 21}, "data.forget_rows must be at most 20, the rows of author_3 (got 21)"),
+        ({"retain_rows": 5000}, "data.retain_rows must be at most 3600, the rows of the retain set (got 5000)"),
+    ])  # fmt: skip
+    def test_more_rows_than_there_are(self, tofu_folder, options, line):
+        with pytest.raises(InputError, match=re.escape(line)):
+            TOFU(tofu_folder, **options).read()
+
     def test_no_row_of_an_author_who_was_requested_earlier_is_retained(self, tofu_folder, full):
         requests = ["author_1", "author_2"]
         data = connected(TOFU(tofu_folder, "author_2", forget_rows=10, requests=requests))

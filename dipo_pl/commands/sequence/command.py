@@ -7,7 +7,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from dipo_pl.cli.command_parser import Parser
+from dipo_pl.cli.command_parser import Parser, as_options
+from dipo_pl.cli.option_check import argument_names, check_options
 from dipo_pl.commands.sequence.requests_file import RequestsFile
 from dipo_pl.commands.sequence.stages import RENAME_OR_REMOVE, Stage
 from dipo_pl.configs import resolve
@@ -55,7 +56,7 @@ def sequence(arguments: Sequence[str], debug: bool = False) -> int:
     from dipo_pl.cli.processes import is_first_process
     from dipo_pl.cli.run import is_finished, resolved
 
-    config = resolved(["fit", *shared])
+    config = resolved(["fit", *shared, *_forget_words(plan, shared)])
     _check_config(config)
     stages = _stages(plan, Path(given.output_dir) / name, config)
     # A damaged one is found before days of training, not after.
@@ -110,6 +111,13 @@ def _run(stages: Sequence[Stage], shared: Sequence[str], debug: bool) -> int:
                 return code
         rank_zero_only(register)(each)
     return 0
+
+
+def _forget_words(plan: RequestsFile, shared: Sequence[str]) -> list[str]:
+    """Return the option of the rows to forget, which some data modules need to be made at all; each stage sets its own."""
+    data = check_options(shared).get("data")
+    takes_forget = data is not None and "forget" in (argument_names(data) or ())
+    return as_options({"data.forget": plan.requests[:1]}) if takes_forget else []
 
 
 def _check_config(config: dict[str, Any]) -> None:

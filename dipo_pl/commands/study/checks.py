@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from dipo_pl.cli.console import cause_of
+from dipo_pl.cli.console import cause_of, near
+from dipo_pl.cli.option_check import CALLBACKS, CLASSES, SINGLE
 from dipo_pl.cli.run import resolved, selection_rule
 from dipo_pl.commands.audit import command as audit
 from dipo_pl.commands.audit.config import AuditConfig
@@ -51,6 +52,19 @@ def _check_probe(kind: Kind, words: list[str]) -> None:
     given, further = command.parser().parse_known_args(words)
     if kind is Kind.AUDIT:
         AuditConfig.parse(given.config or [audit.CONFIG], further)
+        return
+    known = [key for key in vars(given) if key not in ("runs", "run")]
+    if unknown := [each for each in further if each.startswith("--") and not _is_option_of_fit(each)]:
+        name = unknown[0].partition("=")[0].lstrip("-")
+        raise InputError(
+            f"there is no option {name!r}{near(name, known) or f' (dipo-pl {kind} --help shows all)'}"
+        )
+
+
+def _is_option_of_fit(word: str) -> bool:
+    """Return whether a word sets what a config can have; its value is left to the run."""
+    name = word.partition("=")[0].lstrip("-").split(".")[0]
+    return name in (*SINGLE, *CLASSES, *CALLBACKS, "trainer")
 
 
 def _check_config(job: Job, config: dict[str, Any], where: str) -> None:

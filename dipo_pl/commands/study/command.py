@@ -1,6 +1,6 @@
 """The command `dipo-pl study`: many runs of several methods and seeds, in a table with intervals."""
 
-import os
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -65,7 +65,7 @@ def study(arguments: Sequence[str], debug: bool = False) -> int:
     folder = Path(given.output_dir) / name
     results = folder if given.results is None else Path(given.results)
     if given.report:
-        return _report_again(results)
+        return _report_again(results, path, file)
     names = [each.name for each in file.rows]
     for each in given.row:
         if each not in names:
@@ -169,16 +169,29 @@ def _run(
     return 1 if runner.failed else 0
 
 
-def _report_again(folder: Path) -> int:
+def _report_again(folder: Path, path: Path, file: StudyFile) -> int:
     # These load pandas, which takes a second.
     from dipo_pl.commands.study.results import Results
 
     results = Results.read(folder)
     if not results.runs:
         raise InputError(f"{results.path} has no records: run the study first, or give its --results")
+    if not _is_of(results, path, file):
+        print(
+            f"dipo-pl: warning: {results.path} is not of {path} as it is now: the report is of the study as it ran",
+            file=sys.stderr,
+        )
     with locked(folder):
         _report(results)
     return 0
+
+
+def _is_of(results: Any, path: Path, file: StudyFile) -> bool:
+    """Return whether results are of a file's study, whatever the number of threads."""
+    then = results.study["file"]
+    now = json.loads(json.dumps(asdict(file)))
+    same = all(now.get(key) == value for key, value in then.items() if key != "threads")
+    return same and results.study["name"] == path.stem
 
 
 def _report(results: Any) -> None:
@@ -191,8 +204,9 @@ def _report(results: Any) -> None:
 @contextmanager
 def _both_locked(folder: Path, results: Path) -> Iterator[None]:
     with ExitStack() as held:
-        for each in dict.fromkeys(map(os.path.realpath, (folder, results))):
-            held.enter_context(locked(Path(each)))
+        held.enter_context(locked(folder))
+        if not (results.exists() and results.samefile(folder)):
+            held.enter_context(locked(results, "--results"))
         yield
 
 

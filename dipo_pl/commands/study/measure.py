@@ -168,7 +168,8 @@ def _pace(run: RunFolder) -> dict[str, float]:
     """Return the median time between two steps, in seconds, and the most memory, in MiB, as TensorBoard's file has them."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(run.path)).Reload()
+    # What an interrupted run logged beyond its checkpoint is overwritten below by what was logged again.
+    events = EventAccumulator(str(run.path), purge_orphaned_data=False).Reload()
     if "train/memory_mib" not in events.Tags()["scalars"]:
         return {}
     logged = events.Scalars("train/memory_mib")

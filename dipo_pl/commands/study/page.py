@@ -208,7 +208,8 @@ def _commands(results: Results) -> list[str]:
         "## Commands\n",
         "A row with all that it needs, made anew in another folder:\n",
         f"    {study_command(results, 'ROW')}\n",
-        "The run of each seed, which needs the folders that it names:\n",
+        "The run of each seed, which needs the models that it names; the study removes these once no run needs them, unless "
+        "its file has `keep_weights: true`:\n",
     ]
     for row in results.study["rows"]:
         commands = [each["command"] for each in records_of(results, Kind.ROW, row).values()]

@@ -36,17 +36,21 @@ class Results:
             InputError: the file cannot be read.
         """
         path = folder / "results.json"
+        advice = "restore the file, or remove it, and the study makes its runs again"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return cls(path)
+        except (OSError, ValueError) as error:
+            cause = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+            raise InputError(f"cannot read the results in {path} ({cause}): {advice}") from None
+        try:
             return cls(
                 path, dict(content["study"]), {key: dict(each) for key, each in content["runs"].items()}
             )
-        except (FileNotFoundError, NotADirectoryError):
-            return cls(path)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(
-                f"cannot read the results in {path} ({' '.join(str(error).split())}): restore the file, or give another "
-                "--results"
+                f"{path} does not hold the results of a study, study and runs: {advice}"
             ) from None
 
     @property

@@ -53,6 +53,20 @@ def test_each_stage_starts_from_the_one_before(cli, inputs, manifest, metrics):
     assert "requests/2.jsonl" in ended.out
 
 
+def test_the_command_of_the_tutorial(cli, inputs, manifest):
+    """The shipped config names no rows to forget: the file of requests does."""
+    write_requests(inputs, configs=["jsonl.yaml"], requests=NAMES[:1])
+    options = "--model.policy.path runs/target/hf --data.retain everyone.jsonl --data.evaluation_rows 4"
+    words = (*options.split(), "--data.prompt", "QuestionAnswer", "--forget_quality.max_new_tokens", "4")
+    ended = cli("sequence", "deletions.yaml", *words, "--name", "deletions", "--trainer.max_steps", "1")
+    assert ended.code == 0, ended.err
+    run = stage(inputs, 1, "deletions")
+    assert config(run)["data"]["init_args"]["forget"] == NAMES[0]
+    assert manifest(run)["data"]["forget"]["rows"] == 10
+    advice = "give one that saw none of the requests as retain_only, in the file of requests or after dipo-pl sequence"
+    assert advice in ended.out + ended.err
+
+
 def test_together_stages_start_from_the_target(cli, inputs, manifest):
     ended = cli(*RUN, "--mode", "scalability")
     assert ended.code == 0, ended.err

@@ -76,10 +76,17 @@ def test_the_command_writes_the_page_and_prints_the_tables(cli, results):
 
 
 def test_a_folder_without_results_is_refused(refused, results):
-    line = refused("leaderboard", "nowhere")
-    assert (
-        "nowhere/results.json has no finished run of a table: give the folder of a study's results.json"
-        in line
+    assert "nowhere is no folder: give the folder of a study's results.json" in refused(
+        "leaderboard", "nowhere"
+    )
+    results.save()
+    folder = str(results.path.parent)
+    assert f"{folder}/. is given twice: leave one of them out" in refused(
+        "leaderboard", folder, f"{folder}/."
+    )
+    Path("empty").mkdir()
+    assert "empty/results.json has no finished run of a table: give the folder" in refused(
+        "leaderboard", "empty"
     )
     results.runs = {key: each for key, each in results.runs.items() if "tuning" in key}
     results.save()

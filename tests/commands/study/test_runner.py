@@ -262,19 +262,53 @@ def test_a_path_elsewhere_is_the_same_configuration():
     ({}, ("extra", "x"), "options of the runs must be --key value (got 'extra')"),
     ({}, ("--seed_everything", "1"), "--seed_everything is set by the study for each run"),
     ({}, ("--model.optimizer.lr", "1"), "--model.optimizer.lr is chosen by learning_rate of s.yaml: leave it out, or give"),
+    ({"after": {"relearn": {"stepz": 3}}}, (), "after.relearn: there is no option 'stepz' (did you mean steps?)"),
+    ({"after": {"quantize": {"bitz": 4}}}, (), "after.quantize: there is no option 'bitz' (did you mean bits?)"),
     ({}, ("--report",), "runs/s/results.json has no records: run the study first"),
 ])  # fmt: skip
 def test_what_is_wrong_is_refused_before_anything_runs(cli, written, refused, changes, words, line):
     write_study(Path("s.yaml"), **changes)
     assert line in refused("study", "--config", "s.yaml", *words)
     assert written.commands == []
+    assert not Path("runs").exists()
 
 
-def test_results_that_cannot_be_read_are_not_overwritten(cli, written, refused):
-    Path("runs/s").mkdir(parents=True)
+@pytest.mark.parametrize(("content", "line"), [
+    ('{"study": {}, "ru', "cannot read the results in runs/s/results.json (Unterminated string starting at: line 1"),
+    ("[]", "runs/s/results.json does not hold the results of a study, study and runs: restore the file, or remove it"),
+    ('{"study": {}}', "runs/s/results.json does not hold the results of a study, study and runs: restore the file"),
+    (None, "cannot read the results in runs/s/results.json (Is a directory): restore the file, or remove it"),
+])  # fmt: skip
+def test_results_that_cannot_be_read_are_not_overwritten(cli, written, refused, content, line):
+    path = Path("runs/s/results.json")
+    path.parent.mkdir(parents=True)
     Path("runs/s/.lock").touch()
-    Path("runs/s/results.json").write_text('{"study": {}, "ru')
-    assert "cannot read the results in runs/s/results.json" in refused(*RUN)
+    path.mkdir() if content is None else path.write_text(content)
+    assert line in refused(*RUN)
+    assert content is None or path.read_text() == content
+
+
+@pytest.mark.parametrize(("words", "line"), [
+    (("--results", "s.yaml"), "cannot make the folder s.yaml, since s.yaml is a file: give another --results"),
+    (("--results", "s.yaml/x"), "cannot make the folder s.yaml/x, since s.yaml is a file: give another --results"),
+    (("--output_dir", "s.yaml"), "cannot make the folder s.yaml/s, since s.yaml is a file: give another --name"),
+    (("--results", "/proc/nope"), "cannot make the folder /proc/nope (No such file or directory): give another --results"),
+])  # fmt: skip
+def test_a_folder_that_cannot_be_made_leaves_nothing(cli, written, refused, words, line):
+    assert line in refused(*RUN, *words)
+    assert not Path("runs/s").exists()
+
+
+def test_a_report_of_records_of_another_file_says_so(cli, written):
+    done(cli)
+    assert "as it is now" not in done(cli, *RUN, "--report", "--threads", "2")
+    page = Path("runs/s/README.md").read_text()
+    write_study(Path("s.yaml"), seeds=[0, 1, 2])
+    assert (
+        "warning: runs/s/results.json is not of s.yaml as it is now: the report is of the study as it ran"
+        in done(cli, *RUN, "--report")
+    )
+    assert Path("runs/s/README.md").read_text() == page
 
 
 @pytest.mark.parametrize("folder", ["runs/s", "kept"])
@@ -283,9 +317,15 @@ def test_another_study_in_the_same_folder_is_refused(written, refused, folder):
     Path(folder, ".lock").touch()
     Path("runs/s").mkdir(parents=True, exist_ok=True)
     Path("runs/s/.lock").touch()
+    option = "--results" if folder == "kept" else "--name"
     with locked(Path(folder)):
         line = refused(*RUN, "--results", "kept")
-    assert f"{Path(folder).resolve()} is used by another process: wait until it has ended" in line
+        assert (
+            f"{folder} is used by another process: wait until it has ended, or give another {option}" in line
+        )
+        if folder == "kept":
+            refused(*RUN, "--results", "kept", "--name", "other")
+            assert not Path("runs/other").exists()
     assert written.commands == []
 
 
