@@ -21,7 +21,7 @@ _RECOVERY = ("held_back_probability", "forget_probability", "forget_knowledge", 
 
 
 class Point(NamedTuple):
-    """Part of an answer; `status` is that of a rule, or empty."""
+    """Part of an answer; `status` is that of a rule, `warning`, or empty."""
 
     status: str
     text: str
@@ -103,7 +103,9 @@ def _certainty(report: Report, run: Run, verdict: Verdict, reference: Run | None
     ]
     seeds = f"{len(group.seeds)} seeds (see Several seeds)" if group else "one seed"
     found.append(Point("", f"{len(rows)} forget rows, {seeds}."))
-    return found + _points(each for each in verdict.reasons if each.rule == "warnings")
+    return found + [
+        Point("warning", _sentence(each.text)) for each in verdict.reasons if each.rule == "warnings"
+    ]
 
 
 def _attacks(report: Report, run: Run) -> dict[str, Point]:

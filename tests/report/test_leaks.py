@@ -134,6 +134,7 @@ def test_a_card_answers_the_first_questions(runs, copied):
     first = section_of(as_html(report), "verdicts")
     assert '<span class="badge not_forgotten">not forgotten</span>' in first
     assert "P fell &lt;b&gt;too&lt;/b&gt; little" in first
+    assert '<li class="warning"><span class="hidden">warning: </span>Forgetting stalled.</li>' in first
     assert "retain-only (retain-only: never saw it)" in first
     results = section_of(as_html(report), "results")
     assert results.count("(misses its threshold)") == 2  # in the short table and in the whole one
