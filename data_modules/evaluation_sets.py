@@ -74,13 +74,14 @@ def scored_answers(
     evaluation_set: EvaluationSet, sequences: Sequence[Sequence[Encoded]], tokenizer: PreTrainedTokenizerBase
 ) -> list[str] | None:
     """Return the answers as far as they were not cut; None where none was."""
-    originals = [each[0] for each in sequences]
-    if not any(each.cut for each in originals):
+    # One at a time: there may be a million.
+    if not any(each[0].cut for each in sequences):
         return None
-    return [
-        str(tokenizer.decode(each.ids[each.answer_start :])) if each.cut else row.answer
-        for row, each in zip(evaluation_set.rows, originals, strict=True)
-    ]
+    found = []
+    for row, (original, *_) in zip(evaluation_set.rows, sequences, strict=True):
+        kept = original.ids[original.answer_start : len(original.ids) - original.closing]
+        found.append(str(tokenizer.decode(kept)) if original.cut else row.answer)
+    return found
 
 
 def flat(sets: Iterable[Sequence[Sequence[Encoded]]]) -> Iterator[Encoded]:

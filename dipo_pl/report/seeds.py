@@ -43,10 +43,15 @@ def _group(by_seed: dict[int, Run]) -> SeedGroup:
 
 
 def _shared_name(by_seed: Mapping[int, Run]) -> str:
-    """Return the runs' name without their seeds, dipo of dipo-seed0 and dipo-seed1; the first one's where these differ."""
-    shared = {re.sub(rf"[-_. /]*(seed)?[-_. ]*(?<!\d){seed}$", "", run.name) for seed, run in by_seed.items()}
-    name = min(shared) if len(shared) == 1 else ""
-    return name or next(iter(by_seed.values())).name
+    """Return the runs' name without their seeds or numbers: dipo of dipo-seed0 and dipo-seed1; else the first one's."""
+    for number in ("0*{seed}", r"\d+"):
+        names = {
+            re.sub(rf"[-_. /]*(seed)?[-_. ]*(?<!\d){number.format(seed=seed)}$", "", run.name)
+            for seed, run in by_seed.items()
+        }
+        if len(names) == 1 and names != {""}:
+            return names.pop()
+    return next(iter(by_seed.values())).name
 
 
 def interval_text(interval: Interval | None, column: Column) -> str:

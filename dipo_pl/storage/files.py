@@ -101,7 +101,7 @@ def locked(folder: Path, option: str = "--name") -> Iterator[None]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
-            file_there = next(each for each in (folder, *folder.parents) if each.exists())
+            file_there = next((each for each in (folder, *folder.parents) if each.is_file()), folder)
             raise InputError(
                 f"cannot make the folder {folder}, since {file_there} is a file: give another {option}"
             ) from None
@@ -110,7 +110,7 @@ def locked(folder: Path, option: str = "--name") -> Iterator[None]:
                 f"cannot make the folder {folder} ({error.strerror}): give another {option}"
             ) from None
         file = lock.open("a")
-    with file, _removed_if_refused(folder, lock) if made else nullcontext():
+    with file:
         # A data loader's workers may outlive a killed process and must not keep its lock.
         os.register_at_fork(after_in_child=file.close)
         try:
@@ -124,7 +124,9 @@ def locked(folder: Path, option: str = "--name") -> Iterator[None]:
                 f"dipo-pl: warning: cannot lock {folder} ({error.strerror}): make sure that no other process uses it",
                 file=sys.stderr,
             )
-        yield
+        # Only who holds the lock may remove the folder.
+        with _removed_if_refused(folder, lock) if made else nullcontext():
+            yield
 
 
 @contextmanager

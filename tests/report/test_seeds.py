@@ -39,6 +39,8 @@ def test_runs_that_differ_in_seed_and_name_are_one_group(report):
     (("dipo-alpha-0.3", "dipo-alpha-0.3-seed1"), "dipo-alpha-0.3"),
     (("dipo-lr5e-5-0", "dipo-lr5e-5-1"), "dipo-lr5e-5"),
     (("tofu_forget10", "tofu_forget10_1"), "tofu_forget10"),
+    (("dipo-seed00", "dipo-seed01"), "dipo"),
+    (("dipo-7", "dipo-8"), "dipo"),
     (("one", "another"), "one"),
     (("0", "1"), "0"),
 ])  # fmt: skip

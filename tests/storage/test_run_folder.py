@@ -259,6 +259,26 @@ def test_what_another_process_is_writing_is_not_taken_for_left(tmp_path):
     assert {each.name for each in tmp_path.iterdir()} == {"file", f".file.{os.getppid()}.tmp"}
 
 
+def test_a_lock_leaves_no_folder_where_the_input_is_refused(tmp_path, monkeypatch):
+    folder = tmp_path / "a" / "run"
+    with pytest.raises(InputError, match="no good"), locked(folder):
+        raise InputError("no good")
+    assert not folder.exists()
+    folder.mkdir(parents=True)
+    (folder / "file").touch()
+    with pytest.raises(InputError, match="no good"), locked(folder):
+        raise InputError("no good")
+    assert {each.name for each in folder.iterdir()} == {".lock", "file"}
+    (folder / "file").unlink()
+    with locked(folder):
+        # Who comes second may have seen no folder when it began.
+        monkeypatch.setattr(type(folder), "exists", lambda path: False)
+        with pytest.raises(InputError, match="is used by another process"), locked(folder):
+            pass
+        monkeypatch.undo()
+        assert (folder / ".lock").exists()
+
+
 def test_a_child_that_outlives_a_killed_process_does_not_keep_its_lock(tmp_path):
     script = (
         "import os, signal, sys, time\n"

@@ -53,18 +53,14 @@ def _check_probe(kind: Kind, words: list[str]) -> None:
     if kind is Kind.AUDIT:
         AuditConfig.parse(given.config or [audit.CONFIG], further)
         return
-    known = [key for key in vars(given) if key not in ("runs", "run")]
-    if unknown := [each for each in further if each.startswith("--") and not _is_option_of_fit(each)]:
-        name = unknown[0].partition("=")[0].lstrip("-")
-        raise InputError(
-            f"there is no option {name!r}{near(name, known) or f' (dipo-pl {kind} --help shows all)'}"
-        )
-
-
-def _is_option_of_fit(word: str) -> bool:
-    """Return whether a word sets what a config can have; its value is left to the run."""
-    name = word.partition("=")[0].lstrip("-").split(".")[0]
-    return name in (*SINGLE, *CLASSES, *CALLBACKS, "trainer")
+    # Options of `fit` may follow; their values are left to the run.
+    of_fit = (*SINGLE, *CLASSES, *CALLBACKS, "trainer", "config")
+    known = [*(key for key in vars(given) if key not in ("runs", "run")), *of_fit]
+    for word in further:
+        name = word.partition("=")[0].lstrip("-").removesuffix("+").split(".")[0]
+        if word.startswith("--") and name not in of_fit:
+            advice = near(name, known) or f" (dipo-pl {kind} --help shows all)"
+            raise InputError(f"there is no option {name!r}{advice}")
 
 
 def _check_config(job: Job, config: dict[str, Any], where: str) -> None:

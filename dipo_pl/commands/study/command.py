@@ -134,7 +134,8 @@ def _run(
         runner.prepare()
         results.study = {
             "name": path.stem,
-            "config": given.config,
+            # The page is published, and a folder of this machine means nothing elsewhere.
+            "config": path.name if Path(given.config).is_absolute() else given.config,
             "threads": given.threads,
             "folder": folder.name,
             "rows": [row.name for row in file.rows],

@@ -263,6 +263,7 @@ def test_a_path_elsewhere_is_the_same_configuration():
     ({}, ("--seed_everything", "1"), "--seed_everything is set by the study for each run"),
     ({}, ("--model.optimizer.lr", "1"), "--model.optimizer.lr is chosen by learning_rate of s.yaml: leave it out, or give"),
     ({"after": {"relearn": {"stepz": 3}}}, (), "after.relearn: there is no option 'stepz' (did you mean steps?)"),
+    ({"after": {"relearn": {"modle.optimizer.lr": 1}}}, (), "there is no option 'modle' (did you mean model?)"),
     ({"after": {"quantize": {"bitz": 4}}}, (), "after.quantize: there is no option 'bitz' (did you mean bits?)"),
     ({}, ("--report",), "runs/s/results.json has no records: run the study first"),
 ])  # fmt: skip
