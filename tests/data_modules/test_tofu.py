@@ -56,7 +56,7 @@ class TestRealRows:
 
     def test_no_row_of_an_author_who_was_requested_earlier_is_retained(self, tofu_folder, full):
         requests = ["author_1", "author_2"]
-        data = connected(TOFU(tofu_folder, "author_2", forget_rows=10, requests=requests))
+        data = connected(TOFU(tofu_folder, "author_2", forget_rows=10, requests=requests, max_length=2048))
         assert questions(data.row_sets.forget) == questions(full[3620:3630])
         assert questions(data.row_sets.retain) == questions(full[:3600] + full[3640:])
 
