@@ -25,7 +25,7 @@ from dipo_pl.data_modules.evaluation_sets import (
     warn_of_retained,
     with_cut_answers,
 )
-from dipo_pl.data_modules.requests import joined_aloud, listed, new_rows, sets_to_forget, without_requests
+from dipo_pl.data_modules.requests import named_rows, new_rows, sets_to_forget, without_requests
 from dipo_pl.data_modules.row_encoder import RowEncoder
 from dipo_pl.data_modules.stored_rows import stored
 from dipo_pl.data_modules.training_batches import (
@@ -171,9 +171,7 @@ class ForgetRetain(LightningDataModule, ABC):
 
     def named_forget(self, names: str | Sequence[str]) -> Sequence[Row]:
         """Return the rows of one forget set, or of several, each without the rows of those before it."""
-        if isinstance(names, str):
-            return self.forget_set(names)
-        return joined_aloud(map(self.forget_set, listed(names)), "data.forget")
+        return named_rows(names, self.forget_set)
 
     def request_sets(self, place: int, name: str, rows: Sequence[Row]) -> list[EvaluationSet]:
         """Return what is measured of the forget set `name` of the request at `place`, from 1 on."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from dipo_pl.data_modules.columns import check_columns
 from dipo_pl.data_modules.forget_retain import ForgetRetain
-from dipo_pl.data_modules.requests import joined_aloud, listed
+from dipo_pl.data_modules.requests import listed, named_rows
 from dipo_pl.data_modules.row_files import RowReader
 from dipo_pl.errors import InputError
 from dipo_pl.evaluation_set import EvaluationSet, RowSets
@@ -61,10 +61,12 @@ class JSONL(ForgetRetain):
 
     def read(self) -> RowSets:
         """Read the files."""
-        forget, retain = self.named_forget(self.forget), self._rows(self.retain, "data.retain")
+        forget = self.named_forget(self.forget)
+        retain = named_rows(self.retain, self._reader.file, "data.retain")
         evaluation = [EvaluationSet("forget", forget), EvaluationSet("retain", retain)]
         if self.holdout is not None:
-            evaluation.append(EvaluationSet("holdout", self._rows(self.holdout, "data.holdout")))
+            holdout = named_rows(self.holdout, self._reader.file, "data.holdout")
+            evaluation.append(EvaluationSet("holdout", holdout))
         for name in (*self.requests, *self.requests_to_come):
             # Read once: a column may be in one of these alone.
             self.forget_set(name)
@@ -74,9 +76,3 @@ class JSONL(ForgetRetain):
     def read_forget(self, name: str) -> Sequence[Row]:
         """Read the file of this name."""
         return self._reader.file(name)
-
-    def _rows(self, files: Files, option: str) -> Sequence[Row]:
-        """Return the rows of one file, or of several, each without the rows of those before it."""
-        if isinstance(files, str):
-            return self._reader.file(files)
-        return joined_aloud(map(self._reader.file, files), option)

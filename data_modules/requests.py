@@ -1,6 +1,6 @@
 """Continual unlearning: forget sets that are requested one after another."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -39,9 +39,13 @@ def _joined(sets: Iterable[Iterable[Row]]) -> Iterator[Row]:
         earlier |= own
 
 
-def joined_aloud(sets: Iterable[Sequence[Row]], option: str) -> Sequence[Row]:
-    """Return the rows of the entries of a list without those that an earlier entry has, whose number is said."""
-    sets = list(sets)
+def named_rows(
+    names: str | Sequence[str], read: Callable[[str], Sequence[Row]], option: str = "data.forget"
+) -> Sequence[Row]:
+    """Return the rows of one name, or of several without those that an earlier one has, whose number is said."""
+    if isinstance(names, str):
+        return read(names)
+    sets = [read(each) for each in listed(names, option)]
     rows, count = joined(sets), sum(map(len, sets))
     if again := count - len(rows):
         rank_zero_info(

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from dipo_pl.data_modules.blocked_texts import BlockedTexts, TextCorpus
 from dipo_pl.data_modules.file_content import read_content
 from dipo_pl.data_modules.record_files import named_file, read_records
-from dipo_pl.data_modules.requests import joined_aloud, listed
+from dipo_pl.data_modules.requests import listed, named_rows
 from dipo_pl.data_modules.row_files import checked_text, text_at
 from dipo_pl.errors import InputError, check_count
 from dipo_pl.paths import expanded
@@ -55,7 +55,7 @@ class WMDP(BlockedTexts):
     def corpus(self) -> TextCorpus:
         """Read the corpora."""
         forget = self.named_forget(self.forget)
-        retain = joined_aloud(map(self.read_forget, self.retain), "data.retain")
+        retain = named_rows(self.retain, self.read_forget, "data.retain")
         return TextCorpus(
             forget=forget,
             retain=retain,

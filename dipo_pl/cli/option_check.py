@@ -38,6 +38,7 @@ CALLBACKS = {
 SINGLE = ("name", "output_dir", "ckpt_path", "require", "seed_everything")
 # Arguments whose value is a class with arguments of its own.
 CLASSES = ("model", "data")
+TOP_LEVEL = (*SINGLE, *CLASSES, "trainer", *CALLBACKS)
 TRAINER = "lightning.pytorch.trainer.trainer.Trainer"
 # Classes of other packages whose source is read: package and file.
 EXTERNAL = {
@@ -149,9 +150,8 @@ class _Check:
         self._value(key + last, value)
 
     def _top_level(self, name: str) -> None:
-        known = (*SINGLE, *CLASSES, "trainer", *CALLBACKS)
-        if name not in known:
-            raise InputError(f"there is no option {name!r}{near(name, known) or ' (--help shows all)'}")
+        if name not in TOP_LEVEL:
+            raise InputError(f"there is no option {name!r}{near(name, TOP_LEVEL) or ' (--help shows all)'}")
 
     def _argument(self, key: str, name: str) -> None:
         named = self.classes.get(key)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from dipo_pl.cli.console import cause_of, near
-from dipo_pl.cli.option_check import CALLBACKS, CLASSES, SINGLE
+from dipo_pl.cli.option_check import TOP_LEVEL
 from dipo_pl.cli.run import resolved, selection_rule
 from dipo_pl.commands.audit import command as audit
 from dipo_pl.commands.audit.config import AuditConfig
@@ -54,7 +54,7 @@ def _check_probe(kind: Kind, words: list[str]) -> None:
         AuditConfig.parse(given.config or [audit.CONFIG], further)
         return
     # Options of `fit` may follow; their values are left to the run.
-    of_fit = (*SINGLE, *CLASSES, *CALLBACKS, "trainer", "config")
+    of_fit = (*TOP_LEVEL, "config")
     known = [*(key for key in vars(given) if key not in ("runs", "run")), *of_fit]
     for word in further:
         name = word.partition("=")[0].lstrip("-").removesuffix("+").split(".")[0]

@@ -168,7 +168,7 @@ def _pace(run: RunFolder) -> dict[str, float]:
     """Return the median time between two steps, in seconds, and the most memory, in MiB, as TensorBoard's file has them."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    # What an interrupted run logged beyond its checkpoint is overwritten below by what was logged again.
+    # Events that an interrupted run logged beyond its checkpoint are overwritten below by those logged again.
     events = EventAccumulator(str(run.path), purge_orphaned_data=False).Reload()
     if "train/memory_mib" not in events.Tags()["scalars"]:
         return {}
